@@ -1,0 +1,120 @@
+"""The frozen encoders: T5 for text, CLIP for text and pictures. By name, or from a local folder.
+
+The one module that imports transformers and open_clip, and only when an encoder is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ediffi_core.checkpoint import weights_sha256
+from ediffi_core.conditioning import Conditioning, EmbeddingSpec
+
+MAX_T5_TOKENS = 256
+
+
+class T5:
+    """T5's encoder: ``google/t5-v1_1-xxl``, or any folder in the Hugging Face format."""
+
+    def __init__(self, source: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32):
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
+        self.model: Any = T5EncoderModel.from_pretrained(source, dtype=dtype)
+        self.model.eval().requires_grad_(False).to(device)
+        self.device = device
+        self.dim: int = self.model.config.d_model
+        self.sha256 = weights_sha256(self.model.state_dict())
+
+    @torch.inference_mode()
+    def text(self, captions: Sequence[str]) -> list[Tensor]:
+        """One ``[tokens, dim]`` float32 tensor a caption, at its true length. CPU."""
+        batch = self.tokenizer(
+            list(captions), padding=True, truncation=True, max_length=MAX_T5_TOKENS,
+            return_tensors="pt",
+        ).to(self.device)  # fmt: skip
+        out = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        hidden = out.last_hidden_state.float().cpu()
+        lengths = batch.attention_mask.sum(dim=1).tolist()
+        return [row[:n].clone() for row, n in zip(hidden, lengths, strict=True)]
+
+
+class CLIP:
+    """An OpenCLIP model: ``ViT-L-14`` with its pretrained tag, or a folder in OpenCLIP's format."""
+
+    def __init__(self, source: str, *, pretrained: str | None = "openai", device: str = "cpu"):
+        import open_clip
+
+        local = Path(source).is_dir()
+        name = f"local-dir:{source}" if local else source
+        self.model: Any
+        self.model, _, self.preprocess = open_clip.create_model_and_transforms(
+            name, pretrained=None if local else pretrained
+        )
+        self.tokenizer: Any = open_clip.get_tokenizer(name)
+        self.model.eval().requires_grad_(False).to(device)
+        self.device = device
+        if not hasattr(self.model, "token_embedding"):
+            raise ValueError(
+                f"{source!r} is a CLIP whose text tower is not OpenCLIP's own transformer; "
+                "token sequences can be read from the ViT-B/L/H models such as ViT-L-14"
+            )
+        self.text_dim: int = self.model.ln_final.weight.shape[0]
+        self.dim: int = self.model.text_projection.shape[1]
+        self.sha256 = weights_sha256(self.model.state_dict())
+
+    @torch.inference_mode()
+    def text(self, captions: Sequence[str]) -> tuple[list[Tensor], Tensor]:
+        """→ the ``[tokens, text_dim]`` sequence of each caption, and pooled ``[N, dim]``. CPU.
+
+        A sequence runs from the start token to the end token, whose projection is the pooled one.
+        """
+        model = self.model
+        tokens = self.tokenizer(list(captions)).to(self.device)
+        x = model.token_embedding(tokens) + model.positional_embedding[: tokens.shape[1]]
+        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+        end = tokens.argmax(dim=1)  # the end token has the highest id of OpenAI's vocabulary
+        pooled = x[torch.arange(len(x)), end] @ model.text_projection
+        sequences = [row[: n + 1].clone() for row, n in zip(x.float().cpu(), end.tolist())]
+        return sequences, torch.nn.functional.normalize(pooled.float(), dim=1).cpu()
+
+    @torch.inference_mode()
+    def image(self, pictures: Sequence[Any]) -> Tensor:
+        """PIL pictures → pooled ``[N, dim]``, of unit length. CPU."""
+        batch = torch.stack([self.preprocess(p.convert("RGB")) for p in pictures]).to(self.device)
+        pooled = self.model.encode_image(batch)
+        return torch.nn.functional.normalize(pooled.float(), dim=1).cpu()
+
+
+def embedding_specs(t5_dim: int, clip_text_dim: int, clip_dim: int) -> tuple[EmbeddingSpec, ...]:
+    """eDiff-I's conditioning, in the order its tokens are attended (the order is our default)."""
+    return (
+        EmbeddingSpec(name="clip_text", dim=clip_text_dim, kind="sequence"),
+        EmbeddingSpec(name="t5", dim=t5_dim, kind="sequence"),
+        EmbeddingSpec(name="clip_text_pooled", dim=clip_dim, kind="pooled", source="clip_text"),
+        EmbeddingSpec(name="clip_image", dim=clip_dim, kind="pooled", attended=True),
+    )
+
+
+def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Ragged ``[L_i, dim]`` → padded ``[N, L, dim]`` and its mask ``[N, L]``."""
+    lengths = torch.tensor([len(s) for s in sequences])
+    padded = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+
+
+def encode_prompts(t5: T5, clip: CLIP, prompts: Sequence[str]) -> Conditioning:
+    """Prompts → conditioning for sampling; no picture, so CLIP's image embedding is absent."""
+    t5_tokens, t5_mask = pad(t5.text(prompts))
+    sequences, pooled = clip.text(prompts)
+    clip_tokens, clip_mask = pad(sequences)
+    return Conditioning(
+        {"clip_text": clip_tokens, "t5": t5_tokens},
+        {"clip_text": clip_mask, "t5": t5_mask},
+        {"clip_text_pooled": pooled, "clip_image": torch.zeros(len(prompts), clip.dim)},
+    )

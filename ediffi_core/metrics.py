@@ -1,0 +1,93 @@
+"""Measures of pictures and of denoisers, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ediffi_core import draws
+from ediffi_core.conditioning import Conditioning
+from ediffi_core.noise import Interval, NoiseDistribution
+from ediffi_core.precond import denoising_loss
+
+
+@dataclass
+class Moments:
+    """Count, mean and scatter of feature vectors, added up in any order and over any workers."""
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+
+    @staticmethod
+    def of(features: Tensor) -> Moments:
+        """features [N, D] → their moments in float64."""
+        x = features.double()
+        centred = x - x.mean(dim=0)
+        return Moments(len(x), x.mean(dim=0), centred.T @ centred)
+
+    def __add__(self, other: Moments) -> Moments:
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        scatter = self.scatter + other.scatter
+        scatter = scatter + torch.outer(delta, delta) * (self.count * other.count / count)
+        return Moments(count, self.mean + delta * (other.count / count), scatter)
+
+    @property
+    def covariance(self) -> Tensor:
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 pictures, got {self.count}")
+        return self.scatter / (self.count - 1)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """``‖μ_a − μ_b‖² + tr(C_a + C_b − 2 (C_a C_b)^½)``, the distance behind FID."""
+    root_a = _sqrt(a.covariance)
+    cross = torch.linalg.eigvalsh(root_a @ b.covariance @ root_a).clamp(min=0).sqrt().sum()
+    trace = a.covariance.trace() + b.covariance.trace()
+    return float((a.mean - b.mean).square().sum() + trace - 2 * cross)
+
+
+def _sqrt(symmetric: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(symmetric)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def clip_score(image: Tensor, text: Tensor) -> float:
+    """Mean cosine of pictures and their captions, both [N, D]."""
+    return float(torch.nn.functional.cosine_similarity(image.double(), text.double()).mean())
+
+
+@torch.inference_mode()
+def validation_losses(
+    denoiser: nn.Module,
+    sigma_data: float,
+    batches: Callable[[Tensor], tuple[Tensor, Conditioning]],
+    *,
+    count: int,
+    batch: int,
+    interval: Interval,
+    noise: NoiseDistribution,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Denoising losses on fixed draws: the same pictures, σ and ε for every model that is asked.
+
+    Args:
+        batches: ``index [B] → (x, conditioning)``, a function of the index alone.
+        count: how many draws; more than the pictures there are is fine, σ and ε differ.
+
+    Returns:
+        σ [count] float64 in the interval, and the loss [count] of each draw.
+    """
+    sigmas, losses = [], []
+    for start in range(0, count, batch):
+        index = torch.arange(start, min(start + batch, count))
+        x, cond = batches(index)
+        sigma = interval.draw(draws.stratified(seed, "validation/sigma", index), noise)
+        eps = draws.normal(seed, "validation/eps", index, tuple(x.shape[1:]))
+        sigmas.append(sigma)
+        losses.append(denoising_loss(denoiser, sigma_data, x, sigma, eps, cond))
+    return torch.cat(sigmas), torch.cat(losses)

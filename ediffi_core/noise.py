@@ -1,0 +1,81 @@
+"""The training noise p(σ), its quantiles and intervals, and the sampling grid. All in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseDistribution:
+    """``ln σ ~ N(P_mean, P_std²)`` (eDiff-I section 3, the values of EDM)."""
+
+    P_mean: float = -1.2
+    P_std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not self.P_std > 0:
+            raise ValueError(f"P_std must be positive, got {self.P_std}; EDM's value is 1.2")
+
+    def sigma(self, q: Tensor) -> Tensor:
+        """σ at quantile q: ``exp(P_mean + P_std Φ⁻¹(q))``, float64; 0 at q = 0 and ∞ at q = 1."""
+        return torch.exp(self.P_mean + self.P_std * torch.special.ndtri(q.double()))
+
+    def quantile(self, sigma: Tensor) -> Tensor:
+        """The share of p(σ) below σ, float64; the inverse of :meth:`sigma`."""
+        return torch.special.ndtr((torch.log(sigma.double()) - self.P_mean) / self.P_std)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A slice ``[q_lo, q_hi)`` of p(σ), by quantile: what one expert is trained on.
+
+    Quantiles, not σ, because the tree cuts p(σ) into equal shares and dyadic fractions are exact.
+    """
+
+    q_lo: float
+    q_hi: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.q_lo < self.q_hi <= 1.0:
+            raise ValueError(
+                f"an interval needs 0 <= q_lo < q_hi <= 1, got [{self.q_lo}, {self.q_hi}); "
+                "write quantiles of p(σ), lowest noise first"
+            )
+
+    def bounds(self, noise: NoiseDistribution) -> tuple[float, float]:
+        """``(σ_lo, σ_hi)``: the expert works on σ_lo <= σ < σ_hi; 0 and inf at the ends."""
+        lo, hi = noise.sigma(torch.tensor([self.q_lo, self.q_hi], dtype=torch.float64)).tolist()
+        return lo, hi
+
+    def draw(self, u: Tensor, noise: NoiseDistribution) -> Tensor:
+        """Maps ``u ~ U[0, 1)`` to ``σ ~ p(σ | this interval)``, float64 (float32 loses the tail)."""
+        return noise.sigma(self.q_lo + (self.q_hi - self.q_lo) * u.double())
+
+
+EVERYTHING = Interval(0.0, 1.0)
+
+
+def edm_grid(
+    num_steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Tensor:
+    """EDM's noise levels (equation 5): ``num_steps`` falling values and a final 0. [num_steps + 1]"""
+    if num_steps < 1:
+        raise ValueError(f"a sampling grid needs at least 1 step, got {num_steps}")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    lo, hi = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    sigmas = (hi + ramp * (lo - hi)) ** rho
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def log_sigma_bins(lo: float, hi: float, count: int, noise: NoiseDistribution) -> list[float]:
+    """``count + 1`` edges, equally spaced in ln σ, over the part of [lo, hi) that p(σ) reaches."""
+    reach = 4 * noise.P_std
+    a = max(math.log(lo) if lo > 0 else -math.inf, noise.P_mean - reach)
+    b = min(math.log(hi) if hi > 0 else -math.inf, noise.P_mean + reach)
+    return [math.exp(a + (b - a) * i / count) for i in range(count + 1)]

@@ -1,0 +1,63 @@
+"""EDM's preconditioning around a raw network, and the training loss (eDiff-I section 3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ediffi_core.conditioning import Conditioning
+
+
+class Coefficients(NamedTuple):
+    """``D(x; σ) = c_skip x + c_out F(c_in x, c_noise)`` and the loss weight λ(σ)."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+    weight: Tensor
+
+
+def coefficients(sigma: Tensor, sigma_data: float) -> Coefficients:
+    """With ``σ* = sqrt(σ² + σ_data²)``; same shape and precision as σ. λ c_out² = 1 for every σ."""
+    star = torch.sqrt(sigma**2 + sigma_data**2)
+    return Coefficients(
+        c_skip=(sigma_data / star) ** 2,
+        c_out=sigma * sigma_data / star,
+        c_in=1 / star,
+        c_noise=torch.log(sigma) / 4,
+        weight=(star / (sigma * sigma_data)) ** 2,
+    )
+
+
+class Denoiser(nn.Module):
+    """``(x, σ, conditioning) → x̂``: the network with its preconditioning, float32 outside."""
+
+    def __init__(self, net: nn.Module, sigma_data: float = 0.5) -> None:
+        super().__init__()
+        self.net = net
+        self.sigma_data = sigma_data
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """x [N, C, H, W]; sigma [N] or one value for all, float64 if it comes from a grid."""
+        sigma = sigma.expand(len(x)) if sigma.ndim == 0 else sigma
+        c = Coefficients(*(v.to(x.dtype) for v in coefficients(sigma, self.sigma_data)))
+        raw = self.net(c.c_in[:, None, None, None] * x, c.c_noise, cond)
+        return c.c_skip[:, None, None, None] * x + c.c_out[:, None, None, None] * raw.to(x.dtype)
+
+
+def denoising_loss(
+    denoiser: nn.Module,
+    sigma_data: float,
+    x: Tensor,
+    sigma: Tensor,
+    eps: Tensor,
+    cond: Conditioning,
+) -> Tensor:
+    """``λ(σ) ‖D(x + σε; e, σ) − x‖²`` averaged over pixels. → [N] float32"""
+    noisy = x + sigma.to(x.dtype)[:, None, None, None] * eps
+    error = (denoiser(noisy, sigma, cond) - x).square().mean(dim=(1, 2, 3))
+    weight: Tensor = coefficients(sigma, sigma_data).weight
+    return error * weight.to(error.dtype)

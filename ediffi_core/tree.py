@@ -1,0 +1,87 @@
+"""The expert tree: names such as E2_3, the slice of p(σ) each stands for, complements, covers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ediffi_core.noise import EVERYTHING, Interval
+
+COMPLEMENT = "M_C"
+ROOT = "E0_0"
+_NAME = re.compile(r"E(\d+)_(\d+)")
+
+
+def level_and_index(name: str) -> tuple[int, int]:
+    """``"E2_3"`` → ``(2, 3)``; index 0 is the LOWEST noise of the level (eDiff-I section 4.1)."""
+    match = _NAME.fullmatch(name)
+    if not match:
+        raise ValueError(
+            f"{name!r} names no expert; write E<level>_<index> such as E1_0, or {COMPLEMENT}"
+        )
+    level, index = int(match[1]), int(match[2])
+    if index >= 1 << level:
+        raise ValueError(
+            f"{name!r} does not exist: level {level} has indices 0 to {(1 << level) - 1}"
+        )
+    if level > 50:
+        raise ValueError(f"{name!r} is deeper than float64 can cut p(σ): the limit is level 50")
+    return level, index
+
+
+def parent(name: str) -> str | None:
+    """The expert whose checkpoint this one starts from: E2_3 → E1_1 → E0_0 → None; M_C → E0_0."""
+    if name == COMPLEMENT:
+        return ROOT
+    level, index = level_and_index(name)
+    return f"E{level - 1}_{index // 2}" if level else None
+
+
+def interval(name: str) -> Interval:
+    """The equal-probability slice of a tree expert: level l has 2^l of them."""
+    level, index = level_and_index(name)
+    return Interval(index / 2**level, (index + 1) / 2**level)
+
+
+def complement(names: list[str]) -> Interval:
+    """What the named experts leave of p(σ): the interval of the complement model M_C."""
+    lo, hi = 0.0, 1.0
+    for piece in sorted((interval(n) for n in names), key=lambda i: i.q_lo):
+        if piece.q_lo == lo:
+            lo = piece.q_hi
+    for piece in sorted((interval(n) for n in names), key=lambda i: -i.q_hi):
+        if piece.q_hi == hi:
+            hi = piece.q_lo
+    left = Interval(lo, hi) if lo < hi else None
+    if left is None:
+        raise ValueError(f"experts {', '.join(names)} leave nothing of p(σ) to {COMPLEMENT}")
+    check_cover({**{n: interval(n) for n in names}, COMPLEMENT: left})
+    return left
+
+
+def intervals_of(names: list[str]) -> dict[str, Interval]:
+    """Every named expert's interval, the complement's worked out from the others."""
+    others = [n for n in names if n != COMPLEMENT]
+    return {n: complement(others) if n == COMPLEMENT else interval(n) for n in names}
+
+
+def check_cover(experts: Mapping[str, Interval]) -> None:
+    """Raises ValueError unless the intervals cover p(σ) exactly once."""
+    reached, last = EVERYTHING.q_lo, "the low end"
+    for name, piece in sorted(experts.items(), key=lambda item: item[1].q_lo):
+        if piece.q_lo > reached:
+            raise ValueError(
+                f"no expert covers quantiles {reached:g} to {piece.q_lo:g} of p(σ), between "
+                f"{last} and {name}; add one there, or {COMPLEMENT} for all that is left"
+            )
+        if piece.q_lo < reached:
+            raise ValueError(
+                f"{last} and {name} overlap on quantiles {piece.q_lo:g} to "
+                f"{min(reached, piece.q_hi):g} of p(σ); remove one of them"
+            )
+        reached, last = piece.q_hi, name
+    if reached < EVERYTHING.q_hi:
+        raise ValueError(
+            f"no expert covers quantiles {reached:g} to 1 of p(σ), above {last}; "
+            f"add one there, or {COMPLEMENT} for all that is left"
+        )

@@ -1,0 +1,1 @@
+"""Command line, workflow graphs and data of the eDiff-I pipelines."""

@@ -1,0 +1,83 @@
+"""Write DigitScenes to Parquet shards: `image` (PNG), `caption` and `key` columns."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from PIL import Image
+
+from pipelines.demo.captions import write
+from pipelines.demo.scenes import SPLITS, draw
+
+SCHEMA = pa.schema([("image", pa.binary()), ("caption", pa.string()), ("key", pa.string())])
+
+COUNTS = {"train": 4000, "validation": 500}
+"""Scenes in each split of the demo."""
+SHARDS = {"train": 8, "validation": 1}
+"""Files of each split of the demo."""
+
+
+def write_parquet(
+    folder: Path, *, split: str, count: int, shards: int, seed: int = 0, quiet: bool = False
+) -> list[Path]:
+    """Write `count` captioned scenes of a split as `part-00000-of-00008.parquet` and so on.
+
+    The same arguments always write the same bytes.  Each file appears whole or not at all, and
+    files of the same names are replaced.
+
+    Args:
+        folder: Where the files go; made where missing.
+        split: One of `pipelines.demo.scenes.SPLITS`.
+        count: Number of scenes, at least `shards`.
+        shards: Number of files; their sizes differ by one scene at most.
+        seed: Seed of the data set.
+        quiet: Print no line for each file.
+
+    Returns:
+        The files, in order.
+
+    Raises:
+        ValueError: `split` is unknown, `count` and `shards` do not fit each other, or `folder` holds
+            shards that this call would not replace, which a reader would mix with its own.
+    """
+    if not 1 <= shards <= count:
+        raise ValueError(
+            f"cannot write {count} scenes to {shards} files: "
+            "use at least one file and at least one scene for each"
+        )
+    paths = [folder / f"part-{shard:05d}-of-{shards:05d}.parquet" for shard in range(shards)]
+    if foreign := set(folder.glob("part-*.parquet")) - set(paths):
+        raise ValueError(
+            f"{folder} already holds {len(foreign)} other shards, such as {min(foreign).name}: "
+            "write to an empty folder, or remove them first"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    bounds = [count * shard // shards for shard in range(shards + 1)]
+    for path, start, end in zip(paths, bounds[:-1], bounds[1:], strict=True):
+        rows = [row(seed, split, index) for index in range(start, end)]
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), partial, compression="zstd")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        if not quiet:
+            print(f"{path}: {len(rows)} scenes, {path.stat().st_size / 1024:.0f} KiB")
+    return paths
+
+
+def row(seed: int, split: str, index: int) -> dict[str, bytes | str]:
+    """Scene number `index` of a split as a row of `SCHEMA`; a pure function of its arguments."""
+    scene, picture = draw(seed, split, index)
+    # `draw` uses [seed, split, index]; the fourth number makes the caption's choices independent.
+    rng = np.random.default_rng([seed, list(SPLITS).index(split), index, 1])
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, format="PNG")
+    return {
+        "image": png.getvalue(),
+        "caption": write(scene, rng),
+        "key": f"{split}-{index:06d}",
+    }
