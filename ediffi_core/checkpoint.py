@@ -90,7 +90,10 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], Card]:
         raise ValueError(f"{path} is no readable checkpoint ({error})") from error
     if header is None:
         raise ValueError(f"{path} is a safetensors file, but none that ediffi wrote")
-    card = Card.from_json(header)
+    try:
+        card = Card.from_json(header)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} has a header that cannot be read ({error!r})") from error
     if (found := weights_sha256(weights)) != card.weights_sha256:
         raise ValueError(
             f"{path} is damaged: its weights hash to {found[:12]}…, its header says "

@@ -98,7 +98,12 @@ class Conditioning:
 
 
 def draw_keep(
-    seed: int, index: Tensor, probabilities: Mapping[str, float], *, all_p: float
+    seed: int,
+    index: Tensor,
+    probabilities: Mapping[str, float],
+    *,
+    all_p: float,
+    purpose: str = "dropout",
 ) -> dict[str, Tensor]:
     """Which groups each image keeps: independent dropout, and all at once with ``all_p``.
 
@@ -106,7 +111,7 @@ def draw_keep(
         index: [N] index of the images in the training stream.
         probabilities: group → probability of dropping it (paper.md section 3: our defaults).
     """
-    u = draws.uniform(seed, "dropout", index, len(probabilities) + 1)
+    u = draws.uniform(seed, purpose, index, len(probabilities) + 1)
     some = u[:, -1] >= all_p
     return {
         group: (u[:, i] >= probabilities[group]) & some
@@ -136,9 +141,8 @@ class Projection(nn.Module):
             {s.name: nn.Linear(s.dim, global_dim, bias=False) for s in specs if s.kind == "pooled"}
         )
 
-    def forward(self, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, cond: Conditioning, rows: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """→ tokens [N, T, token_dim], mask [N, T] bool, global [N, global_dim] or None."""
-        rows = len(cond)
         null = self.null_token.expand(rows, 1, -1)
         tokens, masks = [null], [torch.ones(rows, 1, dtype=torch.bool, device=null.device)]
         total: Tensor | None = None

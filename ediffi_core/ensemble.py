@@ -27,6 +27,7 @@ class Ensemble(nn.Module):
     def __init__(self, experts: list[Expert], noise: NoiseDistribution) -> None:
         super().__init__()
         check_cover({e.name: e.interval for e in experts})
+        self.noise = noise
         if len({e.name for e in experts}) != len(experts):
             raise ValueError(f"expert names repeat: {', '.join(e.name for e in experts)}")
         self.experts = sorted(experts, key=lambda e: e.interval.q_lo)
@@ -42,7 +43,8 @@ class Ensemble(nn.Module):
         if sigma.ndim == 0:
             out: Tensor = self.expert_at(float(sigma)).denoiser(x, sigma, cond)
             return out
-        rows = torch.bucketize(sigma.double(), sigma.new_tensor(self.edges).double(), right=True)
+        edges = torch.tensor(self.edges, dtype=torch.float64, device=sigma.device)
+        rows = torch.bucketize(sigma.double(), edges, right=True)
         result = torch.empty_like(x)
         for i in rows.unique().tolist():
             mine = rows == i

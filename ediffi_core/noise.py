@@ -53,7 +53,10 @@ class Interval:
 
     def draw(self, u: Tensor, noise: NoiseDistribution) -> Tensor:
         """Maps ``u ~ U[0, 1)`` to ``σ ~ p(σ | this interval)``, float64 (float32 loses the tail)."""
-        return noise.sigma(self.q_lo + (self.q_hi - self.q_lo) * u.double())
+        q = self.q_lo + (self.q_hi - self.q_lo) * u.double()
+        # A u next to 1 rounds up to q_hi. So that σ is never 0, infinite or the next expert's:
+        lo, hi = self.bounds(noise)
+        return noise.sigma(q.clamp(2.0**-54, 1 - 2.0**-53)).clamp(lo, math.nextafter(hi, 0))
 
 
 EVERYTHING = Interval(0.0, 1.0)
@@ -71,11 +74,3 @@ def edm_grid(
     ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     sigmas = (hi + ramp * (lo - hi)) ** rho
     return torch.cat([sigmas, sigmas.new_zeros(1)])
-
-
-def log_sigma_bins(lo: float, hi: float, count: int, noise: NoiseDistribution) -> list[float]:
-    """``count + 1`` edges, equally spaced in ln σ, over the part of [lo, hi) that p(σ) reaches."""
-    reach = 4 * noise.P_std
-    a = max(math.log(lo) if lo > 0 else -math.inf, noise.P_mean - reach)
-    b = min(math.log(hi) if hi > 0 else -math.inf, noise.P_mean + reach)
-    return [math.exp(a + (b - a) * i / count) for i in range(count + 1)]

@@ -9,7 +9,7 @@ from ediffi_core.noise import EVERYTHING, Interval
 
 COMPLEMENT = "M_C"
 ROOT = "E0_0"
-_NAME = re.compile(r"E(\d+)_(\d+)")
+_NAME = re.compile(r"E(0|[1-9][0-9]*)_(0|[1-9][0-9]*)")  # one name for one expert
 
 
 def level_and_index(name: str) -> tuple[int, int]:
@@ -20,12 +20,12 @@ def level_and_index(name: str) -> tuple[int, int]:
             f"{name!r} names no expert; write E<level>_<index> such as E1_0, or {COMPLEMENT}"
         )
     level, index = int(match[1]), int(match[2])
+    if level > 50:
+        raise ValueError(f"{name!r} is deeper than float64 can cut p(σ): the limit is level 50")
     if index >= 1 << level:
         raise ValueError(
             f"{name!r} does not exist: level {level} has indices 0 to {(1 << level) - 1}"
         )
-    if level > 50:
-        raise ValueError(f"{name!r} is deeper than float64 can cut p(σ): the limit is level 50")
     return level, index
 
 

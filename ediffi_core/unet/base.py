@@ -121,7 +121,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Conditioning) -> Tensor:
         """x [N, C, H, W] scaled by c_in; c_noise [N]; → [N, C, H, W]"""
-        tokens, mask, pooled = self.projection(cond)
+        tokens, mask, pooled = self.projection(cond, len(x))
         emb = self.noise(c_noise)
         emb = F.silu(emb if pooled is None else emb + pooled)
 

@@ -1,0 +1,212 @@
+"""``ediffi``: thin verbs over spec, plan, run and model. Heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Train ensembles of expert denoisers as a workflow DAG, and draw with them.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)  # fmt: skip
+
+SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The pipeline's YAML.")]
+Storage = Annotated[str | None, typer.Option(help="Folder or URL of the store; else the spec's.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DEFAULT_STORAGE = "ediffi-store"
+
+
+def opened(spec_path: Path, storage: str | None) -> tuple[Any, Any, Any]:
+    """Spec, store and plan."""
+    from pipelines import plan, sources, spec
+    from pipelines.store.artifacts import Store
+
+    loaded = spec.load(spec_path)
+    store = Store.at(storage or loaded.storage)
+    return loaded, store, plan.make(loaded, store, sources.identify_all(loaded))
+
+
+@app.command(name="plan", epilog="Example:  ediffi plan pipelines/specs/demo.yaml")
+def show_plan(spec: SpecPath, storage: Storage = None, as_json: AsJson = False) -> None:
+    """Prints what a run would do: every node, what it waits for, and why it is cached or not."""
+    from pipelines import plan_view
+
+    _, _, made = opened(spec, storage)
+    typer.echo(json.dumps(plan_view.data(made), indent=1) if as_json else plan_view.text(made))
+
+
+@app.command(epilog="Example:  ediffi run pipelines/specs/demo.yaml")
+def run(spec: SpecPath, storage: Storage = None) -> None:
+    """Runs a pipeline to its end, or on from where a killed run stopped."""
+    from pipelines import tree_view
+    from pipelines.console import Console
+    from pipelines.lineage import Lineage
+    from pipelines.run import Runner, begin, only_driver
+    from pipelines.store.artifacts import Store
+
+    loaded, store, made = opened(spec, storage)
+    store = Store.open(store.root)
+    with only_driver(store, loaded.name), Console() as console:
+        execution = begin(made, store)
+        execution.save(store)
+        again = f", attempt {execution.attempt}" if execution.attempt > 1 else ""
+        console.say(f"{execution.id}{again}: {len(made.verdicts)} nodes in {store.root}")
+        for verdict in made.verdicts.values():
+            if verdict.cached:
+                console.say(f"{verdict.node.id} reused: {verdict.why}")
+        lineage = Lineage(made, store, execution, console.say)
+        runner = Runner(made, store, execution, lineage, console)
+        try:
+            good = runner.run()
+        except KeyboardInterrupt:
+            console.say("interrupted; the same command goes on from here")
+            raise SystemExit(130) from None
+        console.say("finishing the MLflow record")
+        lineage.close(execution.state, runner.manifests)
+        execution.save(store)
+        console.say(f"{execution.state}; record: {lineage.uri}")
+    typer.echo("\n" + tree_view.text(tree_view.build(made, execution, runner.manifests)))
+    if good and (promoted := made.verdicts.get(f"promote/{loaded.name}")):
+        path = store.full(f"{promoted.folder}/ensemble.json")
+        typer.echo(f"\nensemble: {os.path.relpath(path) if store.is_local else path}")
+    if not good:
+        mistakes = all(isinstance(e, ValueError) for e in runner.failed.values())
+        for node, error in runner.failed.items():
+            typer.echo(f"ediffi: {node}: {one_line(error)}", err=True)
+        raise SystemExit(2 if mistakes else 1)
+
+
+def planned_execution(spec: Path | None, storage: str | None, run_id: str | None) -> tuple[Any, Any]:
+    """The store, and the execution that was asked for (the last one by default)."""
+    from pipelines import spec as specs
+    from pipelines.run import by_id, latest
+    from pipelines.store.artifacts import Store
+
+    pipeline = None
+    if spec is not None:
+        loaded = specs.load(spec)
+        pipeline, storage = loaded.name, storage or loaded.storage
+    store = Store.at(storage or DEFAULT_STORAGE)
+    found = by_id(store, run_id) if run_id else latest(store, pipeline)
+    if found is None:
+        what = f"no run {run_id}" if run_id else "no run"
+        raise ValueError(f"{what} in {store.root}; start one with `ediffi run SPEC`, or give --storage")
+    return store, found
+
+
+@app.command(epilog="Example:  ediffi status --json")
+def status(
+    spec: Annotated[Path | None, typer.Argument(metavar="[SPEC]", help="Of which pipeline; else the last run.")] = None,
+    storage: Storage = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Says how the last run stands, node by node."""
+    from pipelines.run import is_driven
+
+    store, execution = planned_execution(spec, storage, None)
+    if execution.state == "running" and not is_driven(store, execution.pipeline):
+        execution.state = "stopped (its driver is gone; the same `ediffi run` continues it)"
+    if as_json:
+        typer.echo(json.dumps(execution.__dict__, indent=1))
+        return
+    typer.echo(f"{execution.id}: {execution.state}")
+    for node, record in execution.nodes.items():
+        progress = ""
+        if record["state"] == "running" and "done" in record:
+            progress = f"  {record['done']:,} of {record['of']:,} {record['unit']}"
+        why = f"  {record['error']}" if "error" in record else ""
+        typer.echo(f"  {node:<24} {record['state']}{progress}{why}")
+
+
+@app.command(epilog="Example:  ediffi tree")
+def tree(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="An execution's id; else the last.")] = None,
+    storage: Storage = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Prints the expert tree of a run: intervals, budgets, gains over the parents."""
+    from pipelines import tree_view
+
+    store, execution = planned_execution(None, storage, run)
+    found = store.read_json(f"executions/{execution.id}.tree.json")
+    if found is None:
+        raise ValueError(f"run {execution.id} has no tree yet; it is {execution.state}")
+    typer.echo(json.dumps(found, indent=1) if as_json else tree_view.text(found))
+
+
+@app.command(epilog='Example:  ediffi sample digit-scenes "a red seven left of a green two" -o out.png')
+def sample(
+    model: Annotated[str, typer.Argument(help="ensemble.json, a pipeline's name, or models:/NAME@ALIAS.")],
+    prompts: Annotated[list[str], typer.Argument(help="One or several prompts.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG to write.")] = Path("out.png"),
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale; 0 is none.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1)] = None,
+    solver: Annotated[str | None, typer.Option(help="euler, heun, deis1, deis2 or deis3.")] = None,
+    seed: int = 0,
+    n: Annotated[int, typer.Option("-n", min=1, help="Pictures a prompt.")] = 1,
+    scale: Annotated[int, typer.Option(min=1, help="Enlarges the pictures in the PNG.")] = 16,
+    storage: Storage = None,
+) -> None:  # fmt: skip
+    """Draws pictures for prompts with a trained ensemble."""
+    import math
+
+    from pipelines.model import TextToImage, grid
+
+    wanted = [p for p in prompts for _ in range(n)]
+    pictures = TextToImage.load(find_model(model, storage)).sample(
+        wanted, guidance=guidance, steps=steps, solver=solver, seed=seed
+    )
+    columns = n if n > 1 and len(prompts) > 1 else math.ceil(math.sqrt(len(wanted)))
+    grid(pictures, columns=columns, scale=scale).save(output)
+    typer.echo(f"{output}: {len(wanted)} picture{'s' * (len(wanted) > 1)}")
+
+
+def find_model(model: str, storage: str | None) -> Path:
+    """The ensemble.json behind a path, a pipeline's name or a registry address."""
+    from pipelines.run import latest
+    from pipelines.store.artifacts import Store
+
+    if model.endswith(".json"):
+        return Path(model)
+    store = Store.at(storage or DEFAULT_STORAGE)
+    if model.startswith("models:/"):
+        import mlflow
+
+        uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{store.root}/mlflow.db")
+        mlflow.set_tracking_uri(uri)
+        try:
+            return next(Path(mlflow.artifacts.download_artifacts(model)).rglob("ensemble.json"))
+        except (mlflow.exceptions.MlflowException, StopIteration) as error:
+            raise ValueError(f"{model} is not in the registry at {uri} ({error})") from error
+    execution = latest(store, model)
+    if execution is None:
+        raise ValueError(
+            f"{model!r} is no ensemble.json, no models:/ address and no pipeline in {store.root}"
+        )
+    record = execution.nodes.get(f"promote/{model}", {})
+    if record.get("state") not in ("done", "reused"):
+        raise ValueError(f"{model} has no finished ensemble yet; see `ediffi status`")
+    return store.local(f"{record['folder']}/ensemble.json")
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def main() -> None:
+    """The command: a user's mistake is one line and exit code 2, never a traceback."""
+    if os.environ.get("EDIFFI_DEBUG"):
+        app()
+    try:
+        app()
+    except ValueError as error:
+        sys.stderr.write(f"ediffi: {one_line(error)}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What a run prints: one line a running node, alive on a terminal, plain and rarer elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console as Rich
+from rich.live import Live
+from rich.text import Text
+
+PLAIN_EVERY_S = 10.0
+
+
+def clock(seconds: float) -> str:
+    seconds = round(seconds)
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}" if seconds >= 3600 \
+        else f"{seconds // 60}:{seconds % 60:02d}"  # fmt: skip
+
+
+class Console:
+    """Shows states and progress; knows nothing of how they come about."""
+
+    def __init__(self) -> None:
+        self.rich = Rich(highlight=False, soft_wrap=True)
+        self.begun = time.monotonic()
+        self.running: dict[str, dict[str, Any]] = {}
+        self.shown = 0.0
+        self.live: Live | None = None
+
+    def __enter__(self) -> Console:
+        if self.rich.is_terminal:
+            self.live = Live(console=self.rich, refresh_per_second=2, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def say(self, text: str) -> None:
+        self.rich.print(f"[{clock(time.monotonic() - self.begun):>5}] ", end="", markup=False)
+        self.rich.print(text, markup=False)
+        sys.stdout.flush()
+
+    def state(self, node: str, state: str) -> None:
+        if state == "running":
+            self.running[node] = {"since": time.monotonic()}
+            self.say(f"{node} started")
+        elif node in self.running:
+            del self.running[node]
+
+    def report(self, node: str, row: dict[str, Any]) -> None:
+        if message := row.get("message"):
+            self.say(f"{node} {message}")
+        if node not in self.running or "done" not in row:
+            return
+        now, track = time.monotonic(), self.running[node]
+        track.setdefault("first", (now, row["done"]))
+        track.update({k: row[k] for k in ("done", "of", "unit", "loss") if k in row})
+        track.update(row.get("metrics", {}))
+        since, done = track["first"]
+        if row["done"] > done:
+            track["rate"] = (row["done"] - done) / max(now - since, 1e-6)
+
+    def line(self, node: str) -> str:
+        track = self.running[node]
+        if "done" not in track:
+            return f"{node:<22} {clock(time.monotonic() - track['since'])}"
+        rate = track.get("images_per_s", track.get("rate", 0.0))
+        parts = [f"{node:<22}", f"{track['done']:>7,}/{track['of']:,} {track['unit']}"]
+        if "loss" in track:
+            parts.append(f"loss {track['loss']:.4f}")
+        if rate:
+            parts += [f"{rate:.0f} {track['unit']}/s" if rate >= 10 else f"{rate:.1f} {track['unit']}/s"]
+            parts.append(f"{clock((track['of'] - track['done']) / rate)} left")
+        return "  ".join(parts)
+
+    def tick(self) -> None:
+        """Refreshes the live lines, or prints plain ones every few seconds."""
+        if self.live:
+            self.live.update(Text("\n".join(self.line(n) for n in self.running)))
+        elif time.monotonic() - self.shown > PLAIN_EVERY_S:
+            self.shown = time.monotonic()
+            for node in self.running:
+                self.say(self.line(node))
+
+    def done(self, node: str, manifest: dict[str, Any]) -> None:
+        metrics = manifest["metrics"]
+        told = []
+        if "val_gain" in metrics:
+            told.append(
+                f"val loss {metrics['val_loss']:.4f}, parent {metrics['val_loss_parent']:.4f} "
+                f"(gain {metrics['val_gain']:+.4f}, 95 % {metrics['val_gain_low']:+.4f} to "
+                f"{metrics['val_gain_high']:+.4f})"
+            )
+        elif "alignment" in metrics:
+            told.append(f"alignment {metrics['alignment']:.3f}")
+        elif "val_loss" in metrics:
+            told.append(f"val loss {metrics['val_loss']:.4f}")
+        if "rows" in metrics:
+            told.append(f"{metrics['rows']:,} rows")
+        if metrics.get("quarantined"):
+            reasons = manifest["info"]["quarantined"]
+            told.append("quarantined " + ", ".join(f"{n} ({why})" for why, n in reasons.items()))
+        self.say(f"{node} done in {clock(manifest['seconds'])}" + "".join(f"; {t}" for t in told))
+
+    def failed(self, node: str, error: str) -> None:
+        self.say(f"{node} FAILED: {error}")

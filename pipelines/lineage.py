@@ -1,0 +1,259 @@
+"""The record in MLflow: nested runs that mirror the expert tree, curves, pictures, the registry.
+
+One thread writes, from a queue. MLflow slow or away delays and stops nothing: the store is the
+truth, and the next run of the same pipeline writes the record again from it.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ediffi_core.noise import Interval, NoiseDistribution
+from pipelines.plan import Node, Plan, Verdict
+from pipelines.store.artifacts import Store
+
+PARENT = "mlflow.parentRunId"
+BATCH = 1000  # MLflow's limit of metrics a call
+Job = Callable[[], None]
+
+
+def tracking_uri(spec: Any, store: Store) -> str:
+    """The spec's MLflow, or a SQLite file in the storage folder."""
+    if spec.tracking:
+        return str(spec.tracking)
+    if not store.is_local:
+        raise ValueError(f"storage {store.root} is no local folder: give MLflow's address, `tracking:`")
+    return f"sqlite:///{store.root}/mlflow.db"
+
+
+class Lineage:
+    """Takes what happens and writes it down, in the background and in order."""
+
+    def __init__(self, plan: Plan, store: Store, execution: Any, say: Callable[[str], None]) -> None:
+        self.plan, self.store, self.execution, self.say = plan, store, execution, say
+        self.uri = tracking_uri(plan.spec, store)
+        self.jobs: queue.Queue[Job | None] = queue.Queue()
+        self.broken: str | None = None
+        self.client: Any = None
+        self.experiment = ""
+        self.runs: dict[str, str] = execution.tracking.setdefault("runs", {})
+        self.thread = threading.Thread(target=self._work, name="lineage", daemon=True)
+        self.thread.start()
+        self.jobs.put(self._open)
+
+    # -- what the runner tells -------------------------------------------------------------------
+
+    def started(self, verdict: Verdict) -> None:
+        self.jobs.put(lambda: self._start(verdict, "running"))
+
+    def report(self, node: str, row: dict[str, Any]) -> None:
+        if metrics := row.get("metrics"):
+            values = [(k, v, row["time_ms"], row["images"]) for k, v in metrics.items()]
+            self.jobs.put(lambda: self._metrics(self.runs[node], values))
+
+    def finished(self, verdict: Verdict, manifest: dict[str, Any]) -> None:
+        self.jobs.put(lambda: self._finish(verdict, manifest, "done"))
+
+    def reused(self, verdict: Verdict, manifest: dict[str, Any]) -> None:
+        def job() -> None:
+            if verdict.node.id not in self.runs:
+                self._start(verdict, "reused")
+                self._finish(verdict, manifest, "reused")
+
+        self.jobs.put(job)
+
+    def failed(self, verdict: Verdict, error: str) -> None:
+        def job() -> None:
+            run = self.runs[verdict.node.id]
+            self.client.set_tag(run, "ediffi.state", "failed")
+            self.client.set_tag(run, "ediffi.error", error[:5000])
+            self.client.set_terminated(run, "FAILED")
+
+        self.jobs.put(job)
+
+    def close(self, state: str, manifests: dict[str, Any], wait_s: float = 120.0) -> None:
+        """Writes the end, and waits for the queue to run dry; says so if it could not."""
+        self.jobs.put(lambda: self._end(state, manifests))
+        self.jobs.put(None)
+        self.thread.join(wait_s)
+        if self.thread.is_alive():
+            self.broken = f"still busy after {wait_s:.0f} s"
+        if self.broken:
+            self.say(f"MLflow record incomplete ({self.broken}); run the same command to complete it")
+
+    # -- the writing thread ----------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            if self.broken:
+                continue
+            try:
+                job()
+            except Exception as error:  # whatever MLflow's back end raises: training goes on
+                self.broken = str(error).strip().splitlines()[0][:200] or type(error).__name__
+                self.say(f"MLflow at {self.uri} failed: {self.broken}; the run goes on without")
+
+    def _open(self) -> None:
+        import logging
+        import os
+
+        os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        import mlflow
+
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        self.client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        name = self.plan.spec.name
+        found = self.client.get_experiment_by_name(name)
+        place = {} if self.plan.spec.tracking else {
+            "artifact_location": f"file://{self.store.root}/mlflow-artifacts"}  # fmt: skip
+        self.experiment = (
+            found.experiment_id if found else self.client.create_experiment(name, **place)
+        )
+        known = self.execution.tracking
+        if known.get("uri") != self.uri or not self._exists(known.get("run")):
+            self.runs.clear()
+            run = self.client.create_run(
+                self.experiment, run_name=self.execution.id,
+                tags={"ediffi.pipeline": name, "ediffi.execution": self.execution.id,
+                      "ediffi.state": "running"},
+            )  # fmt: skip
+            known.update(uri=self.uri, run=run.info.run_id, experiment=self.experiment)
+        else:
+            self.client.update_run(known["run"], status="RUNNING")
+        self._reap()
+        self.execution.save(self.store)
+
+    def _exists(self, run: str | None) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return run is not None and self.client.get_run(run) is not None
+        except MlflowException:
+            return False
+
+    def _reap(self) -> None:
+        """Ends runs of this pipeline that killed drivers left RUNNING; we hold its lock."""
+        mine = {self.execution.tracking["run"], *self.runs.values()}
+        for run in self.client.search_runs(
+            [self.experiment], "attributes.status = 'RUNNING'", max_results=1000
+        ):
+            if run.info.run_id not in mine:
+                self.client.set_tag(run.info.run_id, "ediffi.state", "killed")
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def _parent_of(self, node: Node) -> str:
+        """An expert's run hangs below its parent expert's, everything else below the execution's."""
+        above = node.inputs.get("parent")
+        return self.runs.get(above or "", self.execution.tracking["run"])
+
+    def _start(self, verdict: Verdict, state: str) -> None:
+        node = verdict.node
+        if node.id in self.runs:  # a continued execution goes on in the run it had
+            self.client.update_run(self.runs[node.id], status="RUNNING")
+            self.client.set_tag(self.runs[node.id], "ediffi.state", state)
+            return
+        tags = {PARENT: self._parent_of(node), **self._tags(verdict, state)}
+        run = self.client.create_run(self.experiment, run_name=node.id, tags=tags)
+        self.runs[node.id] = run.info.run_id
+        params = flat(dict(node.settings))
+        from mlflow.entities import Param
+
+        self.client.log_batch(
+            run.info.run_id, params=[Param(k, str(v)[:6000]) for k, v in params.items()][:100]
+        )
+
+    def _tags(self, verdict: Verdict, state: str) -> dict[str, str]:
+        node = verdict.node
+        tags = {
+            "ediffi.kind": node.kind,
+            "ediffi.node": node.id,
+            "ediffi.fingerprint": verdict.fingerprint,
+            "ediffi.state": state,
+            "ediffi.execution": self.execution.id,
+        }
+        if "/" in node.name:
+            tags["ediffi.stage"] = node.name.split("/")[0]
+        if node.kind == "train":
+            expert = node.settings["expert"]
+            noise = NoiseDistribution(**node.settings["noise"])
+            low, high = Interval(*node.settings["interval"]).bounds(noise)
+            tags |= {
+                "ediffi.expert": expert,
+                "ediffi.sigma_lo": f"{low:.6g}",
+                "ediffi.sigma_hi": f"{high:.6g}",
+                "ediffi.parent": node.inputs.get("parent", ""),
+            }
+            if expert.startswith("E"):
+                tags["ediffi.level"] = expert[1:].split("_")[0]
+        return tags
+
+    def _metrics(self, run: str, values: list[tuple[str, float, int, int]]) -> None:
+        from mlflow.entities import Metric
+
+        for at in range(0, len(values), BATCH):
+            part = [Metric(k, float(v), t, s) for k, v, t, s in values[at : at + BATCH]]
+            self.client.log_batch(run, metrics=part)
+
+    def _finish(self, verdict: Verdict, manifest: dict[str, Any], state: str) -> None:
+        """The whole of a node from its manifest, so that nothing a kill lost stays lost."""
+        run, node = self.runs[verdict.node.id], verdict.node
+        now = int(time.time() * 1000)
+        history = self.store.read(f"{verdict.folder}/history.jsonl")
+        rows = [json.loads(line) for line in history.splitlines()] if history else []
+        self._metrics(
+            run,
+            [(k, v, r["time_ms"], r["images"]) for r in rows for k, v in r["metrics"].items()]
+            + [(f"final/{k}", v, now, 0) for k, v in manifest["metrics"].items()],
+        )
+        self.client.set_tag(run, "ediffi.state", state)
+        if sha := manifest["info"].get("weights_sha256"):
+            self.client.set_tag(run, "ediffi.weights_sha256", sha)
+        if state == "reused" and (first := self._first_run(verdict)):
+            self.client.set_tag(run, "ediffi.reused_from", first)
+        for name in manifest["files"]:
+            if name.endswith((".png", "captions.txt", "ensemble.json")):
+                place = self.store.local(f"{verdict.folder}/{name}")
+                self.client.log_artifact(run, str(place), artifact_path=node.kind)
+        self.client.set_terminated(run, "FINISHED")
+
+    def _first_run(self, verdict: Verdict) -> str | None:
+        found = self.client.search_runs(
+            [self.experiment],
+            f"tags.`ediffi.fingerprint` = '{verdict.fingerprint}' and tags.`ediffi.state` = 'done'",
+            max_results=1,
+        )
+        return found[0].info.run_id if found else None
+
+    def _end(self, state: str, manifests: dict[str, Any]) -> None:
+        from pipelines import registry, tree_view
+
+        run = self.execution.tracking["run"]
+        tree = tree_view.build(self.plan, self.execution, manifests)
+        self.client.set_tag(run, "mlflow.note.content", tree_view.markdown(tree))
+        self.client.log_text(run, tree_view.html(tree), "lineage.html")
+        if summary := tree_view.headline_metrics(tree):
+            now = int(time.time() * 1000)
+            self._metrics(run, [(k, v, now, 0) for k, v in summary.items()])
+        promoted = next((v for v in self.plan.verdicts.values() if v.node.kind == "promote"), None)
+        if promoted and promoted.node.id in manifests:
+            folder = self.store.local(promoted.folder)
+            registry.register(
+                self.client, self.uri, self.plan.spec.name, run, folder, promoted.fingerprint
+            )
+        self.client.set_tag(run, "ediffi.state", state)
+        self.client.set_terminated(run, "FINISHED" if state == "done" else "FAILED")
+
+
+def flat(settings: dict[str, Any], at: str = "") -> dict[str, Any]:
+    """Nested settings as ``a.b`` → value."""
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{at}.{key}" if at else key
+        out |= flat(value, name) if isinstance(value, dict) else {name: value}
+    return out

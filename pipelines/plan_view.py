@@ -1,0 +1,61 @@
+"""A plan as text and as data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ediffi_core.noise import Interval, NoiseDistribution
+from pipelines.plan import Node, Plan
+from pipelines.tree_view import interval_text
+
+
+def sigma_range(node: Node) -> dict[str, float | None] | None:
+    if node.kind != "train":
+        return None
+    noise = NoiseDistribution(**node.settings["noise"])
+    low, high = Interval(*node.settings["interval"]).bounds(noise)
+    return {"sigma_lo": low, "sigma_hi": None if high == float("inf") else high}
+
+
+def images_to_train(plan: Plan, node: Node) -> int | None:
+    """Images a training node adds; one that continues its parent does not repeat the parent's."""
+    if node.kind != "train":
+        return None
+    images: int = node.settings["images"]
+    if node.settings["start"] == "continue":
+        images -= plan.verdicts[node.inputs["parent"]].node.settings["images"]
+    return images
+
+
+def data(plan: Plan) -> dict[str, Any]:
+    nodes = [
+        {
+            "id": v.node.id,
+            "fingerprint": v.fingerprint,
+            "cached": v.cached,
+            "why": v.why,
+            "waits_for": v.node.needs,
+            "cpus": v.node.cpus,
+            "images": images_to_train(plan, v.node),
+            "sigma": sigma_range(v.node),
+            "folder": v.folder,
+        }
+        for v in plan.verdicts.values()
+    ]
+    return {"pipeline": plan.spec.name, "fingerprint": plan.fingerprint, "nodes": nodes}
+
+
+def text(plan: Plan) -> str:
+    lines, total = [f"{plan.spec.name}: {len(plan.verdicts)} nodes", ""], 0
+    for v in plan.verdicts.values():
+        sigma, images = sigma_range(v.node), images_to_train(plan, v.node)
+        if images and not v.cached:
+            total += images
+        what = f"{interval_text(sigma):<24} {images:>8,} images" if sigma else " " * 40
+        lines.append(f"{'reuse' if v.cached else 'run  '}  {v.node.id:<24} {what}  {v.why}".rstrip())
+        waits = [n for n in v.node.needs if not plan.verdicts[n].cached]
+        if waits and not v.cached:
+            lines.append(f"       {'':<24} waits for {', '.join(waits)}")
+    run = sum(not v.cached for v in plan.verdicts.values())
+    lines += ["", f"{run} to run, {len(plan.verdicts) - run} reused; {total:,} images to train"]
+    return "\n".join(lines)

@@ -1,0 +1,311 @@
+"""Executes a plan on Ray: what is ready, what fits, who failed, where a killed run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pipelines import tree_view
+from pipelines.console import Console
+from pipelines.lineage import Lineage
+from pipelines.plan import Node, Plan, Verdict
+from pipelines.steps.context import Board, Context, Result
+from pipelines.store.artifacts import Store
+
+# Steps that themselves hand work to Ray run in the driver; the others run as a Ray task.
+ORCHESTRATING = {"train", "embed"}
+SPARE_CPUS = 2  # for reads: Ray Data hangs when actors hold every CPU
+
+
+@dataclass
+class Execution:
+    """One run of a plan; kept in the store, so that it can be looked at and continued."""
+
+    id: str
+    pipeline: str
+    fingerprint: str
+    attempt: int
+    state: str = "running"
+    started: str = ""
+    nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tracking: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, store: Store) -> None:
+        store.write_json(f"executions/{self.id}.json", self.__dict__)
+        store.write_json(f"executions/{self.pipeline}.latest.json", {"id": self.id})
+
+
+def latest(store: Store, pipeline: str | None = None) -> Execution | None:
+    """The last execution of a pipeline, or of any."""
+    if pipeline is None:
+        names = [f for f in store.files("executions") if f.endswith(".latest.json")]
+        found = [latest(store, name.removesuffix(".latest.json")) for name in names]
+        return max((e for e in found if e), key=lambda e: e.started, default=None)
+    pointer = store.read_json(f"executions/{pipeline}.latest.json")
+    return by_id(store, pointer["id"]) if pointer else None
+
+
+def by_id(store: Store, execution: str) -> Execution | None:
+    record = store.read_json(f"executions/{execution}.json")
+    return Execution(**record) if record else None
+
+
+@contextlib.contextmanager
+def only_driver(store: Store, pipeline: str) -> Iterator[None]:
+    """Holds the pipeline for this process; ValueError if another works on it."""
+    if not store.is_local:
+        yield
+        return
+    place = Path(store.full(f"executions/.{pipeline}.lock"))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ValueError(
+                f"pipeline {pipeline} is being run already (process {lock.read().strip()}); "
+                "watch it with `ediffi status`"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def is_driven(store: Store, pipeline: str) -> bool:
+    """Whether a living driver holds the pipeline."""
+    try:
+        with only_driver(store, pipeline):
+            return False
+    except ValueError:
+        return True
+
+
+def begin(plan: Plan, store: Store) -> Execution:
+    """Continues the last execution if a kill left it unfinished, else starts a new one."""
+    last = latest(store, plan.spec.name)
+    if last and last.state == "running" and last.fingerprint == plan.fingerprint:
+        last.attempt += 1
+        return last
+    if last and last.state == "running":
+        last.state = "killed"
+        last.save(store)
+    now = datetime.now(UTC)
+    return Execution(
+        id=f"{plan.spec.name}-{now:%Y%m%d-%H%M%S-%f}", pipeline=plan.spec.name,
+        fingerprint=plan.fingerprint, attempt=1, started=now.isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def start_ray(cpus: int) -> None:
+    """Connects to the cluster in RAY_ADDRESS, or starts one on this machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a second shell gets 401 on loopback
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import ray
+
+    local = {} if os.environ.get("RAY_ADDRESS") else {
+        "num_cpus": cpus + SPARE_CPUS, "include_dashboard": False,
+        "object_store_memory": 512 * 2**20,
+    }  # fmt: skip
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for noisy in ("ray.data", "ray.train"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+class Runner:
+    """The loop: starts what is ready and fits, in the order of the longest way to the end."""
+
+    def __init__(
+        self, plan: Plan, store: Store, execution: Execution, lineage: Lineage, console: Console
+    ) -> None:
+        self.plan, self.store, self.execution = plan, store, execution
+        self.lineage, self.console = lineage, console
+        self.manifests: dict[str, dict[str, Any]] = {}
+        self.failed: dict[str, BaseException] = {}
+        self.board: Any = None
+        self.weight = self._weights()
+
+    def run(self) -> bool:
+        """Runs to the end; True if every node is done."""
+        for verdict in self.plan.verdicts.values():
+            if verdict.manifest is not None:
+                self.manifests[verdict.node.id] = dict(verdict.manifest)
+                self.set_state(verdict, "reused")
+                self.lineage.reused(verdict, self.manifests[verdict.node.id])
+        todo = [v for v in self.plan.verdicts.values() if not v.cached]
+        for verdict in todo:
+            self.set_state(verdict, "waiting")
+        if todo:
+            self.console.say("starting Ray")
+            start_ray(self.plan.spec.cpus)
+            self.work(todo)
+        self.execution.state = "failed" if self.failed else "done"
+        self.execution.save(self.store)
+        self.save_tree()
+        return not self.failed
+
+    def work(self, todo: list[Verdict]) -> None:
+        import ray
+
+        self.board = ray.remote(num_cpus=0)(Board).remote()
+        free = self.plan.spec.cpus
+        waiting = {v.node.id: v for v in todo}
+        running: dict[Future[dict[str, Any]], Verdict] = {}
+        with ThreadPoolExecutor(max_workers=max(len(todo), 1)) as threads:
+            while waiting or running:
+                for verdict in self.ready(waiting):
+                    if verdict.node.cpus > free:
+                        continue
+                    free -= verdict.node.cpus
+                    del waiting[verdict.node.id]
+                    self.set_state(verdict, "running")
+                    self.lineage.started(verdict)
+                    running[threads.submit(self.perform, verdict)] = verdict
+                finished, _ = wait(running, timeout=0.5, return_when="FIRST_COMPLETED")
+                self.hear()
+                for future in finished:
+                    verdict = running.pop(future)
+                    free += verdict.node.cpus
+                    self.settle(verdict, future, waiting)
+                self.console.tick()
+
+    def ready(self, waiting: dict[str, Verdict]) -> list[Verdict]:
+        """Nodes whose inputs are done, those with the longest way to the end first."""
+        able = [v for v in waiting.values() if all(n in self.manifests for n in v.node.needs)]
+        return sorted(able, key=lambda v: -self.weight[v.node.id])
+
+    def settle(
+        self, verdict: Verdict, future: Future[dict[str, Any]], waiting: dict[str, Verdict]
+    ) -> None:
+        node = verdict.node
+        error = future.exception()
+        if error is None:
+            manifest = self.manifests[node.id] = future.result()
+            self.set_state(verdict, "done")
+            self.lineage.finished(verdict, manifest)
+            self.console.done(node.id, manifest)
+            return
+        self.failed[node.id] = error
+        self.set_state(verdict, "failed", error=str(error))
+        trace = "".join(traceback.format_exception(error))
+        self.store.write(f"executions/{self.execution.id}/{node.id}.txt", trace.encode())
+        self.lineage.failed(verdict, str(error))
+        self.console.failed(node.id, str(error).strip().splitlines()[-1])
+        for other in self.descendants(node.id):
+            if other in waiting:
+                self.set_state(waiting.pop(other), "skipped", error=f"{node.id} failed")
+                self.console.say(f"{other} is skipped: it needs {node.id}")
+
+    def perform(self, verdict: Verdict) -> dict[str, Any]:
+        """Runs one step to its committed manifest; in a thread of the driver."""
+        import ray
+
+        node, start = verdict.node, time.monotonic()
+        ctx = Context(
+            node=node.id, fingerprint=verdict.fingerprint, store=self.store, folder=verdict.folder,
+            cpus=node.cpus, runtime=dict(node.runtime), board=self.board,
+            manifests={role: self.manifests[i] for role, i in node.inputs.items()},
+        )  # fmt: skip
+        reads = {**node.inputs, **node.observes}
+        inputs = {role: self.plan.verdicts[i].folder for role, i in reads.items()}
+        if node.kind in ORCHESTRATING:
+            result = perform_step(node.kind, ctx, dict(node.settings), inputs)
+        else:
+            task = ray.remote(num_cpus=node.cpus, max_retries=2)(perform_step)
+            try:
+                result = ray.get(task.remote(node.kind, ctx, dict(node.settings), inputs))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+        return commit(self.store, verdict, result, self.manifests, time.monotonic() - start)
+
+    def hear(self) -> None:
+        """Passes the steps' reports on to the console and the record."""
+        import ray
+
+        for node, row in ray.get(self.board.drain.remote()):
+            self.console.report(node, row)
+            self.lineage.report(node, row)
+            state = self.execution.nodes[node]
+            state.update({k: row[k] for k in ("done", "of", "unit") if k in row})
+
+    def set_state(self, verdict: Verdict, state: str, **more: Any) -> None:
+        self.console.state(verdict.node.id, state)
+        self.execution.nodes[verdict.node.id] = {
+            "state": state, "why": verdict.why, "folder": verdict.folder, **more,
+        }  # fmt: skip
+        self.execution.save(self.store)
+        self.save_tree()
+
+    def save_tree(self) -> None:
+        """Keeps what `ediffi tree` shows: the truth is in the store, not in MLflow."""
+        tree = tree_view.build(self.plan, self.execution, self.manifests)
+        self.store.write_json(f"executions/{self.execution.id}.tree.json", tree)
+
+    def descendants(self, node: str) -> set[str]:
+        found = {node}
+        for verdict in self.plan.verdicts.values():
+            if found & set(verdict.node.needs):
+                found.add(verdict.node.id)
+        return found - {node}
+
+    def _weights(self) -> dict[str, float]:
+        """Images from the start of a node to the end of the longest way behind it."""
+        weight: dict[str, float] = {}
+        for verdict in reversed(self.plan.verdicts.values()):
+            node = verdict.node
+            behind = [weight[v.node.id] for v in self.plan.verdicts.values()
+                      if node.id in v.node.needs]  # fmt: skip
+            weight[node.id] = float(node.settings.get("images", 1)) + max(behind, default=0)
+        return weight
+
+
+def perform_step(
+    kind: str, ctx: Context, settings: dict[str, Any], inputs: dict[str, str]
+) -> Result:
+    """Calls the step of a kind; where it runs is the caller's business."""
+    result: Result = import_module(f"pipelines.steps.{kind}").step(ctx, settings, inputs)
+    return result
+
+
+def commit(
+    store: Store, verdict: Verdict, result: Result, manifests: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Declares a node done, and leaves word of it for the next plan's reasons."""
+    node: Node = verdict.node
+    inputs = {
+        role: {"node": i, "fingerprint": manifests[i]["fingerprint"]}
+        for role, i in node.inputs.items()
+    }
+    manifest = store.commit(
+        verdict.folder,
+        result.files,
+        {
+            "kind": node.kind, "name": node.name, "fingerprint": verdict.fingerprint,
+            "settings": dict(node.settings), "inputs": inputs, "metrics": result.metrics,
+            "info": result.info, "seconds": round(seconds, 1),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )  # fmt: skip
+    word = {k: manifest[k] for k in ("fingerprint", "settings", "inputs")}
+    store.write_json(f"nodes/{node.id}.latest.json", word)
+    return manifest
+
+

@@ -1,0 +1,250 @@
+"""The YAML spec, typed and validated. An error names the key, what it got and what to write."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ediffi_core import tree
+from ediffi_core.noise import NoiseDistribution
+from ediffi_core.sampling import SOLVERS
+from ediffi_core.unet import PRESETS
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Source(Strict):
+    """Image–caption pairs: Parquet of your own, or the demo's scenes."""
+
+    path: str | None = None
+    """A Parquet file, or a folder of them, with the two columns below."""
+
+    image: str = "image"
+    caption: str = "caption"
+
+    make: Literal["digit-scenes"] | None = None
+    """Draws DigitScenes instead of reading ``path``."""
+
+    rows: int = Field(4000, ge=1)
+    shards: int = Field(8, ge=1)
+
+    @model_validator(mode="after")
+    def one_origin(self) -> Self:
+        if (self.path is None) == (self.make is None):
+            raise ValueError("give either `path:` (your Parquet) or `make: digit-scenes`")
+        return self
+
+
+class Data(Strict):
+    train: Source
+    validation: Source
+
+
+class Encoders(Strict):
+    """T5 and CLIP by name or folder; or tiny ones made for the demo."""
+
+    t5: str = "google/t5-v1_1-xxl"
+    clip: str = "ViT-L-14"
+    clip_pretrained: str = "openai"
+    make: Literal["tiny"] | None = None
+    clip_images: int = Field(20_000, ge=128)
+    """How many images the tiny CLIP is trained on."""
+
+
+class Network(Strict):
+    preset: str = "demo"
+    channels: int | None = Field(None, ge=8)
+
+    @model_validator(mode="after")
+    def known(self) -> Self:
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset {self.preset!r} is unknown; there are {', '.join(PRESETS)}")
+        return self
+
+
+class Dropout(Strict):
+    """Probabilities of dropping an embedding in training (paper.md section 3: our defaults)."""
+
+    t5: float = Field(0.1, ge=0, le=1)
+    clip_text: float = Field(0.1, ge=0, le=1)
+    clip_image: float = Field(0.5, ge=0, le=1)
+    all: float = Field(0.1, ge=0, le=1)
+
+
+class Training(Strict):
+    """How a stage's experts are trained; the clock is images."""
+
+    batch: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_images: int = Field(0, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    ema_halflife_images: int = Field(8000, ge=1)
+    dropout: Dropout = Dropout()
+
+
+class Cadence(Strict):
+    """How often a training node speaks and saves; nothing here changes its result."""
+
+    checkpoint_images: int = Field(8000, ge=1)
+    log_images: int = Field(640, ge=1)
+    validate_images: int = Field(8000, ge=1)
+    validate_draws: int = Field(256, ge=2)
+    validate_bins: int = Field(8, ge=1)
+    """Equal shares of p(σ) that validation is reported over."""
+
+
+class Expert(Strict):
+    images: int = Field(ge=1)
+    cpus: int = Field(1, ge=1)
+    start: Literal["ema", "raw"] = "ema"
+    """Which of the parent's weights a child starts from."""
+
+
+class Stage(Strict):
+    resolution: int = Field(64, ge=4)
+    network: Network = Network()
+    training: Training = Training()
+    cadence: Cadence = Cadence()
+    experts: dict[str, Expert]
+    ensemble: list[str]
+    single: Expert | None = None
+    """Trains the root on, to this many images in all: the equal-budget comparison."""
+
+    P_mean: float = -1.2
+    P_std: float = Field(1.2, gt=0)
+    sigma_data: float = Field(0.5, gt=0)
+
+    @property
+    def noise(self) -> NoiseDistribution:
+        return NoiseDistribution(P_mean=self.P_mean, P_std=self.P_std)
+
+    @model_validator(mode="after")
+    def sound_tree(self) -> Self:
+        for name in self.experts:
+            above = tree.parent(name)
+            if above is not None and above not in self.experts:
+                raise ValueError(f"expert {name} starts from {above}, which `experts:` lacks")
+        for name in self.ensemble:
+            if name not in self.experts:
+                raise ValueError(
+                    f"`ensemble:` names {name}, which `experts:` lacks" + near(name, self.experts)
+                )
+        tree.check_cover(tree.intervals_of(self.ensemble))
+        if tree.COMPLEMENT in self.experts and tree.COMPLEMENT not in self.ensemble:
+            raise ValueError(f"{tree.COMPLEMENT} is trained but `ensemble:` does not use it")
+        batch = self.training.batch
+        trained = {**self.experts, **({"single": self.single} if self.single else {})}
+        for name, expert in trained.items():
+            if expert.images % batch:
+                fit = max(batch, round(expert.images / batch) * batch)
+                raise ValueError(
+                    f"{name} trains on {expert.images} images, no multiple of the batch "
+                    f"of {batch}; write {fit}"
+                )
+        if self.single and self.single.images < self.experts[tree.ROOT].images:
+            raise ValueError("`single:` continues the root, so it needs at least as many images")
+        return self
+
+
+class Evaluate(Strict):
+    """Pictures for the validation captions, and what is measured on them."""
+
+    captions: int = Field(128, ge=2)
+    guidance: float = Field(2.0, ge=0)
+    steps: int = Field(25, ge=1)
+    solver: str = "deis3"
+    batch: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def known(self) -> Self:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver {self.solver!r} is unknown; there are {', '.join(SOLVERS)}")
+        return self
+
+
+class Spec(Strict):
+    """One pipeline."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    seed: int = 0
+    storage: str = "ediffi-store"
+    tracking: str | None = None
+    """MLflow's address; without one, a SQLite file in the storage folder."""
+
+    cpus: int = Field(2, ge=1)
+    """CPUs the run may use at the same time on this machine."""
+
+    data: Data
+    encoders: Encoders = Encoders()
+    stages: dict[str, Stage] = Field(min_length=1, max_length=1)
+    evaluate: Evaluate = Evaluate()
+
+
+def load(path: str | Path) -> Spec:
+    """Reads and checks a spec; ValueError with one line if it is not sound."""
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"there is no spec at {path}; pipelines/specs/ has some to start from")
+    try:
+        raw = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} must hold `name:`, `data:` and `stages:`, got {raw!r:.40}")
+    try:
+        return Spec.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {explain(error)}") from error
+
+
+def near(word: str, known: Any) -> str:
+    match = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
+    return f"; did you mean `{match[0]}`?" if match else ""
+
+
+def explain(error: ValidationError) -> str:
+    """The first of pydantic's complaints, in words."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        hint = near(str(first["loc"][-1]), known) or f"; known are {', '.join(known)}"
+        return f"unknown key `{key}`{hint}{more}"
+    if first["type"] == "missing":
+        return f"`{key}` is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"`{key}`: {message}{more}"
+    return f"`{key}`: {message[:1].lower()}{message[1:]}, got {first['input']!r:.60}{more}"
+
+
+def _fields_at(path: tuple[int | str, ...]) -> list[str]:
+    model: Any = Spec
+    for part in path:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            annotation: Any = model.model_fields[str(part)].annotation
+        else:  # a key of a dict[str, Model]
+            annotation = model
+        arguments = [a for a in getattr(annotation, "__args__", ()) if a is not str]
+        models = [a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)]
+        model = models[0] if models else annotation
+        if getattr(annotation, "__origin__", None) is dict:
+            model = DictOf(models[0])
+        elif isinstance(annotation, DictOf):
+            model = annotation.model
+    return list(model.model_fields)
+
+
+class DictOf:
+    """Marks, while walking a path, that the next part is a free key."""
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        self.model = model

@@ -1,0 +1,1 @@
+"""One module a kind of node; each has ``step(ctx, settings, inputs) -> Result``."""

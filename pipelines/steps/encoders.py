@@ -1,0 +1,42 @@
+"""Makes the demo's tiny T5 and CLIP, in the formats of the real ones."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from pipelines.demo.encoders import train_clip, write_t5
+from pipelines.sources import parquet_files
+from pipelines.steps.context import Context, Result
+
+
+def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
+    torch.set_num_threads(ctx.cpus)
+    files = parquet_files(str(ctx.store.local(inputs["data"])))
+    table = pa.concat_tables(pq.read_table(f, columns=["image", "caption"]) for f in files)
+    captions = table["caption"].to_pylist()
+    pictures = [Image.open(io.BytesIO(data)) for data in table["image"].to_pylist()]
+    total = settings["clip_images"]
+
+    def progress(images: int, loss: float) -> None:
+        ctx.report(done=images, of=total, unit="images", loss=loss)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name in ("t5", "clip"):
+            (folder / name).mkdir()
+        write_t5(folder / "t5", captions, seed=settings["seed"])
+        loss = train_clip(
+            folder / "clip", pictures, captions, images=total, batch=128, seed=settings["seed"],
+            progress=progress,
+        )  # fmt: skip
+        ctx.store.put_folder(folder, ctx.folder)
+        files = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
+    return Result(files=files, metrics={"clip_loss": loss})

@@ -1,0 +1,1 @@
+"""Where results live: content-addressed nodes, and Parquet shards inside them."""

@@ -1,0 +1,139 @@
+"""Moments, the Fréchet distance and validation losses against what they should equal."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+
+from ediffi_core import draws
+from ediffi_core.metrics import Moments, clip_score, frechet_distance, validation_losses
+from ediffi_core.noise import NoiseDistribution
+from ediffi_core.precond import Denoiser, denoising_loss
+from ediffi_core.tree import interval
+
+NOISE = NoiseDistribution()
+
+
+def features(rows, dim, seed):
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((dim, dim))
+    return rng.standard_normal((rows, dim)) @ mixing + 3 * rng.standard_normal(dim) + 50
+
+
+def moments(mean, covariance, count=1000):
+    mean, covariance = torch.as_tensor(mean).double(), torch.as_tensor(covariance).double()
+    return Moments(count, mean, covariance * (count - 1))
+
+
+@pytest.mark.parametrize("sizes", [[97], [1, 96], [50, 46, 1], [1] * 97, [13, 7, 40, 37]])
+def test_merged_moments_are_those_of_everything_at_once(sizes):
+    x = features(97, 5, 0)
+    parts = torch.from_numpy(x).split(sizes)
+    total = Moments.of(parts[0])
+    for part in parts[1:]:
+        total = total + Moments.of(part)
+    assert total.count == 97
+    np.testing.assert_allclose(total.mean.numpy(), x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(total.covariance.numpy(), np.cov(x.T), rtol=1e-9)
+
+
+def test_float32_features_are_added_up_in_float64():
+    x = torch.from_numpy(features(200, 3, 1)).float()
+    assert Moments.of(x).scatter.dtype == torch.float64
+    np.testing.assert_allclose(Moments.of(x).covariance, np.cov(x.double().numpy().T), rtol=1e-12)
+
+
+def test_one_picture_has_no_covariance():
+    with pytest.raises(ValueError, match="at least 2 pictures, got 1"):
+        _ = Moments.of(torch.ones(1, 3)).covariance
+
+
+@pytest.mark.parametrize("dim", [1, 2, 16])
+def test_frechet_distance_is_scipy_s(dim):
+    x, y = features(300, dim, 2), features(200, dim, 3)
+    cx, cy = np.atleast_2d(np.cov(x.T)), np.atleast_2d(np.cov(y.T))
+    root = np.atleast_2d(linalg.sqrtm(cx @ cy)).real
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cx + cy - 2 * root)
+    a, b = Moments.of(torch.from_numpy(x)), Moments.of(torch.from_numpy(y))
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-7)
+
+
+def test_frechet_distance_of_gaussians_in_closed_form():
+    """Commuting covariances: ‖Δμ‖² + Σ (√a − √b)², also where one is singular."""
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
+    va, vb = np.array([4.0, 1.0, 0.0, 9.0]), np.array([1.0, 1.0, 0.25, 0.0])
+    a = moments(np.zeros(4), rotation * va @ rotation.T)
+    b = moments(rotation @ [1, 2, 0, 0], rotation * vb @ rotation.T)
+    assert frechet_distance(a, b) == pytest.approx(5 + 1 + 0 + 0.25 + 9, rel=1e-7)
+    shift = moments(rotation @ [0, 0, 3, 4], rotation * va @ rotation.T)
+    assert frechet_distance(a, shift) == pytest.approx(25, rel=1e-7)
+
+
+def test_clip_score_is_the_mean_cosine():
+    image, text = (
+        torch.tensor([[1.0, 0], [3, 4], [0, 2]]),
+        torch.tensor([[5.0, 0], [4, 3], [0, -1]]),
+    )
+    assert clip_score(image, text) == pytest.approx((1 + 24 / 25 - 1) / 3, abs=1e-12)
+
+
+COUNT = 23
+
+
+@pytest.fixture
+def batches(make_cond):
+    everything = make_cond(COUNT)
+    pictures = draws.normal(9, "pictures", torch.arange(COUNT), (3, 8, 8)) / 2
+
+    return lambda index: (pictures[index], everything[index])
+
+
+def evaluate(denoiser, batches, batch, seed=4):
+    return validation_losses(
+        denoiser, 0.5, batches, count=COUNT, batch=batch,
+        interval=interval("E3_5"), noise=NOISE, seed=seed,
+    )  # fmt: skip
+
+
+def test_validation_draws_are_the_same_for_every_model_and_batch_size(make_net, batches):
+    first, second = Denoiser(make_net(0)), Denoiser(make_net(1))
+    sigma, loss = evaluate(first, batches, COUNT)
+    assert sigma.dtype == torch.float64
+    lo, hi = interval("E3_5").bounds(NOISE)
+    assert ((sigma >= lo) & (sigma < hi)).all()
+    for batch in (1, 4, 10, 100):
+        sigma_again, loss_again = evaluate(first, batches, batch)
+        assert torch.equal(sigma_again, sigma)
+        torch.testing.assert_close(loss_again, loss, rtol=1e-5, atol=1e-6)
+    other_sigma, other_loss = evaluate(second, batches, 4)
+    assert torch.equal(other_sigma, sigma)
+    assert not torch.isclose(other_loss, loss).any()
+    assert not torch.equal(evaluate(first, batches, COUNT, seed=5)[0], sigma)
+
+
+def test_both_models_see_the_same_noisy_pictures(batches):
+    class Recorder(torch.nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale, self.seen = scale, []
+
+        def forward(self, x, sigma, cond):
+            self.seen.append(x.clone())
+            return self.scale * x
+
+    zero, half = Recorder(0.0), Recorder(0.5)
+    sigma, loss = evaluate(zero, batches, 7)
+    evaluate(half, batches, 5)
+    assert torch.equal(torch.cat(zero.seen), torch.cat(half.seen))
+    # A denoiser that answers 0 leaves λ(σ) times the mean square of the picture.
+    x, cond = batches(torch.arange(COUNT))
+    expected = (sigma**2 + 0.25) / (sigma * 0.5) ** 2 * x.double().square().mean((1, 2, 3))
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    eps = (torch.cat(zero.seen) - x) / sigma[:, None, None, None]
+    torch.testing.assert_close(
+        loss, denoising_loss(zero, 0.5, x, sigma, eps.float(), cond), rtol=1e-5, atol=0
+    )
+    assert abs(eps.mean()) < 5 / eps.numel() ** 0.5
+    assert abs(eps.square().mean() - 1) < 5 * (2 / eps.numel()) ** 0.5

@@ -1,0 +1,91 @@
+"""Who may import whom: notebooks → pipelines → ediffi_core, and never back."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAYERS = ("ediffi_core", "pipelines", "notebooks")
+ENCODERS = Path("ediffi_core/encoders.py")
+
+
+def sources():
+    """Every Python source of the three layers: modules, and notebooks' code cells."""
+    for layer in LAYERS:
+        for path in sorted((ROOT / layer).rglob("*.py")):
+            yield path.relative_to(ROOT), path.read_text(encoding="utf-8")
+        for path in sorted((ROOT / layer).rglob("*.ipynb")):
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+            lines = [
+                s for s in "\n".join(code).splitlines() if not s.lstrip().startswith(("%", "!"))
+            ]
+            yield path.relative_to(ROOT), "\n".join(lines)
+
+
+def imports(path, text):
+    """Top-level names of all packages a source imports, inside functions and strings too."""
+    for node in ast.walk(ast.parse(text, str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield path.parts[0] if node.level else node.module.split(".")[0]
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__")
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            yield str(node.args[0].value).split(".")[0]
+
+
+SOURCES = list(sources())
+MODULES = [(p, t) for p, t in SOURCES if p.suffix == ".py"]
+
+
+def test_there_is_something_to_check():
+    layers = {path.parts[0] for path, _ in SOURCES}
+    assert {"ediffi_core", "pipelines"} <= layers
+    assert ENCODERS in {path for path, _ in SOURCES}
+
+
+def test_the_walk_sees_every_way_to_import():
+    text = """
+import ray.data as rd
+from mlflow.tracking import MlflowClient
+def f():
+    import pyarrow.parquet
+    from . import sibling
+    importlib.import_module("open_clip.factory")
+    __import__("transformers")
+"""
+    found = set(imports(Path("pipelines/x.py"), text))
+    assert found == {"ray", "mlflow", "pyarrow", "pipelines", "open_clip", "transformers"}
+
+
+@pytest.mark.parametrize(("path", "text"), SOURCES, ids=[str(p) for p, _ in SOURCES])
+def test_layers_import_downwards_only(path, text):
+    mine = LAYERS.index(path.parts[0])
+    above = set(LAYERS[mine + 1 :]) | {"tests"}
+    assert not above & set(imports(path, text))
+    if mine == 0:
+        assert not {"ray", "mlflow", "pyarrow"} & set(imports(path, text))
+
+
+def test_only_the_encoders_import_encoder_libraries():
+    users = {p for p, t in MODULES if {"transformers", "open_clip"} & set(imports(p, t))}
+    assert {p for p in users if p.parts[0] == "ediffi_core"} == {ENCODERS}
+
+
+def test_the_encoders_import_them_when_asked_only():
+    (text,) = [t for p, t in MODULES if p == ENCODERS]
+    top = [n for n in ast.parse(text).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    module = ast.unparse(ast.Module(body=top, type_ignores=[]))
+    assert not {"transformers", "open_clip"} & set(imports(ENCODERS, module))
+
+
+@pytest.mark.parametrize(("path", "text"), MODULES, ids=[str(p) for p, _ in MODULES])
+def test_files_stay_short(path, text):
+    assert len(text.splitlines()) <= 500
