@@ -1,1 +1,4 @@
-"""The science of eDiff-I: noise, expert trees, denoisers, samplers. Needs torch, numpy and safetensors alone."""
+"""The science of eDiff-I: noise, expert trees, denoisers, samplers.
+
+Needs torch, numpy and safetensors alone.
+"""

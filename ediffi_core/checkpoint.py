@@ -111,7 +111,10 @@ def load_denoiser(
         expert, interval: what the caller takes it for; ValueError if the checkpoint differs.
     """
     weights, card = read(path)
-    for what, given, found in (("expert", expert, card.expert), ("interval", interval, card.interval)):
+    for what, given, found in (
+        ("expert", expert, card.expert),
+        ("interval", interval, card.interval),
+    ):
         if given is not None and given != found:
             raise ValueError(
                 f"{path} holds {what} {found}, but {given} was asked for; "

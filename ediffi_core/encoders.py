@@ -35,9 +35,12 @@ class T5:
     def text(self, captions: Sequence[str]) -> list[Tensor]:
         """One ``[tokens, dim]`` float32 tensor a caption, at its true length. CPU."""
         batch = self.tokenizer(
-            list(captions), padding=True, truncation=True, max_length=MAX_T5_TOKENS,
+            list(captions),
+            padding=True,
+            truncation=True,
+            max_length=MAX_T5_TOKENS,
             return_tensors="pt",
-        ).to(self.device)  # fmt: skip
+        ).to(self.device)
         out = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         hidden = out.last_hidden_state.float().cpu()
         lengths = batch.attention_mask.sum(dim=1).tolist()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.noise import Interval, NoiseDistribution
+from ediffi_core.precond import Denoiser
 from ediffi_core.tree import check_cover
 
 
@@ -18,7 +19,7 @@ class Expert:
 
     name: str
     interval: Interval
-    denoiser: nn.Module
+    denoiser: Denoiser
 
 
 class Ensemble(nn.Module):

@@ -52,7 +52,7 @@ class Interval:
         return lo, hi
 
     def draw(self, u: Tensor, noise: NoiseDistribution) -> Tensor:
-        """Maps ``u ~ U[0, 1)`` to ``σ ~ p(σ | this interval)``, float64 (float32 loses the tail)."""
+        """Maps ``u ~ U[0, 1)`` to ``σ ~ p(σ | this interval)``, float64 (float32 loses the top)."""
         q = self.q_lo + (self.q_hi - self.q_lo) * u.double()
         # A u next to 1 rounds up to q_hi. So that σ is never 0, infinite or the next expert's:
         lo, hi = self.bounds(noise)
@@ -65,7 +65,7 @@ EVERYTHING = Interval(0.0, 1.0)
 def edm_grid(
     num_steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> Tensor:
-    """EDM's noise levels (equation 5): ``num_steps`` falling values and a final 0. [num_steps + 1]"""
+    """EDM's noise levels (equation 5): ``num_steps`` falling values, then 0. [num_steps + 1]"""
     if num_steps < 1:
         raise ValueError(f"a sampling grid needs at least 1 step, got {num_steps}")
     if not 0 < sigma_min < sigma_max:

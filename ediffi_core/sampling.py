@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -25,16 +26,14 @@ class Solver(Protocol):
     ) -> Tensor: ...
 
 
-def euler(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, callback: Callback | None = None
-) -> Tensor:
+def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, callback: Callback | None = None) -> Tensor:
     """First order; one evaluation a step."""
     return deis(denoise, x, sigmas, callback, order=1)
 
 
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, callback: Callback | None = None) -> Tensor:
-    """EDM's second-order solver (algorithm 1 without churn): two evaluations a step but the last."""
-    for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    """EDM's second-order solver (algorithm 1, no churn): two evaluations a step but the last."""
+    for step, (sigma, following) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
         slope = (x - denoised) / float(sigma)
         width = float(following - sigma)
@@ -64,7 +63,7 @@ def deis(
     if not 1 <= order <= 3:
         raise ValueError(f"DEIS has orders 1 to 3, got {order}")
     history: list[Tensor] = []
-    for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for step, (sigma, following) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
         if following == 0:
             x = denoised

@@ -1,4 +1,4 @@
-"""``ediffi``: thin verbs over spec, plan, run and model. Heavy imports wait until a verb needs them."""
+"""``ediffi``: thin verbs over spec, plan, run and model. Heavy imports wait until needed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import typer
 
 app = typer.Typer(
     help="Train ensembles of expert denoisers as a workflow DAG, and draw with them.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode=None,
-)  # fmt: skip
+)
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The pipeline's YAML.")]
 Storage = Annotated[str | None, typer.Option(help="Folder or URL of the store; else the spec's.")]
@@ -82,7 +84,9 @@ def run(spec: SpecPath, storage: Storage = None) -> None:
         raise SystemExit(2 if mistakes else 1)
 
 
-def planned_execution(spec: Path | None, storage: str | None, run_id: str | None) -> tuple[Any, Any]:
+def planned_execution(
+    spec: Path | None, storage: str | None, run_id: str | None
+) -> tuple[Any, Any]:
     """The store, and the execution that was asked for (the last one by default)."""
     from pipelines import spec as specs
     from pipelines.run import by_id, latest
@@ -96,15 +100,20 @@ def planned_execution(spec: Path | None, storage: str | None, run_id: str | None
     found = by_id(store, run_id) if run_id else latest(store, pipeline)
     if found is None:
         what = f"no run {run_id}" if run_id else "no run"
-        raise ValueError(f"{what} in {store.root}; start one with `ediffi run SPEC`, or give --storage")
+        raise ValueError(
+            f"{what} in {store.root}; start one with `ediffi run SPEC`, or give --storage"
+        )
     return store, found
 
 
 @app.command(epilog="Example:  ediffi status --json")
 def status(
-    spec: Annotated[Path | None, typer.Argument(metavar="[SPEC]", help="Of which pipeline; else the last run.")] = None,
-    storage: Storage = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC]", help="Of which pipeline; else the last run.")
+    ] = None,
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
     """Says how the last run stands, node by node."""
     from pipelines.run import is_driven
 
@@ -125,9 +134,12 @@ def status(
 
 @app.command(epilog="Example:  ediffi tree")
 def tree(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="An execution's id; else the last.")] = None,
-    storage: Storage = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="An execution's id; else the last.")
+    ] = None,
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
     """Prints the expert tree of a run: intervals, budgets, gains over the parents."""
     from pipelines import tree_view
 
@@ -138,19 +150,25 @@ def tree(
     typer.echo(json.dumps(found, indent=1) if as_json else tree_view.text(found))
 
 
-@app.command(epilog='Example:  ediffi sample digit-scenes "a red seven left of a green two" -o out.png')
+@app.command(
+    epilog='Example:  ediffi sample digit-scenes "a red seven left of a green two" -o out.png'
+)
 def sample(
-    model: Annotated[str, typer.Argument(help="ensemble.json, a pipeline's name, or models:/NAME@ALIAS.")],
+    model: Annotated[
+        str, typer.Argument(help="ensemble.json, a pipeline's name, or models:/NAME@ALIAS.")
+    ],
     prompts: Annotated[list[str], typer.Argument(help="One or several prompts.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="PNG to write.")] = Path("out.png"),
-    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale; 0 is none.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance scale; 0 is none.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     solver: Annotated[str | None, typer.Option(help="euler, heun, deis1, deis2 or deis3.")] = None,
     seed: int = 0,
     n: Annotated[int, typer.Option("-n", min=1, help="Pictures a prompt.")] = 1,
     scale: Annotated[int, typer.Option(min=1, help="Enlarges the pictures in the PNG.")] = 16,
     storage: Storage = None,
-) -> None:  # fmt: skip
+) -> None:
     """Draws pictures for prompts with a trained ensemble."""
     import math
 

@@ -15,8 +15,11 @@ PLAIN_EVERY_S = 10.0
 
 def clock(seconds: float) -> str:
     seconds = round(seconds)
-    return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}" if seconds >= 3600 \
-        else f"{seconds // 60}:{seconds % 60:02d}"  # fmt: skip
+    return (
+        f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
+        if seconds >= 3600
+        else f"{seconds // 60}:{seconds % 60:02d}"
+    )
 
 
 class Console:
@@ -73,7 +76,9 @@ class Console:
         if "loss" in track:
             parts.append(f"loss {track['loss']:.4f}")
         if rate:
-            parts += [f"{rate:.0f} {track['unit']}/s" if rate >= 10 else f"{rate:.1f} {track['unit']}/s"]
+            parts += [
+                f"{rate:.0f} {track['unit']}/s" if rate >= 10 else f"{rate:.1f} {track['unit']}/s"
+            ]
             parts.append(f"{clock((track['of'] - track['done']) / rate)} left")
         return "  ".join(parts)
 

@@ -27,14 +27,18 @@ def tracking_uri(spec: Any, store: Store) -> str:
     if spec.tracking:
         return str(spec.tracking)
     if not store.is_local:
-        raise ValueError(f"storage {store.root} is no local folder: give MLflow's address, `tracking:`")
+        raise ValueError(
+            f"storage {store.root} is no local folder: give MLflow's address, `tracking:`"
+        )
     return f"sqlite:///{store.root}/mlflow.db"
 
 
 class Lineage:
     """Takes what happens and writes it down, in the background and in order."""
 
-    def __init__(self, plan: Plan, store: Store, execution: Any, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, plan: Plan, store: Store, execution: Any, say: Callable[[str], None]
+    ) -> None:
         self.plan, self.store, self.execution, self.say = plan, store, execution, say
         self.uri = tracking_uri(plan.spec, store)
         self.jobs: queue.Queue[Job | None] = queue.Queue()
@@ -84,7 +88,9 @@ class Lineage:
         if self.thread.is_alive():
             self.broken = f"still busy after {wait_s:.0f} s"
         if self.broken:
-            self.say(f"MLflow record incomplete ({self.broken}); run the same command to complete it")
+            self.say(
+                f"MLflow record incomplete ({self.broken}); run the same command to complete it"
+            )
 
     # -- the writing thread ----------------------------------------------------------------------
 
@@ -110,8 +116,11 @@ class Lineage:
         self.client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         name = self.plan.spec.name
         found = self.client.get_experiment_by_name(name)
-        place = {} if self.plan.spec.tracking else {
-            "artifact_location": f"file://{self.store.root}/mlflow-artifacts"}  # fmt: skip
+        place = (
+            {}
+            if self.plan.spec.tracking
+            else {"artifact_location": f"file://{self.store.root}/mlflow-artifacts"}
+        )
         self.experiment = (
             found.experiment_id if found else self.client.create_experiment(name, **place)
         )
@@ -119,10 +128,14 @@ class Lineage:
         if known.get("uri") != self.uri or not self._exists(known.get("run")):
             self.runs.clear()
             run = self.client.create_run(
-                self.experiment, run_name=self.execution.id,
-                tags={"ediffi.pipeline": name, "ediffi.execution": self.execution.id,
-                      "ediffi.state": "running"},
-            )  # fmt: skip
+                self.experiment,
+                run_name=self.execution.id,
+                tags={
+                    "ediffi.pipeline": name,
+                    "ediffi.execution": self.execution.id,
+                    "ediffi.state": "running",
+                },
+            )
             known.update(uri=self.uri, run=run.info.run_id, experiment=self.experiment)
         else:
             self.client.update_run(known["run"], status="RUNNING")
@@ -148,9 +161,10 @@ class Lineage:
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
     def _parent_of(self, node: Node) -> str:
-        """An expert's run hangs below its parent expert's, everything else below the execution's."""
+        """An expert's run hangs below its parent's, everything else below the execution's."""
         above = node.inputs.get("parent")
-        return self.runs.get(above or "", self.execution.tracking["run"])
+        execution: str = self.execution.tracking["run"]
+        return self.runs.get(above or "", execution)
 
     def _start(self, verdict: Verdict, state: str) -> None:
         node = verdict.node

@@ -25,9 +25,7 @@ from pipelines.store.artifacts import Store
 MANIFEST = "ensemble.json"
 
 
-def load_encoders(
-    store: Store, folder: str | None, named: Mapping[str, str]
-) -> tuple[T5, CLIP]:
+def load_encoders(store: Store, folder: str | None, named: Mapping[str, str]) -> tuple[T5, CLIP]:
     """The encoders made by a node (its folder), or those named in the spec."""
     if folder:
         return T5(str(store.local(f"{folder}/t5"))), CLIP(str(store.local(f"{folder}/clip")))

@@ -117,9 +117,12 @@ def nodes_of(spec: Spec, sources: Mapping[str, Any]) -> list[Node]:
         embed_inputs[split] = {}
         if source.make:
             settings = {
-                "make": source.make, "split": split, "rows": source.rows, "shards": source.shards,
+                "make": source.make,
+                "split": split,
+                "rows": source.rows,
+                "shards": source.shards,
                 "seed": spec.seed,
-            }  # fmt: skip
+            }
             nodes.append(Node(kind="data", name=split, settings=settings))
             embed_inputs[split] = {"data": f"data/{split}"}
 
@@ -133,9 +136,12 @@ def nodes_of(spec: Spec, sources: Mapping[str, Any]) -> list[Node]:
         settings = {"make": "tiny", "clip_images": spec.encoders.clip_images, "seed": spec.seed}
         nodes.append(
             Node(
-                kind="encoders", name="tiny", settings=settings, inputs={"data": "data/train"},
+                kind="encoders",
+                name="tiny",
+                settings=settings,
+                inputs={"data": "data/train"},
                 cpus=spec.cpus,
-            )  # fmt: skip
+            )
         )
     else:
         encoders = spec.encoders.model_dump(include={"t5", "clip", "clip_pretrained"})
@@ -161,21 +167,26 @@ def _stage_nodes(
         settings = {
             "resolution": stage.resolution,
             "encoders": encoders,
-            "source": None if source.make else {**sources[split], "image": source.image,
-                                                "caption": source.caption},
-        }  # fmt: skip
+            "source": None
+            if source.make
+            else {**sources[split], "image": source.image, "caption": source.caption},
+        }
         where = {} if source.make else {"path": source.path}
         nodes.append(
             Node(
-                kind="embed", name=f"{stage_name}/{split}", settings=settings, runtime=where,
-                inputs={**embed_inputs[split], **tiny}, cpus=spec.cpus,
-            )  # fmt: skip
+                kind="embed",
+                name=f"{stage_name}/{split}",
+                settings=settings,
+                runtime=where,
+                inputs={**embed_inputs[split], **tiny},
+                cpus=spec.cpus,
+            )
         )
 
     trained = dict(stage.experts)
     if stage.single:
         trained[SINGLE] = stage.single
-    ready = [name for name in sorted(trained, key=lambda n: _depth(n))]
+    ready = sorted(trained, key=_depth)
     nodes += [_train_node(spec, stage_name, stage, name, trained[name]) for name in ready]
 
     groups = {"ensemble": stage.ensemble, "root": [tree.ROOT]}
@@ -189,7 +200,8 @@ def _stage_nodes(
                 settings={
                     **spec.evaluate.model_dump(exclude={"batch"}),
                     "experts": {e: _bounds(interval_of(stage, e)) for e in experts}
-                    if group == "ensemble" else {experts[0]: [0.0, 1.0]},
+                    if group == "ensemble"
+                    else {experts[0]: [0.0, 1.0]},
                     "encoders": encoders,
                     "scorer": spec.data.validation.make,
                     "controls": group == "ensemble",
@@ -201,7 +213,7 @@ def _stage_nodes(
                     **tiny,
                 },
                 runtime={"batch": spec.evaluate.batch},
-            )  # fmt: skip
+            )
         )
     return nodes
 
@@ -243,10 +255,14 @@ def _train_node(spec: Spec, stage_name: str, stage: Stage, name: str, expert: Ex
     if above:
         inputs["parent"] = f"train/{stage_name}/{above}"
     return Node(
-        kind="train", name=f"{stage_name}/{name}", settings=settings, inputs=inputs,
+        kind="train",
+        name=f"{stage_name}/{name}",
+        settings=settings,
+        inputs=inputs,
         observes={"validation": f"embed/{stage_name}/validation"},
-        runtime=stage.cadence.model_dump(), cpus=min(expert.cpus, spec.cpus),
-    )  # fmt: skip
+        runtime=stage.cadence.model_dump(),
+        cpus=min(expert.cpus, spec.cpus),
+    )
 
 
 def _promote_node(spec: Spec) -> Node:
@@ -292,9 +308,7 @@ def make(spec: Spec, store: Store, sources: Mapping[str, Any]) -> Plan:
     return Plan(spec=spec, verdicts=verdicts)
 
 
-def _why_not(
-    node: Node, fingerprint: str, store: Store, verdicts: Mapping[str, Verdict]
-) -> str:
+def _why_not(node: Node, fingerprint: str, store: Store, verdicts: Mapping[str, Verdict]) -> str:
     """In words, why a node must run: begun before, something changed, or never done."""
     begun: dict[str, Any] | None = store.read_json(f"{folder_of(node, fingerprint)}/progress.json")
     if begun:
@@ -305,11 +319,14 @@ def _why_not(
     changed = difference(before["settings"], json.loads(json.dumps(node.settings)))
     old = {role: i["fingerprint"] for role, i in before["inputs"].items()}
     changed += [
-        f"input {i} changed" for role, i in node.inputs.items()
+        f"input {i} changed"
+        for role, i in node.inputs.items()
         if old.get(role) != verdicts[i].fingerprint
-    ]  # fmt: skip
+    ]
     if not changed:
-        return "format of its result changed" if before["fingerprint"] != fingerprint else "files lost"
+        return (
+            "format of its result changed" if before["fingerprint"] != fingerprint else "files lost"
+        )
     return "; ".join(changed[:2]) + (f" and {len(changed) - 2} more" if len(changed) > 2 else "")
 
 

@@ -52,7 +52,9 @@ def text(plan: Plan) -> str:
         if images and not v.cached:
             total += images
         what = f"{interval_text(sigma):<24} {images:>8,} images" if sigma else " " * 40
-        lines.append(f"{'reuse' if v.cached else 'run  '}  {v.node.id:<24} {what}  {v.why}".rstrip())
+        lines.append(
+            f"{'reuse' if v.cached else 'run  '}  {v.node.id:<24} {what}  {v.why}".rstrip()
+        )
         waits = [n for n in v.node.needs if not plan.verdicts[n].cached]
         if waits and not v.cached:
             lines.append(f"       {'':<24} waits for {', '.join(waits)}")

@@ -11,9 +11,7 @@ CODE = Path(__file__).with_name("pyfunc_model.py")
 FINGERPRINT = "ediffi.fingerprint"
 
 
-def register(
-    client: Any, uri: str, name: str, run: str, folder: Path, fingerprint: str
-) -> str:
+def register(client: Any, uri: str, name: str, run: str, folder: Path, fingerprint: str) -> str:
     """Registers an ensemble once per fingerprint, as ``candidate``; → its version.
 
     The model's files are its code and ``ensemble.json``, which points into the store: the weights

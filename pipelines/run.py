@@ -105,9 +105,12 @@ def begin(plan: Plan, store: Store) -> Execution:
         last.save(store)
     now = datetime.now(UTC)
     return Execution(
-        id=f"{plan.spec.name}-{now:%Y%m%d-%H%M%S-%f}", pipeline=plan.spec.name,
-        fingerprint=plan.fingerprint, attempt=1, started=now.isoformat(timespec="seconds"),
-    )  # fmt: skip
+        id=f"{plan.spec.name}-{now:%Y%m%d-%H%M%S-%f}",
+        pipeline=plan.spec.name,
+        fingerprint=plan.fingerprint,
+        attempt=1,
+        started=now.isoformat(timespec="seconds"),
+    )
 
 
 def start_ray(cpus: int) -> None:
@@ -120,10 +123,15 @@ def start_ray(cpus: int) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     import ray
 
-    local = {} if os.environ.get("RAY_ADDRESS") else {
-        "num_cpus": cpus + SPARE_CPUS, "include_dashboard": False,
-        "object_store_memory": 512 * 2**20,
-    }  # fmt: skip
+    local = (
+        {}
+        if os.environ.get("RAY_ADDRESS")
+        else {
+            "num_cpus": cpus + SPARE_CPUS,
+            "include_dashboard": False,
+            "object_store_memory": 512 * 2**20,
+        }
+    )
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
     ray.data.DataContext.get_current().enable_progress_bars = False
     for noisy in ("ray.data", "ray.train"):
@@ -220,10 +228,15 @@ class Runner:
 
         node, start = verdict.node, time.monotonic()
         ctx = Context(
-            node=node.id, fingerprint=verdict.fingerprint, store=self.store, folder=verdict.folder,
-            cpus=node.cpus, runtime=dict(node.runtime), board=self.board,
+            node=node.id,
+            fingerprint=verdict.fingerprint,
+            store=self.store,
+            folder=verdict.folder,
+            cpus=node.cpus,
+            runtime=dict(node.runtime),
+            board=self.board,
             manifests={role: self.manifests[i] for role, i in node.inputs.items()},
-        )  # fmt: skip
+        )
         reads = {**node.inputs, **node.observes}
         inputs = {role: self.plan.verdicts[i].folder for role, i in reads.items()}
         if node.kind in ORCHESTRATING:
@@ -249,8 +262,11 @@ class Runner:
     def set_state(self, verdict: Verdict, state: str, **more: Any) -> None:
         self.console.state(verdict.node.id, state)
         self.execution.nodes[verdict.node.id] = {
-            "state": state, "why": verdict.why, "folder": verdict.folder, **more,
-        }  # fmt: skip
+            "state": state,
+            "why": verdict.why,
+            "folder": verdict.folder,
+            **more,
+        }
         self.execution.save(self.store)
         self.save_tree()
 
@@ -271,8 +287,9 @@ class Runner:
         weight: dict[str, float] = {}
         for verdict in reversed(self.plan.verdicts.values()):
             node = verdict.node
-            behind = [weight[v.node.id] for v in self.plan.verdicts.values()
-                      if node.id in v.node.needs]  # fmt: skip
+            behind = [
+                weight[v.node.id] for v in self.plan.verdicts.values() if node.id in v.node.needs
+            ]
             weight[node.id] = float(node.settings.get("images", 1)) + max(behind, default=0)
         return weight
 
@@ -298,14 +315,17 @@ def commit(
         verdict.folder,
         result.files,
         {
-            "kind": node.kind, "name": node.name, "fingerprint": verdict.fingerprint,
-            "settings": dict(node.settings), "inputs": inputs, "metrics": result.metrics,
-            "info": result.info, "seconds": round(seconds, 1),
+            "kind": node.kind,
+            "name": node.name,
+            "fingerprint": verdict.fingerprint,
+            "settings": dict(node.settings),
+            "inputs": inputs,
+            "metrics": result.metrics,
+            "info": result.info,
+            "seconds": round(seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         },
-    )  # fmt: skip
+    )
     word = {k: manifest[k] for k in ("fingerprint", "settings", "inputs")}
     store.write_json(f"nodes/{node.id}.latest.json", word)
     return manifest
-
-

@@ -16,7 +16,7 @@ def identify_all(spec: Spec) -> dict[str, Any]:
 
 
 def identify(source: Source) -> dict[str, Any]:
-    """Names and sha256 of a source's files; ValueError if there are none, or columns are missing."""
+    """Names and sha256 of a source's files; ValueError if files or columns are missing."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -39,8 +39,10 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
         evaluations = {
             v.node.name.split("/")[1]: dict(manifests[i]["metrics"])
             for i, v in plan.verdicts.items()
-            if v.node.kind == "evaluate" and v.node.name.startswith(f"{stage_name}/") and i in manifests
-        }  # fmt: skip
+            if v.node.kind == "evaluate"
+            and v.node.name.startswith(f"{stage_name}/")
+            and i in manifests
+        }
         stages[stage_name] = {"experts": experts, "evaluations": evaluations}
     return {
         "pipeline": plan.spec.name,
@@ -100,10 +102,15 @@ def text(tree: Mapping[str, Any]) -> str:
 
 
 COLUMNS = {
-    "alignment": ("alignment", "↑"), "objects": ("digits", "↑"), "colours": ("colours", "↑"),
-    "places": ("places", "↑"), "papers": ("papers", "↑"),
-    "frechet_distance": ("Fréchet", "↓"), "clip_score": ("CLIP", "↑"), "val_loss": ("val loss", "↓"),
-}  # fmt: skip
+    "alignment": ("alignment", "↑"),
+    "objects": ("digits", "↑"),
+    "colours": ("colours", "↑"),
+    "places": ("places", "↑"),
+    "papers": ("papers", "↑"),
+    "frechet_distance": ("Fréchet", "↓"),
+    "clip_score": ("CLIP", "↑"),
+    "val_loss": ("val loss", "↓"),
+}
 
 
 def evaluation_table(evaluations: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
@@ -116,13 +123,22 @@ def evaluation_table(evaluations: Mapping[str, Mapping[str, float]]) -> list[lis
     for group, label in names.items():
         if m := evaluations.get(group):
             table.append([label, *(f"{m[k]:.3f}" if k in m else "–" for k in keys)])
-    controls = {"untrained_": "untrained", "shuffled_": "ensemble, captions shuffled",
-                "real_": "real pictures"}  # fmt: skip
+    controls = {
+        "untrained_": "untrained",
+        "shuffled_": "ensemble, captions shuffled",
+        "real_": "real pictures",
+    }
     measured = evaluations.get("ensemble", {})
     for prefix, label in controls.items():
         if f"{prefix}alignment" in measured:
             table.append(
-                [label, *(f"{measured[prefix + k]:.3f}" if prefix + k in measured else "–" for k in keys)]
+                [
+                    label,
+                    *(
+                        f"{measured[prefix + k]:.3f}" if prefix + k in measured else "–"
+                        for k in keys
+                    ),
+                ]
             )
     return table
 
@@ -133,10 +149,13 @@ def evaluation_lines(evaluations: Mapping[str, Mapping[str, float]]) -> list[str
         return []
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     return [
-        "  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in
-                         enumerate(zip(row, widths, strict=True)))
+        "  "
+        + "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in table
-    ] + [""]  # fmt: skip
+    ] + [""]
 
 
 def markdown(tree: Mapping[str, Any]) -> str:
@@ -171,14 +190,18 @@ PAGE = """<!doctype html>
 <title>{title}</title>
 <style>
 :root {{ color-scheme: light dark; --line: #8886; --on: #2a78d6; --soft: #8883 }}
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem }}
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem;
+  padding: 0 1rem }}
 h1 {{ font-size: 1.3rem }} h2 {{ font-size: 1.1rem; margin-top: 2rem }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }}
-td, th {{ padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; font-weight: 400 }}
+td, th {{ padding: .3rem .6rem; border-bottom: 1px solid var(--line);
+  text-align: right; font-weight: 400 }}
 th {{ opacity: .7 }} td:first-child, th:first-child {{ text-align: left; white-space: nowrap }}
 .in {{ font-weight: 600 }} .wrap {{ overflow-x: auto }}
-.bar {{ position: relative; height: .7rem; min-width: 12rem; background: var(--soft); border-radius: 4px }}
-.bar i {{ position: absolute; top: 0; bottom: 0; background: var(--on); border-radius: 4px }}
+.bar {{ position: relative; height: .7rem; min-width: 12rem;
+  background: var(--soft); border-radius: 4px }}
+.bar i {{ position: absolute; top: 0; bottom: 0;
+  background: var(--on); border-radius: 4px }}
 </style>
 <h1>{title}</h1><p>{state}. Bars: each expert's share of p(σ), low noise left, high noise right.
 Bold: in the ensemble.</p>
@@ -192,7 +215,9 @@ def html(tree: Mapping[str, Any]) -> str:
     body = []
     for stage_name, stage in tree["stages"].items():
         body.append(f"<h2>{escape_html.escape(stage_name)}</h2>")
-        head = "<tr><th>expert<th>p(σ)<th>interval<th>images<th>state<th>val loss<th>gain over parent"
+        head = (
+            "<tr><th>expert<th>p(σ)<th>interval<th>images<th>state<th>val loss<th>gain over parent"
+        )
         body.append(f'<div class="wrap"><table>{head}')
         noise = NoiseDistribution()
         for depth, name, e in rows(stage["experts"]):
@@ -200,17 +225,20 @@ def html(tree: Mapping[str, Any]) -> str:
             m = e["metrics"]
             gain = (
                 f"{m['val_gain']:+.4f} [{m['val_gain_low']:+.4f}, {m['val_gain_high']:+.4f}]"
-                if "val_gain" in m else "–"
-            )  # fmt: skip
+                if "val_gain" in m
+                else "–"
+            )
             loss = f"{m['val_loss']:.4f}" if "val_loss" in m else "–"
             style = f"left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"
             cells = [
                 f'<td style="padding-left:{0.6 + 1.4 * depth:.1f}rem"'
-                f'{" class=in" if e["in_ensemble"] else ""}>{escape_html.escape(name)}',
+                f"{' class=in' if e['in_ensemble'] else ''}>{escape_html.escape(name)}",
                 f'<td><div class="bar"><i style="{style}"></i></div>',
-                *(f"<td>{escape_html.escape(c)}" for c in
-                  (interval_text(e), f"{e['images']:,}", e["state"], loss, gain)),
-            ]  # fmt: skip
+                *(
+                    f"<td>{escape_html.escape(c)}"
+                    for c in (interval_text(e), f"{e['images']:,}", e["state"], loss, gain)
+                ),
+            ]
             body.append("<tr>" + "".join(cells))
         body.append("</table></div>")
         if table := evaluation_table(stage["evaluations"]):

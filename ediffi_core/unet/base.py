@@ -157,17 +157,32 @@ class Stage(nn.Module):
 PRESETS: dict[str, UNetConfig] = {
     # 1.2 M parameters; 16×16 pictures on two CPU cores
     "demo": UNetConfig(
-        resolution=16, channels=32, channel_mult=(1, 2, 3), blocks=1, attention=(8, 4),
-        head_channels=32, token_dim=96,
+        resolution=16,
+        channels=32,
+        channel_mult=(1, 2, 3),
+        blocks=1,
+        attention=(8, 4),
+        head_channels=32,
+        token_dim=96,
     ),
     # a few hundred thousand: what the tests train
     "smoke": UNetConfig(
-        resolution=16, channels=16, channel_mult=(1, 2), blocks=1, attention=(8,),
-        head_channels=16, token_dim=32,
+        resolution=16,
+        channels=16,
+        channel_mult=(1, 2),
+        blocks=1,
+        attention=(8,),
+        head_channels=16,
+        token_dim=32,
     ),
     # ADM's 64×64 recipe (paper.md section 4: remembered, not published)
     "base64": UNetConfig(
-        resolution=64, channels=256, channel_mult=(1, 2, 4, 4), blocks=3, attention=(32, 16, 8),
-        head_channels=64, token_dim=1024,
+        resolution=64,
+        channels=256,
+        channel_mult=(1, 2, 4, 4),
+        blocks=3,
+        attention=(32, 16, 8),
+        head_channels=64,
+        token_dim=1024,
     ),
-}  # fmt: skip
+}

@@ -16,8 +16,20 @@ T5_WIDTH = 64
 
 CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": WIDTH,
-    "vision_cfg": {"image_size": 32, "layers": 3, "width": WIDTH, "patch_size": 8, "head_width": 32},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": WIDTH, "heads": 4, "layers": 2},
+    "vision_cfg": {
+        "image_size": 32,
+        "layers": 3,
+        "width": WIDTH,
+        "patch_size": 8,
+        "head_width": 32,
+    },
+    "text_cfg": {
+        "context_length": 77,
+        "vocab_size": 49408,
+        "width": WIDTH,
+        "heads": 4,
+        "layers": 2,
+    },
 }
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
 
@@ -46,10 +58,18 @@ def write_t5(folder: Path, captions: Sequence[str], *, seed: int) -> None:
 
     torch.manual_seed(seed)
     config = T5Config(
-        vocab_size=tokenizer.get_vocab_size(), d_model=T5_WIDTH, d_kv=16, d_ff=2 * T5_WIDTH,
-        num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", is_encoder_decoder=False,
-        use_cache=False, pad_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=tokenizer.get_vocab_size(),
+        d_model=T5_WIDTH,
+        d_kv=16,
+        d_ff=2 * T5_WIDTH,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+        use_cache=False,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
     T5EncoderModel(config).save_pretrained(folder)
 
 
@@ -92,10 +112,16 @@ def train_clip(
         rows = torch.from_numpy(order[step * batch : (step + 1) * batch])
         # Short batches of tokens: causal attention never looks past the end token.
         length = int((tokens[rows] != 0).sum(dim=1).max())
-        image, text = model.encode_image(x[rows], normalize=True), _encode(model, tokens[rows, :length])
+        image, text = (
+            model.encode_image(x[rows], normalize=True),
+            _encode(model, tokens[rows, :length]),
+        )
         logits = model.logit_scale.exp().clamp(max=100) * image @ text.T
         target = torch.arange(batch)
-        loss = (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
+        loss = (
+            nn.functional.cross_entropy(logits, target)
+            + nn.functional.cross_entropy(logits.T, target)
+        ) / 2
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.demo.captions import write
@@ -40,8 +40,8 @@ def write_parquet(
         The files, in order.
 
     Raises:
-        ValueError: `split` is unknown, `count` and `shards` do not fit each other, or `folder` holds
-            shards that this call would not replace, which a reader would mix with its own.
+        ValueError: `split` is unknown, `count` and `shards` do not fit, or `folder` holds shards
+            that this call would not replace, which a reader would mix with its own.
     """
     if not 1 <= shards <= count:
         raise ValueError(
@@ -61,7 +61,7 @@ def write_parquet(
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             pq.write_table(pa.Table.from_pylist(rows, SCHEMA), partial, compression="zstd")
-            os.replace(partial, path)
+            partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
         if not quiet:

@@ -10,8 +10,8 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage  # type: ignore[import-untyped]
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+from scipy import ndimage
+from sklearn.datasets import load_digits
 
 RESOLUTION = 64
 

@@ -12,7 +12,7 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from sklearn.svm import SVC  # type: ignore[import-untyped]
+from sklearn.svm import SVC
 
 from pipelines.demo.captions import Ask, parse
 from pipelines.demo.scenes import INKS, PAPERS, PLACES, RESOLUTION, draw

@@ -13,9 +13,13 @@ from pipelines.steps.context import Context, Result
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
     with tempfile.TemporaryDirectory() as scratch:
         files = write_parquet(
-            Path(scratch), split=settings["split"], count=settings["rows"],
-            shards=settings["shards"], seed=settings["seed"], quiet=True,
-        )  # fmt: skip
+            Path(scratch),
+            split=settings["split"],
+            count=settings["rows"],
+            shards=settings["shards"],
+            seed=settings["seed"],
+            quiet=True,
+        )
         ctx.store.put_folder(Path(scratch), ctx.folder)
         names = [f.name for f in files]
     return Result(files=names, metrics={"rows": settings["rows"], "shards": settings["shards"]})

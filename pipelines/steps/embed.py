@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,22 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
             reasons[bad["reason"]] = reasons.get(bad["reason"], 0) + 1
     if not kept:
         worst = ", ".join(f"{n} × {why}" for why, n in sorted(reasons.items()))
-        raise ValueError(f"not one row of {place} is usable ({worst}); see {row_path(ctx.folder, '*')}")
+        raise ValueError(
+            f"not one row of {place} is usable ({worst}); see {row_path(ctx.folder, '*')}"
+        )
     names = [f"shards/{f.stem}.parquet" for f in files] + [f"rows/{f.stem}.json" for f in files]
     return Result(
         files=names,
-        metrics={"rows": kept, "quarantined": sum(reasons.values()), "shards": len(files),
-                 "encoded_now": sum(r["rows"] for r in finished if r["shard"] in
-                                    {Path(m).stem for m in missing})},
+        metrics={
+            "rows": kept,
+            "quarantined": sum(reasons.values()),
+            "shards": len(files),
+            "encoded_now": sum(
+                r["rows"] for r in finished if r["shard"] in {Path(m).stem for m in missing}
+            ),
+        },
         info={"quarantined": reasons, "encoders": finished[0]["encoders"]},
-    )  # fmt: skip
+    )
 
 
 def row_path(folder: str, shard: str) -> str:
@@ -60,9 +68,12 @@ def row_path(folder: str, shard: str) -> str:
 
 
 def _encode(
-    ctx: Context, settings: dict[str, Any], inputs: dict[str, str],
-    columns: tuple[str, str], files: list[str],
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    ctx: Context,
+    settings: dict[str, Any],
+    inputs: dict[str, str],
+    columns: tuple[str, str],
+    files: list[str],
+) -> Iterator[dict[str, Any]]:
     """Runs the Ray Data job over source files; yields a manifest row as each shard is done."""
     if not files:
         return
@@ -71,9 +82,12 @@ def _encode(
     data = ray.data.from_items([{"file": f} for f in files], override_num_blocks=len(files))
     workers = min(ctx.cpus, len(files))
     done = data.map_batches(
-        ShardEncoder, fn_constructor_args=(ctx, settings, inputs, columns), batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=1,
-    )  # fmt: skip
+        ShardEncoder,
+        fn_constructor_args=(ctx, settings, inputs, columns),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=1,
+    )
     for row in done.iter_rows():
         yield ctx.store.read_json(row_path(ctx.folder, row["shard"]))
 
@@ -82,9 +96,12 @@ class ShardEncoder:
     """Loads the encoders once, then turns source files into embedded shards."""
 
     def __init__(
-        self, ctx: Context, settings: dict[str, Any], inputs: dict[str, str],
+        self,
+        ctx: Context,
+        settings: dict[str, Any],
+        inputs: dict[str, str],
         columns: tuple[str, str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         import torch
 
         from pipelines.model import load_encoders
@@ -124,8 +141,10 @@ class ShardEncoder:
             "caption": [c for _, c, _ in good],
             "pixels": [np.asarray(square(p, self.resolution)) for _, _, p in good],
         }
-        sequences = {name: [torch.empty(0)] * len(good) for name in
-                     ("t5", "clip_text", "clip_text_pooled", "clip_image")}  # fmt: skip
+        sequences = {
+            name: [torch.empty(0)] * len(good)
+            for name in ("t5", "clip_text", "clip_text_pooled", "clip_image")
+        }
         # Captions of like length together: short ones do not pay for the padding of long ones.
         order = sorted(range(len(good)), key=lambda i: (len(good[i][1]), good[i][0]))
         for at in range(0, len(order), BATCH):
@@ -134,21 +153,25 @@ class ShardEncoder:
             tokens, pooled = self.clip.text(texts)
             pictures = self.clip.image([good[i][2] for i in mine])
             for name, values in (
-                ("t5", self.t5.text(texts)), ("clip_text", tokens),
-                ("clip_text_pooled", pooled), ("clip_image", pictures),
-            ):  # fmt: skip
+                ("t5", self.t5.text(texts)),
+                ("clip_text", tokens),
+                ("clip_text_pooled", pooled),
+                ("clip_image", pictures),
+            ):
                 for i, value in zip(mine, values, strict=True):
                     sequences[name][i] = value
         specs = embedding_specs(self.t5.dim, self.clip.text_dim, self.clip.dim)
-        data = shards.write(
-            {**columns, **sequences}, resolution=self.resolution, embeddings=specs
-        )
+        data = shards.write({**columns, **sequences}, resolution=self.resolution, embeddings=specs)
         self.ctx.store.write(f"{self.ctx.folder}/shards/{file.stem}.parquet", data)
         row = {
-            "shard": file.stem, "rows": len(good), "quarantined": bad, "bytes": len(data),
-            "sha256": sha256(data), "seconds": round(time.time() - start, 2),
+            "shard": file.stem,
+            "rows": len(good),
+            "quarantined": bad,
+            "bytes": len(data),
+            "sha256": sha256(data),
+            "seconds": round(time.time() - start, 2),
             "encoders": {"t5": self.t5.sha256, "clip": self.clip.sha256},
-        }  # fmt: skip
+        }
         self.ctx.store.write_json(row_path(self.ctx.folder, file.stem), row)
         return file.stem
 
@@ -184,7 +207,8 @@ def square(picture: Any, side: int) -> Any:
 
     scale = side / min(picture.size)
     width, height = (max(side, round(n * scale)) for n in picture.size)
-    resized = picture.resize((width, height), Image.Resampling.BOX if scale < 0.5 else
-                             Image.Resampling.BICUBIC)  # fmt: skip
+    resized = picture.resize(
+        (width, height), Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BICUBIC
+    )
     left, top = (width - side) // 2, (height - side) // 2
     return resized.crop((left, top, left + side, top + side))

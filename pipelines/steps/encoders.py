@@ -34,9 +34,14 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
             (folder / name).mkdir()
         write_t5(folder / "t5", captions, seed=settings["seed"])
         loss = train_clip(
-            folder / "clip", pictures, captions, images=total, batch=128, seed=settings["seed"],
+            folder / "clip",
+            pictures,
+            captions,
+            images=total,
+            batch=128,
+            seed=settings["seed"],
             progress=progress,
-        )  # fmt: skip
+        )
         ctx.store.put_folder(folder, ctx.folder)
-        files = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
-    return Result(files=files, metrics={"clip_loss": loss})
+        names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
+    return Result(files=names, metrics={"clip_loss": loss})

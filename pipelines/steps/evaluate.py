@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -39,22 +39,31 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     options = {k: settings[k] for k in ("guidance", "steps", "solver", "seed")}
 
     pictures = draw(
-        ensemble, cond, resolution=resolution, batch=ctx.runtime["batch"], **options,
+        ensemble,
+        cond,
+        resolution=resolution,
+        batch=ctx.runtime["batch"],
+        **options,
         progress=lambda done: ctx.report(done=done, of=count, unit="pictures"),
-    ).numpy()  # fmt: skip
+    ).numpy()
     metrics = similarity(ctx, settings, inputs, pictures, real, captions)
     sigma_data = ensemble.experts[0].denoiser.sigma_data
     _, losses = validation_losses(
-        ensemble, sigma_data, lambda index: shards.rows((index % len(shards)).tolist()),
-        count=LOSS_DRAWS, batch=ctx.runtime["batch"], interval=EVERYTHING,
-        noise=ensemble.noise, seed=settings["seed"],
-    )  # fmt: skip
+        ensemble,
+        sigma_data,
+        lambda index: shards.rows((index % len(shards)).tolist()),
+        count=LOSS_DRAWS,
+        batch=ctx.runtime["batch"],
+        interval=EVERYTHING,
+        noise=ensemble.noise,
+        seed=settings["seed"],
+    )
     metrics["val_loss"] = float(losses.mean())
 
     if settings["scorer"]:
         metrics |= alignment(settings, pictures, captions, "")
         if settings["controls"]:
-            config = ensemble.experts[0].denoiser.net.config
+            config = cast(UNet, ensemble.experts[0].denoiser.net).config
             torch.manual_seed(settings["seed"])
             untrained = Denoiser(UNet(config), sigma_data).eval()
             few = min(UNTRAINED_CAPTIONS, count)
@@ -86,9 +95,13 @@ def as_bytes(x: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def similarity(
-    ctx: Context, settings: dict[str, Any], inputs: dict[str, str],
-    pictures: np.ndarray[Any, Any], real: torch.Tensor, captions: list[str],
-) -> dict[str, float]:  # fmt: skip
+    ctx: Context,
+    settings: dict[str, Any],
+    inputs: dict[str, str],
+    pictures: np.ndarray[Any, Any],
+    real: torch.Tensor,
+    captions: list[str],
+) -> dict[str, float]:
     """Fréchet distance to the real pictures of the stage, and CLIP score, with the spec's CLIP."""
     _, clip = load_encoders(ctx.store, inputs.get("encoders"), settings["encoders"])
     made = clip.image([Image.fromarray(p) for p in pictures])
@@ -109,7 +122,10 @@ def alignment(
 
     score = Scorer.fit(pictures.shape[1]).score(pictures, captions)
     named = {
-        "alignment": score.overall, "objects": score.objects, "colours": score.colours,
-        "places": score.places, "papers": score.papers,
-    }  # fmt: skip
+        "alignment": score.overall,
+        "objects": score.objects,
+        "colours": score.colours,
+        "places": score.places,
+        "papers": score.papers,
+    }
     return {f"{prefix}{k}": float(v) for k, v in named.items() if not math.isnan(v)}

@@ -21,7 +21,9 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         for name, interval in experts.items()
     }
     # Loading it proves that it can be loaded: every checkpoint sound, p(σ) covered once.
-    load_ensemble(ctx.store, {n: (e["weights"], Interval(*e["interval"])) for n, e in entries.items()})
+    load_ensemble(
+        ctx.store, {n: (e["weights"], Interval(*e["interval"])) for n, e in entries.items()}
+    )
     manifest = {
         "model": settings["model"],
         "stage": stage,

@@ -26,7 +26,9 @@ def path(folder: str, images: int) -> str:
 
 
 def newest_first(store: Store, folder: str) -> list[str]:
-    return [f"{folder}/{FOLDER}/{f}" for f in sorted(store.files(f"{folder}/{FOLDER}"), reverse=True)]
+    return [
+        f"{folder}/{FOLDER}/{f}" for f in sorted(store.files(f"{folder}/{FOLDER}"), reverse=True)
+    ]
 
 
 def keep_newest(store: Store, folder: str, count: int) -> None:
@@ -35,9 +37,14 @@ def keep_newest(store: Store, folder: str, count: int) -> None:
 
 
 def save(
-    store: Store, to: str, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer,
-    images: int, history: list[dict[str, Any]],
-) -> None:  # fmt: skip
+    store: Store,
+    to: str,
+    model: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    images: int,
+    history: list[dict[str, Any]],
+) -> None:
     tensors: dict[str, Tensor] = {f"raw/{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"ema/{k}": v for k, v in ema.weights.items()}
     for i, slots in optimizer.state_dict()["state"].items():

@@ -62,9 +62,12 @@ class Trainer:
             self.model.load_state_dict(weights)
         self.ema = EMA(self.model, self.options["ema_halflife_images"])
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.options["learning_rate"],
-            weight_decay=self.options["weight_decay"], betas=(0.9, 0.999), fused=True,
-        )  # fmt: skip
+            self.model.parameters(),
+            lr=self.options["learning_rate"],
+            weight_decay=self.options["weight_decay"],
+            betas=(0.9, 0.999),
+            fused=True,
+        )
         self.images, self.history = self.resume(inputs)
 
     # -- where it starts ---------------------------------------------------------------------
@@ -119,9 +122,11 @@ class Trainer:
                 now = time.monotonic()
                 rate = (self.images - rate_at[0]) / (now - rate_at[1])
                 self.log(
-                    loss=float(torch.stack(losses).mean()), images_per_s=rate,
-                    data_wait=waits / (now - rate_at[1]), learning_rate=self.learning_rate(),
-                )  # fmt: skip
+                    loss=float(torch.stack(losses).mean()),
+                    images_per_s=rate,
+                    data_wait=waits / (now - rate_at[1]),
+                    learning_rate=self.learning_rate(),
+                )
                 losses, waits, rate_at = [], 0.0, (self.images, now)
             if self.due(cadence["validate_images"]):
                 self.log(**self.binned_validation())
@@ -135,9 +140,12 @@ class Trainer:
         """One step on the images at these places of the stream; → the mean loss."""
         drop = self.options["dropout"]
         keep = draw_keep(
-            self.seed, index, {k: p for k, p in drop.items() if k != "all"},
-            all_p=drop["all"], purpose=f"{self.stream}/dropout",
-        )  # fmt: skip
+            self.seed,
+            index,
+            {k: p for k, p in drop.items() if k != "all"},
+            all_p=drop["all"],
+            purpose=f"{self.stream}/dropout",
+        )
         sigma = self.interval.draw(
             draws.stratified(self.seed, f"{self.stream}/sigma", index), self.noise
         )
@@ -178,10 +186,15 @@ class Trainer:
     def losses(self, model: Denoiser, interval: Interval, count: int) -> tuple[Tensor, Tensor]:
         rows = len(self.validation)
         return validation_losses(
-            model, model.sigma_data, lambda index: self.validation.rows((index % rows).tolist()),
-            count=count, batch=self.options["batch"], interval=interval, noise=self.noise,
+            model,
+            model.sigma_data,
+            lambda index: self.validation.rows((index % rows).tolist()),
+            count=count,
+            batch=self.options["batch"],
+            interval=interval,
+            noise=self.noise,
             seed=self.seed,
-        )  # fmt: skip
+        )
 
     def binned_validation(self) -> dict[str, float]:
         """The averaged weights' loss over this expert's interval, and over each part of it."""
@@ -200,9 +213,14 @@ class Trainer:
     def save_checkpoint(self) -> None:
         store, folder = self.ctx.store, self.ctx.folder
         train_state.save(
-            store, train_state.path(folder, self.images), self.model, self.ema, self.optimizer,
-            self.images, self.history,
-        )  # fmt: skip
+            store,
+            train_state.path(folder, self.images),
+            self.model,
+            self.ema,
+            self.optimizer,
+            self.images,
+            self.history,
+        )
         self.ctx.save_progress(self.images, self.total, "images")
         train_state.keep_newest(store, folder, 2)
         self.ctx.report(checkpoint=self.images)
@@ -215,9 +233,14 @@ class Trainer:
             data, hashes[which] = to_bytes(weights, self.card(which == "ema"))
             store.write(f"{folder}/{which}.safetensors", data)
         train_state.save(
-            store, f"{folder}/state.safetensors", self.model, self.ema, self.optimizer,
-            self.images, self.history,
-        )  # fmt: skip
+            store,
+            f"{folder}/state.safetensors",
+            self.model,
+            self.ema,
+            self.optimizer,
+            self.images,
+            self.history,
+        )
         metrics = self.compare()
         lines = [json.dumps(row, sort_keys=True) for row in self.history]
         store.write(f"{folder}/history.jsonl", ("\n".join(lines) + "\n").encode())
@@ -243,10 +266,15 @@ class Trainer:
             "sha256": parent["info"]["raw_sha256" if which == "raw" else "weights_sha256"],
         }
         return Card(
-            expert=self.settings["expert"], interval=self.interval, noise=self.noise,
-            sigma_data=self.model.sigma_data, network=self.network, images=self.images,
-            averaged=averaged, parent=origin,
-        )  # fmt: skip
+            expert=self.settings["expert"],
+            interval=self.interval,
+            noise=self.noise,
+            sigma_data=self.model.sigma_data,
+            network=self.network,
+            images=self.images,
+            averaged=averaged,
+            parent=origin,
+        )
 
     def compare(self) -> dict[str, float]:
         """Child against parent on the child's interval: the same pictures, σ and ε for both."""
@@ -263,5 +291,3 @@ class Trainer:
                 "val_gain_high": float(gain.mean()) + error,
             }
         return out
-
-

@@ -97,7 +97,9 @@ class Shards:
         cond = Conditioning({}, {}, {})
         for spec in self.embeddings:
             raw = taken[spec.name].to_pylist()
-            values = [torch.from_numpy(np.frombuffer(b, np.float16).astype(np.float32)) for b in raw]
+            values = [
+                torch.from_numpy(np.frombuffer(b, np.float16).astype(np.float32)) for b in raw
+            ]
             if spec.kind == "sequence":
                 sequences, masks = pad([v.view(-1, spec.dim) for v in values])
                 cond.sequences[spec.name], cond.masks[spec.name] = sequences, masks  # type: ignore[index]

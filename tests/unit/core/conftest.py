@@ -19,9 +19,15 @@ SPECS = (
 @pytest.fixture
 def config():
     return UNetConfig(
-        resolution=8, channels=8, channel_mult=(1, 2), blocks=1, attention=(4,),
-        head_channels=8, token_dim=12, embeddings=SPECS,
-    )  # fmt: skip
+        resolution=8,
+        channels=8,
+        channel_mult=(1, 2),
+        blocks=1,
+        attention=(4,),
+        head_channels=8,
+        token_dim=12,
+        embeddings=SPECS,
+    )
 
 
 @pytest.fixture

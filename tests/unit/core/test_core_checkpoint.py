@@ -18,10 +18,15 @@ from ediffi_core.tree import interval
 @pytest.fixture
 def card(config):
     return Card(
-        expert="E2_3", interval=interval("E2_3"), noise=NoiseDistribution(P_mean=-1.1),
-        sigma_data=0.6, network=config, images=12_345, averaged=True,
+        expert="E2_3",
+        interval=interval("E2_3"),
+        noise=NoiseDistribution(P_mean=-1.1),
+        sigma_data=0.6,
+        network=config,
+        images=12_345,
+        averaged=True,
         parent={"name": "E1_1", "fingerprint": "ab12", "weights_sha256": "cd34", "raw": False},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

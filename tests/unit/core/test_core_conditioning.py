@@ -145,9 +145,11 @@ def test_small_pooled_vectors_are_read_as_well_as_large_ones(make_net, make_cond
 def test_a_new_encoder_is_one_more_spec(kind, config, make_net, make_cond):
     """Nothing but an EmbeddingSpec: it is built, read, dropped, stored and silent when absent."""
     spec = EmbeddingSpec(
-        name="dino", dim=5, kind="sequence" if kind == "sequence" else "pooled",
+        name="dino",
+        dim=5,
+        kind="sequence" if kind == "sequence" else "pooled",
         attended=kind == "attended",
-    )  # fmt: skip
+    )
     wider = dataclasses.replace(config, embeddings=(*config.embeddings, spec))
     assert type(wider).from_dict(wider.to_dict()) == wider
     net, old = make_net(config=wider), make_net()

@@ -46,10 +46,18 @@ def t5_folder(tmp_path_factory):
     ).save_pretrained(folder)
     torch.manual_seed(0)
     config = T5Config(
-        vocab_size=tokenizer.get_vocab_size(), d_model=16, d_kv=8, d_ff=32, num_layers=2,
-        num_heads=2, feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False,
-        pad_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=tokenizer.get_vocab_size(),
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+        use_cache=False,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
     T5EncoderModel(config).save_pretrained(folder)
     return folder
 
@@ -220,5 +228,5 @@ def test_a_text_tower_that_is_not_open_clip_s_is_refused(clip_folder, monkeypatc
     monkeypatch.setattr(
         open_clip, "create_model_and_transforms", lambda *a, **k: (Foreign(), None, None)
     )
-    with pytest.raises(ValueError, match="not OpenCLIP's own transformer.*ViT-L-14"):
+    with pytest.raises(ValueError, match=r"not OpenCLIP's own transformer.*ViT-L-14"):
         CLIP(str(clip_folder))

@@ -92,9 +92,15 @@ def batches(make_cond):
 
 def evaluate(denoiser, batches, batch, seed=4):
     return validation_losses(
-        denoiser, 0.5, batches, count=COUNT, batch=batch,
-        interval=interval("E3_5"), noise=NOISE, seed=seed,
-    )  # fmt: skip
+        denoiser,
+        0.5,
+        batches,
+        count=COUNT,
+        batch=batch,
+        interval=interval("E3_5"),
+        noise=NOISE,
+        seed=seed,
+    )
 
 
 def test_validation_draws_are_the_same_for_every_model_and_batch_size(make_net, batches):

@@ -105,10 +105,23 @@ def test_gaps_and_overlaps_are_named(names, text):
         ("E9_512", "indices 0 to 511"),
         ("E51_0", "limit is level 50"),
         ("E99999999999_0", "limit is level 50"),
-        *((name, "names no expert; write E<level>_<index>") for name in
-          ("", "e1_0", "E1", "E1_0 ", "E-1_0", "M_C", "E1_0_0", "E01_0", "E1_00", "E١_0")),
+        *(
+            (name, "names no expert; write E<level>_<index>")
+            for name in (
+                "",
+                "e1_0",
+                "E1",
+                "E1_0 ",
+                "E-1_0",
+                "M_C",
+                "E1_0_0",
+                "E01_0",
+                "E1_00",
+                "E١_0",
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_names_that_stand_for_nothing_are_refused(name, text):
     with pytest.raises(ValueError, match=text):
         interval(name)

@@ -51,5 +51,5 @@ def test_wrong_arguments_are_explained(tmp_path):
     with pytest.raises(ValueError, match="train, validation, scorer"):
         write_parquet(tmp_path, **{**ARGUMENTS, "split": "test"})
     write_parquet(tmp_path, **ARGUMENTS)
-    with pytest.raises(ValueError, match="part-00000-of-00004.parquet: write to an empty folder"):
+    with pytest.raises(ValueError, match=r"part-00000-of-00004.parquet: write to an empty folder"):
         write_parquet(tmp_path, **{**ARGUMENTS, "shards": 5})

@@ -1,0 +1,63 @@
+# Everything a user or a CI machine calls. Needs python3 (3.11 or newer) with pip, and make.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo ui test soak lint bench lock clean
+
+PYTHON ?= python3
+PORT ?= 5000
+STORE := ediffi-store
+BIN := .venv/bin
+UV := build/uv/bin/uv
+READY := .venv/.ready
+
+help: ## print this list
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+
+setup: $(READY) ## make .venv with everything pinned in requirements.lock
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
+	@echo "setting up .venv (about 6 GB, once)"
+	@$(PYTHON) -m pip install -q --disable-pip-version-check --target build/uv uv
+
+$(READY): requirements.lock pyproject.toml | $(UV)
+	@$(UV) venv -q --allow-existing --python $(PYTHON) .venv
+	@$(UV) pip sync -q --python .venv requirements.lock
+	@$(UV) pip install -q --python .venv --no-deps --editable .
+	@touch $@
+
+demo: $(READY) ## train a small expert tree on handwritten digits, and draw with it (10 minutes)
+	@$(BIN)/ediffi run pipelines/specs/demo.yaml
+	@$(BIN)/ediffi sample digit-scenes "a red seven left of a green two" -n 4 -o demo.png
+	@echo 'see the record with `make ui`, draw with `$(BIN)/ediffi sample digit-scenes "a blue three"`'
+
+ui: $(READY) ## show the demo's record in MLflow, at http://127.0.0.1:$PORT
+	@test -f $(STORE)/mlflow.db || { echo "there is no record yet: run make demo first" >&2; exit 2; }
+	@echo "MLflow: http://127.0.0.1:$(PORT)   (Ctrl-C ends it)"
+	@$(BIN)/mlflow --env-file /dev/null ui --backend-store-uri sqlite:///$(STORE)/mlflow.db --port $(PORT)
+
+test: $(READY) ## run all tests, offline (8 minutes on 2 cores)
+	@$(BIN)/pytest -n 2 --dist worksteal
+
+soak: $(READY) ## kill whole pipelines at random moments until they end, for an hour
+	@$(BIN)/pytest -m soak tests/faults
+
+lint: $(READY) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(READY) ## run the benchmarks side by side with their peers
+	@for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script; done
+
+lock: $(READY) ## pin requirements.lock anew from pyproject.toml
+	@$(UV) pip compile -q --python .venv --group dev --no-annotate --no-header --no-emit-index-url pyproject.toml -o requirements.lock
+
+clean: ## remove what make made; a store with pipelines of your own stays
+	@rm -rf .venv build/uv ediffi.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	@rmdir build 2>/dev/null || true
+	@find ediffi_core pipelines tests -name __pycache__ -prune -exec rm -rf {} +
+	@others=$$(ls $(STORE)/executions/*.latest.json 2>/dev/null | grep -v '/digit-scenes\.latest' || true); \
+	if [ -z "$$others" ]; then rm -rf $(STORE); \
+	else echo "$(STORE) stays: it holds pipelines of your own"; fi
