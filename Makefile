@@ -35,7 +35,7 @@ demo: $(READY) ## train a small expert tree on handwritten digits, and draw with
 ui: $(READY) ## show the demo's record in MLflow, at http://127.0.0.1:$PORT
 	@test -f $(STORE)/mlflow.db || { echo "there is no record yet: run make demo first" >&2; exit 2; }
 	@echo "MLflow: http://127.0.0.1:$(PORT)   (Ctrl-C ends it)"
-	@$(BIN)/mlflow --env-file /dev/null ui --backend-store-uri sqlite:///$(STORE)/mlflow.db --port $(PORT)
+	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(STORE)/mlflow.db --workers 1 --port $(PORT)
 
 test: $(READY) ## run all tests, offline (8 minutes on 2 cores)
 	@$(BIN)/pytest -n 2 --dist worksteal

@@ -27,6 +27,18 @@ def images_to_train(plan: Plan, node: Node) -> int | None:
     return images
 
 
+def waits_for(plan: Plan, node: Node) -> list[str]:
+    """What a node waits for that must run itself; what that waits for in turn goes unsaid."""
+    running = [n for n in node.needs if not plan.verdicts[n].cached]
+    implied = {above for n in running for above in _above(plan, n)}
+    return [n for n in running if n not in implied]
+
+
+def _above(plan: Plan, node_id: str) -> set[str]:
+    needs = plan.verdicts[node_id].node.needs
+    return set(needs).union(*(_above(plan, n) for n in needs))
+
+
 def data(plan: Plan) -> dict[str, Any]:
     nodes = [
         {
@@ -55,9 +67,8 @@ def text(plan: Plan) -> str:
         lines.append(
             f"{'reuse' if v.cached else 'run  '}  {v.node.id:<24} {what}  {v.why}".rstrip()
         )
-        waits = [n for n in v.node.needs if not plan.verdicts[n].cached]
-        if waits and not v.cached:
-            lines.append(f"       {'':<24} waits for {', '.join(waits)}")
+        if not v.cached and (waits := waits_for(plan, v.node)):
+            lines.append(f"         waits for {', '.join(waits)}")
     run = sum(not v.cached for v in plan.verdicts.values())
     lines += ["", f"{run} to run, {len(plan.verdicts) - run} reused; {total:,} images to train"]
     return "\n".join(lines)

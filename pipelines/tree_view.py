@@ -28,6 +28,8 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
             parent = node.inputs.get("parent", "").rpartition("/")[2]
             experts[name] = {
                 "parent": parent or None,
+                "q_lo": node.settings["interval"][0],
+                "q_hi": node.settings["interval"][1],
                 "sigma_lo": low,
                 "sigma_hi": None if high == float("inf") else high,
                 "images": node.settings["images"],
@@ -52,17 +54,22 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
     }
 
 
-def rows(experts: Mapping[str, Any]) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """(depth, name, expert) from the root down, high noise first."""
+Row = tuple[int, str, str, dict[str, Any]]
 
-    def below(parent: str | None, depth: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
+
+def rows(experts: Mapping[str, Any]) -> Iterator[Row]:
+    """(depth, branches before the name, name, expert) from the root down, high noise first."""
+
+    def below(parent: str | None, depth: int, lines: str) -> Iterator[Row]:
         mine = [(n, e) for n, e in experts.items() if e["parent"] == parent]
         mine.sort(key=lambda item: (item[0] == SINGLE, -item[1]["sigma_lo"]))
         for name, expert in mine:
-            yield depth, name, expert
-            yield from below(name, depth + 1)
+            last = name == mine[-1][0]
+            drawn = lines + ("└─ " if last else "├─ ") if depth else ""
+            yield depth, drawn, name, expert
+            yield from below(name, depth + 1, lines + ("   " if last or not depth else "│  "))
 
-    yield from below(None, 0)
+    yield from below(None, 0, "")
 
 
 def interval_text(expert: Mapping[str, Any]) -> str:
@@ -89,15 +96,13 @@ def text(tree: Mapping[str, Any]) -> str:
     lines = [f"{tree['pipeline']}  {tree['execution'] or ''}  {tree['state']}"]
     for stage_name, stage in tree["stages"].items():
         lines.append(stage_name)
-        for depth, name, e in rows(stage["experts"]):
-            mark = "●" if e["in_ensemble"] else "○"
-            label = f"{'   ' * depth}{'└─ ' if depth else ''}{mark} {name}"
+        for _, branches, name, e in rows(stage["experts"]):
+            label = f"{branches}{'●' if e['in_ensemble'] else '○'} {name}"
             lines.append(
                 f"  {label:<20} {interval_text(e):<24} {e['images']:>9,} images  "
                 f"{e['state']:<9} {gain_text(e)}".rstrip()
             )
-        lines += ["", *evaluation_lines(stage["evaluations"])]
-    lines.append("● in the ensemble\n")
+        lines += ["  ● in the ensemble", "", *evaluation_lines(stage["evaluations"])]
     return "\n".join(lines)
 
 
@@ -163,7 +168,7 @@ def markdown(tree: Mapping[str, Any]) -> str:
     out = [f"### {tree['pipeline']}: {tree['state']}", ""]
     for stage_name, stage in tree["stages"].items():
         out += [f"**{stage_name}** (bold: in the ensemble)", ""]
-        for depth, name, e in rows(stage["experts"]):
+        for depth, _, name, e in rows(stage["experts"]):
             label = f"**{name}**" if e["in_ensemble"] else name
             out.append(
                 f"{'    ' * depth}- {label} · {interval_text(e)} · {e['images']:,} images · "
@@ -219,9 +224,8 @@ def html(tree: Mapping[str, Any]) -> str:
             "<tr><th>expert<th>p(σ)<th>interval<th>images<th>state<th>val loss<th>gain over parent"
         )
         body.append(f'<div class="wrap"><table>{head}')
-        noise = NoiseDistribution()
-        for depth, name, e in rows(stage["experts"]):
-            low, high = (_quantile(noise, e[k]) for k in ("sigma_lo", "sigma_hi"))
+        for depth, _, name, e in rows(stage["experts"]):
+            low, high = e["q_lo"], e["q_hi"]
             m = e["metrics"]
             gain = (
                 f"{m['val_gain']:+.4f} [{m['val_gain_low']:+.4f}, {m['val_gain_high']:+.4f}]"
@@ -249,9 +253,3 @@ def html(tree: Mapping[str, Any]) -> str:
             body.append("</table></div>")
     title = escape_html.escape(f"{tree['pipeline']} · {tree['execution'] or ''}")
     return PAGE.format(title=title, state=escape_html.escape(tree["state"]), body="\n".join(body))
-
-
-def _quantile(noise: NoiseDistribution, sigma: float | None) -> float:
-    import torch
-
-    return 1.0 if sigma is None else float(noise.quantile(torch.tensor(sigma)))

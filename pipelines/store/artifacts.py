@@ -86,7 +86,7 @@ class Store:
         """The file's bytes, or None if there is no such file."""
         try:
             data: bytes = self.fs.cat_file(self.full(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return data
 
