@@ -172,10 +172,16 @@ def sample(
     """Draws pictures for prompts with a trained ensemble."""
     import math
 
+    if not os.access(output.parent, os.W_OK):
+        raise ValueError(f"{output} cannot be written; give a place that can with --output")
+    place = find_model(model, storage)
+    from transformers.utils.logging import disable_progress_bar
+
     from pipelines.model import TextToImage, grid
 
+    disable_progress_bar()  # it would mix with an error's one line
     wanted = [p for p in prompts for _ in range(n)]
-    pictures = TextToImage.load(find_model(model, storage)).sample(
+    pictures = TextToImage.load(place).sample(
         wanted, guidance=guidance, steps=steps, solver=solver, seed=seed
     )
     columns = n if n > 1 and len(prompts) > 1 else math.ceil(math.sqrt(len(wanted)))
