@@ -1,0 +1,158 @@
+"""The plan alone: what changes which fingerprints, in what order, and why. No Ray, no files."""
+
+import pytest
+import yaml
+from kit import SPECS
+
+from pipelines import plan, plan_view
+from pipelines.run import commit
+from pipelines.spec import Spec
+from pipelines.steps.context import Result
+from pipelines.store.artifacts import Store
+
+DEMO = yaml.safe_load((SPECS / "demo.yaml").read_text())
+AFTER_E1_1 = {
+    "train/base/E1_1",
+    "train/base/E2_3",
+    "evaluate/base/ensemble",
+    "promote/digit-scenes",
+}
+
+
+def edited(**changes):
+    """The demo's spec with ``a__b=value`` put at a.b."""
+    raw = yaml.safe_load(yaml.safe_dump(DEMO))
+    for at, value in changes.items():
+        *path, key = at.split("__")
+        place = raw
+        for part in path:
+            place = place.setdefault(part, {})
+        place[key] = value
+    return Spec.model_validate(raw)
+
+
+def made(store, **changes):
+    return plan.make(edited(**changes), store, {})
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.at(str(tmp_path))
+
+
+@pytest.fixture
+def done(store):
+    """A store in which every node of the demo is done (with results of no size)."""
+    manifests = {}
+    for verdict in made(store).verdicts.values():
+        manifests[verdict.node.id] = commit(store, verdict, Result(files=[]), manifests, 0.0)
+    return store
+
+
+def changed(store, **changes):
+    before, after = made(store).verdicts, made(store, **changes).verdicts
+    assert before.keys() == after.keys()
+    return {i for i in before if before[i].fingerprint != after[i].fingerprint}
+
+
+def test_one_experts_setting_reruns_it_and_what_follows(done):
+    """Nothing else runs again, and the plan says which setting did it."""
+    verdicts = made(done, stages__base__experts__E1_1__images=6464).verdicts
+    assert {i for i, v in verdicts.items() if not v.cached} == AFTER_E1_1
+    assert "images: 6400 → 6464" in verdicts["train/base/E1_1"].why
+    assert "input train/base/E1_1 changed" in verdicts["train/base/E2_3"].why
+    assert "input train/base/E2_3 changed" in verdicts["evaluate/base/ensemble"].why
+
+
+def test_an_unchanged_spec_runs_nothing(done):
+    verdicts = made(done).verdicts.values()
+    assert all(v.cached and "unchanged" in v.why for v in verdicts)
+
+
+def test_a_first_plan_runs_everything(store):
+    verdicts = made(store).verdicts.values()
+    assert not any(v.cached for v in verdicts)
+    assert {v.why for v in verdicts} == {"never done here"}
+
+
+def test_a_lost_file_reruns_its_node_alone(done, tmp_path):
+    """A manifest does not stand in for files that are gone."""
+    verdict = made(done).verdicts["train/base/E1_0"]
+    done.write(f"{verdict.folder}/raw.safetensors", b"weights")
+    manifests = {i: dict(v.manifest) for i, v in made(done).verdicts.items()}
+    commit(done, verdict, Result(files=["raw.safetensors"]), manifests, 0.0)
+    assert made(done).verdicts["train/base/E1_0"].cached
+    (tmp_path / verdict.folder / "raw.safetensors").unlink()
+    after = made(done).verdicts
+    assert {i for i, v in after.items() if not v.cached} == {"train/base/E1_0"}
+    assert after["train/base/E1_0"].why == "files lost"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cpus": 1},
+        {"storage": "elsewhere"},
+        {"tracking": "http://127.0.0.1:5000"},
+        {"stages__base__experts__E0_0__cpus": 1},
+        {"stages__base__cadence__checkpoint_images": 128},
+        {"stages__base__cadence__validate_draws": 64},
+        {"evaluate__batch": 8},
+    ],
+    ids=lambda c: next(iter(c)),
+)
+def test_how_a_run_is_done_changes_no_fingerprint(store, changes):
+    assert changed(store, **changes) == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "touched"),
+    [
+        ({"name": "other"}, None),
+        ({"seed": 8}, {"data", "encoders", "embed", "train", "evaluate", "promote"}),
+        ({"encoders__clip_images": 256}, {"encoders", "embed", "train", "evaluate", "promote"}),
+        ({"stages__base__training__learning_rate": 2e-3}, {"train", "evaluate", "promote"}),
+        ({"evaluate__steps": 3}, {"evaluate", "promote"}),
+    ],
+    ids=lambda c: next(iter(c)) if isinstance(c, dict) else "",
+)
+def test_what_determines_a_result_changes_its_fingerprint(store, changes, touched):
+    """Every node of the kinds named, and none of another kind."""
+    if touched is None:  # a pipeline's name is in the id of its promote node alone
+        ids = made(store).verdicts.keys() ^ made(store, **changes).verdicts.keys()
+        assert ids == {"promote/digit-scenes", "promote/other"}
+        return
+    kinds = {v.node.id for v in made(store).verdicts.values() if v.node.kind in touched}
+    assert changed(store, **changes) == kinds
+
+
+def test_validation_data_is_watched_and_trains_nothing(store):
+    touched = changed(store, data__validation__rows=400)
+    assert not {i for i in touched if i.startswith(("train/", "encoders/", "data/train"))}
+    assert {"data/validation", "embed/base/validation", "evaluate/base/root"} <= touched
+
+
+def test_nodes_come_after_what_they_need(store):
+    seen = set()
+    for verdict in made(store).verdicts.values():
+        assert set(verdict.node.needs) <= seen, verdict.node.id
+        seen.add(verdict.node.id)
+    assert len(seen) == 15
+
+
+def test_the_plan_shows_every_interval(store):
+    """As numbers for programs, in words for people; together they cover (0, ∞) once."""
+    shown = made(store)
+    nodes = {n["id"]: n for n in plan_view.data(shown)["nodes"]}
+    pieces = sorted(
+        (nodes[f"train/base/{e}"]["sigma"] for e in ("E2_3", "M_C", "E1_0")),
+        key=lambda s: s["sigma_lo"],
+    )
+    assert pieces[0]["sigma_lo"] == 0 and pieces[-1]["sigma_hi"] is None
+    assert pieces[0]["sigma_hi"] == pieces[1]["sigma_lo"]
+    assert pieces[1]["sigma_hi"] == pieces[2]["sigma_lo"]
+    lines = plan_view.text(shown).splitlines()
+    for expert, word in {"E0_0": "all σ", "E2_3": "σ ≥", "M_C": "≤ σ <", "E1_0": "σ <"}.items():
+        [line] = [x for x in lines if x.split()[1:2] == [f"train/base/{expert}"]]
+        assert word in line
+    assert "15 to run, 0 reused" in lines[-1]
