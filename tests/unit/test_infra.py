@@ -1,0 +1,222 @@
+"""The image and the compose file, as far as they can be checked without a Docker engine."""
+
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+INFRA = ROOT / "infra"
+COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
+SERVICES = COMPOSE["services"]
+README = (INFRA / "README.md").read_text()
+
+
+def instructions():
+    """The Dockerfile as (instruction, arguments), comments out and continued lines joined."""
+    text = re.sub(r"^#.*\n", "", (INFRA / "Dockerfile").read_text(), flags=re.M)
+    text = re.sub(r"\\\n\s*", "", text)
+    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line]
+
+
+DOCKERFILE = instructions()
+
+
+def arguments(instruction):
+    return [rest for name, rest in DOCKERFILE if name == instruction]
+
+
+COPIED = [source for rest in arguments("COPY") for source in rest.split()[:-1]]
+
+
+def environment():
+    """(where, variable, value) of every variable that the image or a service sets."""
+    for rest in arguments("ENV"):
+        for name, value in re.findall(r"(\w+)=(\S+)", rest):
+            yield "image", name, value
+    for service, content in SERVICES.items():
+        for name, value in content.get("environment", {}).items():
+            yield service, name, value
+
+
+ENVIRONMENT = list(environment())
+
+
+# -- the image -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", COPIED)
+def test_what_the_image_copies_is_there_and_is_let_through(source):
+    assert (ROOT / source).exists()
+    through = False
+    for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines():
+        pattern = line.removeprefix("!")
+        if line and not line.startswith("#") and fnmatch(source.split("/")[0], pattern):
+            through = line.startswith("!")
+    assert through
+
+
+def test_the_build_sees_nothing_else():
+    ignored = (INFRA / "Dockerfile.dockerignore").read_text().splitlines()
+    let_in = {line[1:] for line in ignored if line.startswith("!")}
+    assert let_in == {source.split("/")[0] for source in COPIED}
+    assert "*" in ignored
+
+
+def test_the_image_holds_the_lock_and_the_project_and_runs_as_a_user():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert any("-r /src/requirements.lock" in run for run in arguments("RUN"))
+    assert any(run.endswith("--no-deps /src") for run in arguments("RUN"))
+    packages = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert {p.removesuffix("*") for p in packages} <= set(COPIED)
+    assert {project["project"]["readme"], *project["project"]["license-files"]} <= set(COPIED)
+    [entry] = arguments("ENTRYPOINT")
+    assert yaml.safe_load(entry)[0] in project["project"]["scripts"]
+    [user] = arguments("USER")
+    assert any(f"useradd --create-home --uid 1000 {user}" in run for run in arguments("RUN"))
+    [base] = arguments("FROM")
+    minimum = project["project"]["requires-python"].removeprefix(">=")
+    assert base == f"python:{minimum}-slim"
+
+
+def test_every_folder_that_a_volume_covers_is_the_user_s():
+    [made] = [run for run in arguments("RUN") if "mkdir" in run]
+    for service in ("mlflow", "ediffi"):
+        for volume in SERVICES[service]["volumes"]:
+            name, place = volume.split(":")
+            assert name in COMPOSE["volumes"]
+            assert place in re.search(r"mkdir -p (.*?) &&", made)[1].split()
+
+
+def test_the_driver_is_the_one_that_the_locked_sqlalchemy_takes():
+    from sqlalchemy.engine import make_url
+
+    uri = SERVICES["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"]
+    driver = make_url(re.sub(r"\$\{.*?\}", "x", uri)).get_dialect().driver
+    [installed] = [run for run in arguments("RUN") if "psycopg" in run]
+    assert re.search(rf"\b{driver}==", installed)
+
+
+# -- the compose file ----------------------------------------------------------------------------
+
+
+def test_services_wait_for_services_that_say_when_they_are_ready():
+    assert set(SERVICES) == {"postgres", "mlflow", "ediffi"}
+    waits = [w for s in SERVICES.values() for w in s.get("depends_on", {}).items()]
+    assert waits
+    for name, wait in waits:
+        assert wait == {"condition": "service_healthy"}
+        assert "healthcheck" in SERVICES[name]
+    used = {v.split(":")[0] for s in SERVICES.values() for v in s["volumes"]}
+    assert used == set(COMPOSE["volumes"])
+
+
+def test_the_build_s_files_are_where_compose_looks():
+    build = SERVICES["mlflow"]["build"]
+    assert (INFRA / build["context"]).resolve() == ROOT
+    assert (ROOT / build["dockerfile"]).is_file()
+    assert SERVICES["ediffi"]["image"] == SERVICES["mlflow"]["image"]
+
+
+def read_by_the_project():
+    text = "\n".join(p.read_text() for p in (ROOT / "pipelines").rglob("*.py"))
+    return set(re.findall(r"environ\.(?:get|setdefault)\(\s*\"(\w+)\"", text))
+
+
+def read_by_mlflow():
+    import mlflow.cli
+    from mlflow import environment_variables
+
+    options = {p.envvar for c in mlflow.cli.cli.commands.values() for p in c.params}
+    return {name for name in dir(environment_variables) if name.startswith("MLFLOW_")} | options
+
+
+@pytest.mark.parametrize(("where", "name"), [(w, n) for w, n, _ in ENVIRONMENT])
+def test_every_variable_is_read_by_someone(where, name):
+    if where == "postgres":  # by the image's own entry point
+        assert name in {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD"}
+    elif where == "ediffi":
+        assert name in read_by_the_project()
+    else:
+        assert name in read_by_mlflow()
+
+
+def test_secrets_come_from_outside():
+    """No password in a file: only ``${NAME:?…}``, and the file with the values is ignored."""
+    for _, name, value in ENVIRONMENT:
+        if re.search("PASSWORD|SECRET|TOKEN|KEY", name) or "@" in value:
+            secret = value.split("@")[0]
+            assert re.search(r"(^|:)\$\{\w+:\?[^}]+\}$", secret), name
+    assert ".env" in (INFRA / ".gitignore").read_text().split()
+
+
+def test_ports_are_open_to_this_machine_only():
+    for service in SERVICES.values():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:")
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The options of MLflow's server, as its own command line understands them."""
+    import mlflow.cli
+
+    assert SERVICES["mlflow"]["entrypoint"] == ["mlflow", "server"]
+    command = mlflow.cli.cli.commands["server"]
+    return command.make_context("server", list(SERVICES["mlflow"]["command"])).params
+
+
+def test_the_server_s_options_exist_and_fit_the_services(server):
+    tracking = urlsplit(SERVICES["ediffi"]["environment"]["MLFLOW_TRACKING_URI"])
+    assert tracking.hostname in SERVICES
+    assert server["port"] == tracking.port
+    assert server["host"] == "0.0.0.0"
+    assert server["workers"] in (1, "1")
+    places = [v.split(":")[1] for v in SERVICES["mlflow"]["volumes"]]
+    assert server["artifacts_destination"] in places
+    assert SERVICES["mlflow"]["ports"] == [f"127.0.0.1:{tracking.port}:{tracking.port}"]
+
+
+def test_mlflow_answers_to_the_names_it_is_called_by(server):
+    from mlflow.server.security_utils import get_default_allowed_hosts, is_allowed_host_header
+
+    allowed = server["allowed_hosts"].split(",")
+    called = urlsplit(SERVICES["ediffi"]["environment"]["MLFLOW_TRACKING_URI"]).netloc
+    assert not is_allowed_host_header(get_default_allowed_hosts(), called)
+    for host in (called, "localhost:5000", "127.0.0.1:5000"):
+        assert is_allowed_host_header(allowed, host)
+    assert not is_allowed_host_header(allowed, "elsewhere.example:5000")
+
+
+def test_its_health_is_asked_where_it_answers():
+    from mlflow.server.security_utils import is_health_endpoint
+
+    [url] = re.findall(r"http://\S+?(?=')", SERVICES["mlflow"]["healthcheck"]["test"][-1])
+    assert is_health_endpoint(urlsplit(url).path)
+
+
+# -- the words -----------------------------------------------------------------------------------
+
+
+def test_the_spec_that_the_readme_makes_is_recorded_on_the_server(tmp_path):
+    from pipelines import spec
+
+    source, line = re.search(r"\(cat (\S+); echo '(.+?)'\) >", README).groups()
+    made = tmp_path / "mine.yaml"
+    made.write_text((ROOT / source).read_text() + line + "\n")
+    assert spec.load(made).tracking == SERVICES["ediffi"]["environment"]["MLFLOW_TRACKING_URI"]
+
+
+def test_the_readme_lists_the_files_variables_and_volumes():
+    shown = set(re.findall(r"^(\S+) {2,}\S", README, flags=re.M))
+    files = {f.name for f in INFRA.iterdir() if f.is_file() and not f.name.startswith(".")}
+    assert shown == files - {"README.md"}
+    ours = {name for where, name, _ in ENVIRONMENT if where != "postgres"} | {"POSTGRES_PASSWORD"}
+    assert set(re.findall(r"^\| `([A-Z_]+)`", README, flags=re.M)) == ours
+    rows = re.findall(r"^\| (`[a-z`, ]+`) \|", README, flags=re.M)
+    assert {v for row in rows for v in re.findall(r"\w+", row)} == set(COMPOSE["volumes"])
