@@ -90,7 +90,9 @@ class Trainer:
     def resume(self, inputs: dict[str, str]) -> tuple[int, list[dict[str, Any]]]:
         """Takes up the newest sound checkpoint of this node, or the parent's state, or nothing."""
         store, parts = self.ctx.store, (self.model, self.ema, self.optimizer)
-        for path in train_state.newest_first(store, self.ctx.folder):
+        end = f"{self.ctx.folder}/state.safetensors"  # a kill came before the node was committed
+        ended = [end] if store.fs.exists(store.full(end)) else []
+        for path in ended + train_state.newest_first(store, self.ctx.folder):
             try:
                 found = train_state.load(store, path, *parts)
             except ValueError as error:
