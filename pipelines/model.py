@@ -26,10 +26,20 @@ MANIFEST = "ensemble.json"
 
 
 def load_encoders(store: Store, folder: str | None, named: Mapping[str, str]) -> tuple[T5, CLIP]:
-    """The encoders made by a node (its folder), or those named in the spec."""
+    """The encoders made by a node (its folder), or those named in the spec.
+
+    ValueError if one cannot be loaded.
+    """
     if folder:
         return T5(str(store.local(f"{folder}/t5"))), CLIP(str(store.local(f"{folder}/clip")))
-    return T5(named["t5"]), CLIP(named["clip"], pretrained=named["clip_pretrained"])
+    try:
+        return T5(named["t5"]), CLIP(named["clip"], pretrained=named["clip_pretrained"])
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"encoders t5 {named['t5']!r} and clip {named['clip']!r} cannot be loaded "
+            f"({' '.join(str(error).split())[:300]}); set `encoders.t5` and `encoders.clip` to "
+            "names that can be downloaded, or to folders"
+        ) from error
 
 
 def load_ensemble(

@@ -26,6 +26,7 @@ from pipelines.store.artifacts import Store
 
 # Steps that themselves hand work to Ray run in the driver; the others run as a Ray task.
 ORCHESTRATING = {"train", "embed"}
+START_ATTEMPTS = 3  # a busy machine may not start Ray within the 30 s that Ray gives itself
 SPARE_CPUS = 2  # for reads: Ray Data hangs when actors hold every CPU
 
 
@@ -119,6 +120,7 @@ def start_ray(cpus: int) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a second shell gets 401 on loopback
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ speaks on stderr
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     import ray
@@ -132,10 +134,31 @@ def start_ray(cpus: int) -> None:
             "object_store_memory": 512 * 2**20,
         }
     )
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+    for attempt in range(START_ATTEMPTS):
+        try:
+            with stderr_closed():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+            break
+        except Exception as error:  # Ray's own class for it is Exception
+            if "timed out during startup" not in str(error) or attempt + 1 == START_ATTEMPTS:
+                raise
+            ray.shutdown()
     ray.data.DataContext.get_current().enable_progress_bars = False
     for noisy in ("ray.data", "ray.train"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def stderr_closed() -> Iterator[None]:
+    """Nothing reaches stderr meanwhile, not from C++ either: it is for the user's mistakes."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class Runner:

@@ -89,6 +89,8 @@ def _encode(
         num_cpus=1,
     )
     for row in done.iter_rows():
+        if row["error"]:
+            raise ValueError(row["error"])
         yield ctx.store.read_json(row_path(ctx.folder, row["shard"]))
 
 
@@ -108,10 +110,17 @@ class ShardEncoder:
 
         torch.set_num_threads(1)
         self.ctx, self.resolution, self.columns = ctx, settings["resolution"], columns
-        self.t5, self.clip = load_encoders(ctx.store, inputs.get("encoders"), settings["encoders"])
+        self.error = ""
+        try:
+            self.t5, self.clip = load_encoders(
+                ctx.store, inputs.get("encoders"), settings["encoders"]
+            )
+        except ValueError as error:  # raised here, Ray Data would print it as its own failure
+            self.error = str(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        return {"shard": [self.encode(Path(str(file))) for file in batch["file"]]}
+        shards = [self.error or self.encode(Path(str(file))) for file in batch["file"]]
+        return {"shard": shards, "error": [self.error] * len(shards)}
 
     def encode(self, file: Path) -> str:
         import numpy as np
