@@ -191,6 +191,7 @@ class Runner:
         self.execution.state = "failed" if self.failed else "done"
         self.execution.save(self.store)
         self.save_tree()
+        self.store.sweep()
         return not self.failed
 
     def work(self, todo: list[Verdict]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 from pipelines.steps.context import Context, Result
+from pipelines.store.artifacts import SCRATCH, signature
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
@@ -16,14 +16,15 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
 
     # Checkpoints are ours, in the node's folder; what Ray Train keeps is scratch, under a name
     # that no other attempt has (an old name would make it resume by its own, older, records).
-    scratch = f"ray-train/{ctx.fingerprint}-{uuid.uuid4().hex[:8]}"
+    name = f"{ctx.fingerprint}{signature()}"
+    scratch = f"{SCRATCH}/{name}"
     trainer = TorchTrainer(
         train_worker.run,
         train_loop_config={"ctx": ctx, "settings": settings, "inputs": inputs},
         scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": ctx.cpus}),
         run_config=RunConfig(
-            name=scratch.split("/")[1],
-            storage_path=ctx.store.full("ray-train"),
+            name=name,
+            storage_path=ctx.store.full(SCRATCH),
             failure_config=FailureConfig(max_failures=2, controller_failure_limit=2),
         ),
     )

@@ -6,9 +6,14 @@ whole: a temporary name and a rename on disk, one PUT on an object store.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
+import shutil
+import socket
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +25,33 @@ import fsspec
 MANIFEST = "manifest.json"
 
 
+SCRATCH = "ray-train"
+"""Folder of what is of no use once its writer is dead; see :func:`signature`."""
+
+A_DAY_S = 86_400
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def signature() -> str:
+    """Ends the name of a temporary thing, and says whose it is: ``.host.process.random``."""
+    return f".{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a temporary thing's writer is dead, or elsewhere and silent for a day."""
+    try:
+        age_s = time.time() - path.stat().st_mtime
+        host = re.escape(socket.gethostname())
+        if mine := re.search(rf"\.{host}\.(\d+)\.[0-9a-f]{{8}}(\.tmp)?$", path.name):
+            os.kill(int(mine[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # gone meanwhile, or another user's process: not ours to judge
+        return False
+    return age_s > A_DAY_S
 
 
 @dataclass(frozen=True)
@@ -34,7 +64,7 @@ class Store:
     def open(root: str) -> Store:
         """Opens (and if need be creates) a store that must be writable; ValueError if it is not."""
         store = Store.at(root)
-        probe = f".writable-{uuid.uuid4().hex}"
+        probe = f".writable{signature()}.tmp"
         try:
             store.write(probe, b"")
             store.fs.rm_file(store.full(probe))
@@ -69,7 +99,7 @@ class Store:
             return
         target = Path(full)
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        scratch = target.with_name(f".{target.name}{signature()}.tmp")
         try:
             with scratch.open("wb") as file:
                 file.write(data)
@@ -125,6 +155,19 @@ class Store:
     def put_folder(self, source: Path, folder: str) -> None:
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
             self.write(f"{folder}/{file.relative_to(source)}", file.read_bytes())
+
+    def sweep(self) -> None:
+        """Removes what killed writers left behind; a bucket keeps nothing half written."""
+        if not self.is_local:
+            return
+        for file in Path(self.root).rglob(".*.tmp"):
+            if is_abandoned(file):
+                file.unlink(missing_ok=True)
+        for folder in Path(self.full(SCRATCH)).glob("*"):
+            if is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not there, or another pipeline is at work
+            Path(self.full(SCRATCH)).rmdir()
 
     # -- nodes ---------------------------------------------------------------------------------
 
