@@ -19,7 +19,7 @@ setup: $(READY) ## make .venv with everything pinned in requirements.lock
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
 	@echo "setting up .venv (about 6 GB, once)"
-	@$(PYTHON) -m pip install -q --disable-pip-version-check --target build/uv uv
+	@$(PYTHON) -m pip install -q --disable-pip-version-check --root-user-action ignore --target build/uv uv
 
 $(READY): requirements.lock pyproject.toml | $(UV)
 	@$(UV) venv -q --allow-existing --python $(PYTHON) .venv

@@ -200,7 +200,9 @@ def find_model(model: str, storage: str | None) -> Path:
     if model.startswith("models:/"):
         import mlflow
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{store.root}/mlflow.db")
+        from pipelines.lineage import tracking_uri
+
+        uri = tracking_uri(None, store)
         mlflow.set_tracking_uri(uri)
         try:
             return next(Path(mlflow.artifacts.download_artifacts(model)).rglob("ensemble.json"))

@@ -7,6 +7,8 @@ truth, and the next run of the same pipeline writes the record again from it.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import queue
 import threading
 import time
@@ -22,13 +24,14 @@ BATCH = 1000  # MLflow's limit of metrics a call
 Job = Callable[[], None]
 
 
-def tracking_uri(spec: Any, store: Store) -> str:
-    """The spec's MLflow, or a SQLite file in the storage folder."""
-    if spec.tracking:
-        return str(spec.tracking)
+def tracking_uri(named: str | None, store: Store) -> str:
+    """The MLflow a spec names, else the environment's, else a SQLite file in the store."""
+    if address := named or os.environ.get("MLFLOW_TRACKING_URI"):
+        return address
     if not store.is_local:
         raise ValueError(
-            f"storage {store.root} is no local folder: give MLflow's address, `tracking:`"
+            f"storage {store.root} is no local folder: give MLflow's address, `tracking:` in the "
+            "spec or MLFLOW_TRACKING_URI"
         )
     return f"sqlite:///{store.root}/mlflow.db"
 
@@ -40,7 +43,7 @@ class Lineage:
         self, plan: Plan, store: Store, execution: Any, say: Callable[[str], None]
     ) -> None:
         self.plan, self.store, self.execution, self.say = plan, store, execution, say
-        self.uri = tracking_uri(plan.spec, store)
+        self.uri = tracking_uri(plan.spec.tracking, store)
         self.jobs: queue.Queue[Job | None] = queue.Queue()
         self.broken: str | None = None
         self.client: Any = None
@@ -105,10 +108,8 @@ class Lineage:
                 self.say(f"MLflow at {self.uri} failed: {self.broken}; the run goes on without")
 
     def _open(self) -> None:
-        import logging
-        import os
-
         os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         logging.getLogger("alembic").setLevel(logging.ERROR)
         import mlflow
@@ -119,7 +120,7 @@ class Lineage:
         found = self.client.get_experiment_by_name(name)
         place = (
             {}
-            if self.plan.spec.tracking
+            if "://" in self.uri and not self.uri.startswith("sqlite:")
             else {"artifact_location": f"file://{self.store.root}/mlflow-artifacts"}
         )
         self.experiment = (

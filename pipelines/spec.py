@@ -176,7 +176,7 @@ class Spec(Strict):
     seed: int = 0
     storage: str = "ediffi-store"
     tracking: str | None = None
-    """MLflow's address; without one, a SQLite file in the storage folder."""
+    """MLflow's address; without one MLFLOW_TRACKING_URI, else a SQLite file in the store."""
 
     cpus: int = Field(2, ge=1)
     """CPUs the run may use at the same time on this machine."""

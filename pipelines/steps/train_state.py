@@ -1,6 +1,7 @@
 """A training node's checkpoint: everything that resuming needs, in one safetensors file.
 
-One file, so that it is whole or absent; its header carries the tensors' sha256. No pickle.
+One file, so that it is whole or absent; its header carries the sha256 of all that is restored. No
+pickle.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ediffi_core.checkpoint import weights_sha256
 from ediffi_core.ema import EMA
-from pipelines.store.artifacts import Store
+from pipelines.store.artifacts import Store, sha256
 
 FOLDER = "checkpoints"
 
@@ -36,6 +37,11 @@ def keep_newest(store: Store, folder: str, count: int) -> None:
         store.fs.rm_file(store.full(old))
 
 
+def digest(tensors: dict[str, Tensor], images: Any, history: Any) -> str:
+    """Of the tensors, and of the clock and the curve beside them."""
+    return sha256(f"{weights_sha256(tensors)} {json.dumps([images, history])}".encode())
+
+
 def save(
     store: Store,
     to: str,
@@ -50,7 +56,7 @@ def save(
     for i, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{k}": v for k, v in slots.items()}
     tensors = {k: v.detach().contiguous() for k, v in tensors.items()}
-    header = {"images": images, "history": history, "sha256": weights_sha256(tensors)}
+    header = {"images": images, "history": history, "sha256": digest(tensors, images, history)}
     store.write(to, serialise(tensors, metadata={"ediffi": json.dumps(header, sort_keys=True)}))
 
 
@@ -67,7 +73,7 @@ def load(
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["ediffi"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"it cannot be read ({error})") from error
-    if weights_sha256(tensors) != header["sha256"]:
+    if digest(tensors, header.get("images"), header.get("history")) != header.get("sha256"):
         raise ValueError("its sha256 does not match")
 
     def part(prefix: str) -> dict[str, Tensor]:

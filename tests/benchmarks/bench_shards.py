@@ -38,9 +38,7 @@ def main() -> None:
         ]
 
     def from_lists() -> list[np.ndarray]:
-        return [
-            value.values.to_numpy().reshape(-1, DIM) for value in read(listed)
-        ]
+        return [value.values.to_numpy().reshape(-1, DIM) for value in read(listed)]
 
     for found in (from_binary(), from_lists()):
         assert all(np.array_equal(a, b) for a, b in zip(rows, found, strict=True))

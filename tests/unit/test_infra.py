@@ -203,13 +203,22 @@ def test_its_health_is_asked_where_it_answers():
 # -- the words -----------------------------------------------------------------------------------
 
 
-def test_the_spec_that_the_readme_makes_is_recorded_on_the_server(tmp_path):
+def test_the_spec_that_the_readme_copies_is_recorded_on_the_server(tmp_path, monkeypatch):
+    """The container's variable decides, a spec's own key comes before it, a file is the last."""
     from pipelines import spec
+    from pipelines.lineage import tracking_uri
+    from pipelines.store.artifacts import Store
 
-    source, line = re.search(r"\(cat (\S+); echo '(.+?)'\) >", README).groups()
-    made = tmp_path / "mine.yaml"
-    made.write_text((ROOT / source).read_text() + line + "\n")
-    assert spec.load(made).tracking == SERVICES["ediffi"]["environment"]["MLFLOW_TRACKING_URI"]
+    [source] = re.findall(r"cp (\S+) mine.yaml", README)
+    address = SERVICES["ediffi"]["environment"]["MLFLOW_TRACKING_URI"]
+    named, store = spec.load(ROOT / source).tracking, Store.at(str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert tracking_uri(named, store) == address
+    assert tracking_uri("http://elsewhere:1", store) == "http://elsewhere:1"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking_uri(named, store) == f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI"):
+        tracking_uri(None, Store.at("s3://bucket/store"))
 
 
 def test_the_readme_lists_the_files_variables_and_volumes():
