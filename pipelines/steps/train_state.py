@@ -39,7 +39,9 @@ def keep_newest(store: Store, folder: str, count: int) -> None:
 
 def digest(tensors: dict[str, Tensor], images: Any, history: Any) -> str:
     """Of the tensors, and of the clock and the curve beside them."""
-    return sha256(f"{weights_sha256(tensors)} {json.dumps([images, history])}".encode())
+    return sha256(
+        f"{weights_sha256(tensors)} {json.dumps([images, history], sort_keys=True)}".encode()
+    )
 
 
 def save(
