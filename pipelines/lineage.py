@@ -48,7 +48,10 @@ class Lineage:
         self.broken: str | None = None
         self.client: Any = None
         self.experiment = ""
-        self.runs: dict[str, str] = execution.tracking.setdefault("runs", {})
+        self.run = ""
+        """The execution's; a node's are in ``runs``, by the node's id."""
+        self.runs: dict[str, str] = {}
+        self.ended: set[str] = set()
         self.thread = threading.Thread(target=self._work, name="lineage", daemon=True)
         self.thread.start()
         self.jobs.put(self._open)
@@ -68,9 +71,12 @@ class Lineage:
 
     def reused(self, verdict: Verdict, manifest: dict[str, Any]) -> None:
         def job() -> None:
-            if verdict.node.id not in self.runs:
+            node = verdict.node.id
+            if node not in self.runs:
                 self._start(verdict, "reused")
                 self._finish(verdict, manifest, "reused")
+            elif node not in self.ended:  # a kill came between its manifest and its record
+                self._finish(verdict, manifest, "done")
 
         self.jobs.put(job)
 
@@ -126,47 +132,44 @@ class Lineage:
         self.experiment = (
             found.experiment_id if found else self.client.create_experiment(name, **place)
         )
-        known = self.execution.tracking
-        if known.get("uri") != self.uri or not self._exists(known.get("run")):
-            self.runs.clear()
-            run = self.client.create_run(
-                self.experiment,
-                run_name=self.execution.id,
-                tags={
-                    "ediffi.pipeline": name,
-                    "ediffi.execution": self.execution.id,
-                    "ediffi.state": "running",
-                },
-            )
-            known.update(uri=self.uri, run=run.info.run_id, experiment=self.experiment)
+        # What an earlier attempt wrote is known from MLflow itself: a kill loses no note of it.
+        for known in self._search(f"tags.`ediffi.execution` = '{self.execution.id}'"):
+            if node := known.data.tags.get("ediffi.node"):
+                self.runs[node] = known.info.run_id
+                self.ended |= {node} if known.info.status == "FINISHED" else set()
+            else:
+                self.run = known.info.run_id
+        if self.run:
+            self.client.update_run(self.run, status="RUNNING")
         else:
-            self.client.update_run(known["run"], status="RUNNING")
-        self._reap()
-        self.execution.save(self.store)
+            tags = {
+                "ediffi.pipeline": name,
+                "ediffi.execution": self.execution.id,
+                "ediffi.state": "running",
+            }
+            run = self.client.create_run(self.experiment, run_name=self.execution.id, tags=tags)
+            self.run = run.info.run_id
+        self.execution.tracking = {
+            "uri": self.uri,
+            "run": self.run,
+            "experiment": self.experiment,
+        }
+        self._reap({self.run, *self.runs.values()})
 
-    def _exists(self, run: str | None) -> bool:
-        from mlflow.exceptions import MlflowException
+    def _search(self, where: str) -> list[Any]:
+        return list(self.client.search_runs([self.experiment], where, max_results=1000))
 
-        try:
-            return run is not None and self.client.get_run(run) is not None
-        except MlflowException:
-            return False
-
-    def _reap(self) -> None:
+    def _reap(self, alive: set[str]) -> None:
         """Ends runs of this pipeline that killed drivers left RUNNING; we hold its lock."""
-        mine = {self.execution.tracking["run"], *self.runs.values()}
-        for run in self.client.search_runs(
-            [self.experiment], "attributes.status = 'RUNNING'", max_results=1000
-        ):
-            if run.info.run_id not in mine:
+        for run in self._search("attributes.status = 'RUNNING'"):
+            if run.info.run_id not in alive:
                 self.client.set_tag(run.info.run_id, "ediffi.state", "killed")
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
     def _parent_of(self, node: Node) -> str:
         """An expert's run hangs below its parent's, everything else below the execution's."""
         above = node.inputs.get("parent")
-        execution: str = self.execution.tracking["run"]
-        return self.runs.get(above or "", execution)
+        return self.runs.get(above or "", self.run)
 
     def _start(self, verdict: Verdict, state: str) -> None:
         node = verdict.node
@@ -239,17 +242,16 @@ class Lineage:
         self.client.set_terminated(run, "FINISHED")
 
     def _first_run(self, verdict: Verdict) -> str | None:
-        found = self.client.search_runs(
-            [self.experiment],
-            f"tags.`ediffi.fingerprint` = '{verdict.fingerprint}' and tags.`ediffi.state` = 'done'",
-            max_results=1,
+        found = self._search(
+            f"tags.`ediffi.fingerprint` = '{verdict.fingerprint}' and tags.`ediffi.state` = 'done'"
         )
         return found[0].info.run_id if found else None
 
     def _end(self, state: str, manifests: dict[str, Any]) -> None:
         from pipelines import registry, tree_view
 
-        run = self.execution.tracking["run"]
+        run = self.run
+        self._reap({run})  # of nodes that an earlier attempt began and this one did not come to
         tree = tree_view.build(self.plan, self.execution, manifests)
         self.client.set_tag(run, "mlflow.note.content", tree_view.markdown(tree))
         self.client.log_text(run, tree_view.html(tree), "lineage.html")
