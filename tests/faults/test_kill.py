@@ -1,0 +1,145 @@
+"""SIGKILL at awkward moments: the same command goes on, and ends in the same bytes."""
+
+import json
+
+import pytest
+from kit import Driver, call, driver, is_alive, kill, spec_with, strict_json, title
+
+pytestmark = pytest.mark.slow
+
+EXPERTS = ("E0_0", "E1_1", "E1_0")
+
+
+@pytest.fixture
+def spec(tmp_path):
+    """Smoke, saving and validating after every step: slower, and not one byte different."""
+
+    def change(raw):
+        raw["stages"]["base"]["cadence"] = {
+            "checkpoint_images": 16,
+            "validate_images": 16,
+            "validate_draws": 256,
+        }
+
+    return spec_with(tmp_path / "smoke.yaml", change)
+
+
+def folder_of(store, node):
+    """Of a node that may not have begun yet."""
+    return next(iter(store.glob(f"nodes/{node}-*")), store / "nothing")
+
+
+def checkpoints(store, expert):
+    return sorted(folder_of(store, f"train/base/{expert}").glob("checkpoints/0*.safetensors"))
+
+
+def is_done(store, node):
+    return (folder_of(store, node) / "manifest.json").exists()
+
+
+def left_over(store):
+    """Temporary files, and scratch of Ray Train."""
+    return [*store.rglob(".*.tmp"), *store.glob(".writable*"), *store.glob("ray-train")]
+
+
+def assert_nothing_leaks(store, *drivers: Driver):
+    assert left_over(store) == []
+    alive = {p: title(p) for d in drivers for p in d.seen if is_alive(p)}
+    assert not {p: t for p, t in alive.items() if "ray" in t}
+
+
+def test_a_pod_killed_while_it_embeds(smoke, spec, tmp_path):
+    """A finished shard is not embedded again; all become what they were undisturbed."""
+    node = "embed/base/train"
+    for attempt in range(5):
+        store = smoke.copy(tmp_path / f"store{attempt}", node)
+        with driver(spec, store, tmp_path / "log") as first:
+            first.until(lambda: list(folder_of(store, node).glob("rows/*.json")), "a shard")  # noqa: B023
+            first.kill(workers=True)
+        finished = [r.stem for r in folder_of(store, node).glob("rows/*.json")]
+        if len(finished) < 4:
+            break
+    assert 1 <= len(finished) < 4, "the kill never came between two shards"
+    shards = [folder_of(store, node) / "shards" / f"{s}.parquet" for s in finished]
+    before = {s: (s.stat().st_ino, s.stat().st_mtime_ns) for s in shards}
+
+    with driver(spec, store, tmp_path / "log") as second:
+        assert second.finish() == 0, second.text()
+    assert ", attempt 2: " in second.text()
+    assert {s: (s.stat().st_ino, s.stat().st_mtime_ns) for s in shards} == before
+    manifest = json.loads((folder_of(store, node) / "manifest.json").read_text())
+    assert manifest["metrics"]["encoded_now"] == 64 - 16 * len(finished)
+    undisturbed = smoke.manifest(node)["files"]
+    assert len(undisturbed) == 8
+    for name, entry in undisturbed.items():
+        if name.startswith("shards/"):
+            assert manifest["files"][name] == entry, name
+    assert_nothing_leaks(store, first, second)
+
+
+def test_kills_while_it_trains_and_between_nodes(smoke, spec, tmp_path, capsys):
+    """Of the driver while its workers live on, of a worker alone, and of the driver once more."""
+    store = smoke.copy(tmp_path / "store", *(f"train/base/{e}" for e in EXPERTS))
+    with driver(spec, store, tmp_path / "log1") as first:
+        first.until(lambda: checkpoints(store, "E0_0"), "a checkpoint of E0_0")
+        first.look()
+        first.kill()
+
+    # At once: the first driver's workers may still be training, and write to the same node.
+    with driver(spec, store, tmp_path / "log2") as second:
+        text = second.until(
+            lambda: "E0_0 continues at" in second.text() and second.text(), "resuming"
+        )
+        assert ", attempt 2: " in text
+        seen = checkpoints(store, "E0_0")
+        worker = second.until(
+            lambda: (
+                checkpoints(store, "E0_0") > seen
+                and [p for p in second.look() if "RayTrainWorker" in title(p)]
+            ),
+            "a worker that has saved again",
+        )
+        kill(*worker)
+        second.until(lambda: is_done(store, "train/base/E0_0"), "the end of E0_0")
+        second.look()
+        second.kill()
+        assert second.text().count("E0_0 continues at") == 2, second.text()
+    assert not is_done(store, "train/base/E1_1")
+
+    with driver(spec, store, tmp_path / "log3") as third:
+        assert third.finish() == 0, third.text()
+    assert ", attempt 3: " in third.text() and "train/base/E0_0 reused" in third.text()
+    for expert in EXPERTS:
+        here, undisturbed = (folder_of(at, f"train/base/{expert}") for at in (store, smoke.store))
+        for weights in ("ema", "raw"):
+            file = f"{weights}.safetensors"
+            assert (here / file).read_bytes() == (undisturbed / file).read_bytes(), expert
+    rows = [
+        json.loads(line)
+        for line in (folder_of(store, "train/base/E0_0") / "history.jsonl").read_text().split("\n")
+        if line
+    ]
+    validated = [r["images"] for r in rows if "val_loss" in r["metrics"]]
+    assert validated == list(range(16, 257, 16)), "a curve with a gap, or a point twice"
+    assert_nothing_leaks(store, first, second, third)
+
+    capsys.readouterr()
+    assert call("status", "--json", "--storage", store) == 0
+    status = strict_json(capsys.readouterr().out)
+    assert (status["state"], status["attempt"]) == ("done", 3)
+    check_record(store)
+
+
+def check_record(store):
+    """The three attempts are one execution in MLflow, and no run is left RUNNING."""
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{store}/mlflow.db")
+    experiment = client.get_experiment_by_name("smoke").experiment_id
+    runs = client.search_runs([experiment], max_results=1000)
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    assert len([r for r in runs if "ediffi.node" not in r.data.tags]) == 1
+    [root] = [r for r in runs if r.data.tags.get("ediffi.expert") == "E0_0"]
+    steps = {m.step for m in client.get_metric_history(root.info.run_id, "val_loss")}
+    assert steps == set(range(16, 257, 16))
+    assert "final/val_loss" in root.data.metrics  # though its driver died as soon as it was done
