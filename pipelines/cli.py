@@ -49,7 +49,7 @@ def run(spec: SpecPath, storage: Storage = None) -> None:
     from pipelines import tree_view
     from pipelines.console import Console
     from pipelines.lineage import Lineage
-    from pipelines.run import Runner, begin, only_driver
+    from pipelines.run import Runner, begin, only_driver, reason
     from pipelines.store.artifacts import Store
 
     loaded, store, made = opened(spec, storage)
@@ -80,7 +80,7 @@ def run(spec: SpecPath, storage: Storage = None) -> None:
     if not good:
         mistakes = all(isinstance(e, ValueError) for e in runner.failed.values())
         for node, error in runner.failed.items():
-            typer.echo(f"ediffi: {node}: {one_line(error)}", err=True)
+            typer.echo(f"ediffi: {node}: {reason(error)}", err=True)
         raise SystemExit(2 if mistakes else 1)
 
 

@@ -236,11 +236,13 @@ class Runner:
             self.console.done(node.id, manifest)
             return
         self.failed[node.id] = error
-        self.set_state(verdict, "failed", error=str(error))
-        trace = "".join(traceback.format_exception(error))
-        self.store.write(f"executions/{self.execution.id}/{node.id}.txt", trace.encode())
+        self.set_state(verdict, "failed", error=reason(error))
+        trace = f"executions/{self.execution.id}/{node.id}.txt"
+        self.store.write(trace, "".join(traceback.format_exception(error)).encode())
         self.lineage.failed(verdict, str(error))
-        self.console.failed(node.id, str(error).strip().splitlines()[-1])
+        self.console.failed(node.id, reason(error))
+        if not isinstance(error, ValueError):
+            self.console.say(f"its traceback is in {self.store.full(trace)}")
         for other in self.descendants(node.id):
             if other in waiting:
                 self.set_state(waiting.pop(other), "skipped", error=f"{node.id} failed")
@@ -316,6 +318,14 @@ class Runner:
             ]
             weight[node.id] = float(node.settings.get("images", 1)) + max(behind, default=0)
         return weight
+
+
+def reason(error: BaseException) -> str:
+    """Why a step failed, in one line; of Ray's long reports it is the last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, ValueError):
+        return " ".join(lines)
+    return lines[-1] if lines else type(error).__name__
 
 
 def perform_step(
