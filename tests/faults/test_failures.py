@@ -1,0 +1,107 @@
+"""Failures that are not kills: bad rows, and a node that fails while its siblings go on."""
+
+import json
+
+import pytest
+from kit import SMOKE, call, ediffi, spec_with, strict_json
+
+from pipelines.demo.make import write_parquet
+
+pytestmark = pytest.mark.slow
+
+
+def spoil(file, rows, data):
+    """Puts other bytes in place of the pictures of some rows of a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(file).to_pylist()
+    for i in rows:
+        table[i]["image"] = data(table[i]["image"])
+    pq.write_table(pa.Table.from_pylist(table), file)
+
+
+def test_bad_rows_are_quarantined_and_counted_but_a_split_of_nothing_else_is_a_mistake(
+    smoke, tmp_path
+):
+    """Parquet of the user's own, with one bad picture in training and only bad ones beside it."""
+    train, validation = tmp_path / "train", tmp_path / "validation"
+    shards = write_parquet(train, split="train", count=12, shards=2, quiet=True)
+    [other] = write_parquet(validation, split="validation", count=4, shards=1, quiet=True)
+    spoil(shards[1], [3], lambda _: b"no picture at all")
+    spoil(other, range(4), lambda whole: whole[:40])
+
+    def change(raw):
+        tiny = smoke.folder("encoders/tiny")
+        raw |= {"name": "own", "encoders": {k: str(tiny / k) for k in ("t5", "clip")}}
+        raw["data"] = {"train": {"path": str(train)}, "validation": {"path": str(validation)}}
+        raw["stages"]["base"] |= {"experts": {"E0_0": {"images": 16}}, "ensemble": ["E0_0"]}
+        del raw["stages"]["base"]["single"]
+
+    store = tmp_path / "store"
+    end = ediffi("run", spec_with(tmp_path / "own.yaml", change), "--storage", store)
+    assert "embed/base/train done" in end.stdout
+    assert "11 rows; quarantined 1 (image cannot be decoded)" in end.stdout
+    [manifest] = [
+        json.loads(m.read_text()) for m in store.glob("nodes/embed/base/train-*/manifest.json")
+    ]
+    assert manifest["metrics"]["rows"] == 11 and manifest["metrics"]["quarantined"] == 1
+    assert manifest["info"]["quarantined"] == {"image cannot be decoded": 1}
+    [rows] = store.glob(f"nodes/embed/base/train-*/rows/{shards[1].stem}.json")
+    assert json.loads(rows.read_text())["quarantined"] == [
+        {"key": "train-000009", "reason": "image cannot be decoded"}
+    ]
+
+    assert end.returncode == 2
+    [line] = end.stderr.splitlines()
+    assert line.startswith("ediffi: embed/base/validation: not one row of")
+    assert "4 × image cannot be decoded" in line
+    assert "Traceback" not in end.stdout
+
+
+def test_a_node_that_fails_stops_only_what_needs_it(smoke, tmp_path, capsys):
+    """E1_1 cannot write its weights: E1_0 and the root's evaluation end, the ensemble waits."""
+    store = smoke.copy(
+        tmp_path / "store",
+        "train/base/E1_",
+        "evaluate/base/ensemble",
+        "evaluate/base/root",
+        "promote",
+    )
+    blocked = store / "nodes/train/base" / smoke.folder("train/base/E1_1").name / "ema.safetensors"
+    (blocked / "in the way").mkdir(parents=True)
+
+    end = ediffi("run", SMOKE, "--storage", store)
+    assert end.returncode == 1, end.stdout
+    assert "Traceback" not in end.stdout + end.stderr
+    [line] = [x for x in end.stderr.splitlines() if x.startswith("ediffi: ")]
+    assert line.startswith("ediffi: train/base/E1_1: ") and "Is a directory" in line
+    [trace] = store.glob("executions/*/train/base/E1_1.txt")
+    assert str(trace) in end.stdout and "Traceback" in trace.read_text()
+    capsys.readouterr()
+    assert call("status", "--json", "--storage", store) == 0
+    status = strict_json(capsys.readouterr().out)
+    assert status["state"] == "failed"
+    by_state = {}
+    for node, record in status["nodes"].items():
+        by_state.setdefault(record["state"], set()).add(node)
+    assert by_state.pop("failed") == {"train/base/E1_1"}
+    assert by_state.pop("skipped") == {"evaluate/base/ensemble", "promote/smoke"}
+    assert by_state.pop("done") == {"train/base/E1_0", "evaluate/base/root"}
+    assert by_state.keys() == {"reused"}
+    for node in ("train/base/E1_0", "evaluate/base/root"):
+        assert list(store.glob(f"nodes/{node}-*/manifest.json"))
+    assert not list(store.glob("nodes/train/base/E1_1-*/manifest.json"))
+    check_record(store)
+
+
+def check_record(store):
+    """MLflow says the same, with the reason."""
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{store}/mlflow.db")
+    experiment = client.get_experiment_by_name("smoke").experiment_id
+    runs = client.search_runs([experiment], "attributes.status = 'FAILED'")
+    failed = {r.data.tags.get("ediffi.node"): r for r in runs}
+    assert failed.keys() == {"train/base/E1_1", None}  # the node's, and the execution's
+    assert "ema.safetensors" in failed["train/base/E1_1"].data.tags["ediffi.error"]
