@@ -197,7 +197,7 @@ class Runner:
     def work(self, todo: list[Verdict]) -> None:
         import ray
 
-        self.board = ray.remote(num_cpus=0)(Board).remote()
+        self.board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
         free = self.plan.spec.cpus
         waiting = {v.node.id: v for v in todo}
         running: dict[Future[dict[str, Any]], Verdict] = {}
@@ -279,7 +279,11 @@ class Runner:
         """Passes the steps' reports on to the console and the record."""
         import ray
 
-        for node, row in ray.get(self.board.drain.remote()):
+        try:
+            rows = ray.get(self.board.drain.remote())
+        except ray.exceptions.RayActorError:
+            return  # killed; Ray starts it again, and nothing but a few reports is lost
+        for node, row in rows:
             self.console.report(node, row)
             self.lineage.report(node, row)
             state = self.execution.nodes[node]
