@@ -107,6 +107,10 @@ def test_kills_while_it_trains_and_between_nodes(smoke, spec, tmp_path, capsys):
     assert not is_done(store, "train/base/E1_1")
 
     with driver(spec, store, tmp_path / "log3") as third:
+        board = third.until(
+            lambda: [p for p in third.look() if "ray::Board" in title(p)], "the actor of reports"
+        )
+        kill(*board)
         assert third.finish() == 0, third.text()
     assert ", attempt 3: " in third.text() and "train/base/E0_0 reused" in third.text()
     for expert in EXPERTS:

@@ -1,0 +1,85 @@
+"""Whole smoke pipelines under random SIGKILLs, twenty of them and more. Run by `make soak`."""
+
+import os
+import random
+import time
+
+import pytest
+from kit import PATIENCE_S, SMOKE, Driver, descendants, is_alive, kill, title
+
+KILLS = int(os.environ.get("EDIFFI_SOAK_KILLS", "20"))
+SEED = int(os.environ.get("EDIFFI_SOAK_SEED", "0"))
+LONGEST_S = 45.0  # from the first node's start to a kill
+
+
+def victim(running: Driver, rng: random.Random) -> tuple[str, list[int]]:
+    """The driver, one of Ray's workers, or all at once as when a pod dies."""
+    below = sorted(running.look())
+    workers = [p for p in below if title(p).startswith("ray::")]
+    choice = rng.choice(["driver", "worker", "worker", "pod"])
+    if choice == "worker" and workers:
+        chosen = rng.choice(workers)
+        return title(chosen), [chosen]
+    return (choice, [running.pid, *below]) if choice == "pod" else ("driver", [running.pid])
+
+
+def disturb(running: Driver, rng: random.Random) -> int:
+    """Kills at random moments until the driver has ended, one way or another; → how many."""
+    kills, early = 0, rng.random() < 0.2
+    while running.process.poll() is None:
+        begun = time.monotonic()
+        while not early and " started" not in running.text() and running.process.poll() is None:
+            assert time.monotonic() - begun < PATIENCE_S, running.text()
+            time.sleep(0.1)
+        until = time.monotonic() + rng.uniform(0, LONGEST_S)
+        while time.monotonic() < until and running.process.poll() is None:
+            time.sleep(0.1)
+            running.look()
+        if running.process.poll() is not None:
+            break
+        what, pids = victim(running, rng)
+        print(f"{time.strftime('%H:%M:%S')} kill {kills + 1} of this driver: {what}", flush=True)
+        kill(*pids)
+        kills += 1
+        if running.pid in pids:
+            running.process.wait()
+    return kills
+
+
+def wait_for_the_dead(pids):
+    """A killed driver's Ray takes its leave by itself, within a minute or so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while alive := {p: title(p) for p in pids if is_alive(p) and "ray" in title(p)}:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.5)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(6 * 3600)
+def test_random_kills_change_no_byte_and_leave_nothing(smoke, tmp_path):
+    rng, kills, pipelines, seen = random.Random(SEED), 0, 0, set()
+    while kills < KILLS:
+        store = tmp_path / f"store{pipelines}"
+        code, attempts = None, 0
+        while code != 0:
+            attempts += 1
+            assert attempts <= 5 * KILLS, "no end in sight"
+            running = Driver(SMOKE, store, tmp_path / f"log-{pipelines}-{attempts}")
+            try:
+                kills += disturb(running, rng)
+                code = running.finish()
+            finally:
+                seen |= running.seen
+                kill(*({running.pid} if running.process.poll() is None else ()))
+            print(
+                f"pipeline {pipelines}, attempt {attempts}: exit {code}, {kills} kills", flush=True
+            )
+        pipelines += 1
+        for expert in ("E0_0", "E1_1", "E1_0", "single"):
+            [here] = store.glob(f"nodes/train/base/{expert}-*")
+            for file in ("ema.safetensors", "raw.safetensors"):
+                undisturbed = smoke.folder(f"train/base/{expert}") / file
+                assert (here / file).read_bytes() == undisturbed.read_bytes(), (expert, file)
+        assert [*store.rglob(".*.tmp"), *store.glob("ray-train")] == []
+    wait_for_the_dead(seen)
+    assert not {p for p in descendants(os.getpid()) if "ray" in title(p)}
