@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,17 +44,45 @@ class EmbeddingSpec:
 
 
 @dataclass(frozen=True, eq=False)
+class Paint:
+    """Where phrases shall appear: paint-with-words (eDiff-I section 4.3)."""
+
+    maps: Mapping[str, Tensor]
+    """Sequence → [N, L, h, w]: for token j the mask of the phrase that holds it, times the
+    strength w' of that phrase; zero for all other tokens."""
+
+    weight: Literal["max", "std"] = "max"
+    """What of ``Q Kᵀ`` scales the strength: its maximum (the paper's), or standard deviation."""
+
+    laid_out: dict[Any, TokenMaps] = field(default_factory=dict, init=False, repr=False)
+    """The maps as networks have read them so far: the same at every step of a sampler."""
+
+
+@dataclass(frozen=True, eq=False)
 class Conditioning:
-    """A batch of embeddings. An absent embedding is all zeros, and its tokens are masked out."""
+    """A batch of what a denoiser is told.
+
+    An absent embedding is all zeros, and its tokens are masked out.
+    """
 
     sequences: Mapping[str, Tensor] = field(default_factory=dict)  # name → [N, L, dim]
     masks: Mapping[str, Tensor] = field(default_factory=dict)  # name → [N, L] bool, True = a token
     pooled: Mapping[str, Tensor] = field(default_factory=dict)  # name → [N, dim]
+    low_res: Tensor | None = None  # [N, C, h, w] in [-1, 1]: what super-resolution starts from
+    paint: Paint | None = None
 
-    def map(self, fn) -> Conditioning:  # type: ignore[no-untyped-def]
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Conditioning:
         """Applies ``fn`` to every tensor."""
+
+        def each(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: fn(tensor) for name, tensor in tensors.items()}
+
         return Conditioning(
-            *({k: fn(v) for k, v in d.items()} for d in (self.sequences, self.masks, self.pooled))
+            each(self.sequences),
+            each(self.masks),
+            each(self.pooled),
+            low_res=None if self.low_res is None else fn(self.low_res),
+            paint=self.paint and replace(self.paint, maps=each(self.paint.maps)),
         )
 
     def to(self, device: torch.device | str) -> Conditioning:
@@ -64,37 +92,76 @@ class Conditioning:
         return self.map(lambda t: t[rows])
 
     def __len__(self) -> int:
-        return next(len(t) for d in (self.pooled, self.sequences) for t in d.values())
+        """Rows; ValueError for a conditioning that holds nothing."""
+        return len(self.any_tensor())
+
+    @property
+    def device(self) -> torch.device:
+        return self.any_tensor().device
+
+    def any_tensor(self) -> Tensor:
+        for tensor in (*self.pooled.values(), *self.sequences.values(), self.low_res):
+            if tensor is not None:
+                return tensor
+        raise ValueError("an empty conditioning has no number of rows; give it an embedding")
 
     def keep(self, kept: Mapping[str, Tensor], specs: Iterable[EmbeddingSpec]) -> Conditioning:
         """Drops embeddings per sample: ``kept[group]`` is [N] bool; groups not named stay."""
         group = {s.name: s.group for s in specs}
-        out = Conditioning(dict(self.sequences), dict(self.masks), dict(self.pooled))
-        for name in (*self.sequences, *self.pooled):
-            mask = kept.get(group.get(name, name))
-            if mask is None:
+        sequences, masks, pooled = dict(self.sequences), dict(self.masks), dict(self.pooled)
+        for name in (*sequences, *pooled):
+            keep = kept.get(group.get(name, name))
+            if keep is None:
                 continue
-            if name in self.sequences:
-                out.sequences[name] = self.sequences[name] * mask[:, None, None]  # type: ignore[index]
-                out.masks[name] = self.masks[name] & mask[:, None]  # type: ignore[index]
+            if name in sequences:
+                sequences[name] = sequences[name] * keep[:, None, None]
+                masks[name] = masks[name] & keep[:, None]
             else:
-                out.pooled[name] = self.pooled[name] * mask[:, None]  # type: ignore[index]
-        return out
+                pooled[name] = pooled[name] * keep[:, None]
+        return replace(self, sequences=sequences, masks=masks, pooled=pooled)
 
     def null(self) -> Conditioning:
-        """The unconditional twin: everything absent."""
-        return self.map(torch.zeros_like)
+        """The unconditional twin: every embedding absent, nothing painted, the picture kept."""
+        empty = replace(self, low_res=None, paint=None).map(torch.zeros_like)
+        return replace(empty, low_res=self.low_res)
 
     @staticmethod
     def cat(parts: list[Conditioning]) -> Conditioning:
-        """Stacks batches whose sequences have the same padded length."""
-        first = parts[0]
-        return Conditioning(
-            *(
-                {k: torch.cat([getattr(p, d)[k] for p in parts]) for k in getattr(first, d)}
-                for d in ("sequences", "masks", "pooled")
-            )
+        """Stacks batches whose sequences have the same padded length; some may be painted.
+
+        Raises:
+            ValueError: Some have a small picture and some none, or paint of two weights.
+        """
+
+        def stack(of: Callable[[Conditioning], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+            return {k: torch.cat([of(p)[k] for p in parts]) for k in of(parts[0])}
+
+        stacked = Conditioning(
+            stack(lambda p: p.sequences), stack(lambda p: p.masks), stack(lambda p: p.pooled)
         )
+        low_res = [p.low_res for p in parts if p.low_res is not None]
+        if low_res:
+            if len(low_res) < len(parts):
+                raise ValueError("a small picture (low_res) for some rows only; give all or none")
+            stacked = replace(stacked, low_res=torch.cat(low_res))
+        weights = {p.paint.weight for p in parts if p.paint is not None}
+        if not weights:
+            return stacked
+        if len(weights) > 1:
+            raise ValueError("paint with weight max and std in one batch; choose one")
+        painted = {k: v for p in parts if p.paint is not None for k, v in p.paint.maps.items()}
+        maps = {
+            name: torch.cat([_maps_of(p, name, like) for p in parts])
+            for name, like in painted.items()
+        }
+        return replace(stacked, paint=Paint(maps, weights.pop()))
+
+
+def _maps_of(part: Conditioning, name: str, like: Tensor) -> Tensor:
+    """A part's maps of one sequence; zeros where it paints nothing."""
+    if part.paint is not None and name in part.paint.maps:
+        return part.paint.maps[name]
+    return like.new_zeros(len(part), *like.shape[1:])
 
 
 def draw_keep(
@@ -120,7 +187,7 @@ def draw_keep(
 
 
 class Projection(nn.Module):
-    """Embeddings → (tokens to attend, their mask, one global vector).
+    """Embeddings → tokens to attend, and one global vector.
 
     Tokens are ``[null, sequences in the order of the specs, attended pooled vectors]``. Inputs are
     normalised without an offset and projected without a bias, so that a zero stays a zero.
@@ -141,8 +208,9 @@ class Projection(nn.Module):
             {s.name: nn.Linear(s.dim, global_dim, bias=False) for s in specs if s.kind == "pooled"}
         )
 
-    def forward(self, cond: Conditioning, rows: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """→ tokens [N, T, token_dim], mask [N, T] bool, global [N, global_dim] or None."""
+    def forward(self, cond: Conditioning, c_noise: Tensor) -> tuple[Tokens, Tensor | None]:
+        """→ the tokens to attend, and their global vector [N, global_dim] or None."""
+        rows = len(c_noise)
         null = self.null_token.expand(rows, 1, -1)
         tokens, masks = [null], [torch.ones(rows, 1, dtype=torch.bool, device=null.device)]
         total: Tensor | None = None
@@ -159,4 +227,74 @@ class Projection(nn.Module):
             if spec.attended:
                 tokens.append(self.to_token[spec.name](x)[:, None])
                 masks.append((x != 0).any(dim=1, keepdim=True))
-        return torch.cat([t.to(null.dtype) for t in tokens], 1), torch.cat(masks, 1), total
+        values = torch.cat([t.to(null.dtype) for t in tokens], 1)
+        paint = None if cond.paint is None else self.painted(cond.paint, tokens, c_noise)
+        return Tokens(values, torch.cat(masks, 1), paint), total
+
+    def painted(self, paint: Paint, tokens: list[Tensor], c_noise: Tensor) -> TokenPaint:
+        """The maps of all tokens in their order; the null and pooled ones are never painted.
+
+        Raises:
+            ValueError: The network reads nothing of what is painted, or other tokens.
+        """
+        attended = [s for s in self.specs if s.name in self.to_token]
+        read = [s.name for s in attended if s.kind == "sequence" and s.name in paint.maps]
+        if not read:
+            raise ValueError(
+                f"{', '.join(paint.maps) or 'nothing'} is painted, but the sequences this network "
+                f"reads are {', '.join(s.name for s in attended if s.kind == 'sequence')}"
+            )
+        like = paint.maps[read[0]]
+        maps = []
+        names = ["", *(s.name for s in attended)]
+        for name, t in zip(names, tokens, strict=True):
+            painted = name in read
+            maps.append(
+                paint.maps[name] if painted else like.new_zeros(*t.shape[:2], *like.shape[2:])
+            )
+            if maps[-1].shape[:2] != t.shape[:2]:
+                raise ValueError(
+                    f"paint of {name} is for {list(maps[-1].shape[:2])} rows and tokens, the "
+                    f"conditioning has {list(t.shape[:2])}; make both from the same prompts"
+                )
+        level = torch.log1p(torch.exp(4 * c_noise))  # c_noise = ln(σ)/4
+        layout = tuple((name, t.shape[1]) for name, t in zip(names, tokens, strict=True))
+        if layout not in paint.laid_out:
+            paint.laid_out[layout] = TokenMaps(torch.cat(maps, 1))
+        return TokenPaint(paint.laid_out[layout], level, paint.weight)
+
+
+class TokenMaps:
+    """Every token's map, at any side that asks for it."""
+
+    def __init__(self, maps: Tensor) -> None:
+        self.maps = maps  # [N, T, h, w]
+        self._resized: dict[tuple[int, ...], Tensor] = {}
+
+    def at(self, side: torch.Size) -> Tensor:
+        """The paper's A (times w'), resized bilinearly. → [N, 1, H W, T]"""
+        key = tuple(side)
+        if key not in self._resized:
+            resized = nn.functional.interpolate(
+                self.maps, size=key, mode="bilinear", align_corners=False, antialias=True
+            )
+            self._resized[key] = resized.flatten(2).transpose(1, 2)[:, None]
+        return self._resized[key]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPaint:
+    """Paint as cross-attention uses it."""
+
+    maps: TokenMaps
+    level: Tensor  # [N] log(1 + σ)
+    weight: Literal["max", "std"]
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """What cross-attention reads."""
+
+    values: Tensor  # [N, T, token_dim]
+    mask: Tensor  # [N, T] bool, True where to attend
+    paint: TokenPaint | None = None

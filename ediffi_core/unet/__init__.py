@@ -1,5 +1,6 @@
 """U-Nets for denoising: one vocabulary of blocks, and the networks built from it."""
 
-from ediffi_core.unet.base import PRESETS, UNet, UNetConfig
+from ediffi_core.unet.config import PAPER_EMBEDDINGS, PRESETS, SIZES, Size, UNetConfig
+from ediffi_core.unet.net import UNet
 
-__all__ = ["PRESETS", "UNet", "UNetConfig"]
+__all__ = ["PAPER_EMBEDDINGS", "PRESETS", "SIZES", "Size", "UNet", "UNetConfig"]

@@ -1,12 +1,16 @@
-"""The blocks every network here is built from: noise embedding, residual block, attention."""
+"""The blocks every network here is built from: noise embedding, resampling, residual block."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Resample = Literal["none", "down", "up"]
+Norm = Literal["group", "pixel"]
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -16,7 +20,25 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class PixelNorm(nn.Module):
+    """Each pixel's channels to unit root mean square, then a learned scale.
+
+    Unlike group norm it looks at no other pixel, so a network of it has a finite receptive field:
+    crops and tiles of a picture give what the whole gives.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + 1e-6)
+        return x * scale.to(x.dtype) * self.weight.to(x.dtype)[:, None, None]
+
+
+def norm_of(kind: Norm, channels: int) -> nn.Module:
+    if kind == "pixel":
+        return PixelNorm(channels)
     return nn.GroupNorm(math.gcd(32, channels // 4), channels)
 
 
@@ -38,70 +60,55 @@ class NoiseEmbedding(nn.Module):
 
     def forward(self, c_noise: Tensor) -> Tensor:
         angle = c_noise[:, None] * self.freqs
-        out: Tensor = self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
-        return out
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
+
+
+class UpConv(nn.Conv2d):
+    """A 3×3 convolution of the picture enlarged twice by repetition, without enlarging it.
+
+    Each pixel of the result sees 2×2 pixels of the small picture, so 16 products do for 36: the
+    kernel summed over the repetitions is a 4×4 transposed convolution of stride 2.
+    """
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, c_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight.transpose(0, 1).flip(2, 3)
+        pads = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
+        kernel = torch.stack([F.pad(w, p) for p in pads]).sum(dim=0)
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
 class ResBlock(nn.Module):
     """ADM's residual block: scale-shift norm from the global embedding, resampling inside."""
 
-    def __init__(self, c_in: int, c_out: int, emb_dim: int, resample: str = "none") -> None:
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        emb_dim: int,
+        resample: Resample = "none",
+        norm: Norm = "group",
+    ) -> None:
         super().__init__()
         self.resample = resample
-        self.norm1 = group_norm(c_in)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm1 = norm_of(norm, c_in)
+        self.conv1 = (
+            UpConv(c_in, c_out) if resample == "up" else nn.Conv2d(c_in, c_out, 3, padding=1)
+        )
         self.scale_shift = nn.Linear(emb_dim, 2 * c_out)
-        self.norm2 = group_norm(c_out)
+        self.norm2 = norm_of(norm, c_out)
         self.conv2 = zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def resampled(self, x: Tensor) -> Tensor:
-        if self.resample == "down":
-            return F.avg_pool2d(x, 2)
-        if self.resample == "up":
-            return F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return x
-
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(self.resampled(F.silu(self.norm1(x))))
+        h = F.silu(self.norm1(x))
+        if self.resample == "down":
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        elif self.resample == "up":
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        h = self.conv1(h)
         scale, shift = self.scale_shift(emb)[:, :, None, None].chunk(2, dim=1)
         h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
-        out: Tensor = self.skip(self.resampled(x)) + h
-        return out
-
-
-class Attention(nn.Module):
-    """Self-attention over pixels, then cross-attention to the text tokens, each a residual."""
-
-    def __init__(self, channels: int, token_dim: int, head_channels: int) -> None:
-        super().__init__()
-        self.heads = max(1, channels // head_channels)
-        self.norm_self = group_norm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out_self = zeroed(nn.Linear(channels, channels))
-        self.norm_cross = group_norm(channels)
-        self.q = nn.Linear(channels, channels)
-        self.kv = nn.Linear(token_dim, 2 * channels)
-        self.out_cross = zeroed(nn.Linear(channels, channels))
-
-    def split(self, x: Tensor) -> Tensor:
-        """[N, T, C] → [N, heads, T, C / heads]"""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        out = F.scaled_dot_product_attention(
-            self.split(q), self.split(k), self.split(v), attn_mask=mask
-        )
-        return out.transpose(1, 2).flatten(2)
-
-    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """x [N, C, H, W]; tokens [N, T, token_dim]; mask [N, T] bool, True where to attend."""
-        q, k, v = self.qkv(self.norm_self(x).flatten(2).transpose(1, 2)).chunk(3, dim=2)
-        x = x + self.to_image(self.out_self(self.attend(q, k, v, None)), x)
-        q = self.q(self.norm_cross(x).flatten(2).transpose(1, 2))
-        k, v = self.kv(tokens).chunk(2, dim=2)
-        return x + self.to_image(self.out_cross(self.attend(q, k, v, mask[:, None, None])), x)
-
-    @staticmethod
-    def to_image(seq: Tensor, like: Tensor) -> Tensor:
-        return seq.transpose(1, 2).unflatten(2, like.shape[2:])
+        return self.skip(x) + h

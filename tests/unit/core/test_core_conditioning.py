@@ -126,11 +126,12 @@ def test_zero_vectors_stay_zero_through_the_projection(config):
         {"clip_text": torch.zeros(2, 3, dtype=torch.bool), "t5": torch.zeros(2, 4) > 0},
         {"clip_text_pooled": torch.zeros(2, 6), "clip_image": torch.zeros(2, 6)},
     )
-    tokens, mask, pooled = projection(null, 2)
-    assert tokens.shape == (2, 1 + 3 + 4 + 1, 12)
-    assert mask.tolist() == [[True] + [False] * 8] * 2
-    assert torch.equal(tokens[:, 0], projection.null_token.expand(2, -1))
-    assert not tokens[:, 1:].any()
+    tokens, pooled = projection(null, torch.zeros(2))
+    assert tokens.values.shape == (2, 1 + 3 + 4 + 1, 12)
+    assert tokens.mask.tolist() == [[True] + [False] * 8] * 2
+    assert torch.equal(tokens.values[:, 0], projection.null_token.expand(2, -1))
+    assert not tokens.values[:, 1:].any()
+    assert tokens.paint is None
     assert not pooled.any()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -10,6 +11,17 @@ from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.precond import Denoiser, coefficients, denoising_loss
 from ediffi_core.unet import PRESETS, UNet, UNetConfig
+
+
+@pytest.fixture
+def batch(make_cond):
+    """Noisy pictures of 16×16, their c_noise, and conditioning with small pictures of 4×4."""
+    x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return x, torch.tensor([-1.0, 0, 1]), make_cond(low_res=4)
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_a_fresh_network_answers_zero_and_its_denoiser_c_skip_x(config, make_cond):
@@ -65,7 +77,8 @@ def test_other_sizes_run(make_net, make_cond):
         assert net(torch.randn(3, 3, side, side), torch.zeros(3), cond).shape[-1] == side
 
 
-def test_configuration_survives_json(config):
+def test_configuration_survives_json(either):
+    config = either
     again = UNetConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config
     assert hash(again) == hash(config)
@@ -73,30 +86,137 @@ def test_configuration_survives_json(config):
     assert {k: v.shape for k, v in first.items()} == {k: v.shape for k, v in second.items()}
 
 
-@pytest.mark.parametrize("name", ["demo", "smoke"])
+@pytest.mark.parametrize("name", ["demo", "demo-sr", "smoke"])
 def test_presets_build_and_run(name, config, make_cond):
     net = UNet(dataclasses.replace(PRESETS[name], embeddings=config.embeddings))
     side = PRESETS[name].resolution
-    out = net(torch.randn(2, 3, side, side), torch.zeros(2), make_cond(2))
+    cond = make_cond(2, low_res=side // 2 if net.config.low_res else None)
+    out = net(torch.randn(2, 3, side, side), torch.zeros(2), cond)
     assert out.shape == (2, 3, side, side)
 
 
-def test_the_base_preset_has_the_paper_s_order_of_size(config):
-    with torch.device("meta"):
-        net = UNet(dataclasses.replace(PRESETS["base64"], embeddings=config.embeddings))
-    assert 0.5e9 < sum(p.numel() for p in net.parameters()) < 1.2e9
+@pytest.mark.parametrize("sides", [(4, 4), (12, 20), (32, 8)])
+def test_an_efficient_network_runs_on_other_sizes(sides, efficient, make_net, make_cond):
+    out = make_net(config=efficient)(torch.randn(2, 3, *sides), torch.zeros(2), make_cond(2, 0, 4))
+    assert out.shape == (2, 3, *sides)
+    assert out.isfinite().all()
+
+
+def test_sides_that_do_not_halve_are_refused(either, make_net, make_cond):
+    net, factor = make_net(config=either), either.factor
+    with pytest.raises(
+        ValueError, match=rf"whose sides {factor} divides, got {factor}×{factor + 1}"
+    ):
+        net(torch.zeros(1, 3, factor, factor + 1), torch.zeros(1), make_cond(1, low_res=4))
+
+
+def test_an_efficient_network_adds_its_stem_at_full_resolution(efficient, make_net, batch):
+    """With nothing coming up from its levels, the output is made of the stem alone."""
+    net, (x, c_noise, cond) = make_net(config=efficient), batch
+    for p in net.stages[-1].parameters():
+        p.zero_()
+    stem = net.stem(net.with_low_res(x, cond))
+    expected = net.out(torch.nn.functional.silu(net.norm_out(stem)))
+    assert torch.equal(net(x, c_noise, cond), expected)
+
+
+def test_the_small_picture_is_read_enlarged(efficient, make_net, batch):
+    """A small picture and its bilinear enlargement are the same input; another is another."""
+    net, (x, c_noise, cond) = make_net(config=efficient), batch
+    out = net(x, c_noise, cond)
+    large = torch.nn.functional.interpolate(cond.low_res, size=(16, 16), mode="bilinear")
+    close(net(x, c_noise, dataclasses.replace(cond, low_res=large)), out)
+    other = dataclasses.replace(cond, low_res=-cond.low_res)
+    assert (net(x, c_noise, other) - out).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="needs the small picture: set low_res"):
+        net(x, c_noise, dataclasses.replace(cond, low_res=None))
+
+
+def test_a_base_network_reads_no_small_picture(make_net, batch):
+    x, c_noise, cond = batch
+    bare = dataclasses.replace(cond, low_res=None)
+    assert torch.equal(make_net()(x, c_noise, cond), make_net()(x, c_noise, bare))
+
+
+def test_a_pixel_norm_network_sees_a_finite_surrounding(efficient, make_net, make_cond):
+    """A pixel that changes moves nothing far away, while one of group norm moves all."""
+
+    def moved(config):
+        net, cond = make_net(config=config), make_cond(1, low_res=32)
+        x = torch.zeros(1, 3, 128, 128)
+        before = net(x, torch.zeros(1), cond)
+        x[..., 0, 0] = 1
+        return (net(x, torch.zeros(1), cond) - before).abs().amax(dim=(0, 1))
+
+    away = moved(efficient)
+    assert away[:16, :16].max() > 1e-3
+    assert not away[64:].any()
+    assert not away[:, 64:].any()
+    assert moved(dataclasses.replace(efficient, norm="group"))[64:].any()
+
+
+def test_the_forward_pass_has_no_graph_break(either, make_net, batch):
+    """Traced whole: fullgraph raises at the first break."""
+    net = make_net(config=either)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    close(compiled(*batch), net(*batch))
+
+
+def gradients(net, batch):
+    net.zero_grad()
+    net(*batch).square().mean().backward()
+    return {k: p.grad.clone() for k, p in net.named_parameters()}
+
+
+def test_activation_checkpointing_gives_the_same_gradients(either, make_net, batch):
+    net, ran = make_net(config=either).train().requires_grad_(True), Counter()
+    for stage in net.stages:
+        stage.register_forward_pre_hook(lambda m, args: ran.update([m.level]))
+    expected = gradients(net, batch)
+    once = dict(ran)
+    for levels in ({0}, {1}, {0, 1}):
+        ran.clear()
+        net.checkpointed = frozenset(levels)
+        found = gradients(net, batch)
+        assert all(torch.equal(found[k], v) for k, v in expected.items())
+        assert ran == {level: once[level] * (1 + (level in levels)) for level in once}
+
+
+def test_bfloat16_inside_float32_outside(either, make_net, batch):
+    """Autocast changes the result by bfloat16's rounding, never its dtype."""
+    x, _, cond = batch
+    denoiser = Denoiser(make_net(config=either))
+    sigma = torch.tensor(0.7, dtype=torch.float64)
+    exact, inside = denoiser(x, sigma, cond), []
+    denoiser.net.register_forward_hook(lambda m, args, out: inside.append(out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = denoiser(x, sigma, cond)
+    assert inside == [torch.bfloat16]
+    assert found.dtype == torch.float32
+    assert 0 < (found - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_channels_last_gives_the_same(either, make_net, batch):
+    x, c_noise, cond = batch
+    net = make_net(config=either)
+    expected = net(x, c_noise, cond)
+    net = net.to(memory_format=torch.channels_last)
+    close(net(x.to(memory_format=torch.channels_last), c_noise, cond), expected)
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
+        ({"blocks": (1, 2, 3)}, r"blocks \(1, 2, 3\) must be one number, or one for each of 2"),
+        ({"layout": "efficient", "resolution": 10}, "resolution that 4 divides, got 10"),
         ({"resolution": 9}, "2 levels needs a resolution that 2 divides, got 9"),
         ({"channel_mult": (1, 2, 2, 2, 2)}, "5 levels needs a resolution that 16 divides"),
         (
-            {"attention": (4, 3)},
+            {"self_attention": (4, 3)},
             r"attention at \[3\] has no effect: the levels' sides are \[8, 4\]",
         ),
-        ({"attention": (16,)}, "has no effect"),
+        ({"cross_attention": (16,)}, "has no effect"),
     ],
 )
 def test_impossible_networks_are_refused(change, text, config):

@@ -1,0 +1,173 @@
+"""The networks: ADM's U-Net for the base, the efficient one for super-resolution.
+
+Both are a stem, a list of stages, and an output; a layout says which stages there are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ediffi_core.conditioning import Conditioning, Projection, Tokens
+from ediffi_core.unet.attention import CrossAttention, SelfAttention
+from ediffi_core.unet.blocks import (
+    NoiseEmbedding,
+    Resample,
+    ResBlock,
+    UpConv,
+    norm_of,
+    zeroed,
+)
+from ediffi_core.unet.config import UNetConfig
+
+
+class Stage(nn.Module):
+    """A block and the attention behind it; where its output goes, and what it reads besides."""
+
+    def __init__(self, block: nn.Module, *, level: int, keep: bool = False, join: bool = False):
+        super().__init__()
+        self.block = block
+        self.self_attention: nn.Module | None = None
+        self.cross_attention: nn.Module | None = None
+        self.level = level
+        self.keep = keep
+        """Its output is kept for the way up."""
+        self.join = join
+        """It reads what the way down kept last, beside its input."""
+
+    def forward(self, x: Tensor, emb: Tensor, tokens: Tokens) -> Tensor:
+        x = self.block(x, emb) if isinstance(self.block, ResBlock) else self.block(x)
+        if self.self_attention is not None:
+            x = self.self_attention(x)
+        if self.cross_attention is not None:
+            x = self.cross_attention(x, tokens)
+        return x
+
+
+class UNet(nn.Module):
+    """``F(x, c_noise, conditioning)``: the raw network inside the preconditioning."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpointed: frozenset[int] = frozenset()
+        """Levels whose activations are computed again in the backward pass, to save memory."""
+
+        emb = 4 * config.channels
+        self.noise = NoiseEmbedding(config.channels, emb)
+        self.projection = Projection(config.embeddings, config.token_dim, emb)
+        c_in = config.image_channels * (2 if config.low_res else 1)
+        self.stem = nn.Conv2d(c_in, config.channels, 3, padding=1)
+        self.stages = nn.ModuleList(
+            _adm(config, emb) if config.layout == "adm" else _efficient(config, emb)
+        )
+        self.norm_out = norm_of(config.norm, config.channels)
+        self.out = zeroed(nn.Conv2d(config.channels, config.image_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Conditioning) -> Tensor:
+        """x [N, C, H, W] scaled by c_in; c_noise [N]; → [N, C, H, W]"""
+        height, width, factor = *x.shape[2:], self.config.factor
+        if height % factor or width % factor:
+            raise ValueError(
+                f"a network of {self.config.levels} levels reads pictures whose sides {factor} "
+                f"divides, got {height}×{width}"
+            )
+        tokens, pooled = self.projection(cond, c_noise)
+        emb = self.noise(c_noise)
+        emb = F.silu(emb if pooled is None else emb + pooled)
+
+        h = stem = self.stem(self.with_low_res(x, cond))
+        kept = [h] if self.config.layout == "adm" else []
+        for stage in self.stages:
+            if stage.join:
+                h = torch.cat([h, kept.pop()], dim=1)
+            if self.training and stage.level in self.checkpointed:
+                h = checkpoint(stage, h, emb, tokens, use_reentrant=False)
+            else:
+                h = stage(h, emb, tokens)
+            if stage.keep:
+                kept.append(h)
+        if self.config.layout == "efficient":
+            h = h + stem
+        return self.out(F.silu(self.norm_out(h)))
+
+    def with_low_res(self, x: Tensor, cond: Conditioning) -> Tensor:
+        """The small picture, enlarged, beside the noisy one."""
+        if not self.config.low_res:
+            return x
+        if cond.low_res is None:
+            raise ValueError("a super-resolution network needs the small picture: set low_res")
+        size = x.shape[2:]
+        enlarged = F.interpolate(cond.low_res, size=size, mode="bilinear", align_corners=False)
+        return torch.cat([x, enlarged.to(x.dtype)], dim=1)
+
+
+def _attend(stage: Stage, config: UNetConfig, width: int, side: int) -> Stage:
+    """Adds the attention that the configuration names for this side."""
+    heads, norm = config.head_channels, config.norm
+    if side in config.self_attention:
+        stage.self_attention = SelfAttention(width, heads, norm)
+    if side in config.cross_attention:
+        stage.cross_attention = CrossAttention(width, config.token_dim, heads, norm)
+    return stage
+
+
+def _adm(config: UNetConfig, emb: int) -> list[Stage]:
+    """ADM: residual blocks resample, the way up has one block more a level (and joins them all)."""
+
+    def block(c_in: int, c_out: int, resample: Resample = "none") -> ResBlock:
+        return ResBlock(c_in, c_out, emb, resample, config.norm)
+
+    stages: list[Stage] = []
+    width = config.channels
+    widths = [width * m for m in config.channel_mult]
+    kept = [width]
+    last = config.levels - 1
+    for level, (w, count, side) in enumerate(
+        zip(widths, config.blocks_by_level, config.sides, strict=True)
+    ):
+        for _ in range(count):
+            stage = Stage(block(width, w), level=level, keep=True)
+            stages.append(_attend(stage, config, w, side))
+            kept.append(width := w)
+        if level < last:
+            stages.append(Stage(block(w, w, "down"), level=level, keep=True))
+            kept.append(w)
+    stages.append(_attend(Stage(block(width, width), level=last), config, width, config.sides[-1]))
+    stages.append(Stage(block(width, width), level=last))
+    for level in reversed(range(config.levels)):
+        w, side = widths[level], config.sides[level]
+        for _ in range(config.blocks_by_level[level] + 1):
+            stage = Stage(block(width + kept.pop(), w), level=level, join=True)
+            stages.append(_attend(stage, config, w, side))
+            width = w
+        if level:
+            stages.append(Stage(block(w, w, "up"), level=level))
+    return stages
+
+
+def _efficient(config: UNetConfig, emb: int) -> list[Stage]:
+    """Imagen's: halve, then blocks; on the way up blocks, then double."""
+
+    def block(c_in: int, c_out: int) -> ResBlock:
+        return ResBlock(c_in, c_out, emb, norm=config.norm)
+
+    stages: list[Stage] = []
+    widths = [config.channels * m for m in config.channel_mult]
+    width = config.channels
+    for level, w in enumerate(widths):
+        stages.append(Stage(nn.Conv2d(width, w, 3, stride=2, padding=1), level=level))
+        for _ in range(config.blocks_by_level[level]):
+            stage = Stage(block(w, w), level=level, keep=True)
+            stages.append(_attend(stage, config, w, config.sides[level]))
+        width = w
+    for level in reversed(range(config.levels)):
+        w, side = widths[level], config.sides[level]
+        for _ in range(config.blocks_by_level[level]):
+            stage = Stage(block(2 * w, w), level=level, join=True)
+            stages.append(_attend(stage, config, w, side))
+        above = widths[level - 1] if level else config.channels
+        stages.append(Stage(UpConv(w, above), level=level))
+    return stages
