@@ -8,7 +8,9 @@ step, to σ = 0, is of first order everywhere: it lands on the denoised picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
@@ -26,22 +28,81 @@ class Solver(Protocol):
     ) -> Tensor: ...
 
 
-def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, callback: Callback | None = None) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Churn:
+    """Fresh noise before a step, which corrects errors of the last ones (EDM, algorithm 2).
+
+    The single-step solvers take it. The multistep ones do not: it would make their history that
+    of another path.
+    """
+
+    amount: float
+    """EDM's S_churn, spread over all steps; 0 adds nothing."""
+
+    noise: Callable[[int], Tensor]
+    """Step → standard normal noise of x's shape; a pure function keeps sampling reproducible."""
+
+    sigma_min: float = 0.05
+    sigma_max: float = 50.0
+    scale: float = 1.003
+    """EDM's S_noise."""
+
+    def apply(self, x: Tensor, sigma: Tensor, step: int, steps: int) -> tuple[Tensor, Tensor]:
+        """→ x with more noise, and its level."""
+        if self.amount <= 0 or not self.sigma_min <= float(sigma) <= self.sigma_max:
+            return x, sigma
+        raised = sigma * (1 + min(self.amount / steps, math.sqrt(2) - 1))
+        extra = float((raised**2 - sigma**2).sqrt()) * self.scale
+        return x + extra * self.noise(step), raised
+
+
+def euler(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    callback: Callback | None = None,
+    *,
+    churn: Churn | None = None,
+) -> Tensor:
     """First order; one evaluation a step."""
-    return deis(denoise, x, sigmas, callback, order=1)
+    return _single_step(denoise, x, sigmas, callback, churn, second_order=False)
 
 
-def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, callback: Callback | None = None) -> Tensor:
-    """EDM's second-order solver (algorithm 1, no churn): two evaluations a step but the last."""
+def heun(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    callback: Callback | None = None,
+    *,
+    churn: Churn | None = None,
+) -> Tensor:
+    """EDM's second-order solver (algorithm 2): two evaluations a step but the last."""
+    return _single_step(denoise, x, sigmas, callback, churn, second_order=True)
+
+
+def _single_step(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    callback: Callback | None,
+    churn: Churn | None,
+    *,
+    second_order: bool,
+) -> Tensor:
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
+        if churn:
+            x, sigma = churn.apply(x, sigma, step, len(sigmas) - 1)
         denoised = denoise(x, sigma)
-        slope = (x - denoised) / float(sigma)
-        width = float(following - sigma)
-        x_next = x + slope * width
-        if following > 0:
-            slope2 = (x_next - denoise(x_next, following)) / float(following)
-            x_next = x + 0.5 * width * (slope + slope2)
-        x = x_next
+        if following == 0:
+            x = denoised
+        else:
+            slope = (x - denoised) / float(sigma)
+            width = float(following - sigma)
+            x_next = x + slope * width
+            if second_order:
+                slope2 = (x_next - denoise(x_next, following)) / float(following)
+                x_next = x + 0.5 * width * (slope + slope2)
+            x = x_next
         if callback:
             callback({"step": step, "sigma": float(sigma), "x": x, "denoised": denoised})
     return x
@@ -54,11 +115,17 @@ def deis(
     callback: Callback | None = None,
     *,
     order: int = 3,
+    restart_at: Sequence[float] = (),
 ) -> Tensor:
     """ρAB-DEIS in EDM's coordinates: Adams–Bashforth on ``ε = (x − D)/σ``, one evaluation a step.
 
-    The polynomial through the last ``order`` values of ε is integrated exactly over each step; the
-    order ramps up from 1. History is kept across a change of expert: both follow the same ODE.
+    The polynomial through the last values of ε is integrated exactly over each step.
+
+    Args:
+        order: degree of the polynomial, so that ``order + 1`` values of ε are used, as DEIS counts;
+            it ramps up from 0, Euler's method.
+        restart_at: noise levels on whose far side the history is forgotten, for instance the edges
+            of an ensemble. By default it is kept: neighbouring experts follow nearly the same ODE.
     """
     if not 1 <= order <= 3:
         raise ValueError(f"DEIS has orders 1 to 3, got {order}")
@@ -68,7 +135,9 @@ def deis(
         if following == 0:
             x = denoised
         else:
-            history = [(x - denoised) / float(sigma), *history[: order - 1]]
+            if step and any(sigma < edge <= sigmas[step - 1] for edge in restart_at):
+                history = []
+            history = [(x - denoised) / float(sigma), *history[:order]]
             nodes = sigmas[step - len(history) + 1 : step + 1].flip(0).double()
             weights = adams_bashforth(nodes, float(sigma), float(following))
             for weight, slope in zip(weights.tolist(), history, strict=True):
@@ -78,7 +147,7 @@ def deis(
     return x
 
 
-# Gauss–Legendre with two points integrates the cubic exactly, and DEIS needs degree 2 at most.
+# Gauss–Legendre with two points integrates the cubic exactly, and DEIS needs degree 3 at most.
 _GAUSS = torch.tensor([-1.0, 1.0], dtype=torch.float64) / 3**0.5
 
 
@@ -94,10 +163,34 @@ def adams_bashforth(nodes: Tensor, start: float, stop: float) -> Tensor:
     return torch.stack(weights)
 
 
+def dpm_pp_2m(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, callback: Callback | None = None
+) -> Tensor:
+    """DPM-Solver++(2M): second-order multistep on D itself, in ``ln σ``; one evaluation a step."""
+    before: Tensor | None = None
+    for step, (sigma, following) in enumerate(pairwise(sigmas)):
+        denoised = denoise(x, sigma)
+        if following == 0:
+            x = denoised
+        else:
+            h = float(torch.log(sigma / following))
+            ahead = denoised
+            if before is not None:
+                r = float(torch.log(sigmas[step - 1] / sigma)) / h
+                ahead = denoised + (denoised - before) / (2 * r)
+            x = float(following / sigma) * x - math.expm1(-h) * ahead
+        before = denoised
+        if callback:
+            callback({"step": step, "sigma": float(sigma), "x": x, "denoised": denoised})
+    return x
+
+
 SOLVERS: dict[str, Solver] = {
     "euler": euler,
     "heun": heun,
     "deis1": partial(deis, order=1),
     "deis2": partial(deis, order=2),
     "deis3": partial(deis, order=3),
+    "dpm++2m": dpm_pp_2m,
 }
+"""Name → solver. ``deis3`` is the paper's: ρAB-DEIS with a cubic through four values."""

@@ -9,9 +9,10 @@ import torch
 from scipy.integrate import quad
 
 from ediffi_core.noise import edm_grid
-from ediffi_core.sampling import SOLVERS
+from ediffi_core.sampling import SOLVERS, Churn
 
-DEIS = [(name, int(name.removeprefix("deis"))) for name in SOLVERS if name.startswith("deis")]
+# DEIS counts the degree of its polynomial, linear multistep methods the slopes behind it.
+DEIS = [(name, 1 + int(name.removeprefix("deis"))) for name in SOLVERS if "deis" in name]
 
 
 def lms(denoise, x, sigmas, order):
@@ -69,9 +70,10 @@ def test_the_reference_arrives_at_the_data(mixture, ends):
 EVALUATIONS = (10, 20, 25, 35)
 ERRORS = {
     "euler": (5.6e-2, 2.5e-2, 2.0e-2, 1.4e-2),
-    "deis1": (5.6e-2, 2.5e-2, 2.0e-2, 1.4e-2),
-    "deis2": (3.0e-2, 9.4e-3, 6.5e-3, 3.6e-3),
-    "deis3": (2.5e-2, 5.8e-3, 3.8e-3, 1.8e-3),
+    "deis1": (3.0e-2, 9.4e-3, 6.5e-3, 3.6e-3),
+    "deis2": (2.5e-2, 5.8e-3, 3.8e-3, 1.8e-3),
+    "deis3": (2.2e-2, 4.4e-3, 2.7e-3, 1.1e-3),
+    "dpm++2m": (1.3e-1, 1.9e-2, 9.5e-3, 3.6e-3),
 }
 
 
@@ -121,8 +123,97 @@ def test_heun_is_edm_s_algorithm_1(steps, mixture, starts):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
+def dpm_solver_pp_2m(denoise, x, sigmas):
+    """Algorithm 2 of DPM-Solver++ (arXiv 2211.01095), line by line in numpy, in its own terms:
+    α = 1, λ = ln(α/σ), x₀ predictions. To the last level before 0."""
+
+    def x0(x, t):
+        return denoise(torch.from_numpy(x), t).numpy()
+
+    sigma = sigmas.numpy()
+    lam = -np.log(sigma)
+    x, buffer = x.numpy(), []
+    for i in range(1, len(sigma)):
+        h = lam[i] - lam[i - 1]
+        buffer.append(x0(x, sigma[i - 1]))
+        if i == 1:
+            d = buffer[-1]
+        else:
+            r = (lam[i - 1] - lam[i - 2]) / h
+            d = (1 + 1 / (2 * r)) * buffer[-1] - 1 / (2 * r) * buffer[-2]
+        x = sigma[i] / sigma[i - 1] * x - (np.exp(-h) - 1) * d
+    return torch.from_numpy(x)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 25])
+def test_dpm_pp_2m_is_the_paper_s_algorithm(steps, mixture, starts):
+    x, levels = starts[:256], edm_grid(steps + 1)[:-1]
+    found = SOLVERS["dpm++2m"](mixture.denoise, x, levels)
+    expected = dpm_solver_pp_2m(mixture.denoise, x, levels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def edm_algorithm_2(denoise, x, sigmas, noise, churn, lo, hi, s_noise, second_order=True):
+    """EDM's stochastic sampler, line by line in numpy."""
+    t, n = sigmas.numpy(), len(sigmas) - 1
+    x = x.numpy()
+
+    def d(x, t):
+        return (x - denoise(torch.from_numpy(x), t).numpy()) / t
+
+    for i in range(n):
+        gamma = min(churn / n, np.sqrt(2) - 1) if lo <= t[i] <= hi else 0
+        eps = s_noise * noise(i).numpy()
+        t_hat = t[i] + gamma * t[i]
+        x_hat = x + np.sqrt(t_hat**2 - t[i] ** 2) * eps
+        slope = d(x_hat, t_hat)
+        x = x_hat + (t[i + 1] - t_hat) * slope
+        if t[i + 1] != 0 and second_order:
+            x = x_hat + (t[i + 1] - t_hat) * (slope + d(x, t[i + 1])) / 2
+    return torch.from_numpy(x)
+
+
+def fresh(step):
+    return torch.from_numpy(np.random.default_rng(step).standard_normal((256, 2)))
+
+
+@pytest.mark.parametrize("amount", [3.0, 30.0, 1e3])
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_churn_is_edm_s_algorithm_2(solver, amount, mixture, starts):
+    x, grid = starts[:256], edm_grid(18)
+    churn = Churn(amount=amount, noise=fresh, sigma_min=0.05, sigma_max=20, scale=1.01)
+    found = SOLVERS[solver](mixture.denoise, x, grid, churn=churn)
+    expected = edm_algorithm_2(
+        mixture.denoise, x, grid, fresh, amount, 0.05, 20, 1.01, solver == "heun"
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    assert (found - SOLVERS[solver](mixture.denoise, x, grid)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_no_churn_is_the_solver_itself(solver, mixture, starts):
+    x, grid = starts[:256], edm_grid(18)
+    plain = SOLVERS[solver](mixture.denoise, x, grid)
+    for churn in (
+        Churn(amount=0, noise=fresh),
+        Churn(amount=30, noise=fresh, sigma_min=81, sigma_max=100),
+    ):
+        assert torch.equal(SOLVERS[solver](mixture.denoise, x, grid, churn=churn), plain)
+
+
+def test_churn_stays_on_the_data(mixture, starts):
+    """Fresh noise is denoised again: squared distances to the modes remain 2 WIDTH²."""
+    churn = Churn(
+        amount=40, noise=lambda i: torch.from_numpy(np.random.default_rng(i).normal(size=(2048, 2)))
+    )
+    found = SOLVERS["heun"](mixture.denoise, starts, edm_grid(64), churn=churn)
+    away = (found[:, None] - torch.from_numpy(mixture.means)).norm(dim=2).min(dim=1).values
+    assert away.square().mean() == pytest.approx(2 * 0.05**2, rel=0.1)
+
+
 @pytest.mark.parametrize(
-    ("solver", "order"), [("euler", 1), ("heun", 2), *DEIS], ids=["euler", "heun", *dict(DEIS)]
+    ("solver", "order"),
+    [("euler", 1), ("heun", 2), *DEIS, ("dpm++2m", 2)],
 )
 def test_halving_the_steps_divides_the_error_by_two_to_the_order(solver, order):
     """On Gaussian data, where ``x(σ) ∝ sqrt(σ² + σ_data²)``; from σ_max to σ_min."""
