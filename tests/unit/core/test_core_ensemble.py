@@ -164,3 +164,19 @@ def test_the_weights_of_all_experts_are_parameters(make_net):
     ensemble = identical(COVERS[3], Denoiser(make_net()))
     one = sum(p.numel() for p in make_net().parameters())
     assert sum(p.numel() for p in ensemble.parameters()) == 3 * one
+
+
+def test_every_evaluation_is_told_once(make_cond):
+    """Expert, σ and seconds; rows of many σ are told expert by expert, at their highest σ."""
+    pieces, told = intervals_of(COVERS[3]), []
+    experts = [Expert(n, pieces[n], Stamp(0.0)) for n in COVERS[3]]
+    ensemble = Ensemble(experts, NOISE, on_route=told.append)
+    grid = edm_grid(25)
+    SOLVERS["heun"](guided(ensemble, make_cond(2), 2.0), torch.zeros(2, 3, 2, 2), grid)
+    assert len(told) == 49
+    assert all(r.expert == ensemble.expert_at(r.sigma).name and r.seconds >= 0 for r in told)
+    assert sorted({r.sigma for r in told}) == sorted(grid[:-1].tolist())
+    told.clear()
+    sigma = torch.tensor([0.01, 20.0, 0.02, 1.0], dtype=torch.float64)
+    ensemble(torch.zeros(4, 3, 2, 2), sigma, make_cond(4))
+    assert {(r.expert, r.sigma) for r in told} == {("E3_0", 0.02), ("M_C", 1), ("E9_511", 20)}
