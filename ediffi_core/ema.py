@@ -1,9 +1,15 @@
-"""Exponential moving average of the weights, its length counted in images."""
+"""Moving averages of the weights, their length counted in images."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+Weights = Mapping[str, Tensor]
 
 
 class EMA:
@@ -27,3 +33,86 @@ class EMA:
         keep = 0.5 ** (batch / halflife)
         averages: list[Tensor] = list(self.weights.values())
         torch._foreach_lerp_(averages, list(model.state_dict().values()), 1 - keep)
+
+
+class PowerEMA:
+    """Averages whose length grows with training, for any other length to be made of afterwards.
+
+    At time t an average weighs the weights of time s by ``(γ+1) s^γ / t^(γ+1)`` (EDM2, section
+    3.1). Snapshots of two such averages, stored now and then, suffice for :func:`reconstruct`.
+    """
+
+    def __init__(self, model: nn.Module, lengths: Sequence[float] = (0.05, 0.10)) -> None:
+        """
+        Args:
+            lengths: EDM2's σ_rel, each average's width as a share of the training so far.
+        """
+        self.gammas = {length: gamma_of(length) for length in lengths}
+        self.weights = {
+            length: {k: v.detach().clone() for k, v in model.state_dict().items()}
+            for length in lengths
+        }
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, images: int, batch: int) -> None:
+        """Takes in the weights after a step of ``batch`` images, ``images`` seen in all."""
+        now = list(model.state_dict().values())
+        for length, gamma in self.gammas.items():
+            keep = ((images - batch) / images) ** (gamma + 1)
+            torch._foreach_lerp_(list(self.weights[length].values()), now, 1 - keep)
+
+
+def gamma_of(length: float) -> float:
+    """The exponent γ whose average has a relative width σ_rel: ``σ² = (γ+1)/((γ+2)²(γ+3))``."""
+    if not 0 < length < 12**-0.5:  # γ = 0, the plain mean, is the longest
+        raise ValueError(f"a power average's length lies in (0, 0.288), got {length}")
+    inverse = length**-2
+    roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
+    return float(roots.real.max())
+
+
+def reconstruct(
+    snapshots: Sequence[tuple[int, float, Weights]], images: int, length: float
+) -> dict[str, Tensor]:
+    """The average of any length at any time up to the last snapshot (EDM2, section 3.2).
+
+    The stored averages are mixed so that their weighting of time comes closest, in least squares,
+    to the one asked for. Mixed in float64.
+
+    Args:
+        snapshots: (images seen, length, weights) of stored :class:`PowerEMA` averages.
+        images: the time, in images, of the average asked for.
+        length: its σ_rel.
+    """
+    last = max((at for at, _, _ in snapshots), default=0)
+    if not 0 < images <= last:
+        raise ValueError(f"the last snapshot is of {last:,} images; {images:,} were asked for")
+    times = np.array([at for at, _, _ in snapshots], dtype=np.float64)
+    gammas = np.array([gamma_of(given) for _, given, _ in snapshots])
+    target = (np.array([float(images)]), np.array([gamma_of(length)]))
+    overlap = _inner(times[:, None], gammas[:, None], times[None], gammas[None])
+    wanted = _inner(times[:, None], gammas[:, None], target[0][None], target[1][None])
+    mix, *_ = np.linalg.lstsq(overlap, wanted[:, 0], rcond=None)
+    out: dict[str, Tensor] = {}
+    for share, (_, _, weights) in zip(mix.tolist(), snapshots, strict=True):
+        for key, value in weights.items():
+            part = value.double() * share
+            out[key] = out[key] + part if key in out else part
+    return {k: v.to(snapshots[0][2][k].dtype) for k, v in out.items()}
+
+
+Array = NDArray[np.float64]
+
+
+def _inner(t_a: Array, g_a: Array, t_b: Array, g_b: Array) -> Array:
+    """``∫ p_a(s) p_b(s) ds`` of two weightings of time; in logarithms, the powers are large."""
+    common = np.minimum(t_a, t_b)
+    log = (
+        np.log(g_a + 1)
+        + np.log(g_b + 1)
+        - np.log(g_a + g_b + 1)
+        + (g_a + g_b + 1) * np.log(common)
+        - (g_a + 1) * np.log(t_a)
+        - (g_b + 1) * np.log(t_b)
+    )
+    return np.exp(log)

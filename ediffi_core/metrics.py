@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,6 +60,46 @@ def _sqrt(symmetric: Tensor) -> Tensor:
 def clip_score(image: Tensor, text: Tensor) -> float:
     """Mean cosine of pictures and their captions, both [N, D]."""
     return float(torch.nn.functional.cosine_similarity(image.double(), text.double()).mean())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95 % confidence interval (normal approximation)."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @staticmethod
+    def of(values: Tensor) -> Estimate:
+        x = values.double()
+        mean = float(x.mean())
+        error = 1.96 * float(x.std()) / math.sqrt(len(x)) if len(x) > 1 else math.inf
+        return Estimate(mean, mean - error, mean + error, len(x))
+
+
+def paired_gain(parent: Tensor, child: Tensor) -> Estimate:
+    """How much lower the child's losses are, on the same draws: what a split has brought.
+
+    Paired, so that the draws' own spread, far larger than the gain, cancels.
+    """
+    if parent.shape != child.shape:
+        raise ValueError(
+            f"a paired test needs the same draws, got {len(parent)} and {len(child)} losses"
+        )
+    return Estimate.of(parent.double() - child.double())
+
+
+def by_noise_level(
+    sigma: Tensor, losses: Tensor, noise: NoiseDistribution, bins: int
+) -> dict[tuple[float, float], Estimate]:
+    """(σ_lo, σ_hi) → the mean loss there, for the equal shares of p(σ) that have draws."""
+    which = (noise.quantile(sigma) * bins).long().clamp(0, bins - 1)
+    edges = noise.sigma(torch.linspace(0, 1, bins + 1)).tolist()
+    return {
+        (edges[b], edges[b + 1]): Estimate.of(losses[which == b]) for b in which.unique().tolist()
+    }
 
 
 @torch.inference_mode()

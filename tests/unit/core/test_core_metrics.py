@@ -1,12 +1,22 @@
 """Moments, the Fréchet distance and validation losses against what they should equal."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from scipy import linalg
 
 from ediffi_core import draws
-from ediffi_core.metrics import Moments, clip_score, frechet_distance, validation_losses
+from ediffi_core.metrics import (
+    Estimate,
+    Moments,
+    by_noise_level,
+    clip_score,
+    frechet_distance,
+    paired_gain,
+    validation_losses,
+)
 from ediffi_core.noise import NoiseDistribution
 from ediffi_core.precond import Denoiser, denoising_loss
 from ediffi_core.tree import interval
@@ -143,3 +153,36 @@ def test_both_models_see_the_same_noisy_pictures(batches):
     )
     assert abs(eps.mean()) < 5 / eps.numel() ** 0.5
     assert abs(eps.square().mean() - 1) < 5 * (2 / eps.numel()) ** 0.5
+
+
+def test_a_pair_s_gain_is_found_where_its_losses_alone_hide_it():
+    """Losses spread over decades of σ; a gain of a hundredth of that spread is still certain."""
+    noise = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    parent = 5 + noise
+    child = parent - 0.02 + 0.05 * noise.roll(1)
+    gain = paired_gain(parent, child)
+    assert 0 < gain.low < gain.mean < gain.high
+    assert gain.mean == pytest.approx(float((parent - child).mean()))
+    apart = [Estimate.of(x) for x in (parent, child)]
+    assert apart[0].low < apart[1].mean < apart[0].high
+    with pytest.raises(ValueError, match="same draws"):
+        paired_gain(parent, child[1:])
+
+
+def test_the_interval_of_an_estimate_covers_the_truth_as_often_as_it_says():
+    x = torch.randn(2000, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    covered = [e.low < 0 < e.high for e in map(Estimate.of, x)]
+    assert sum(covered) / len(covered) == pytest.approx(0.95, abs=0.02)
+
+
+def test_losses_by_noise_level_put_every_draw_into_its_share():
+    sigma = NOISE.sigma(torch.linspace(0.001, 0.999, 400, dtype=torch.float64))
+    found = by_noise_level(sigma, sigma.log(), NOISE, 8)
+    edges = NOISE.sigma(torch.linspace(0, 1, 9)).tolist()
+    assert list(found) == list(pairwise(edges))
+    assert sum(e.count for e in found.values()) == 400
+    for (low, high), estimate in found.items():
+        inside = sigma[(sigma >= low) & (sigma < high)].log()
+        assert estimate.mean == pytest.approx(float(inside.mean()))
+    upper = by_noise_level(sigma[300:], sigma[300:], NOISE, 8)
+    assert list(upper) == list(found)[6:]

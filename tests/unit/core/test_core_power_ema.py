@@ -1,0 +1,119 @@
+"""Power averages are their closed form, and any other length is made of two of them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+from torch import nn
+
+from ediffi_core.ema import PowerEMA, gamma_of, reconstruct
+
+BATCH, STEPS = 32, 400
+
+
+@pytest.fixture(scope="module")
+def trajectory():
+    """Weights after every step: a drift that slows down, and the optimiser's noise. [STEPS+1, 6]"""
+    rng = np.random.default_rng(0)
+    time = np.arange(STEPS + 1)[:, None] / STEPS
+    drift = np.exp(-5 * time) * rng.standard_normal(6) + time * rng.standard_normal(6)
+    return drift + 0.05 * rng.standard_normal((STEPS + 1, 6))
+
+
+def track(trajectory, lengths, every=STEPS):
+    """→ snapshots (images, length, weights) at every so many steps."""
+    model = nn.Linear(3, 2, bias=False).double()
+
+    def write(value):
+        with torch.no_grad():
+            model.weight.copy_(torch.from_numpy(value).view(2, 3))
+
+    write(trajectory[0])
+    ema, snapshots = PowerEMA(model, lengths), []
+    for step in range(1, STEPS + 1):
+        write(trajectory[step])
+        ema.update(model, images=step * BATCH, batch=BATCH)
+        if step % every == 0:
+            snapshots += [
+                (step * BATCH, length, {k: v.clone() for k, v in ema.weights[length].items()})
+                for length in lengths
+            ]
+    return snapshots
+
+
+@pytest.mark.parametrize("length", [0.02, 0.05, 0.10, 0.25])
+def test_the_average_is_the_closed_formula(length, trajectory):
+    """The weights of step k count ∫ (γ+1) s^γ / t^(γ+1) ds over that step: nothing of the start."""
+    ((_, _, found),) = track(trajectory, [length])
+    edges = (np.arange(STEPS + 1) / STEPS) ** (gamma_of(length) + 1)
+    expected = np.diff(edges) @ trajectory[1:]
+    np.testing.assert_allclose(found["weight"].numpy().ravel(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("length", "gamma"), [(0.05, 16.97), (0.10, 6.94), (0.2, None), (0.01, None)]
+)
+def test_gamma_gives_the_relative_width(length, gamma):
+    """σ_rel is the standard deviation of the weighting of time (EDM2 prints two of these γ)."""
+    g = gamma_of(length)
+    assert gamma is None or g == pytest.approx(gamma, abs=0.01)
+    total, first, second = (
+        quad(lambda s, p=p: (g + 1) * s ** (g + p), 0, 1, epsabs=1e-12)[0] for p in (0, 1, 2)
+    )
+    assert total == pytest.approx(1)
+    assert math.sqrt(second - first**2) == pytest.approx(length, rel=1e-5)
+
+
+@pytest.mark.parametrize("length", [0, -0.1, 12**-0.5, 1])
+def test_lengths_that_no_power_has_are_refused(length):
+    with pytest.raises(ValueError, match=r"lies in \(0, 0.288\)"):
+        gamma_of(length)
+
+
+def away(a, b):
+    return float((a["weight"].double() - b["weight"].double()).norm())
+
+
+@pytest.mark.parametrize("length", [0.06, 0.075, 0.12, 0.15, 0.2])
+def test_any_length_is_reconstructed(length, trajectory):
+    """Sixteen snapshots of two lengths stand in for an average that nobody tracked."""
+    snapshots = track(trajectory, [0.05, 0.10], every=STEPS // 16)
+    ((images, _, direct),) = track(trajectory, [length])
+    found = reconstruct(snapshots, images, length)
+    stored = min(away(weights, direct) for at, _, weights in snapshots if at == images)
+    assert away(found, direct) < 0.01 * direct["weight"].norm()
+    assert away(found, direct) < 0.15 * stored
+
+
+def test_an_earlier_time_is_reconstructed(trajectory):
+    snapshots = track(trajectory, [0.05, 0.10], every=STEPS // 16)
+    tracked = track(trajectory, [0.08], every=STEPS // 4)
+    images, _, direct = tracked[2]
+    found = reconstruct(snapshots, images, 0.08)
+    assert away(found, direct) < 0.01 * direct["weight"].norm()
+
+
+@pytest.mark.parametrize("which", [0, 5, -1])
+def test_what_was_stored_is_reconstructed_as_it_is(which, trajectory):
+    snapshots = track(trajectory, [0.05, 0.10], every=STEPS // 8)
+    images, length, weights = snapshots[which]
+    assert away(reconstruct(snapshots, images, length), weights) < 1e-6
+
+
+def test_weights_keep_their_type(trajectory):
+    snapshots = [
+        (at, length, {"weight": w["weight"].bfloat16()})
+        for at, length, w in track(trajectory, [0.05, 0.10], every=STEPS // 4)
+    ]
+    assert reconstruct(snapshots, STEPS * BATCH, 0.07)["weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("images", [0, -1, STEPS * BATCH + 1])
+def test_times_without_snapshots_are_refused(images, trajectory):
+    snapshots = track(trajectory, [0.05, 0.10], every=STEPS // 2)
+    with pytest.raises(ValueError, match="last snapshot is of 12,800 images"):
+        reconstruct(snapshots, images, 0.07)
+    with pytest.raises(ValueError, match="last snapshot is of 0 images"):
+        reconstruct([], images, 0.07)
