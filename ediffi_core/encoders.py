@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ediffi_core.checkpoint import weights_sha256
 from ediffi_core.conditioning import Conditioning, EmbeddingSpec
+from ediffi_core.control import TokenSpans
 
 MAX_T5_TOKENS = 256
 
@@ -45,6 +46,16 @@ class T5:
         hidden = out.last_hidden_state.float().cpu()
         lengths = batch.attention_mask.sum(dim=1).tolist()
         return [row[:n].clone() for row, n in zip(hidden, lengths, strict=True)]
+
+    def spans(self, prompts: Sequence[str]) -> list[TokenSpans]:
+        """Where each token of :meth:`text` stands in its prompt; (0, 0) for the end token."""
+        batch = self.tokenizer(
+            list(prompts), truncation=True, max_length=MAX_T5_TOKENS, return_offsets_mapping=True
+        )
+        return [
+            TokenSpans(prompt, [_without_space(prompt, *span) for span in spans])
+            for prompt, spans in zip(prompts, batch.offset_mapping, strict=True)
+        ]
 
 
 class CLIP:
@@ -86,12 +97,51 @@ class CLIP:
         sequences = [row[: n + 1].clone() for row, n in zip(x.float().cpu(), end.tolist())]
         return sequences, torch.nn.functional.normalize(pooled.float(), dim=1).cpu()
 
+    def spans(self, prompts: Sequence[str]) -> list[TokenSpans]:
+        """Where each token of :meth:`text` stands; (0, 0) for the start and end tokens.
+
+        The text is the prompt as OpenCLIP cleans it: mended, of single spaces, in lower case.
+        """
+        tokenizer = self.tokenizer
+        if not hasattr(tokenizer, "byte_encoder"):
+            raise ValueError(
+                f"{type(tokenizer).__name__} does not say where its tokens stand; paint-with-words "
+                "needs a CLIP with OpenCLIP's own tokenizer, such as ViT-L-14"
+            )
+        ends = tokenizer(list(prompts)).argmax(dim=1).tolist()
+        found = []
+        for prompt, end in zip(prompts, ends, strict=True):
+            text = tokenizer.clean_fn(prompt)
+            spans = [(0, 0)]
+            for piece in tokenizer.pat.finditer(text):
+                spans += _byte_pairs(tokenizer, piece.group(), piece.start())
+            found.append(TokenSpans(text, [*spans[:end], (0, 0)]))
+        return found
+
     @torch.inference_mode()
     def image(self, pictures: Sequence[Any]) -> Tensor:
         """PIL pictures → pooled ``[N, dim]``, of unit length. CPU."""
         batch = torch.stack([self.preprocess(p.convert("RGB")) for p in pictures]).to(self.device)
         pooled = self.model.encode_image(batch)
         return torch.nn.functional.normalize(pooled.float(), dim=1).cpu()
+
+
+def _without_space(text: str, start: int, end: int) -> tuple[int, int]:
+    """SentencePiece's tokens begin with the space before a word; some are nothing but it."""
+    space = end - start - len(text[start:end].lstrip())
+    return (start + space, end) if space < end - start else (start, end)
+
+
+def _byte_pairs(tokenizer: Any, piece: str, start: int) -> list[tuple[int, int]]:
+    """The characters under each byte-pair token of a piece; a character may be under several."""
+    at = [start + i for i, char in enumerate(piece) for _ in char.encode()]  # of every byte
+    tokens = tokenizer.bpe("".join(tokenizer.byte_encoder[b] for b in piece.encode())).split(" ")
+    spans, done = [], 0
+    for token in tokens:
+        size = len(token.removesuffix("</w>"))
+        spans.append((at[done], at[done + size - 1] + 1))
+        done += size
+    return spans
 
 
 def embedding_specs(t5_dim: int, clip_text_dim: int, clip_dim: int) -> tuple[EmbeddingSpec, ...]:

@@ -18,73 +18,6 @@ CAPTIONS = [
     "two yellow fives, side by side",
 ]
 
-CLIP_CONFIG = {
-    "embed_dim": 24,
-    "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
-PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.2, 0.1], "interpolation": "bicubic"}
-
-
-@pytest.fixture(scope="module")
-def t5_folder(tmp_path_factory):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from tokenizers.trainers import BpeTrainer
-    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
-
-    folder = tmp_path_factory.mktemp("t5")
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    trainer = BpeTrainer(vocab_size=120, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(CAPTIONS, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=tokenizer.get_vocab_size(),
-        d_model=16,
-        d_kv=8,
-        d_ff=32,
-        num_layers=2,
-        num_heads=2,
-        feed_forward_proj="gated-gelu",
-        is_encoder_decoder=False,
-        use_cache=False,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    T5EncoderModel(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    import open_clip
-    from safetensors.torch import save_file
-
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    model = open_clip.CLIP(**CLIP_CONFIG)
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    config = {"model_cfg": CLIP_CONFIG, "preprocess_cfg": PREPROCESS}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def t5(t5_folder):
-    return T5(str(t5_folder))
-
-
-@pytest.fixture(scope="module")
-def clip(clip_folder):
-    return CLIP(str(clip_folder))
-
 
 def close(a, b):
     torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
@@ -154,7 +87,8 @@ def test_clip_image_is_a_plain_loop_over_open_clip(clip, clip_folder, pictures):
             batch = preprocess(picture.convert("RGB"))[None]
             close(vector, model.encode_image(batch, normalize=True)[0])
     # At the model's own size preprocessing only scales: the folder's mean and std are used.
-    x = (np.asarray(pictures[0]) / 255 - PREPROCESS["mean"]) / PREPROCESS["std"]
+    given = json.loads((clip_folder / "open_clip_config.json").read_text())["preprocess_cfg"]
+    x = (np.asarray(pictures[0]) / 255 - given["mean"]) / given["std"]
     x = torch.from_numpy(x).permute(2, 0, 1)[None].float()
     with torch.no_grad():
         close(found[0], model.encode_image(x, normalize=True)[0])
