@@ -9,6 +9,7 @@ PORT ?= 5000
 STORE := ediffi-store
 BIN := .venv/bin
 UV := build/uv/bin/uv
+PEERS := build/peers/.ready
 READY := .venv/.ready
 
 help: ## print this list
@@ -48,14 +49,22 @@ lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(READY) ## run the benchmarks side by side with their peers
-	@for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script; done
+$(PEERS): requirements.lock | $(UV)
+	@$(UV) venv -q --allow-existing --python $(PYTHON) build/peers
+	@$(UV) pip install -q --python build/peers --constraint requirements.lock torch torchvision \
+		safetensors diffusers imagen-pytorch
+	@touch $@
+
+bench: $(READY) $(PEERS) ## run the benchmarks side by side with their peers (half an hour)
+	@for script in tests/benchmarks/bench_*.py; do \
+		case $$script in *train_step*) python=build/peers/bin/python;; *) python=$(BIN)/python;; esac; \
+		$$python $$script; done
 
 lock: $(READY) ## pin requirements.lock anew from pyproject.toml
 	@$(UV) pip compile -q --python .venv --group dev --no-annotate --no-header --no-emit-index-url pyproject.toml -o requirements.lock
 
 clean: ## remove what make made; a store with pipelines of your own stays
-	@rm -rf .venv build/uv ediffi.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv build/uv build/peers ediffi.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
 	@rmdir build 2>/dev/null || true
 	@find ediffi_core pipelines tests -name __pycache__ -prune -exec rm -rf {} +
 	@others=$$(ls $(STORE)/executions/*.latest.json 2>/dev/null | grep -v '/digit-scenes\.latest' || true); \
