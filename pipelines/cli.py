@@ -151,7 +151,9 @@ def tree(
 
 
 @app.command(
-    epilog='Example:  ediffi sample digit-scenes "a red seven left of a green two" -o out.png'
+    epilog='Examples:  ediffi sample digit-scenes "a red seven left of a green two" -o out.png  '
+    '|  ediffi sample digit-scenes "a blue three and a red one" '
+    '--paint "a blue three=0,0,0.4,1" --paint "a red one=mask.png"'
 )
 def sample(
     model: Annotated[
@@ -162,11 +164,28 @@ def sample(
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Guidance scale; 0 is none.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1)] = None,
-    solver: Annotated[str | None, typer.Option(help="euler, heun, deis1, deis2 or deis3.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the base.")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="Of the base: euler, heun, deis1 to deis3 or dpm++2m.")
+    ] = None,
+    style: Annotated[
+        list[Path] | None, typer.Option(help="A picture whose style to take; several mix.")
+    ] = None,
+    paint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PHRASE=WHERE",
+            help="Where words of the prompt shall be: a black and white picture, or left,top,"
+            "right,bottom as parts of the sides.",
+        ),
+    ] = None,
+    strength: Annotated[float, typer.Option(min=0, help="Of what is painted.")] = 0.4,
+    stage: Annotated[
+        str | None, typer.Option(help="Draw up to this stage of the cascade; else to the last.")
+    ] = None,
     seed: int = 0,
     n: Annotated[int, typer.Option("-n", min=1, help="Pictures a prompt.")] = 1,
-    scale: Annotated[int, typer.Option(min=1, help="Enlarges the pictures in the PNG.")] = 16,
+    scale: Annotated[int, typer.Option(min=1, help="Enlarges the pictures in the PNG.")] = 4,
     storage: Storage = None,
 ) -> None:
     """Draws pictures for prompts with a trained ensemble."""
@@ -177,12 +196,21 @@ def sample(
     place = find_model(model, storage)
     from transformers.utils.logging import disable_progress_bar
 
+    from pipelines import painting
     from pipelines.model import TextToImage, grid
+    from pipelines.painting import picture
 
     disable_progress_bar()  # it would mix with an error's one line
     wanted = [p for p in prompts for _ in range(n)]
     pictures = TextToImage.load(place).sample(
-        wanted, guidance=guidance, steps=steps, solver=solver, seed=seed
+        wanted,
+        guidance=guidance,
+        steps=steps,
+        solver=solver,
+        seed=seed,
+        style=[picture(p) for p in style or ()],
+        paint=painting.parse(paint, wanted, strength) if paint else None,
+        up_to=stage,
     )
     columns = n if n > 1 and len(prompts) > 1 else math.ceil(math.sqrt(len(wanted)))
     grid(pictures, columns=columns, scale=scale).save(output)

@@ -1,10 +1,10 @@
-"""A trained ensemble as something that draws pictures: what ``ediffi sample`` and MLflow load."""
+"""A trained cascade as something that draws pictures: what ``ediffi sample`` and MLflow load."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ediffi_core import draws
+from ediffi_core import cascade
+from ediffi_core.cascade import CascadeStage
 from ediffi_core.checkpoint import load_denoiser
 from ediffi_core.conditioning import Conditioning
+from ediffi_core.control import Phrase, paint_with_words, with_style
 from ediffi_core.encoders import CLIP, T5, encode_prompts
 from ediffi_core.ensemble import Ensemble, Expert
-from ediffi_core.guidance import guided
-from ediffi_core.noise import Interval, NoiseDistribution, edm_grid
+from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.sampling import SOLVERS
 from pipelines.store.artifacts import Store
 
 MANIFEST = "ensemble.json"
+Pictures = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def load_encoders(store: Store, folder: str | None, named: Mapping[str, str]) -> tuple[T5, CLIP]:
@@ -42,65 +44,73 @@ def load_encoders(store: Store, folder: str | None, named: Mapping[str, str]) ->
         ) from error
 
 
-def load_ensemble(
-    store: Store, experts: Mapping[str, tuple[str, Interval]]
-) -> tuple[Ensemble, int]:
-    """Name → (weights' path in the store, interval) becomes an ensemble and its resolution.
+def load_ensemble(store: Store, experts: Mapping[str, tuple[str, Interval]]) -> Ensemble:
+    """Name → (weights' path in the store, interval) becomes an ensemble.
 
     ValueError if the intervals do not cover p(σ) once, or a checkpoint is damaged, is another
     expert's, or was trained on another interval.
     """
-    loaded, resolutions, noises = [], set(), set()
+    loaded, kinds = [], set()
     for name, (path, interval) in experts.items():
         denoiser, card = load_denoiser(store.local(path), expert=name, interval=interval)
         loaded.append(Expert(name, interval, denoiser))
-        resolutions.add(card.network.resolution)
-        noises.add(card.noise)
-    if len(resolutions) > 1 or len(noises) > 1:
+        kinds.add((card.noise, card.network.resolution, card.network.low_res))
+    if len(kinds) > 1:
         raise ValueError(
-            f"experts {', '.join(experts)} differ in resolution or noise distribution "
-            f"({sorted(resolutions)}, {noises}); an ensemble needs one of each"
+            f"experts {', '.join(experts)} differ in noise distribution, resolution or stage "
+            f"({kinds}); an ensemble needs one of each"
         )
-    noise: NoiseDistribution = noises.pop()
-    return Ensemble(loaded, noise), resolutions.pop()
+    noise: NoiseDistribution = kinds.pop()[0]
+    return Ensemble(loaded, noise)
 
 
-@torch.inference_mode()
+def load_stages(
+    store: Store, stages: Sequence[Mapping[str, Any]], weights: Callable[[str, str], str]
+) -> list[CascadeStage]:
+    """A node's stage settings become a cascade.
+
+    Args:
+        weights: (stage, expert) → the path of its weights in the store.
+    """
+    return [
+        CascadeStage(
+            name=s["name"],
+            denoiser=load_ensemble(
+                store, {e: (weights(s["name"], e), Interval(*q)) for e, q in s["experts"].items()}
+            ),
+            resolution=s["resolution"],
+            **s["sampling"],
+        )
+        for s in stages
+    ]
+
+
 def draw(
-    ensemble: torch.nn.Module,
+    stages: Sequence[CascadeStage],
     cond: Conditioning,
     *,
-    resolution: int,
-    guidance: float,
-    steps: int,
-    solver: str,
     seed: int,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
-) -> Tensor:
-    """Pictures for a conditioning, uint8 [N, R, R, 3]. Picture i depends on (seed, i) alone."""
-    sigmas = edm_grid(steps)
-    pictures = []
+) -> dict[str, Tensor]:
+    """Stage → its pictures, uint8 [N, R, R, 3]. Picture i depends on (seed, i) alone."""
+    found: dict[str, list[Tensor]] = {stage.name: [] for stage in stages}
     for at in range(0, len(cond), batch):
         rows = cond[slice(at, at + batch)]
-        index = torch.arange(at, at + len(rows))
-        x = draws.normal(seed, "sample", index, (3, resolution, resolution)) * float(sigmas[0])
-        x = SOLVERS[solver](guided(ensemble, rows, guidance), x, sigmas)
-        pictures.append(((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1))
+        for name, x in cascade.sample(stages, rows, seed=seed, first=at):
+            found[name].append(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1))
         if progress:
             progress(at + len(rows))
-    return torch.cat(pictures)
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 @dataclass
 class TextToImage:
-    """An ensemble with the encoders it was trained on and its sampling defaults."""
+    """A cascade with the encoders it was trained on."""
 
-    ensemble: Ensemble
-    resolution: int
+    stages: list[CascadeStage]
     t5: T5
     clip: CLIP
-    sampling: Mapping[str, Any]
 
     @staticmethod
     def load(manifest: str | Path) -> TextToImage:
@@ -110,16 +120,12 @@ class TextToImage:
             raise ValueError(f"there is no ensemble at {manifest}; give the path of its {MANIFEST}")
         try:
             d = json.loads(file.read_text())
-            store = Store.at(d["store"])
-            experts = {
-                name: (e["weights"], Interval(*e["interval"])) for name, e in d["experts"].items()
-            }
-            sampling, tiny, named = d["sampling"], d["encoders_folder"], d["encoders"]
+            store, weights = Store.at(d["store"]), d["weights"]
+            stages = load_stages(store, d["stages"], lambda s, e: weights[f"{s}/{e}"]["path"])
+            t5, clip = load_encoders(store, d["encoders_folder"], d["encoders"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{manifest} is no ensemble manifest ({error!r})") from error
-        ensemble, resolution = load_ensemble(store, experts)
-        t5, clip = load_encoders(store, tiny, named)
-        return TextToImage(ensemble, resolution, t5, clip, sampling)
+        return TextToImage(stages, t5, clip)
 
     def sample(
         self,
@@ -129,21 +135,39 @@ class TextToImage:
         guidance: float | None = None,
         steps: int | None = None,
         solver: str | None = None,
-    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """One picture a prompt, uint8 [N, R, R, 3]; unset options are the ensemble's own."""
-        given = {"guidance": guidance, "steps": steps, "solver": solver}
-        options = {**self.sampling, **{k: v for k, v in given.items() if v is not None}}
-        if options["solver"] not in SOLVERS:
+        style: Sequence[Any] = (),
+        paint: Sequence[Sequence[Phrase]] | None = None,
+        up_to: str | None = None,
+    ) -> Pictures:
+        """One picture a prompt, uint8 [N, R, R, 3]; unset options are the ensemble's own.
+
+        Args:
+            guidance, steps, solver: of the base; super-resolution keeps its own.
+            style: PIL pictures whose style all pictures take, in equal parts.
+            paint: for each prompt its painted phrases, none for some.
+            up_to: the stage whose pictures are wanted; the last by default.
+        """
+        names = [stage.name for stage in self.stages]
+        if up_to is not None and up_to not in names:
+            raise ValueError(f"there is no stage {up_to!r}; the cascade has {', '.join(names)}")
+        if solver is not None and solver not in SOLVERS:
             raise ValueError(f"solver {solver!r} is unknown; there are {', '.join(SOLVERS)}")
+        given = {"guidance": guidance, "steps": steps, "solver": solver}
+        changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        stages = self.stages[: names.index(up_to) + 1] if up_to else self.stages
+        stages = [replace(stages[0], **changes), *stages[1:]]
+
         cond = encode_prompts(self.t5, self.clip, prompts)
-        pictures = draw(self.ensemble, cond, resolution=self.resolution, seed=seed, **options)
-        out: np.ndarray[Any, np.dtype[np.uint8]] = pictures.numpy()
+        if style:
+            cond = with_style(cond, self.clip.image(style))
+        if paint is not None:
+            spans = {"t5": self.t5.spans(prompts), "clip_text": self.clip.spans(prompts)}
+            cond = replace(cond, paint=paint_with_words(paint, spans))
+        out: Pictures = draw(stages, cond, seed=seed)[stages[-1].name].numpy()
         return out
 
 
-def grid(
-    pictures: np.ndarray[Any, np.dtype[np.uint8]], *, columns: int, scale: int, gap: int = 4
-) -> Any:
+def grid(pictures: Pictures, *, columns: int, scale: int, gap: int = 4) -> Any:
     """Pictures in rows on white, each enlarged smoothly; a PIL picture."""
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""A spec becomes a plan: the DAG of nodes, their fingerprints, and why each must run or need not.
+"""What a spec's nodes mean for a store: their fingerprints, and why each must run or need not.
 
 Pure but for reading the store's manifests, so it can be printed and tested without Ray.
 """
@@ -8,49 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ediffi_core import tree
-from ediffi_core.noise import EVERYTHING, Interval
-from ediffi_core.unet import PRESETS
-from pipelines.spec import Expert, Source, Spec, Stage
+from pipelines.nodes import SINGLE, Node, interval_of, nodes_of
+from pipelines.spec import Spec
 from pipelines.store.artifacts import Store
 
+__all__ = ["SINGLE", "Node", "Plan", "Verdict", "interval_of", "make", "nodes_of"]
+
 # The version of each kind's result; raising one makes every node of the kind run again.
-FORMATS = {"data": 1, "encoders": 1, "embed": 1, "train": 1, "evaluate": 1, "promote": 1}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """One step to run: what it is, what it reads, what determines its result, what it needs."""
-
-    kind: str
-    name: str
-    """Within its kind: ``base/E1_1``, ``validation``."""
-
-    settings: Mapping[str, Any]
-    """What determines the result, apart from the inputs: part of the fingerprint."""
-
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    """Role → id of the node read."""
-
-    observes: Mapping[str, str] = field(default_factory=dict)
-    """Like inputs, but only watched (validation data): not part of the fingerprint."""
-
-    runtime: Mapping[str, Any] = field(default_factory=dict)
-    """How it is done (cadence of logs and checkpoints): not part of the fingerprint."""
-
-    cpus: int = 1
-
-    @property
-    def id(self) -> str:
-        return f"{self.kind}/{self.name}" if self.name else self.kind
-
-    @property
-    def needs(self) -> list[str]:
-        """Ids of the nodes that must be done first."""
-        return sorted({*self.inputs.values(), *self.observes.values()})
+FORMATS = {"data": 1, "encoders": 2, "embed": 2, "train": 2, "evaluate": 2, "promote": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,198 +60,6 @@ def digest(value: Any) -> str:
 
 def folder_of(node: Node, fingerprint: str) -> str:
     return f"nodes/{node.id}-{fingerprint}"
-
-
-def interval_of(stage: Stage, expert: str) -> Interval:
-    """The slice an expert is trained on; the complement's follows from the ensemble."""
-    if expert == tree.COMPLEMENT:
-        return tree.intervals_of(stage.ensemble)[expert]
-    return EVERYTHING if expert == SINGLE else tree.interval(expert)
-
-
-SINGLE = "single"
-
-
-def nodes_of(spec: Spec, sources: Mapping[str, Any]) -> list[Node]:
-    """The DAG of a spec, in a valid order.
-
-    Args:
-        sources: for ``train`` and ``validation`` data of the user's own, their content's identity
-            (:func:`pipelines.sources.identify`); made data needs none.
-    """
-    nodes: list[Node] = []
-    embed_inputs: dict[str, dict[str, str]] = {}
-    for split, source in (("train", spec.data.train), ("validation", spec.data.validation)):
-        embed_inputs[split] = {}
-        if source.make:
-            settings = {
-                "make": source.make,
-                "split": split,
-                "rows": source.rows,
-                "shards": source.shards,
-                "seed": spec.seed,
-            }
-            nodes.append(Node(kind="data", name=split, settings=settings))
-            embed_inputs[split] = {"data": f"data/{split}"}
-
-    encoders: dict[str, Any] = {}
-    if spec.encoders.make:
-        if not spec.data.train.make:
-            raise ValueError(
-                "`encoders.make: tiny` trains on made data only; for pictures of your own give "
-                "`encoders.t5` and `encoders.clip` by name or folder"
-            )
-        settings = {"make": "tiny", "clip_images": spec.encoders.clip_images, "seed": spec.seed}
-        nodes.append(
-            Node(
-                kind="encoders",
-                name="tiny",
-                settings=settings,
-                inputs={"data": "data/train"},
-                cpus=spec.cpus,
-            )
-        )
-    else:
-        encoders = spec.encoders.model_dump(include={"t5", "clip", "clip_pretrained"})
-
-    for stage_name, stage in spec.stages.items():
-        nodes += _stage_nodes(spec, stage_name, stage, embed_inputs, encoders, sources)
-    nodes.append(_promote_node(spec))
-    return nodes
-
-
-def _stage_nodes(
-    spec: Spec,
-    stage_name: str,
-    stage: Stage,
-    embed_inputs: Mapping[str, Mapping[str, str]],
-    encoders: Mapping[str, Any],
-    sources: Mapping[str, Any],
-) -> list[Node]:
-    tiny = {"encoders": "encoders/tiny"} if spec.encoders.make else {}
-    nodes = []
-    for split in ("train", "validation"):
-        source: Source = getattr(spec.data, split)
-        settings = {
-            "resolution": stage.resolution,
-            "encoders": encoders,
-            "source": None
-            if source.make
-            else {**sources[split], "image": source.image, "caption": source.caption},
-        }
-        where = {} if source.make else {"path": source.path}
-        nodes.append(
-            Node(
-                kind="embed",
-                name=f"{stage_name}/{split}",
-                settings=settings,
-                runtime=where,
-                inputs={**embed_inputs[split], **tiny},
-                cpus=spec.cpus,
-            )
-        )
-
-    trained = dict(stage.experts)
-    if stage.single:
-        trained[SINGLE] = stage.single
-    ready = sorted(trained, key=_depth)
-    nodes += [_train_node(spec, stage_name, stage, name, trained[name]) for name in ready]
-
-    groups = {"ensemble": stage.ensemble, "root": [tree.ROOT]}
-    if stage.single:
-        groups[SINGLE] = [SINGLE]
-    for group, experts in groups.items():
-        nodes.append(
-            Node(
-                kind="evaluate",
-                name=f"{stage_name}/{group}",
-                settings={
-                    **spec.evaluate.model_dump(exclude={"batch"}),
-                    "experts": {e: _bounds(interval_of(stage, e)) for e in experts}
-                    if group == "ensemble"
-                    else {experts[0]: [0.0, 1.0]},
-                    "encoders": encoders,
-                    "scorer": spec.data.validation.make,
-                    "controls": group == "ensemble",
-                    "seed": spec.seed,
-                },
-                inputs={
-                    **{e: f"train/{stage_name}/{e}" for e in experts},
-                    "validation": f"embed/{stage_name}/validation",
-                    **tiny,
-                },
-                runtime={"batch": spec.evaluate.batch},
-            )
-        )
-    return nodes
-
-
-def _depth(expert: str) -> tuple[int, bool, str]:
-    """Parents before children; the deeper chain first, the comparison last."""
-    if expert in (tree.COMPLEMENT, SINGLE):
-        return (1, True, expert)
-    level, index = tree.level_and_index(expert)
-    return (level, False, f"{-index:09d}")
-
-
-def _bounds(interval: Interval) -> list[float]:
-    return [interval.q_lo, interval.q_hi]
-
-
-def _train_node(spec: Spec, stage_name: str, stage: Stage, name: str, expert: Expert) -> Node:
-    single = name == SINGLE
-    above = tree.ROOT if single else tree.parent(name)
-    network = PRESETS[stage.network.preset].to_dict()
-    network["resolution"] = stage.resolution
-    network.pop("embeddings")  # those of the shards it reads
-    if stage.network.channels:
-        network["channels"] = stage.network.channels
-    stream = tree.ROOT if single else name
-    settings: dict[str, Any] = {
-        "expert": name,
-        "interval": _bounds(interval_of(stage, name)),
-        "images": expert.images,
-        "network": network,
-        "training": stage.training.model_dump(),
-        "noise": {"P_mean": stage.P_mean, "P_std": stage.P_std},
-        "sigma_data": stage.sigma_data,
-        "start": "fresh" if above is None else "continue" if single else expert.start,
-        "stream": f"{stage_name}/{stream}",
-        "seed": spec.seed,
-    }
-    inputs = {"data": f"embed/{stage_name}/train"}
-    if above:
-        inputs["parent"] = f"train/{stage_name}/{above}"
-    return Node(
-        kind="train",
-        name=f"{stage_name}/{name}",
-        settings=settings,
-        inputs=inputs,
-        observes={"validation": f"embed/{stage_name}/validation"},
-        runtime=stage.cadence.model_dump(),
-        cpus=min(expert.cpus, spec.cpus),
-    )
-
-
-def _promote_node(spec: Spec) -> Node:
-    stages = {
-        name: {e: _bounds(i) for e, i in tree.intervals_of(stage.ensemble).items()}
-        for name, stage in spec.stages.items()
-    }
-    inputs = {
-        f"{name}/{e}": f"train/{name}/{e}" for name, st in spec.stages.items() for e in st.ensemble
-    }
-    evaluations = {f"evaluation/{n}": f"evaluate/{n}/ensemble" for n in spec.stages}
-    sampling = spec.evaluate.model_dump(include={"guidance", "steps", "solver"})
-    tiny = {"encoders": "encoders/tiny"} if spec.encoders.make else {}
-    named = {} if tiny else spec.encoders.model_dump(include={"t5", "clip", "clip_pretrained"})
-    settings = {"stages": stages, "sampling": sampling, "model": spec.name, "encoders": named}
-    return Node(
-        kind="promote", name=spec.name, settings=settings, inputs={**inputs, **tiny, **evaluations}
-    )
-
-
-# -- verdicts ------------------------------------------------------------------------------------
 
 
 def make(spec: Spec, store: Store, sources: Mapping[str, Any]) -> Plan:

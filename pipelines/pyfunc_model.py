@@ -11,7 +11,10 @@ from pipelines.model import TextToImage
 
 
 class EnsembleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
-    """A data frame with ``prompt`` (and optionally ``seed``) → uint8 pictures [N, R, R, 3]."""
+    """A data frame with ``prompt`` → uint8 pictures [N, R, R, 3].
+
+    Parameters: ``seed``, ``guidance``, ``steps``, ``solver``, ``up_to``.
+    """
 
     def load_context(self, context: Any) -> None:
         self.model = TextToImage.load(context.artifacts["ensemble"])

@@ -18,26 +18,29 @@ def register(client: Any, uri: str, name: str, run: str, folder: Path, fingerpri
     are not copied.
     """
     import mlflow
-    from mlflow.exceptions import MlflowException
 
-    try:
-        known = client.search_model_versions(f"name = '{name}'")
-    except MlflowException:
-        known = []
-    for version in known:
+    known = {m.name for m in client.search_registered_models(f"name = '{name}'")}
+    if name not in known:
+        client.create_registered_model(name)
+    for version in client.search_model_versions(f"name = '{name}'"):
         if version.tags.get(FINGERPRINT) == fingerprint:
             return str(version.version)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     with mlflow.start_run(run_id=run):
-        info = mlflow.pyfunc.log_model(
+        model = mlflow.pyfunc.log_model(
             name="ensemble",
             python_model=str(CODE),
             artifacts={"ensemble": str(folder / MANIFEST)},
             pip_requirements=["ediffi"],
-            registered_model_name=name,
         )
-    version = str(info.registered_model_version)
-    client.set_model_version_tag(name, version, FINGERPRINT, fingerprint)
-    client.set_registered_model_alias(name, "candidate", version)
-    return version
+    # Not log_model's own registering, which prints as it goes.
+    made = client.create_model_version(
+        name,
+        source=model.model_uri,
+        run_id=run,
+        tags={FINGERPRINT: fingerprint},
+        model_id=model.model_id,
+    )
+    client.set_registered_model_alias(name, "candidate", made.version)
+    return str(made.version)

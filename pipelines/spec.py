@@ -107,8 +107,41 @@ class Expert(Strict):
     """Which of the parent's weights a child starts from."""
 
 
+class Sampling(Strict):
+    """How a stage's pictures are drawn, unless whoever draws says otherwise."""
+
+    steps: int = Field(25, ge=1)
+    solver: str = "deis3"
+    guidance: float = Field(0.0, ge=0)
+    """w of ``D = D_c + w (D_c − D_u)``; 0 is none."""
+
+    @model_validator(mode="after")
+    def known(self) -> Self:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver {self.solver!r} is unknown; there are {', '.join(SOLVERS)}")
+        return self
+
+
+class Degrade(Strict):
+    """How the small pictures are spoilt that super-resolution trains on (our defaults)."""
+
+    probability: float = Field(0.5, ge=0, le=1)
+    blur_sigma: float = Field(1.0, ge=0)
+    shrink: float = Field(2.0, ge=1)
+    gaussian_noise: float = Field(0.1, ge=0)
+    poisson_noise: float = Field(0.1, ge=0)
+    jpeg_quality: int = Field(40, ge=1, le=95)
+
+
 class Stage(Strict):
+    """One step of the cascade. The first draws from noise, each other enlarges the one before."""
+
     resolution: int = Field(64, ge=4)
+    crop: int | None = Field(None, ge=4)
+    """Super-resolution: trains on random crops of this side, and runs on the whole picture."""
+
+    degrade: Degrade = Degrade()
+    sampling: Sampling = Sampling()
     network: Network = Network()
     training: Training = Training()
     cadence: Cadence = Cadence()
@@ -157,16 +190,13 @@ class Evaluate(Strict):
     """Pictures for the validation captions, and what is measured on them."""
 
     captions: int = Field(128, ge=2)
-    guidance: float = Field(2.0, ge=0)
-    steps: int = Field(25, ge=1)
-    solver: str = "deis3"
     batch: int = Field(64, ge=1)
+    clip: str | None = None
+    """The CLIP that scores, by name or folder: another than the one that conditions, which would
+    judge its own wishes. Without it the conditioning one scores, and the run says so. The tiny
+    encoders of the demo bring a scorer of their own."""
 
-    @model_validator(mode="after")
-    def known(self) -> Self:
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver {self.solver!r} is unknown; there are {', '.join(SOLVERS)}")
-        return self
+    clip_pretrained: str = "openai"
 
 
 class Spec(Strict):
@@ -183,8 +213,39 @@ class Spec(Strict):
 
     data: Data
     encoders: Encoders = Encoders()
-    stages: dict[str, Stage] = Field(min_length=1, max_length=1)
+    stages: dict[str, Stage] = Field(min_length=1)
+    """The cascade, from the smallest pictures to the largest."""
+
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def sound_cascade(self) -> Self:
+        below: Stage | None = None
+        for name, stage in self.stages.items():
+            enlarges = PRESETS[stage.network.preset].low_res
+            if enlarges != (below is not None):
+                kind = "super-resolution" if below else "base"
+                fit = [p for p, config in PRESETS.items() if config.low_res == (below is not None)]
+                raise ValueError(
+                    f"stage {name} is a {kind} stage, preset {stage.network.preset!r} is not; "
+                    f"those that are: {', '.join(fit)}"
+                )
+            if below is None and stage.crop:
+                raise ValueError(f"stage {name} draws from noise: `crop:` is for super-resolution")
+            if below is not None:
+                factor, rest = divmod(stage.resolution, below.resolution)
+                if rest or factor < 2:
+                    raise ValueError(
+                        f"stage {name} enlarges {below.resolution} to {stage.resolution}: "
+                        "write a whole multiple of the stage before"
+                    )
+                if stage.crop and (stage.crop % factor or stage.crop > stage.resolution):
+                    raise ValueError(
+                        f"stage {name}: crop {stage.crop} must be a multiple of {factor}, "
+                        f"at most {stage.resolution}"
+                    )
+            below = stage
+        return self
 
 
 def load(path: str | Path) -> Spec:

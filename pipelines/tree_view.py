@@ -131,6 +131,7 @@ def evaluation_table(evaluations: Mapping[str, Mapping[str, float]]) -> list[lis
     controls = {
         "untrained_": "untrained",
         "shuffled_": "ensemble, captions shuffled",
+        "enlarged_": "pictures of the stage below, enlarged",
         "real_": "real pictures",
     }
     measured = evaluations.get("ensemble", {})

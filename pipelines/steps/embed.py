@@ -109,7 +109,7 @@ class ShardEncoder:
         from pipelines.model import load_encoders
 
         torch.set_num_threads(1)
-        self.ctx, self.resolution, self.columns = ctx, settings["resolution"], columns
+        self.ctx, self.resolutions, self.columns = ctx, settings["resolutions"], columns
         self.error = ""
         try:
             self.t5, self.clip = load_encoders(
@@ -148,8 +148,9 @@ class ShardEncoder:
         columns: dict[str, list[Any]] = {
             "key": [k for k, _, _ in good],
             "caption": [c for _, c, _ in good],
-            "pixels": [np.asarray(square(p, self.resolution)) for _, _, p in good],
         }
+        for side in self.resolutions:
+            columns[shards.pixels_at(side)] = [np.asarray(square(p, side)) for _, _, p in good]
         sequences = {
             name: [torch.empty(0)] * len(good)
             for name in ("t5", "clip_text", "clip_text_pooled", "clip_image")
@@ -170,7 +171,9 @@ class ShardEncoder:
                 for i, value in zip(mine, values, strict=True):
                     sequences[name][i] = value
         specs = embedding_specs(self.t5.dim, self.clip.text_dim, self.clip.dim)
-        data = shards.write({**columns, **sequences}, resolution=self.resolution, embeddings=specs)
+        data = shards.write(
+            {**columns, **sequences}, resolutions=self.resolutions, embeddings=specs
+        )
         self.ctx.store.write(f"{self.ctx.folder}/shards/{file.stem}.parquet", data)
         row = {
             "shard": file.stem,

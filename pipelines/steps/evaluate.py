@@ -4,86 +4,123 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ediffi_core.cascade import CascadeStage
 from ediffi_core.conditioning import Conditioning
+from ediffi_core.encoders import CLIP
+from ediffi_core.ensemble import Ensemble
 from ediffi_core.metrics import Moments, clip_score, frechet_distance, validation_losses
-from ediffi_core.noise import EVERYTHING, Interval
+from ediffi_core.noise import EVERYTHING
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet
-from pipelines.model import draw, grid, load_encoders, load_ensemble
+from pipelines.model import draw, grid, load_encoders, load_stages
 from pipelines.steps.context import Context, Result
+from pipelines.steps.train_worker import validation_pictures
 from pipelines.store.shards import Shards
 
 GRID = 16
-LOSS_DRAWS = 2048
+SHOWN_SIDE = 96  # of a picture in the sample sheet
+LOSS_DRAWS = 1024
 UNTRAINED_CAPTIONS = 32
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
     torch.set_num_threads(ctx.cpus)
-    experts = {
-        name: (f"{inputs[name]}/ema.safetensors", Interval(*q))
-        for name, q in settings["experts"].items()
-    }
-    ensemble, resolution = load_ensemble(ctx.store, experts)
-    shards = Shards(ctx.store, inputs["validation"])
+    stages = load_stages(
+        ctx.store, settings["stages"], lambda s, e: f"{inputs[f'{s}/{e}']}/ema.safetensors"
+    )
+    mine, how = stages[-1], settings["stages"][-1]
+    shards = Shards(ctx.store, inputs["validation"], mine.resolution)
     count = min(settings["captions"], len(shards))
     captions = shards.captions[:count]
     real, cond = shards.rows(range(count))
     cond = text_only(cond)
-    options = {k: settings[k] for k in ("guidance", "steps", "solver", "seed")}
+    drawing = {"seed": settings["seed"], "batch": ctx.runtime["batch"]}
 
-    pictures = draw(
-        ensemble,
+    drawn = draw(
+        stages,
         cond,
-        resolution=resolution,
-        batch=ctx.runtime["batch"],
-        **options,
+        **drawing,
         progress=lambda done: ctx.report(done=done, of=count, unit="pictures"),
-    ).numpy()
-    metrics = similarity(ctx, settings, inputs, pictures, real, captions)
-    sigma_data = ensemble.experts[0].denoiser.sigma_data
+    )
+    pictures = drawn[mine.name].numpy()
+    clip = scoring_clip(ctx, settings, inputs)
+    metrics = similarity(clip, pictures, as_bytes(real), captions)
+    metrics |= validation(cast(Ensemble, mine.denoiser), shards, {**settings, **how}, ctx)
+    if settings["scorer"]:
+        metrics |= alignment(pictures, captions, "")
+        if settings["controls"]:
+            few = min(UNTRAINED_CAPTIONS, count)
+            noise = draw([*stages[:-1], untrained(mine)], cond[slice(0, few)], **drawing)
+            metrics |= alignment(noise[mine.name].numpy(), captions[:few], "untrained_")
+            metrics |= alignment(pictures, captions[1:] + captions[:1], "shuffled_")
+            metrics |= alignment(as_bytes(real), captions, "real_")
+            if len(stages) > 1:
+                plain = enlarged(drawn[stages[-2].name].numpy(), mine.resolution)
+                metrics |= alignment(plain, captions, "enlarged_")
+                distance = similarity(clip, plain, as_bytes(real), captions)
+                metrics |= {f"enlarged_{k}": v for k, v in distance.items()}
+
+    sheet = io.BytesIO()
+    scale = max(1, SHOWN_SIDE // mine.resolution)
+    grid(pictures[:GRID], columns=8, scale=scale).save(sheet, format="PNG")
+    ctx.store.write(f"{ctx.folder}/samples.png", sheet.getvalue())
+    ctx.store.write(f"{ctx.folder}/captions.txt", "\n".join(captions[:GRID]).encode())
+    return Result(files=["samples.png", "captions.txt"], metrics=metrics)
+
+
+def scoring_clip(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> CLIP:
+    """Another CLIP than the one that conditions, if there is one."""
+    if settings["clip"]:
+        return CLIP(settings["clip"], pretrained=settings["clip_pretrained"])
+    if made := inputs.get("encoders"):
+        return CLIP(str(ctx.store.local(f"{made}/scorer")))
+    ctx.report(message="is scored by the CLIP that conditions it: set `evaluate.clip` to another")
+    return load_encoders(ctx.store, None, settings["encoders"])[1]
+
+
+def validation(
+    ensemble: Ensemble, shards: Shards, settings: dict[str, Any], ctx: Context
+) -> dict[str, float]:
+    """The denoising loss over all noise levels, each by the expert whose it is."""
     _, losses = validation_losses(
         ensemble,
-        sigma_data,
-        lambda index: shards.rows((index % len(shards)).tolist()),
+        ensemble.experts[0].denoiser.sigma_data,
+        lambda index: validation_pictures(shards, index, settings),
         count=LOSS_DRAWS,
         batch=ctx.runtime["batch"],
         interval=EVERYTHING,
         noise=ensemble.noise,
         seed=settings["seed"],
     )
-    metrics["val_loss"] = float(losses.mean())
+    return {"val_loss": float(losses.mean())}
 
-    if settings["scorer"]:
-        metrics |= alignment(settings, pictures, captions, "")
-        if settings["controls"]:
-            config = cast(UNet, ensemble.experts[0].denoiser.net).config
-            torch.manual_seed(settings["seed"])
-            untrained = Denoiser(UNet(config), sigma_data).eval()
-            few = min(UNTRAINED_CAPTIONS, count)
-            noise = draw(untrained, cond[slice(0, few)], resolution=resolution, **options).numpy()
-            metrics |= alignment(settings, noise, captions[:few], "untrained_")
-            shuffled = captions[1:] + captions[:1]
-            metrics |= alignment(settings, pictures, shuffled, "shuffled_")
-            metrics |= alignment(settings, as_bytes(real), captions, "real_")
 
-    sheet = io.BytesIO()
-    grid(pictures[:GRID], columns=8, scale=6).save(sheet, format="PNG")
-    ctx.store.write(f"{ctx.folder}/samples.png", sheet.getvalue())
-    ctx.store.write(f"{ctx.folder}/captions.txt", "\n".join(captions[:GRID]).encode())
-    return Result(files=["samples.png", "captions.txt"], metrics=metrics)
+def untrained(stage: CascadeStage) -> CascadeStage:
+    """The same stage with a network that has learned nothing: what the measures say of noise."""
+    trained = cast(Ensemble, stage.denoiser).experts[0].denoiser
+    torch.manual_seed(0)
+    fresh = Denoiser(UNet(cast(UNet, trained.net).config), trained.sigma_data)
+    return replace(stage, denoiser=fresh.eval().requires_grad_(False))
+
+
+def enlarged(pictures: np.ndarray[Any, Any], side: int) -> np.ndarray[Any, Any]:
+    """The pictures of the stage below, simply enlarged: what super-resolution has to beat."""
+    method = Image.Resampling.BICUBIC
+    return np.stack([np.asarray(Image.fromarray(p).resize((side, side), method)) for p in pictures])
 
 
 def text_only(cond: Conditioning) -> Conditioning:
     """The validation captions without their pictures: what a user's prompt is."""
     absent = torch.zeros_like(cond.pooled["clip_image"])
-    return Conditioning(cond.sequences, cond.masks, {**cond.pooled, "clip_image": absent})
+    return replace(cond, pooled={**cond.pooled, "clip_image": absent})
 
 
 def as_bytes(x: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -95,17 +132,11 @@ def as_bytes(x: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def similarity(
-    ctx: Context,
-    settings: dict[str, Any],
-    inputs: dict[str, str],
-    pictures: np.ndarray[Any, Any],
-    real: torch.Tensor,
-    captions: list[str],
+    clip: CLIP, pictures: np.ndarray[Any, Any], real: np.ndarray[Any, Any], captions: list[str]
 ) -> dict[str, float]:
-    """Fréchet distance to the real pictures of the stage, and CLIP score, with the spec's CLIP."""
-    _, clip = load_encoders(ctx.store, inputs.get("encoders"), settings["encoders"])
+    """Fréchet distance to the real pictures of the stage, and CLIP score, by a CLIP."""
     made = clip.image([Image.fromarray(p) for p in pictures])
-    truth = clip.image([Image.fromarray(p) for p in as_bytes(real)])
+    truth = clip.image([Image.fromarray(p) for p in real])
     _, text = clip.text(captions)
     return {
         "frechet_distance": frechet_distance(Moments.of(made), Moments.of(truth)),
@@ -114,13 +145,17 @@ def similarity(
     }
 
 
-def alignment(
-    settings: dict[str, Any], pictures: np.ndarray[Any, Any], captions: list[str], prefix: str
-) -> dict[str, float]:
-    """How many of the asked digits, colours and places the pictures have, by the demo's scorer."""
+@cache
+def scorer(side: int) -> Any:
+    """The demo's scorer for pictures of a side; fitting it takes seconds, so once a process."""
     from pipelines.demo.scorer import Scorer
 
-    score = Scorer.fit(pictures.shape[1]).score(pictures, captions)
+    return Scorer.fit(side)
+
+
+def alignment(pictures: np.ndarray[Any, Any], captions: list[str], prefix: str) -> dict[str, float]:
+    """How many of the asked digits, colours and places the pictures have, by the demo's scorer."""
+    score = scorer(pictures.shape[1]).score(pictures, captions)
     named = {
         "alignment": score.overall,
         "objects": score.objects,

@@ -7,8 +7,9 @@ worker that resumes from a checkpoint goes on exactly as one that was never stop
 from __future__ import annotations
 
 import json
-import math
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from ediffi_core import draws
 from ediffi_core.checkpoint import Card, read, to_bytes
-from ediffi_core.conditioning import draw_keep
+from ediffi_core.conditioning import Conditioning, draw_keep
+from ediffi_core.degrade import Degradation, small_and_large
 from ediffi_core.ema import EMA
-from ediffi_core.metrics import validation_losses
+from ediffi_core.metrics import by_noise_level, paired_gain, validation_losses
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser, denoising_loss
 from ediffi_core.unet import UNet, UNetConfig
@@ -26,7 +28,8 @@ from pipelines.steps import train_state
 from pipelines.steps.context import Context
 from pipelines.store.shards import Shards, Stream
 
-FINAL_DRAWS = 1024
+FINAL_DRAWS = 512
+VALIDATION_BATCH = 64
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
@@ -35,6 +38,36 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         return Trainer(config["ctx"], config["settings"], config["inputs"]).train()
     except ValueError as error:
         return {"error": str(error)}
+
+
+def pictures(
+    data: Shards, rows: list[int], index: Tensor, settings: Mapping[str, Any], purpose: str
+) -> tuple[Tensor, Conditioning]:
+    """What a stage's network learns to draw, and what it is told; super-resolution its part.
+
+    Args:
+        index: [N] places of the images in the stream, which crops and corruptions depend on.
+    """
+    x, cond = data.rows(rows)
+    if how := settings.get("super_resolution"):
+        x, small = small_and_large(
+            x,
+            index,
+            factor=how["factor"],
+            crop=how["crop"],
+            settings=Degradation(**how["degrade"]),
+            seed=settings["seed"],
+            purpose=purpose,
+        )
+        cond = replace(cond, low_res=small)
+    return x, cond
+
+
+def validation_pictures(
+    data: Shards, index: Tensor, settings: Mapping[str, Any]
+) -> tuple[Tensor, Conditioning]:
+    """The same for every model that is asked; apart from training's draws."""
+    return pictures(data, (index % len(data)).tolist(), index, settings, "validation")
 
 
 class Trainer:
@@ -47,8 +80,8 @@ class Trainer:
         self.noise = NoiseDistribution(**settings["noise"])
         self.seed, self.stream = settings["seed"], settings["stream"]
 
-        self.data = Shards(ctx.store, inputs["data"])
-        self.validation = Shards(ctx.store, inputs["validation"])
+        self.data = Shards(ctx.store, inputs["data"], settings["resolution"])
+        self.validation = Shards(ctx.store, inputs["validation"], settings["resolution"])
         self.order = Stream(len(self.data), draws.stream_key(self.seed, self.stream) & 0x7FFFFFFF)
 
         self.network = UNetConfig.from_dict(
@@ -115,7 +148,7 @@ class Trainer:
         while self.images < self.total:
             index = torch.arange(self.images, self.images + batch)
             asked = time.monotonic()
-            x, cond = self.data.rows(self.order(index))
+            x, cond = pictures(self.data, self.order(index), index, self.settings, self.stream)
             waits += time.monotonic() - asked
             losses.append(self.train_step(index, x, cond))
             self.images += batch
@@ -186,13 +219,12 @@ class Trainer:
         return model
 
     def losses(self, model: Denoiser, interval: Interval, count: int) -> tuple[Tensor, Tensor]:
-        rows = len(self.validation)
         return validation_losses(
             model,
             model.sigma_data,
-            lambda index: self.validation.rows((index % rows).tolist()),
+            lambda index: validation_pictures(self.validation, index, self.settings),
             count=count,
-            batch=self.options["batch"],
+            batch=VALIDATION_BATCH,
             interval=interval,
             noise=self.noise,
             seed=self.seed,
@@ -202,14 +234,11 @@ class Trainer:
         """The averaged weights' loss over this expert's interval, and over each part of it."""
         cadence = self.ctx.runtime
         sigma, loss = self.losses(self.averaged(), self.interval, cadence["validate_draws"])
-        bins = cadence["validate_bins"]
-        which = (self.noise.quantile(sigma) * bins).long().clamp(0, bins - 1)
-        edges = self.noise.sigma(torch.linspace(0, 1, bins + 1)).tolist()
         out = {"val_loss": float(loss.mean())}
-        for b in which.unique().tolist():
-            out[f"val_loss_bin/sigma_{edges[b]:.3g}_to_{edges[b + 1]:.3g}"] = float(
-                loss[which == b].mean()
-            )
+        for (low, high), found in by_noise_level(
+            sigma, loss, self.noise, cadence["validate_bins"]
+        ).items():
+            out[f"val_loss_bin/sigma_{low:.3g}_to_{high:.3g}"] = found.mean
         return out
 
     def save_checkpoint(self) -> None:
@@ -284,12 +313,11 @@ class Trainer:
         out = {"val_loss": float(mine.mean())}
         if self.parent:
             _, theirs = self.losses(self.parent, self.interval, FINAL_DRAWS)
-            gain = (theirs - mine).double()
-            error = 1.96 * float(gain.std()) / math.sqrt(len(gain))
+            gain = paired_gain(theirs, mine)
             out |= {
                 "val_loss_parent": float(theirs.mean()),
-                "val_gain": float(gain.mean()),
-                "val_gain_low": float(gain.mean()) - error,
-                "val_gain_high": float(gain.mean()) + error,
+                "val_gain": gain.mean,
+                "val_gain_low": gain.low,
+                "val_gain_high": gain.high,
             }
         return out

@@ -21,25 +21,35 @@ from ediffi_core.conditioning import Conditioning, EmbeddingSpec
 from ediffi_core.encoders import pad
 from pipelines.store.artifacts import Store
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "shards"
 _META = b"ediffi"
 
 
+def pixels_at(resolution: int) -> str:
+    """The column of a stage's pictures; a stage reads its own alone."""
+    return f"pixels_{resolution}"
+
+
 def write(
-    rows: Mapping[str, Sequence[Any]], *, resolution: int, embeddings: Sequence[EmbeddingSpec]
+    rows: Mapping[str, Sequence[Any]],
+    *,
+    resolutions: Sequence[int],
+    embeddings: Sequence[EmbeddingSpec],
 ) -> bytes:
     """A shard's bytes, the same for the same rows.
 
     Args:
-        rows: ``key``, ``caption``, ``pixels`` (uint8 [R, R, 3]) and a tensor a row for every
-            embedding: ``[tokens, dim]`` for a sequence, ``[dim]`` for a pooled one.
+        rows: ``key``, ``caption``, ``pixels_R`` (uint8 [R, R, 3]) for every resolution, and a
+            tensor a row for every embedding: ``[tokens, dim]`` for a sequence, ``[dim]`` for a
+            pooled one.
     """
     columns: dict[str, pa.Array] = {
         "key": pa.array(rows["key"], pa.string()),
         "caption": pa.array(rows["caption"], pa.string()),
-        "pixels": pa.array([p.tobytes() for p in rows["pixels"]], pa.binary()),
     }
+    for name in map(pixels_at, resolutions):
+        columns[name] = pa.array([p.tobytes() for p in rows[name]], pa.large_binary())
     for spec in embeddings:
         half = [t.to(torch.float16).numpy() for t in rows[spec.name]]
         columns[spec.name] = pa.array([h.tobytes() for h in half], pa.large_binary())
@@ -47,7 +57,7 @@ def write(
             columns[f"{spec.name}_length"] = pa.array([len(h) for h in half], pa.int32())
     meta = {
         "format": FORMAT,
-        "resolution": resolution,
+        "resolutions": list(resolutions),
         "dtype": "float16",
         "embeddings": [spec.__dict__ for spec in embeddings],
     }
@@ -58,25 +68,35 @@ def write(
 
 
 class Shards:
-    """A data set of embedded shards, held in memory as compressed-free Arrow columns.
+    """A data set of embedded shards as one stage reads it, held in memory as Arrow columns.
 
     Rows are addressed by number, in the order of the shards' names.
     """
 
-    def __init__(self, store: Store, folder: str) -> None:
+    def __init__(self, store: Store, folder: str, resolution: int) -> None:
         names = [f for f in store.files(f"{folder}/{FOLDER}") if f.endswith(".parquet")]
         if not names:
             raise ValueError(f"{store.full(folder)} holds no shards; run its embed node first")
-        tables = []
-        for name in names:
-            data = store.read(f"{folder}/{FOLDER}/{name}")
-            tables.append(pq.read_table(pa.BufferReader(data)))
+        self.resolution = resolution
+        tables = [self._read(store, f"{folder}/{FOLDER}/{name}") for name in names]
         meta = json.loads(tables[0].schema.metadata[_META])
-        if meta["format"] != FORMAT:
-            raise ValueError(f"shards of format {meta['format']}; this version reads {FORMAT}")
-        self.resolution: int = meta["resolution"]
         self.embeddings = tuple(EmbeddingSpec(**e) for e in meta["embeddings"])
         self.table = pa.concat_tables(tables)
+
+    def _read(self, store: Store, path: str) -> pa.Table:
+        data = store.read(path)
+        if data is None:
+            raise ValueError(f"shard {path} vanished; run its embed node again")
+        file = pq.ParquetFile(pa.BufferReader(data))
+        meta = json.loads(file.schema_arrow.metadata[_META])
+        if meta["format"] != FORMAT:
+            raise ValueError(f"shards of format {meta['format']}; this version reads {FORMAT}")
+        if self.resolution not in meta["resolutions"]:
+            raise ValueError(
+                f"shards with pictures of {meta['resolutions']} have none of {self.resolution}"
+            )
+        others = {pixels_at(r) for r in meta["resolutions"] if r != self.resolution}
+        return file.read(columns=[n for n in file.schema_arrow.names if n not in others])
 
     def __len__(self) -> int:
         return len(self.table)
@@ -90,9 +110,8 @@ class Shards:
         """→ pictures [N, 3, R, R] float32 in [-1, 1], and their conditioning."""
         taken = self.table.take(pa.array(numbers, pa.int64()))
         side = self.resolution
-        pixels = np.stack(
-            [np.frombuffer(b, np.uint8).reshape(side, side, 3) for b in taken["pixels"].to_pylist()]
-        )
+        raw = taken[pixels_at(side)].to_pylist()
+        pixels = np.stack([np.frombuffer(b, np.uint8).reshape(side, side, 3) for b in raw])
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         cond = Conditioning({}, {}, {})
         for spec in self.embeddings:

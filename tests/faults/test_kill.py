@@ -50,7 +50,7 @@ def assert_nothing_leaks(store, *drivers: Driver):
 
 def test_a_pod_killed_while_it_embeds(smoke, spec, tmp_path):
     """A finished shard is not embedded again; all become what they were undisturbed."""
-    node = "embed/base/train"
+    node = "embed/train"
     for attempt in range(5):
         store = smoke.copy(tmp_path / f"store{attempt}", node)
         with driver(spec, store, tmp_path / "log") as first:

@@ -37,7 +37,7 @@ BAD_SPECS = {
     "uncovered ensemble": ((*BASE, "ensemble"), ["E1_1"], "M_C"),
     "unknown expert": ((*BASE, "ensemble"), ["E1_1", "E1_2"], "E1_2"),
     "no multiple of the batch": ((*BASE, "experts", "E1_1"), {"images": 100}, "write 96"),
-    "unknown solver": (("evaluate", "solver"), "deis", "deis3"),
+    "unknown solver": ((*BASE, "sampling", "solver"), "deis", "deis3"),
     "unknown preset": ((*BASE, "network", "preset"), "huge", "smoke"),
     "path and make": (("data", "train", "path"), "mine", "either `path:`"),
 }
@@ -154,7 +154,7 @@ def test_sample_to_a_place_that_cannot_be_written(sample, smoke, tmp_path):
 def test_a_checkpoint_of_another_interval(sample, smoke, tmp_path):
     """An ensemble that claims another interval than the expert was trained on is refused."""
     ensemble = json.loads((smoke.folder("promote/smoke") / "ensemble.json").read_text())
-    ensemble["experts"]["E1_1"]["interval"] = [0.75, 1.0]
+    ensemble["stages"][0]["experts"]["E1_1"] = [0.75, 1.0]
     (tmp_path / "other.json").write_text(json.dumps(ensemble))
     line = sample(tmp_path / "other.json")
     assert "E1_1" in line and "0.75" in line and "0.5" in line
@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint(sample, smoke, tmp_path):
     ensemble = json.loads((smoke.folder("promote/smoke") / "ensemble.json").read_text())
     ensemble["store"] = str(store)
     (tmp_path / "here.json").write_text(json.dumps(ensemble))
-    weights = store / ensemble["experts"]["E1_0"]["weights"]
+    weights = store / ensemble["weights"]["base/E1_0"]["path"]
     whole = weights.read_bytes()
     for damaged in (whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], whole[: len(whole) // 2]):
         weights.write_bytes(damaged)

@@ -74,7 +74,7 @@ def played(smoke, tmp_path_factory):
 
 def test_the_tour_tells_the_plan_the_run_and_the_tree(played):
     said, _ = played
-    assert "0 to run, 13 reused" in said
+    assert "0 to run, 15 reused" in said
     assert "promote/smoke            reused" in said
     for line in ("E0_0 ", "E1_1 ", "E1_0 ", "single "):
         assert line in said
@@ -90,7 +90,7 @@ def test_the_tour_shows_the_intervals_and_pictures(played):
     [pictures] = folder.glob("picture-*.png")
     with Image.open(pictures) as shown:
         wide, high = shown.size
-        assert (wide // (16 * 6), high // (16 * 6)) == (4, 2)
+        assert (wide // (32 * 2), high // (32 * 2)) == (4, 2)
 
 
 def test_the_tour_s_table_is_the_experts_record(played, smoke):

@@ -15,6 +15,8 @@ AFTER_E1_1 = {
     "train/base/E1_1",
     "train/base/E2_3",
     "evaluate/base/ensemble",
+    "evaluate/sr32/ensemble",
+    "evaluate/sr64/ensemble",
     "promote/digit-scenes",
 }
 
@@ -57,9 +59,9 @@ def changed(store, **changes):
 
 def test_one_experts_setting_reruns_it_and_what_follows(done):
     """Nothing else runs again, and the plan says which setting did it."""
-    verdicts = made(done, stages__base__experts__E1_1__images=6464).verdicts
+    verdicts = made(done, stages__base__experts__E1_1__images=5616).verdicts
     assert {i for i, v in verdicts.items() if not v.cached} == AFTER_E1_1
-    assert "images: 6400 → 6464" in verdicts["train/base/E1_1"].why
+    assert "images: 5600 → 5616" in verdicts["train/base/E1_1"].why
     assert "input train/base/E1_1 changed" in verdicts["train/base/E2_3"].why
     assert "input train/base/E2_3 changed" in verdicts["evaluate/base/ensemble"].why
 
@@ -111,8 +113,8 @@ def test_how_a_run_is_done_changes_no_fingerprint(store, changes):
         ({"name": "other"}, None),
         ({"seed": 8}, {"data", "encoders", "embed", "train", "evaluate", "promote"}),
         ({"encoders__clip_images": 256}, {"encoders", "embed", "train", "evaluate", "promote"}),
-        ({"stages__base__training__learning_rate": 2e-3}, {"train", "evaluate", "promote"}),
-        ({"evaluate__steps": 3}, {"evaluate", "promote"}),
+        ({"evaluate__captions": 3}, {"evaluate", "promote"}),
+        ({"stages__base__sampling__steps": 3}, {"evaluate", "promote"}),
     ],
     ids=lambda c: next(iter(c)) if isinstance(c, dict) else "",
 )
@@ -126,10 +128,36 @@ def test_what_determines_a_result_changes_its_fingerprint(store, changes, touche
     assert changed(store, **changes) == kinds
 
 
+def test_a_setting_of_one_stage_trains_that_stage_alone(store):
+    """Base and super-resolution learn apart; what they draw together is measured again."""
+    for stage in ("base", "sr32", "sr64"):
+        touched = changed(store, **{f"stages__{stage}__training__learning_rate": 2e-3})
+        trained = {i for i in touched if i.startswith("train/")}
+        assert trained == {i for i in made(store).verdicts if i.startswith(f"train/{stage}/")}
+        assert {"evaluate/sr64/ensemble", "promote/digit-scenes"} <= touched
+        assert ("evaluate/base/ensemble" in touched) == (stage == "base")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"stages__sr32__resolution": 24}, "whole multiple"),
+        ({"stages__sr32__network__preset": "demo"}, "demo-sr"),
+        ({"stages__base__network__preset": "demo-sr"}, "those that are: base64"),
+        ({"stages__sr64__crop": 33}, "multiple of 2"),
+        ({"stages__base__crop": 8}, "super-resolution"),
+    ],
+    ids=lambda c: next(iter(c)) if isinstance(c, dict) else "",
+)
+def test_a_cascade_that_cannot_be(changes, word):
+    with pytest.raises(ValueError, match=word):
+        edited(**changes)
+
+
 def test_validation_data_is_watched_and_trains_nothing(store):
     touched = changed(store, data__validation__rows=400)
     assert not {i for i in touched if i.startswith(("train/", "encoders/", "data/train"))}
-    assert {"data/validation", "embed/base/validation", "evaluate/base/root"} <= touched
+    assert {"data/validation", "embed/validation", "evaluate/base/root"} <= touched
 
 
 def test_nodes_come_after_what_they_need(store):
@@ -137,7 +165,7 @@ def test_nodes_come_after_what_they_need(store):
     for verdict in made(store).verdicts.values():
         assert set(verdict.node.needs) <= seen, verdict.node.id
         seen.add(verdict.node.id)
-    assert len(seen) == 15
+    assert len(seen) == 21
 
 
 def test_the_plan_shows_every_interval(store):
@@ -155,4 +183,4 @@ def test_the_plan_shows_every_interval(store):
     for expert, word in {"E0_0": "all σ", "E2_3": "σ ≥", "M_C": "≤ σ <", "E1_0": "σ <"}.items():
         [line] = [x for x in lines if x.split()[1:2] == [f"train/base/{expert}"]]
         assert word in line
-    assert "15 to run, 0 reused" in lines[-1]
+    assert "21 to run, 0 reused" in lines[-1]

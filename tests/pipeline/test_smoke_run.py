@@ -11,8 +11,8 @@ NODES = {
     "data/train",
     "data/validation",
     "encoders/tiny",
-    "embed/base/train",
-    "embed/base/validation",
+    "embed/train",
+    "embed/validation",
     "train/base/E0_0",
     "train/base/E1_1",
     "train/base/E1_0",
@@ -20,6 +20,8 @@ NODES = {
     "evaluate/base/ensemble",
     "evaluate/base/root",
     "evaluate/base/single",
+    "train/sr32/E0_0",
+    "evaluate/sr32/ensemble",
     "promote/smoke",
 }
 
@@ -58,13 +60,8 @@ def test_manifests_name_the_inputs_they_were_made_from(smoke):
         "node": "train/base/E0_0",
         "fingerprint": parent["fingerprint"],
     }
-    [entry] = [
-        e
-        for name, e in strict_json((smoke.folder("promote/smoke") / "ensemble.json").read_text())[
-            "experts"
-        ].items()
-        if name == "E1_1"
-    ]
+    ensemble = strict_json((smoke.folder("promote/smoke") / "ensemble.json").read_text())
+    entry = ensemble["weights"]["base/E1_1"]
     assert entry["sha256"] == child["info"]["weights_sha256"]
 
 
@@ -104,7 +101,7 @@ def test_plan_status_and_tree_agree(smoke, say):
         assert (smoke.store / record["folder"] / "manifest.json").is_file()
 
     experts = tree["stages"]["base"]["experts"]
-    assert {f"train/base/{e}" for e in experts} == {n for n in NODES if n.startswith("train/")}
+    assert {f"train/base/{e}" for e in experts} == {n for n in NODES if n.startswith("train/base")}
     for name, expert in experts.items():
         manifest = smoke.manifest(f"train/base/{name}")
         sigma = {k: expert[k] for k in ("sigma_lo", "sigma_hi")}
@@ -120,7 +117,7 @@ def test_plan_status_and_tree_agree(smoke, say):
 def test_texts_for_people_name_every_node_and_expert(say):
     plan, status, tree = say("plan", SMOKE), say("status"), say("tree")
     assert all(node in plan and node in status for node in NODES)
-    assert "0 to run, 13 reused; 0 images to train" in plan
+    assert "0 to run, 15 reused; 0 images to train" in plan
     assert all(expert in tree for expert in ("E0_0", "E1_1", "E1_0", "single"))
 
 
@@ -137,12 +134,19 @@ def test_sample_draws_the_same_pictures_for_the_same_seed(say, tmp_path):
         say("sample", "smoke", "a red seven", "a blue two", "-n", 3, "-o", out, *options)
         return out.read_bytes()
 
-    first = draw("a.png", "--seed", 5, "--scale", 4)
+    first = draw("a.png", "--seed", 5, "--scale", 2)
     with Image.open(tmp_path / "a.png") as sheet:
         assert sheet.format == "PNG"
-        assert sheet.size == (3 * 68 + 4, 2 * 68 + 4)  # 16 × 4, and 4 of gap around each
-    assert draw("b.png", "--seed", 5, "--scale", 4) == first
-    assert draw("c.png", "--seed", 6, "--scale", 4) != first
+        assert sheet.size == (3 * 68 + 4, 2 * 68 + 4)  # 32 × 2, and 4 of gap around each
+    assert draw("b.png", "--seed", 5, "--scale", 2) == first
+    assert draw("c.png", "--seed", 6, "--scale", 2) != first
+    assert draw("d.png", "--seed", 5, "--scale", 4, "--stage", "base") != first
+    with Image.open(tmp_path / "d.png") as sheet:
+        assert sheet.size == (3 * 68 + 4, 2 * 68 + 4)
+    paint = ("--paint", "a red seven=0,0,0.5,1")
+    painted = draw("e.png", "--seed", 5, "--scale", 2, *paint)
+    assert painted not in (first, draw("f.png", "--seed", 5, *paint, "--strength", 0))
+    assert draw("g.png", "--seed", 5, "--scale", 2, "--style", tmp_path / "a.png") != first
 
 
 def test_sampling_an_exported_ensemble_by_path_and_by_name_is_the_same(smoke, say, tmp_path):
