@@ -102,13 +102,13 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], Card]:
     return weights, card
 
 
-def load_denoiser(
+def read_as(
     path: Path | str, *, expert: str | None = None, interval: Interval | None = None
-) -> tuple[Denoiser, Card]:
-    """Builds the network a checkpoint describes and fills it; on CPU, in eval mode.
+) -> tuple[dict[str, Tensor], Card]:
+    """Reads a checkpoint that the caller takes for something; ValueError if it is something else.
 
     Args:
-        expert, interval: what the caller takes it for; ValueError if the checkpoint differs.
+        expert, interval: what the caller takes it for.
     """
     weights, card = read(path)
     for what, given, found in (
@@ -120,6 +120,18 @@ def load_denoiser(
                 f"{path} holds {what} {found}, but {given} was asked for; "
                 "name the right checkpoint or train this expert"
             )
+    return weights, card
+
+
+def load_denoiser(
+    path: Path | str, *, expert: str | None = None, interval: Interval | None = None
+) -> tuple[Denoiser, Card]:
+    """Builds the network a checkpoint describes and fills it; on CPU, in eval mode.
+
+    Args:
+        expert, interval: what the caller takes it for; ValueError if the checkpoint differs.
+    """
+    weights, card = read_as(path, expert=expert, interval=interval)
     denoiser = Denoiser(UNet(card.network), card.sigma_data)
     denoiser.load_state_dict(weights)
     return denoiser.eval().requires_grad_(False), card

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -183,6 +183,12 @@ def sample(
     stage: Annotated[
         str | None, typer.Option(help="Draw up to this stage of the cascade; else to the last.")
     ] = None,
+    residency: Annotated[
+        Literal["all", "current", "disk"],
+        typer.Option(
+            help="Experts on the device: all, the current one, or that and the rest on disk."
+        ),
+    ] = "all",
     seed: int = 0,
     n: Annotated[int, typer.Option("-n", min=1, help="Pictures a prompt.")] = 1,
     scale: Annotated[int, typer.Option(min=1, help="Enlarges the pictures in the PNG.")] = 4,
@@ -202,7 +208,7 @@ def sample(
 
     disable_progress_bar()  # it would mix with an error's one line
     wanted = [p for p in prompts for _ in range(n)]
-    pictures = TextToImage.load(place).sample(
+    pictures = TextToImage.load(place, residency).sample(
         wanted,
         guidance=guidance,
         steps=steps,

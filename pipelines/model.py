@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,16 +15,20 @@ from torch import Tensor
 
 from ediffi_core import cascade
 from ediffi_core.cascade import CascadeStage
-from ediffi_core.checkpoint import load_denoiser
+from ediffi_core.checkpoint import read_as
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.control import Phrase, paint_with_words, with_style
 from ediffi_core.encoders import CLIP, T5, encode_prompts
 from ediffi_core.ensemble import Ensemble, Expert
-from ediffi_core.noise import Interval, NoiseDistribution
+from ediffi_core.noise import Interval
+from ediffi_core.precond import Denoiser
+from ediffi_core.residency import Load, SwappedEnsemble
 from ediffi_core.sampling import SOLVERS
+from ediffi_core.unet import UNet
 from pipelines.store.artifacts import Store
 
 MANIFEST = "ensemble.json"
+Residency = Literal["all", "current", "disk"]
 Pictures = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -44,28 +49,59 @@ def load_encoders(store: Store, folder: str | None, named: Mapping[str, str]) ->
         ) from error
 
 
-def load_ensemble(store: Store, experts: Mapping[str, tuple[str, Interval]]) -> Ensemble:
+def load_ensemble(
+    store: Store,
+    experts: Mapping[str, tuple[str, Interval]],
+    residency: Residency = "all",
+    device: torch.device | str = "cpu",
+) -> Ensemble:
     """Name → (weights' path in the store, interval) becomes an ensemble.
 
-    ValueError if the intervals do not cover p(σ) once, or a checkpoint is damaged, is another
-    expert's, or was trained on another interval.
+    ValueError if the intervals do not cover p(σ) once, a checkpoint is damaged, is another
+    expert's, or was trained on another interval, or the experts are of different kinds.
+
+    Args:
+        residency: where the experts' weights are: ``all`` on the device, ``current`` one of them
+            there and the others in host memory, ``disk`` one there and the next being read.
     """
-    loaded, kinds = [], set()
-    for name, (path, interval) in experts.items():
-        denoiser, card = load_denoiser(store.local(path), expert=name, interval=interval)
-        loaded.append(Expert(name, interval, denoiser))
-        kinds.add((card.noise, card.network.resolution, card.network.low_res))
-    if len(kinds) > 1:
+    read = {
+        name: read_as(store.local(path), expert=name, interval=interval)
+        for name, (path, interval) in experts.items()
+    }
+    cards = [card for _, card in read.values()]
+    if len({(c.noise, c.network, c.sigma_data) for c in cards}) > 1:
         raise ValueError(
-            f"experts {', '.join(experts)} differ in noise distribution, resolution or stage "
-            f"({kinds}); an ensemble needs one of each"
+            f"experts {', '.join(experts)} differ in noise distribution, network or sigma_data; "
+            "an ensemble needs one of each"
         )
-    noise: NoiseDistribution = kinds.pop()[0]
-    return Ensemble(loaded, noise)
+
+    def built(weights: Mapping[str, Tensor]) -> Denoiser:
+        denoiser = Denoiser(UNet(cards[0].network), cards[0].sigma_data)
+        denoiser.load_state_dict(weights)
+        return denoiser.eval().requires_grad_(False).to(device)
+
+    intervals = {name: interval for name, (_, interval) in experts.items()}
+    if residency == "all":
+        loaded = [Expert(n, intervals[n], built(weights)) for n, (weights, _) in read.items()]
+        return Ensemble(loaded, cards[0].noise)
+    load: dict[str, Load] = {}
+    for name, (weights, _) in read.items():
+        place = store.local(experts[name][0])
+        load[name] = (
+            partial(lambda w: w, weights)
+            if residency == "current"
+            else partial(lambda p: read_as(p)[0], place)
+        )
+    slot = built(next(iter(read.values()))[0])
+    return SwappedEnsemble(slot, intervals, load, cards[0].noise)
 
 
 def load_stages(
-    store: Store, stages: Sequence[Mapping[str, Any]], weights: Callable[[str, str], str]
+    store: Store,
+    stages: Sequence[Mapping[str, Any]],
+    weights: Callable[[str, str], str],
+    residency: Residency = "all",
+    device: torch.device | str = "cpu",
 ) -> list[CascadeStage]:
     """A node's stage settings become a cascade.
 
@@ -76,7 +112,10 @@ def load_stages(
         CascadeStage(
             name=s["name"],
             denoiser=load_ensemble(
-                store, {e: (weights(s["name"], e), Interval(*q)) for e, q in s["experts"].items()}
+                store,
+                {e: (weights(s["name"], e), Interval(*q)) for e, q in s["experts"].items()},
+                residency,
+                device,
             ),
             resolution=s["resolution"],
             **s["sampling"],
@@ -98,7 +137,7 @@ def draw(
     for at in range(0, len(cond), batch):
         rows = cond[slice(at, at + batch)]
         for name, x in cascade.sample(stages, rows, seed=seed, first=at):
-            found[name].append(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1))
+            found[name].append(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
         if progress:
             progress(at + len(rows))
     return {name: torch.cat(parts) for name, parts in found.items()}
@@ -112,20 +151,29 @@ class TextToImage:
     t5: T5
     clip: CLIP
 
+    device: torch.device
+
     @staticmethod
-    def load(manifest: str | Path) -> TextToImage:
-        """Loads ``ensemble.json``, as the promote node wrote it."""
+    def load(manifest: str | Path, residency: Residency = "all") -> TextToImage:
+        """Loads ``ensemble.json``, as the promote node wrote it; onto a GPU where there is one."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         file = Path(manifest)
         if not file.is_file():
             raise ValueError(f"there is no ensemble at {manifest}; give the path of its {MANIFEST}")
         try:
             d = json.loads(file.read_text())
             store, weights = Store.at(d["store"]), d["weights"]
-            stages = load_stages(store, d["stages"], lambda s, e: weights[f"{s}/{e}"]["path"])
+            stages = load_stages(
+                store,
+                d["stages"],
+                lambda s, e: weights[f"{s}/{e}"]["path"],
+                residency,
+                device,
+            )
             t5, clip = load_encoders(store, d["encoders_folder"], d["encoders"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{manifest} is no ensemble manifest ({error!r})") from error
-        return TextToImage(stages, t5, clip)
+        return TextToImage(stages, t5, clip, device)
 
     def sample(
         self,
@@ -163,7 +211,7 @@ class TextToImage:
         if paint is not None:
             spans = {"t5": self.t5.spans(prompts), "clip_text": self.clip.spans(prompts)}
             cond = replace(cond, paint=paint_with_words(paint, spans))
-        out: Pictures = draw(stages, cond, seed=seed)[stages[-1].name].numpy()
+        out: Pictures = draw(stages, cond.to(self.device), seed=seed)[stages[-1].name].numpy()
         return out
 
 
