@@ -22,6 +22,13 @@ def clock(seconds: float) -> str:
     )
 
 
+def speed(rate: float, unit: str) -> str:
+    """As a number that says something: a slow unit is counted by the minute."""
+    if rate < 1:
+        return f"{rate * 60:.1f} {unit}/min"
+    return f"{rate:.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
+
+
 class Console:
     """Shows states and progress; knows nothing of how they come about."""
 
@@ -77,9 +84,9 @@ class Console:
             parts.append(f"loss {track['loss']:.4f}")
         if rate:
             parts += [
-                f"{rate:.0f} {track['unit']}/s" if rate >= 10 else f"{rate:.1f} {track['unit']}/s"
+                speed(rate, track["unit"]),
+                f"{clock((track['of'] - track['done']) / rate)} left",
             ]
-            parts.append(f"{clock((track['of'] - track['done']) / rate)} left")
         return "  ".join(parts)
 
     def tick(self) -> None:
