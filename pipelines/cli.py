@@ -36,7 +36,10 @@ def opened(spec_path: Path, storage: str | None) -> tuple[Any, Any, Any]:
 
 @app.command(name="plan", epilog="Example:  ediffi plan pipelines/specs/demo.yaml")
 def show_plan(spec: SpecPath, storage: Storage = None, as_json: AsJson = False) -> None:
-    """Prints what a run would do: every node, what it waits for, and why it is cached or not."""
+    """Says what a run would do, and why.
+
+    Every node: what it waits for, its σ interval, the images to train, cached or why not.
+    """
     from pipelines import plan_view
 
     _, _, made = opened(spec, storage)
@@ -45,7 +48,7 @@ def show_plan(spec: SpecPath, storage: Storage = None, as_json: AsJson = False) 
 
 @app.command(epilog="Example:  ediffi run pipelines/specs/demo.yaml")
 def run(spec: SpecPath, storage: Storage = None) -> None:
-    """Runs a pipeline to its end, or on from where a killed run stopped."""
+    """Runs a pipeline, or goes on where a kill stopped it."""
     from pipelines import tree_view
     from pipelines.console import Console
     from pipelines.lineage import Lineage
@@ -140,7 +143,10 @@ def tree(
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prints the expert tree of a run: intervals, budgets, gains over the parents."""
+    """Draws the expert tree of a run.
+
+    Intervals, budgets, gains over the parents, and how the ensemble measures up.
+    """
     from pipelines import tree_view
 
     store, execution = planned_execution(None, storage, run)
@@ -151,9 +157,9 @@ def tree(
 
 
 @app.command(
-    epilog='Examples:  ediffi sample digit-scenes "a red seven left of a green two" -o out.png  '
-    '|  ediffi sample digit-scenes "a blue three and a red one" '
-    '--paint "a blue three=0,0,0.4,1" --paint "a red one=mask.png"'
+    epilog='\b\nExamples:\n  ediffi sample digit-scenes "a red seven left of a green two"\n'
+    '  ediffi sample digit-scenes "a blue three and a red one" --paint "a blue three=0,0,0.4,1"\n'
+    '  ediffi sample digit-scenes "a blue three" --style picture.png --seed 3'
 )
 def sample(
     model: Annotated[

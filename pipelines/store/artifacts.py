@@ -47,6 +47,7 @@ def is_abandoned(path: Path) -> bool:
         host = re.escape(socket.gethostname())
         if mine := re.search(rf"\.{host}\.(\d+)\.[0-9a-f]{{8}}(\.tmp)?$", path.name):
             os.kill(int(mine[1]), 0)
+            return False  # at work, however long: Ray Train's scratch lives as long as the training
     except ProcessLookupError:
         return True
     except OSError:  # gone meanwhile, or another user's process: not ours to judge
