@@ -58,8 +58,8 @@ def nodes_of(spec: Spec, sources: Mapping[str, Any]) -> list[Node]:
     """The DAG of a spec, in a valid order.
 
     Args:
-        sources: for ``train`` and ``validation`` data of the user's own, their content's identity
-            (:func:`pipelines.sources.identify`); made data needs none.
+        sources: the identity of the user's own data and encoders
+            (:func:`pipelines.sources.identify_all`); what nodes make needs none.
     """
     nodes = [*_data_nodes(spec), *_encoder_nodes(spec)]
     nodes += [_embed_node(spec, split, sources) for split in SPLITS]
@@ -72,8 +72,8 @@ def nodes_of(spec: Spec, sources: Mapping[str, Any]) -> list[Node]:
             groups["root"] = [tree.ROOT]
         if stage.single:
             groups[SINGLE] = [SINGLE]
-        nodes += [_evaluate_node(spec, name, group, groups[group]) for group in groups]
-    nodes.append(_promote_node(spec))
+        nodes += [_evaluate_node(spec, sources, name, group, groups[group]) for group in groups]
+    nodes.append(_promote_node(spec, sources))
     return nodes
 
 
@@ -112,19 +112,35 @@ def _encoder_nodes(spec: Spec) -> list[Node]:
     return [Node(kind="encoders", name="tiny", settings=settings, inputs=inputs, cpus=spec.cpus)]
 
 
-def _encoders(spec: Spec) -> tuple[dict[str, Any], dict[str, str]]:
-    """The encoders as settings (by name) and as inputs (made by a node): one of them is empty."""
-    if spec.encoders.make:
-        return {}, {"encoders": "encoders/tiny"}
-    return spec.encoders.model_dump(include={"t5", "clip", "clip_pretrained"}), {}
+@dataclass(frozen=True)
+class _Encoders:
+    """The encoders as a node sees them."""
+
+    identity: dict[str, Any]
+    """Of named ones: part of the settings."""
+
+    named: dict[str, Any]
+    """Where they are: how it is done, not what comes of it."""
+
+    inputs: dict[str, str]
+    """Of made ones: the node that makes them."""
+
+    @staticmethod
+    def of(spec: Spec, sources: Mapping[str, Any]) -> _Encoders:
+        if spec.encoders.make:
+            return _Encoders({}, {}, {"encoders": "encoders/tiny"})
+        named = spec.encoders.model_dump(include={"t5", "clip", "clip_pretrained"})
+        identity = {role: sources["encoders"][role] for role in ("t5", "clip")}
+        identity["clip_pretrained"] = named["clip_pretrained"]
+        return _Encoders(identity, named, {})
 
 
 def _embed_node(spec: Spec, split: str, sources: Mapping[str, Any]) -> Node:
     source = getattr(spec.data, split)
-    named, made = _encoders(spec)
+    encoders = _Encoders.of(spec, sources)
     settings = {
         "resolutions": sorted(stage.resolution for stage in spec.stages.values()),
-        "encoders": named,
+        "encoders": encoders.identity,
         "source": None
         if source.make
         else {**sources[split], "image": source.image, "caption": source.caption},
@@ -133,8 +149,8 @@ def _embed_node(spec: Spec, split: str, sources: Mapping[str, Any]) -> Node:
         kind="embed",
         name=split,
         settings=settings,
-        runtime={} if source.make else {"path": source.path},
-        inputs={**({"data": f"data/{split}"} if source.make else {}), **made},
+        runtime={"path": source.path, "encoders": encoders.named},
+        inputs={**({"data": f"data/{split}"} if source.make else {}), **encoders.inputs},
         cpus=spec.cpus,
     )
 
@@ -223,15 +239,19 @@ def _stage_settings(spec: Spec, name: str, experts: list[str]) -> dict[str, Any]
     }
 
 
-def _evaluate_node(spec: Spec, stage_name: str, group: str, experts: list[str]) -> Node:
+def _evaluate_node(
+    spec: Spec, sources: Mapping[str, Any], stage_name: str, group: str, experts: list[str]
+) -> Node:
     """A stage's experts behind the ensembles of the stages below."""
-    named, made = _encoders(spec)
+    encoders = _Encoders.of(spec, sources)
     chain = {n: spec.stages[n].ensemble for n in _cascade(spec, stage_name)}
     chain[stage_name] = experts
     settings = {
-        **spec.evaluate.model_dump(exclude={"batch"}),
+        "captions": spec.evaluate.captions,
+        "scoring_clip": spec.evaluate.clip and sources["encoders"]["scorer"],
+        "scoring_pretrained": spec.evaluate.clip and spec.evaluate.clip_pretrained,
         "stages": [_stage_settings(spec, n, e) for n, e in chain.items()],
-        "encoders": named,
+        "encoders": encoders.identity,
         "scorer": spec.data.validation.make,
         "controls": group == "ensemble",
         "seed": spec.seed,
@@ -241,22 +261,27 @@ def _evaluate_node(spec: Spec, stage_name: str, group: str, experts: list[str]) 
         kind="evaluate",
         name=f"{stage_name}/{group}",
         settings=settings,
-        inputs={**weights, "validation": "embed/validation", **made},
-        runtime={"batch": spec.evaluate.batch},
+        inputs={**weights, "validation": "embed/validation", **encoders.inputs},
+        runtime={
+            "batch": spec.evaluate.batch,
+            "encoders": encoders.named,
+            "scoring_clip": spec.evaluate.clip,
+        },
     )
 
 
-def _promote_node(spec: Spec) -> Node:
-    named, made = _encoders(spec)
+def _promote_node(spec: Spec, sources: Mapping[str, Any]) -> Node:
+    encoders = _Encoders.of(spec, sources)
     stages = [_stage_settings(spec, name, stage.ensemble) for name, stage in spec.stages.items()]
     weights = {
         f"{name}/{e}": f"train/{name}/{e}" for name, st in spec.stages.items() for e in st.ensemble
     }
     evaluations = {f"evaluation/{name}": f"evaluate/{name}/ensemble" for name in spec.stages}
-    settings = {"stages": stages, "model": spec.name, "encoders": named}
+    settings = {"stages": stages, "model": spec.name, "encoders": encoders.identity}
     return Node(
         kind="promote",
         name=spec.name,
         settings=settings,
-        inputs={**weights, **made, **evaluations},
+        inputs={**weights, **encoders.inputs, **evaluations},
+        runtime={"encoders": encoders.named},
     )

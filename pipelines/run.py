@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipelines import tree_view
 from pipelines.console import Console
@@ -26,6 +26,7 @@ from pipelines.store.artifacts import Store
 
 # Steps that themselves hand work to Ray run in the driver; the others run as a Ray task.
 ORCHESTRATING = {"train", "embed"}
+LOOKERS = 5  # `ediffi status` holds a driver's lock for as long as it takes to look
 START_ATTEMPTS = 3  # a busy machine may not start Ray within the 30 s that Ray gives itself
 SPARE_CPUS = 2  # for reads: Ray Data hangs when actors hold every CPU
 
@@ -73,7 +74,7 @@ def only_driver(store: Store, pipeline: str) -> Iterator[None]:
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.open("a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
         except BlockingIOError:
             lock.seek(0)
             raise ValueError(
@@ -86,13 +87,29 @@ def only_driver(store: Store, pipeline: str) -> Iterator[None]:
         yield
 
 
+def _lock(file: TextIO) -> None:
+    """Takes the lock, in spite of those who only look whether it is taken."""
+    for attempt in range(LOOKERS + 1):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if attempt == LOOKERS:
+                raise
+            time.sleep(0.1)
+
+
 def is_driven(store: Store, pipeline: str) -> bool:
     """Whether a living driver holds the pipeline."""
-    try:
-        with only_driver(store, pipeline):
-            return False
-    except ValueError:
-        return True
+    place = Path(store.full(f"executions/.{pipeline}.lock"))
+    if not store.is_local or not place.exists():
+        return False
+    with place.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def begin(plan: Plan, store: Store) -> Execution:

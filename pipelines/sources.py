@@ -1,4 +1,4 @@
-"""Image–caption Parquet of the user's own: what is there, and the identity of its content."""
+"""What a pipeline reads that no node made, and the identity of its content: data and encoders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,25 @@ from pipelines.spec import Source, Spec
 def identify_all(spec: Spec) -> dict[str, Any]:
     """The identity of every source that is not made by a node."""
     splits = {"train": spec.data.train, "validation": spec.data.validation}
-    return {split: identify(source) for split, source in splits.items() if source.path}
+    found = {split: identify(source) for split, source in splits.items() if source.path}
+    if spec.encoders.make:
+        return found
+    named = {**spec.encoders.model_dump(include={"t5", "clip"}), "scorer": spec.evaluate.clip}
+    found["encoders"] = {role: identify_encoder(name) for role, name in named.items() if name}
+    return found
+
+
+def identify_encoder(name: str) -> str:
+    """A published model's name, or of a folder what it holds: a moved folder is the same."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with file.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(folder)} {content}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def identify(source: Source) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class ShardEncoder:
         self.error = ""
         try:
             self.t5, self.clip = load_encoders(
-                ctx.store, inputs.get("encoders"), settings["encoders"]
+                ctx.store, inputs.get("encoders"), ctx.runtime["encoders"]
             )
         except ValueError as error:  # raised here, Ray Data would print it as its own failure
             self.error = str(error)

@@ -78,12 +78,12 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
 
 def scoring_clip(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> CLIP:
     """Another CLIP than the one that conditions, if there is one."""
-    if settings["clip"]:
-        return CLIP(settings["clip"], pretrained=settings["clip_pretrained"])
+    if named := ctx.runtime["scoring_clip"]:
+        return CLIP(named, pretrained=settings["scoring_pretrained"])
     if made := inputs.get("encoders"):
         return CLIP(str(ctx.store.local(f"{made}/scorer")))
     ctx.report(message="is scored by the CLIP that conditions it: set `evaluate.clip` to another")
-    return load_encoders(ctx.store, None, settings["encoders"])[1]
+    return load_encoders(ctx.store, None, ctx.runtime["encoders"])[1]
 
 
 def validation(

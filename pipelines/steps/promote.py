@@ -26,7 +26,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         "stages": stages,
         "weights": weights,
         "encoders_folder": inputs.get("encoders"),
-        "encoders": settings["encoders"],
+        "encoders": ctx.runtime["encoders"],
     }
     ctx.store.write_json(f"{ctx.folder}/{MANIFEST}", manifest)
     last = stages[-1]["name"]

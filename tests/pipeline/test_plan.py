@@ -4,7 +4,7 @@ import pytest
 import yaml
 from kit import SPECS
 
-from pipelines import plan, plan_view
+from pipelines import plan, plan_view, sources
 from pipelines.run import commit
 from pipelines.spec import Spec
 from pipelines.steps.context import Result
@@ -152,6 +152,28 @@ def test_a_setting_of_one_stage_trains_that_stage_alone(store):
 def test_a_cascade_that_cannot_be(changes, word):
     with pytest.raises(ValueError, match=word):
         edited(**changes)
+
+
+def test_encoders_in_a_folder_are_what_they_hold(store, tmp_path):
+    """A moved folder changes no fingerprint, another weight in it all that read it."""
+
+    def fingerprints(folder):
+        raw = yaml.safe_load(yaml.safe_dump(DEMO))
+        raw["encoders"] = {"t5": str(folder), "clip": "ViT-L-14"}
+        spec = Spec.model_validate(raw)
+        verdicts = plan.make(spec, store, sources.identify_all(spec)).verdicts
+        return {i: v.fingerprint for i, v in verdicts.items()}
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "model.safetensors").write_bytes(b"weights")
+    before = fingerprints(tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert fingerprints(tmp_path / "there") == before
+    (tmp_path / "there" / "model.safetensors").write_bytes(b"others!")
+    after = fingerprints(tmp_path / "there")
+    same = {i for i in before if before[i] == after[i]}
+    assert same == {"data/train", "data/validation"}
+    assert fingerprints("google/t5-v1_1-xxl")["embed/train"] != before["embed/train"]
 
 
 def test_validation_data_is_watched_and_trains_nothing(store):
