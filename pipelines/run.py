@@ -142,6 +142,9 @@ def start_ray(cpus: int) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     import ray
 
+    if not os.environ.get("RAY_ADDRESS"):
+        # One machine is not preempted; the watcher is a process of each training node.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     local = (
         {}
         if os.environ.get("RAY_ADDRESS")
