@@ -1,0 +1,35 @@
+"""What the README says is so: its spec is sound, its links lead somewhere, its verbs exist."""
+
+import re
+from pathlib import Path
+
+from pipelines import cli, spec
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def test_its_spec_is_sound(tmp_path):
+    [text] = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    (tmp_path / "mine.yaml").write_text(text)
+    assert list(spec.load(tmp_path / "mine.yaml").stages) == ["base", "sr256"]
+
+
+def test_its_links_and_pictures_are_there():
+    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
+    assert len(links) > 8
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_its_commands_exist():
+    verbs = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
+    assert set(re.findall(r"^ediffi (\w+)", README, flags=re.M)) <= verbs
+    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.M))
+    used = set(re.findall(r"`make ([a-z]+)`|^make ([a-z]+)", README, flags=re.M))
+    assert {a or b for a, b in used} <= targets
+
+
+def test_the_rooms_it_shows_are_those_there_are():
+    shown = set(re.findall(r"^(\w+)/  ", README, flags=re.M))
+    rooms = {p.parent.name for p in ROOT.glob("*/__init__.py")}
+    assert rooms | {"infra", "notebooks", "tests"} == shown
