@@ -238,10 +238,9 @@ def find_model(model: str, storage: str | None) -> Path:
         return Path(model)
     store = Store.at(storage or DEFAULT_STORAGE)
     if model.startswith("models:/"):
-        import mlflow
+        from pipelines.lineage import quiet_mlflow, tracking_uri
 
-        from pipelines.lineage import tracking_uri
-
+        mlflow = quiet_mlflow()
         uri = tracking_uri(None, store)
         mlflow.set_tracking_uri(uri)
         try:

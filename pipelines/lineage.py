@@ -36,6 +36,18 @@ def tracking_uri(named: str | None, store: Store) -> str:
     return f"sqlite:///{store.root}/mlflow.db"
 
 
+def quiet_mlflow() -> Any:
+    """The package, told to keep its news of tables, runs and files off the terminal."""
+    os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    return mlflow
+
+
 class Lineage:
     """Takes what happens and writes it down, in the background and in order."""
 
@@ -114,13 +126,7 @@ class Lineage:
                 self.say(f"MLflow at {self.uri} failed: {self.broken}; the run goes on without")
 
     def _open(self) -> None:
-        os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        import mlflow
-
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        mlflow = quiet_mlflow()
         self.client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         name = self.plan.spec.name
         found = self.client.get_experiment_by_name(name)

@@ -40,21 +40,21 @@ def test_bad_rows_are_quarantined_and_counted_but_a_split_of_nothing_else_is_a_m
 
     store = tmp_path / "store"
     end = ediffi("run", spec_with(tmp_path / "own.yaml", change), "--storage", store)
-    assert "embed/base/train done" in end.stdout
+    assert "embed/train done" in end.stdout
     assert "11 rows; quarantined 1 (image cannot be decoded)" in end.stdout
     [manifest] = [
-        json.loads(m.read_text()) for m in store.glob("nodes/embed/base/train-*/manifest.json")
+        json.loads(m.read_text()) for m in store.glob("nodes/embed/train-*/manifest.json")
     ]
     assert manifest["metrics"]["rows"] == 11 and manifest["metrics"]["quarantined"] == 1
     assert manifest["info"]["quarantined"] == {"image cannot be decoded": 1}
-    [rows] = store.glob(f"nodes/embed/base/train-*/rows/{shards[1].stem}.json")
+    [rows] = store.glob(f"nodes/embed/train-*/rows/{shards[1].stem}.json")
     assert json.loads(rows.read_text())["quarantined"] == [
         {"key": "train-000009", "reason": "image cannot be decoded"}
     ]
 
     assert end.returncode == 2
     [line] = end.stderr.splitlines()
-    assert line.startswith("ediffi: embed/base/validation: not one row of")
+    assert line.startswith("ediffi: embed/validation: not one row of")
     assert "4 × image cannot be decoded" in line
     assert "Traceback" not in end.stdout
 

@@ -143,7 +143,7 @@ def check_record(store):
     runs = client.search_runs([experiment], max_results=1000)
     assert {r.info.status for r in runs} == {"FINISHED"}
     assert len([r for r in runs if "ediffi.node" not in r.data.tags]) == 1
-    [root] = [r for r in runs if r.data.tags.get("ediffi.expert") == "E0_0"]
+    [root] = [r for r in runs if r.data.tags.get("ediffi.node") == "train/base/E0_0"]
     steps = {m.step for m in client.get_metric_history(root.info.run_id, "val_loss")}
     assert steps == set(range(16, 257, 16))
     assert "final/val_loss" in root.data.metrics  # though its driver died as soon as it was done
