@@ -28,7 +28,7 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 	@$(UV) pip install -q --python .venv --no-deps --editable .
 	@touch $@
 
-demo: $(READY) ## train a small expert tree on handwritten digits, and draw with it (10 minutes)
+demo: $(READY) ## train a small expert tree on handwritten digits, and draw with it (12 minutes)
 	@$(BIN)/ediffi run pipelines/specs/demo.yaml
 	@$(BIN)/ediffi sample digit-scenes "a red seven left of a green two" -n 4 -o demo.png
 	@echo 'see the record with `make ui`, draw with `$(BIN)/ediffi sample digit-scenes "a blue three"`'
@@ -38,10 +38,10 @@ ui: $(READY) ## show the demo's record in MLflow, at http://127.0.0.1:$PORT
 	@echo "MLflow: http://127.0.0.1:$(PORT)   (Ctrl-C ends it)"
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(STORE)/mlflow.db --workers 1 --port $(PORT)
 
-test: $(READY) ## run all tests, offline (8 minutes on 2 cores)
+test: $(READY) ## run all tests, offline (10 minutes on 2 cores)
 	@$(BIN)/pytest -n 2 --dist worksteal
 
-soak: $(READY) ## kill whole pipelines at random moments until they end, for an hour
+soak: $(READY) ## kill whole pipelines at random moments until they end (15 minutes)
 	@$(BIN)/pytest -m soak tests/faults
 
 lint: $(READY) ## ruff and mypy
