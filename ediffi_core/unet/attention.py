@@ -84,14 +84,31 @@ def attention_mask(q: Tensor, k: Tensor, tokens: Tokens, side: torch.Size) -> Te
     mask, paint = tokens.mask[:, None, None], tokens.paint
     if paint is None:
         return mask
-    scores = (q @ k.transpose(2, 3)).float()
-    if paint.weight == "max":
-        height = scores.masked_fill(~mask, float("-inf")).amax(dim=(2, 3))
-    else:
-        count = mask.sum(dim=3, keepdim=True) * q.shape[2]
-        mean = (scores * mask).sum(dim=(2, 3), keepdim=True) / count
-        away = (scores - mean) * mask
-        height = (away.square().sum(dim=(2, 3)) / count[:, :, 0, 0]).sqrt()
+    valid = tokens.mask[:, None]  # [N, 1, T]
+    height = score_max(q, k, valid) if paint.weight == "max" else score_std(q, k, valid)
     w = paint.level[:, None] * height * q.shape[3] ** -0.5  # [N, heads]
-    bias = w[:, :, None, None] * paint.maps.at(side)
-    return bias.masked_fill(~mask, float("-inf")).to(q.dtype)
+    pads = torch.zeros_like(mask, dtype=w.dtype).masked_fill(~mask, float("-inf"))
+    return torch.addcmul(pads, w[:, :, None, None], paint.maps.at(side)).to(q.dtype)
+
+
+def score_max(q: Tensor, k: Tensor, valid: Tensor) -> Tensor:
+    """Largest entry of ``Q Kᵀ`` over the pixels and the valid tokens. → [N, heads] float32"""
+    by_token = (q @ k.transpose(2, 3)).amax(dim=2).float()
+    return by_token.masked_fill(~valid, float("-inf")).amax(dim=2)
+
+
+def score_std(q: Tensor, k: Tensor, valid: Tensor) -> Tensor:
+    """Standard deviation of ``Q Kᵀ`` over the pixels and the valid tokens. → [N, heads] float32
+
+    From the moments of Q and K, so that the scores themselves are never written down:
+    ``Σᵢⱼ (qᵢ·kⱼ − m)² = tr(QᵀQ KᵀK)``, once the keys are taken relative to their mean; what the
+    keys' mean adds to the scores varies with the pixel alone, and is added as such.
+    """
+    q, k = q.float(), k.float() * valid[..., None]
+    count = valid.sum(dim=2, keepdim=True)[..., None]  # [N, 1, 1, 1]
+    centre = k.sum(dim=2, keepdim=True) / count
+    spread = (k - centre) * valid[..., None]
+    pairs = (q.transpose(2, 3) @ q) * (spread.transpose(2, 3) @ spread)  # [N, heads, d, d]
+    within = pairs.sum(dim=(2, 3)) / (q.shape[2] * count[:, :, 0, 0])
+    between = (q @ centre.transpose(2, 3)).var(dim=(2, 3), correction=0)
+    return (within + between).clamp(min=0).sqrt()
