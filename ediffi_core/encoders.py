@@ -5,7 +5,8 @@ The one module that imports transformers and open_clip, and only when an encoder
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from ediffi_core.conditioning import Conditioning, EmbeddingSpec
 from ediffi_core.control import TokenSpans
 
 MAX_T5_TOKENS = 256
+BATCH_TOKENS = 8192
+"""Tokens encoded together, padding counted: what bounds an encoder's memory."""
 
 
 class T5:
@@ -30,22 +33,29 @@ class T5:
         self.model.eval().requires_grad_(False).to(device)
         self.device = device
         self.dim: int = self.model.config.d_model
-        self.sha256 = weights_sha256(self.model.state_dict())
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights, as they are loaded."""
+        return weights_sha256(self.model.state_dict())
 
     @torch.inference_mode()
-    def text(self, captions: Sequence[str]) -> list[Tensor]:
-        """One ``[tokens, dim]`` float32 tensor a caption, at its true length. CPU."""
-        batch = self.tokenizer(
-            list(captions),
-            padding=True,
-            truncation=True,
-            max_length=MAX_T5_TOKENS,
-            return_tensors="pt",
-        ).to(self.device)
-        out = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        hidden = out.last_hidden_state.float().cpu()
-        lengths = batch.attention_mask.sum(dim=1).tolist()
-        return [row[:n].clone() for row, n in zip(hidden, lengths, strict=True)]
+    def text(self, captions: Sequence[str], *, batch_tokens: int = BATCH_TOKENS) -> list[Tensor]:
+        """One ``[tokens, dim]`` float32 tensor a caption, at its true length. CPU.
+
+        Captions of like length are encoded together, and equal ones once.
+        """
+        unique = list(dict.fromkeys(captions))
+        ids = self.tokenizer(unique, truncation=True, max_length=MAX_T5_TOKENS).input_ids
+        found: dict[str, Tensor] = {}
+        for rows in by_length([len(i) for i in ids], batch_tokens):
+            batch = self.tokenizer.pad({"input_ids": [ids[r] for r in rows]}, return_tensors="pt")
+            batch = batch.to(self.device)
+            out = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            hidden = out.last_hidden_state.float().cpu()
+            for row, states in zip(rows, hidden, strict=True):
+                found[unique[row]] = states[: len(ids[row])].clone()
+        return [found[caption] for caption in captions]
 
     def spans(self, prompts: Sequence[str]) -> list[TokenSpans]:
         """Where each token of :meth:`text` stands in its prompt; (0, 0) for the end token."""
@@ -80,22 +90,46 @@ class CLIP:
             )
         self.text_dim: int = self.model.ln_final.weight.shape[0]
         self.dim: int = self.model.text_projection.shape[1]
-        self.sha256 = weights_sha256(self.model.state_dict())
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights, as they are loaded."""
+        return weights_sha256(self.model.state_dict())
+
+    @property
+    def side(self) -> int:
+        """Of the square pictures that it looks at."""
+        size = self.model.visual.image_size
+        return int(size[0] if isinstance(size, (tuple, list)) else size)
 
     @torch.inference_mode()
-    def text(self, captions: Sequence[str]) -> tuple[list[Tensor], Tensor]:
+    def text(
+        self, captions: Sequence[str], *, batch_tokens: int = BATCH_TOKENS
+    ) -> tuple[list[Tensor], Tensor]:
         """→ the ``[tokens, text_dim]`` sequence of each caption, and pooled ``[N, dim]``. CPU.
 
         A sequence runs from the start token to the end token, whose projection is the pooled one.
+        Captions of like length are encoded together, and equal ones once. The tower is causal, so
+        what stands behind the last end token of a batch need not be computed.
         """
-        model = self.model
-        tokens = self.tokenizer(list(captions)).to(self.device)
-        x = model.token_embedding(tokens) + model.positional_embedding[: tokens.shape[1]]
-        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
-        end = tokens.argmax(dim=1)  # the end token has the highest id of OpenAI's vocabulary
-        pooled = x[torch.arange(len(x)), end] @ model.text_projection
-        sequences = [row[: n + 1].clone() for row, n in zip(x.float().cpu(), end.tolist())]
-        return sequences, torch.nn.functional.normalize(pooled.float(), dim=1).cpu()
+        model, unique = self.model, list(dict.fromkeys(captions))
+        tokens = self.tokenizer(unique)
+        ends = tokens.argmax(dim=1)  # the end token has the highest id of OpenAI's vocabulary
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for rows in by_length((ends + 1).tolist(), batch_tokens):
+            end = ends[rows]
+            length = int(end.max()) + 1
+            x = model.token_embedding(tokens[rows, :length].to(self.device))
+            x = x + model.positional_embedding[:length]
+            x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+            pooled = x[torch.arange(len(rows)), end.to(x.device)] @ model.text_projection
+            pooled = torch.nn.functional.normalize(pooled.float(), dim=1).cpu()
+            for row, states, vector, n in zip(rows, x.float().cpu(), pooled, end, strict=True):
+                found[unique[row]] = states[: n + 1].clone(), vector
+        return (
+            [found[caption][0] for caption in captions],
+            torch.stack([found[caption][1] for caption in captions]),
+        )
 
     def spans(self, prompts: Sequence[str]) -> list[TokenSpans]:
         """Where each token of :meth:`text` stands; (0, 0) for the start and end tokens.
@@ -124,6 +158,18 @@ class CLIP:
         batch = torch.stack([self.preprocess(p.convert("RGB")) for p in pictures]).to(self.device)
         pooled = self.model.encode_image(batch)
         return torch.nn.functional.normalize(pooled.float(), dim=1).cpu()
+
+
+def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Numbers of texts in batches of like length, none of which pads to more than the budget."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch and lengths[i] * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def _without_space(text: str, start: int, end: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ediffi_core.conditioning import Conditioning
-from ediffi_core.encoders import CLIP, T5, embedding_specs, encode_prompts, pad
+from ediffi_core.encoders import CLIP, T5, by_length, embedding_specs, encode_prompts, pad
 
 CAPTIONS = [
     "a red three",
@@ -164,3 +164,32 @@ def test_a_text_tower_that_is_not_open_clip_s_is_refused(clip_folder, monkeypatc
     )
     with pytest.raises(ValueError, match=r"not OpenCLIP's own transformer.*ViT-L-14"):
         CLIP(str(clip_folder))
+
+
+def test_batches_hold_texts_of_like_length_within_the_budget():
+    lengths = np.random.default_rng(0).integers(1, 60, 200).tolist()
+    batches = list(by_length(lengths, 100))
+    assert sorted(i for batch in batches for i in batch) == list(range(200))
+    padded = [len(batch) * max(lengths[i] for i in batch) for batch in batches]
+    assert max(padded) <= 100
+    assert sum(padded) <= 1.2 * sum(lengths)
+    assert list(by_length([500, 3], 100)) == [[1], [0]]  # too long for the budget: alone
+
+
+def test_neither_the_budget_nor_repetition_changes_an_embedding(t5, clip, monkeypatch):
+    captions = [*CAPTIONS, *reversed(CAPTIONS)]
+    for wide, narrow in [
+        (t5.text(captions), t5.text(captions, batch_tokens=1)),
+        (clip.text(captions)[0], clip.text(captions, batch_tokens=1)[0]),
+        (clip.text(captions)[1], clip.text(captions, batch_tokens=1)[1]),
+    ]:
+        assert len(wide) == len(captions)
+        for a, b in zip(wide, narrow, strict=True):
+            close(a, b)
+    encoded = []
+    forward = t5.model.forward
+    monkeypatch.setattr(
+        t5.model, "forward", lambda **kw: encoded.append(len(kw["input_ids"])) or forward(**kw)
+    )
+    t5.text(["nine"] * 50)
+    assert sum(encoded) == 1
