@@ -6,7 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from pipelines.spec import Source, Spec
+from pipelines.data.settings import Source
+from pipelines.spec import Spec
 
 
 def identify_all(spec: Spec) -> dict[str, Any]:

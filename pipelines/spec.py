@@ -7,38 +7,14 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ediffi_core import tree
 from ediffi_core.noise import NoiseDistribution
 from ediffi_core.sampling import SOLVERS
 from ediffi_core.unet import PRESETS
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Source(Strict):
-    """Image–caption pairs: Parquet of your own, or the demo's scenes."""
-
-    path: str | None = None
-    """A Parquet file, or a folder of them, with the two columns below."""
-
-    image: str = "image"
-    caption: str = "caption"
-
-    make: Literal["digit-scenes"] | None = None
-    """Draws DigitScenes instead of reading ``path``."""
-
-    rows: int = Field(4000, ge=1)
-    shards: int = Field(8, ge=1)
-
-    @model_validator(mode="after")
-    def one_origin(self) -> Self:
-        if (self.path is None) == (self.make is None):
-            raise ValueError("give either `path:` (your Parquet) or `make: digit-scenes`")
-        return self
+from pipelines.data.settings import Source
+from pipelines.strict import Strict
 
 
 class Data(Strict):

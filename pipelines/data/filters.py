@@ -1,0 +1,44 @@
+"""Which sound rows are wanted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipelines.data.rows import Bad, BadRow, Reason, Row, split_captions
+from pipelines.data.settings import Filters
+
+
+def sift(row: Row, size: tuple[int, int], filters: Filters) -> list[Row | Bad]:
+    """The row with the captions that pass and a Bad for each that does not; or one Bad.
+
+    Args:
+        row: As :func:`pipelines.data.sources.read_shard` yields it.
+        size: Width and height in pixels, as :func:`pipelines.data.pictures.size_of` reads them
+            from the header, so that what is refused is never decoded.
+        filters: ``min_side`` and ``clip_score`` are skipped where they are None; ``clip_score``
+            is the caller's, who has the encoder.
+    """
+    try:
+        if filters.min_side and min(size) < filters.min_side:
+            raise BadRow(Reason.IMAGE_SMALL, f"{size[0]}×{size[1]}, min_side is {filters.min_side}")
+        if size[0] * size[1] > filters.max_pixels:
+            raise BadRow(
+                Reason.IMAGE_PIXELS, f"{size[0]}×{size[1]}, max_pixels is {filters.max_pixels}"
+            )
+        for name, bounds in filters.scores.items():
+            if name not in row.scores:
+                raise BadRow(Reason.SCORE_MISSING, name)
+            if row.scores[name] not in bounds:
+                raise BadRow(Reason.SCORE_BOUNDS, f"{name} is {row.scores[name]:g}")
+        captions, bad = split_captions(
+            [(text, _length_objection(text, filters)) for text in row.captions], row.key, row.source
+        )
+    except BadRow as bad_row:
+        return [Bad(row.key, row.source, bad_row.reason, bad_row.detail)]
+    return [replace(row, captions=captions), *bad]
+
+
+def _length_objection(text: str, filters: Filters) -> BadRow | None:
+    if filters.caption_characters is None or len(text) in filters.caption_characters:
+        return None
+    return BadRow(Reason.CAPTION_LENGTH, f"{len(text)} characters")

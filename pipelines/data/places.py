@@ -1,0 +1,177 @@
+"""Files of a data set, on disk or at any address fsspec knows."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipelines.data.rows import BadRow, Reason
+
+MAX_FILE_BYTES = 2**28
+"""A picture, a caption or metadata of one row that is larger is taken for a mistake."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a data set, as it was listed."""
+
+    path: str
+    """Relative to the data set's folder."""
+
+    bytes: int
+    stamp: tuple[Any, ...]
+    """Changes when the file does: local times in ns, or an object store's checksum. Empty if
+    there is none to be had without reading the file."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A data set's folder. Paths are relative to it, with ``/``."""
+
+    folder: str
+
+    @property
+    def fs(self) -> Any:
+        return filesystem(self.folder)[0]
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.folder
+
+    def full(self, path: str) -> str:
+        """The path as the file system takes it."""
+        return posixpath.join(filesystem(self.folder)[1], path)
+
+    def open(self, path: str) -> Any:
+        return self.fs.open(self.full(path), "rb")
+
+    def fetch(self, address: str) -> bytes:
+        """What lies at a path inside the folder or at a URL (http, https, or this folder's kind).
+
+        Raises:
+            BadRow: The path leads out of the folder, the file is too large, or is not to be had.
+        """
+        if "://" in address:
+            protocols = self.fs.protocol
+            mine = {protocols} if isinstance(protocols, str) else set(protocols)
+            scheme = urlsplit(address).scheme
+            if "::" in address or scheme not in ({"http", "https"} | (mine - {"file", "local"})):
+                raise BadRow(Reason.PATH_OUTSIDE, f"{scheme}:// is not read from a data set")
+            fs, full = None, address
+        else:
+            fs, full = self.fs, self.full(self.inside(address))
+        try:
+            with fs.open(full, "rb") if fs else fsspec.open(full, "rb") as file:
+                data: bytes = file.read(MAX_FILE_BYTES + 1)
+        except Exception as error:  # each of fsspec's back ends raises errors of its own
+            shown = address.partition("?")[0]  # what follows may be a signature
+            raise BadRow(Reason.IMAGE_FETCH, f"{shown}: {type(error).__name__}") from error
+        if len(data) > MAX_FILE_BYTES:
+            raise BadRow(Reason.IMAGE_LARGE, f"more than {MAX_FILE_BYTES} bytes")
+        return data
+
+    def inside(self, path: str) -> str:
+        """The path, relative to the folder and without dots; BadRow if it leads out of it."""
+        root = filesystem(self.folder)[1]
+        relative = posixpath.relpath(posixpath.join("/", root, path), posixpath.join("/", root))
+        if relative == ".." or relative.startswith("../"):
+            raise BadRow(Reason.PATH_OUTSIDE, path)
+        return relative
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The file system of a path or URL, and the path in it."""
+    if "://" in url:
+        fs, path = fsspec.core.url_to_fs(url)
+        return fs, path.rstrip("/")
+    return LocalFileSystem(), str(Path(url).expanduser().absolute())
+
+
+def find(paths: str | list[str]) -> tuple[Place, list[File]]:
+    """A data set's folder and every file in it, by path; hidden ones (``.name``) are left out.
+
+    Of single files the folder is the one they share.
+
+    Raises:
+        ValueError: There is no such file or folder.
+    """
+    if isinstance(paths, list):
+        if not paths:
+            raise ValueError("`path:` is an empty list; name a folder or some files")
+        return _joined([find(path) for path in paths])
+    fs, root = filesystem(paths)
+    fs.invalidate_cache()
+    if fs.isfile(root):
+        folder = paths.rpartition("/")[0] if "://" in paths else posixpath.dirname(root)
+        name = posixpath.basename(root)
+        if "://" not in paths:
+            return Place(folder), [_local(Path(folder), name)]
+        return Place(folder), [_remote(name, fs.info(root))]
+    if "://" not in paths:
+        files = _walk(Path(root))
+        place = Place(root)
+    else:
+        listing = fs.find(root, detail=True)
+        files = [_remote(posixpath.relpath(n, root), i) for n, i in listing.items()]
+        place = Place(paths.rstrip("/"))
+    if not files and not fs.exists(root):
+        hint = ", for braces are not expanded" if "{" in paths else ""
+        raise ValueError(
+            f"data folder {paths} does not exist; set `path:` to a folder, a file or a list "
+            f"of files{hint}"
+        )
+    visible = [f for f in files if not any(p.startswith(".") for p in f.path.split("/"))]
+    return place, sorted(visible, key=lambda f: f.path)
+
+
+def _joined(found: list[tuple[Place, list[File]]]) -> tuple[Place, list[File]]:
+    folders = [place.folder for place, _ in found]
+    kinds = sorted({folder.partition("://")[0] if "://" in folder else "" for folder in folders})
+    if len(kinds) > 1:
+        raise ValueError(
+            f"`path:` lists files of different places ({', '.join(k or 'disk' for k in kinds)}); "
+            "bring them to one"
+        )
+    prefix = f"{kinds[0]}://" if kinds[0] else ""
+    shared = prefix + os.path.commonpath([folder.removeprefix(prefix) for folder in folders])
+    files = {}
+    for place, members in found:
+        for file in members:
+            path = posixpath.relpath(f"{place.folder}/{file.path}", shared)
+            files[path] = File(path, file.bytes, file.stamp)
+    return Place(shared), sorted(files.values(), key=lambda f: f.path)
+
+
+def _walk(root: Path) -> list[File]:
+    """Follows links, as data sets are often put together from them, but no folder twice."""
+    found, seen = [], set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        within = Path(folder).relative_to(root)
+        found += [_local(root, (within / name).as_posix()) for name in names]
+    return found
+
+
+def _local(root: Path, path: str) -> File:
+    try:
+        status = (root / path).stat()
+    except OSError:  # a link that leads nowhere: listed, so that reading it says so
+        return File(path, 0, ())
+    return File(path, status.st_size, (status.st_mtime_ns, status.st_ctime_ns))
+
+
+def _remote(path: str, info: dict[str, Any]) -> File:
+    checksums = [str(info[k]) for k in ("md5Hash", "ETag", "etag") if info.get(k)]
+    return File(path, int(info["size"] or 0), tuple(checksums[:1]))

@@ -1,0 +1,146 @@
+"""A data set as shards, and a shard as rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from pipelines.data import folder, parquet, webdataset
+from pipelines.data.captions import objection
+from pipelines.data.identity import identify
+from pipelines.data.places import MAX_FILE_BYTES, File, Place, find
+from pipelines.data.rows import Bad, BadRow, Reason, Row, split_captions
+from pipelines.data.settings import Source
+from pipelines.data.shard import Found, SourceShard, name_of
+
+READERS = {"parquet": parquet.read, "folder": folder.read, "webdataset": webdataset.read}
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+
+def list_shards(source: Source) -> list[SourceShard]:
+    """A data set's units of work, in the order of their names in it.
+
+    Reads listings, local files that were not hashed before, one Parquet footer and a caption file.
+
+    Raises:
+        ValueError: Nothing usable at ``path``, several formats, or a column is missing.
+    """
+    place, files, kind = _look(source)
+    mine = [f for f in files if _kind(f.path) == kind]
+    if not mine:
+        raise ValueError(f"{place.folder} has no file of the format {kind!r}; change `format:`")
+    if kind == "folder":
+        return folder.shards(source, place, files)
+    if kind == "parquet":
+        parquet.check_columns(source, place, mine)
+    return [
+        SourceShard(
+            name=name_of(file.path),
+            folder=place.folder,
+            path=file.path,
+            identity=identify(place, [file]),
+            bytes=file.bytes,
+        )
+        for file in mine
+    ]
+
+
+def read_shard(source: Source, shard: SourceShard) -> Iterator[Row | Bad]:
+    """Streams a shard's rows, and a Bad for whatever is none.
+
+    Keys are unique in a shard; the same key in two shards is the caller's to find.
+
+    Raises:
+        OSError: The shard's file went away, or the connection to it; try again.
+    """
+    keys: set[str] = set()
+    for found in READERS[_kind(shard.path) or "folder"](source, shard):  # a folder's caption file
+        key, place = _text(found.key), _text(found.source)
+        if isinstance(found, Bad):
+            yield Bad(key, place, found.reason, _text(found.detail))
+            continue
+        try:
+            if not key:
+                raise BadRow(Reason.KEY_MISSING)
+            if key in keys:
+                raise BadRow(Reason.KEY_REPEATED)
+            texts = found.captions if source.captions == "all" else found.captions[:1]
+            captions, dropped = split_captions([objection(t) for t in texts], key, place)
+            scores = _numbers(found)
+            row = Row(key, place, _image(shard.place, found.image), captions, scores)
+        except BadRow as bad:
+            yield Bad(key, place, bad.reason, _text(bad.detail))
+            continue
+        keys.add(key)
+        yield row
+        yield from dropped
+
+
+def _look(source: Source) -> tuple[Place, list[File], str]:
+    """The files at the source's path, and their format."""
+    if source.path is None:
+        raise ValueError("this source has no `path:`; its pictures are made")
+    place, files = find(source.path)
+    kinds = sorted({kind for f in files if (kind := _kind(f.path))})
+    if source.format:
+        return place, files, source.format
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{place.folder} has files of several formats ({', '.join(kinds)}); "
+            "say with `format:` which are meant"
+        )
+    if not kinds:
+        raise ValueError(
+            f"data folder {place.folder} holds no .parquet file, no .tar file and no picture; "
+            "set `path:` to one that does"
+        )
+    return place, files, kinds[0]
+
+
+def _kind(path: str) -> str | None:
+    name = path.lower()
+    if name.endswith((".parquet", ".pq")):
+        return "parquet"
+    if name.endswith(TAR_SUFFIXES):
+        return "webdataset"
+    return "folder" if folder.is_image(name) else None
+
+
+def _text(value: Any) -> str:
+    """A key, path or detail that can be written anywhere: bytes that are no UTF-8 escaped."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
+    text = "" if value is None else str(value).strip()
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _numbers(found: Found) -> dict[str, float]:
+    """The scores that are there; BadRow if one is no finite number."""
+    numbers = {}
+    for name, value in found.scores.items():
+        if value is None or value == "":
+            continue
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise BadRow(Reason.SCORE_TYPE, f"{name} is {value!r}")
+        numbers[name] = number
+    return numbers
+
+
+def _image(place: Place, image: Any) -> bytes:
+    """The picture's bytes, fetched if they are elsewhere; BadRow if there are none."""
+    if image is None:
+        raise BadRow(Reason.IMAGE_MISSING)
+    if isinstance(image, str):
+        image = place.fetch(image) if image else b""
+    if not isinstance(image, bytes):
+        raise BadRow(Reason.IMAGE_TYPE, type(image).__name__)
+    if not image:
+        raise BadRow(Reason.IMAGE_EMPTY)
+    if len(image) > MAX_FILE_BYTES:
+        raise BadRow(Reason.IMAGE_LARGE, f"{len(image)} bytes")
+    return image
