@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pipelines.data.pictures import size_of
 from pipelines.data.rows import Bad, BadRow, Reason, Row, split_captions
 from pipelines.data.settings import Filters
 
 
-def sift(row: Row, size: tuple[int, int], filters: Filters) -> list[Row | Bad]:
+def sift(row: Row, filters: Filters) -> list[Row | Bad]:
     """The row with the captions that pass and a Bad for each that does not; or one Bad.
+
+    The picture's size is read from its header, so what is refused is never decoded.
 
     Args:
         row: As :func:`pipelines.data.sources.read_shard` yields it.
-        size: Width and height in pixels, as :func:`pipelines.data.pictures.size_of` reads them
-            from the header, so that what is refused is never decoded.
-        filters: ``min_side`` and ``clip_score`` are skipped where they are None; ``clip_score``
-            is the caller's, who has the encoder.
+        filters: ``min_side`` is skipped where it is None; ``clip_score`` is left to the caller,
+            who has the encoder.
     """
     try:
-        if filters.min_side and min(size) < filters.min_side:
-            raise BadRow(Reason.IMAGE_SMALL, f"{size[0]}×{size[1]}, min_side is {filters.min_side}")
-        if size[0] * size[1] > filters.max_pixels:
-            raise BadRow(
-                Reason.IMAGE_PIXELS, f"{size[0]}×{size[1]}, max_pixels is {filters.max_pixels}"
-            )
+        width, height = size_of(row.image, filters.max_pixels)
+        if filters.min_side and min(width, height) < filters.min_side:
+            raise BadRow(Reason.IMAGE_SMALL, f"{width}×{height}, min_side is {filters.min_side}")
         for name, bounds in filters.scores.items():
             if name not in row.scores:
                 raise BadRow(Reason.SCORE_MISSING, name)

@@ -65,7 +65,7 @@ def members(handle: Any, wanted: Callable[[str], bool]) -> Iterator[Member]:
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             if header.size < 0:
-                raise tarfile.InvalidHeaderError("negative size")
+                raise tarfile.HeaderError("negative size")
         except tarfile.HeaderError:
             name = size = None
             if lost_at is None and len(block) == BLOCK_BYTES and block.strip(b"\0"):

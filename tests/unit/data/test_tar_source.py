@@ -1,0 +1,181 @@
+"""Tar files as others write them, and as they are when they are damaged."""
+
+import gzip
+import io
+import tarfile
+
+import pytest
+from dirty import JPEG, PNG, harvest, json_line, source_at, write_tar
+
+from pipelines.data.sources import list_shards, read_shard
+from pipelines.data.tar import members
+
+BLOCK = 512
+SAMPLES = 12
+
+
+def write_samples(path, count=SAMPLES, mode="w"):
+    pairs = ([(f"{i:04d}.jpg", JPEG), (f"{i:04d}.txt", b"a cat")] for i in range(count))
+    write_tar(path, [member for pair in pairs for member in pair], mode)
+
+
+def outcome(path, **settings):
+    rows, bads = harvest(source_at(path, **settings))
+    return [row.key for row in rows], sorted((bad.key, bad.reason.name) for bad in bads)
+
+
+def names(*numbers):
+    return [f"{i:04d}" for i in numbers]
+
+
+def test_a_header_that_is_damaged_costs_its_row_alone(tmp_path):
+    path = tmp_path / "a.tar"
+    write_samples(path)
+    with tarfile.open(path) as archive:
+        at = archive.getmember("0005.jpg").offset
+    data = bytearray(path.read_bytes())
+    data[at : at + 8] = b"damaged!"
+    path.write_bytes(data)
+    (shard,) = list_shards(source_at(path))
+    keys, bads = outcome(path)
+    assert keys == names(*range(5), *range(6, SAMPLES))
+    assert bads == [("0005", "IMAGE_MISSING"), (shard.name, "FILE_BROKEN")]
+
+
+@pytest.mark.parametrize("where", ["in a picture", "after a header", "between members"])
+def test_a_tar_cut_short_gives_what_was_before(tmp_path, where):
+    path = tmp_path / "a.tar"
+    write_samples(path)
+    with tarfile.open(path) as archive:
+        at = archive.getmember("0007.jpg").offset
+    cut = at + {"in a picture": 3 * BLOCK, "after a header": BLOCK, "between members": 0}[where]
+    path.write_bytes(path.read_bytes()[:cut])
+    keys, bads = outcome(path)
+    assert keys == names(*range(7))
+    assert [reason for _, reason in bads] == ["FILE_BROKEN"]
+
+
+def test_a_gzipped_tar_whole_and_cut_short(tmp_path):
+    path = tmp_path / "a.tar.gz"
+    write_samples(path, mode="w:gz")
+    assert outcome(path) == (names(*range(SAMPLES)), [])
+    whole = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(whole, 0)[: len(whole) // 2])
+    keys, bads = outcome(path)
+    assert 3 < len(keys) < 8
+    assert [reason for _, reason in bads][-1] == "FILE_BROKEN"
+
+
+@pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, JPEG], ids=["empty", "text", "jpeg"])
+def test_what_is_no_tar_is_one_bad_row(tmp_path, data):
+    write_samples(tmp_path / "a.tar")
+    (tmp_path / "b.tar").write_bytes(data)
+    rows, bads = harvest(source_at(tmp_path))
+    assert len(rows) == SAMPLES
+    assert [(bad.source, bad.reason.name) for bad in bads] == [("b.tar", "FILE_BROKEN")]
+
+
+def test_members_that_do_not_belong(tmp_path):
+    path = tmp_path / "a.tar"
+    deep = "/".join(["a long folder's name"] * 12)
+    write_tar(
+        path,
+        [
+            ("../evil.jpg", JPEG),
+            ("/etc/evil.jpg", JPEG),
+            (f"{deep}/deep.jpg", JPEG),
+            (f"{deep}/deep.txt", b"a cat"),
+            ("two.jpg", JPEG),
+            ("two.png", PNG),
+            ("two.txt", b"a cat"),
+            ("seg.jpg", JPEG),
+            ("seg.mask.png", PNG),
+            ("seg.txt", b"a cat\na dog"),
+            ("README.md", b"about"),
+            ("._seg.jpg", b"x"),
+            ("noimage.txt", b"a cat"),
+            ("notext.jpg", JPEG),
+            ("broken.jpg", JPEG),
+            ("broken.json", b"{"),
+            ("list.jpg", JPEG),
+            ("list.json", b"[1]"),
+            ("json.jpg", JPEG),
+            ("json.json", json_line(caption="of json", id=7)),
+            ("seg.jpg", JPEG),
+            ("seg.txt", b"again"),
+        ],
+    )
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname, link.size = tarfile.SYMTYPE, "/etc/passwd", 0
+        archive.addfile(link)
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        info = tarfile.TarInfo("last.jpg")
+        info.size = len(JPEG)
+        archive.addfile(info, io.BytesIO(JPEG))
+        archive.addfile(tarfile.TarInfo("last.txt"))
+    keys, bads = outcome(path)
+    assert keys == [f"{deep}/deep", "seg", "json"]
+    assert bads == sorted(
+        [
+            ("../evil.jpg", "PATH_OUTSIDE"),
+            ("/etc/evil.jpg", "PATH_OUTSIDE"),
+            ("two", "IMAGE_AMBIGUOUS"),
+            ("noimage", "IMAGE_MISSING"),
+            ("notext", "CAPTION_MISSING"),
+            ("broken", "METADATA_BROKEN"),
+            ("list", "METADATA_BROKEN"),
+            ("seg", "KEY_REPEATED"),
+            ("link.jpg", "MEMBER_TYPE"),
+            ("last", "CAPTION_EMPTY"),
+        ]
+    )
+    assert "two" in outcome(path, image="png")[0]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_those_of_the_standard_library(tmp_path, format):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=format) as archive:
+        for i, name in enumerate(["a.txt", "b" * 90 + ".txt", "d" * 60 + "/" + "e" * 60, "é.txt"]):
+            info = tarfile.TarInfo(name)
+            info.size = i * 300
+            archive.addfile(info, io.BytesIO(bytes([i]) * info.size))
+        if format != tarfile.USTAR_FORMAT:
+            info = tarfile.TarInfo("x" * 300)
+            info.size = 5
+            archive.addfile(info, io.BytesIO(b"hello"))
+    with tarfile.open(path) as archive:
+        expected = [(m.name, archive.extractfile(m).read()) for m in archive]
+    with path.open("rb") as handle:
+        found = list(members(handle, lambda name: True))
+    assert [(m.name, m.data) for m in found] == expected
+    assert not any(m.bad for m in found)
+
+
+def test_two_tars_behind_one_another(tmp_path):
+    path = tmp_path / "a.tar"
+    write_tar(tmp_path / "1", [("a.jpg", JPEG), ("a.txt", b"a cat")])
+    write_tar(tmp_path / "2", [("b.jpg", JPEG), ("b.txt", b"a dog")])
+    path.write_bytes((tmp_path / "1").read_bytes() + (tmp_path / "2").read_bytes())
+    assert outcome(path) == (["a", "b"], [])
+
+
+def test_every_single_byte_overwritten_is_survived(tmp_path):
+    """Whatever byte of the headers is spoilt: no crash, and the other rows are there."""
+    path = tmp_path / "a.tar"
+    write_samples(path, count=3)
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        at = archive.getmember("0001.jpg").offset
+    source = source_at(path)
+    for offset in range(0, BLOCK, 3):
+        data = bytearray(whole)
+        data[at + offset] ^= 0xFF
+        path.write_bytes(data)
+        (shard,) = list_shards(source)
+        found = list(read_shard(source, shard))
+        assert {"0000", "0002"} <= {item.key for item in found}
+        assert any(getattr(item, "reason", None) for item in found)
