@@ -176,10 +176,11 @@ def test_without_keys_a_row_is_named_by_its_place(tmp_path):
 
 
 def test_rows_stream(tmp_path):
-    """The first row of a group comes before the rest of it is read from disk."""
+    """Of a row group no more than some batches are in memory at a time."""
     path = tmp_path / "a.parquet"
     rows = [r | {"image": JPEG + bytes([i]) * 2**20} for i, r in enumerate(rows_of(40))]
-    write_parquet(path, rows, compression="none", use_dictionary=False, data_page_size=2**18)
+    pages = {"data_page_size": 2**18, "write_batch_size": 1}
+    write_parquet(path, rows, compression="none", use_dictionary=False, **pages)
     (shard,) = list_shards(source_at(path))
     before = pa.total_allocated_bytes()
     peak = 0

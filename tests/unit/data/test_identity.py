@@ -1,0 +1,158 @@
+"""A shard's identity changes when, and only when, its content does."""
+
+import os
+import shutil
+import time
+
+import fsspec
+import pytest
+from dirty import JPEG, json_line, source_at, write_parquet, write_tar
+
+from pipelines.data import folder, identity
+from pipelines.data.places import Place
+from pipelines.data.sources import list_shards, read_shard
+
+
+def identities(path):
+    return {shard.name: shard.identity for shard in list_shards(source_at(path))}
+
+
+def changed(before, after):
+    return {name for name in before | after if before.get(name) != after.get(name)}
+
+
+def write_pictures(path, count):
+    path.mkdir()
+    for i in range(count):
+        (path / f"{i:03d}.jpg").write_bytes(JPEG + bytes([i]))
+        (path / f"{i:03d}.txt").write_text(f"cat {i}")
+
+
+@pytest.fixture
+def small_buckets(monkeypatch):
+    monkeypatch.setattr(folder, "BUCKET_FILES", 8)
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """Files are old enough to be remembered at once."""
+    monkeypatch.setattr(identity, "SETTLED_S", -1)
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The paths that were read to be hashed."""
+    paths, read = [], identity._read
+    monkeypatch.setattr(identity, "_read", lambda p, f: paths.append(f.path) or read(p, f))
+    return paths
+
+
+def test_files_are_identified_by_content(tmp_path, settled):
+    home = tmp_path / "set"
+    home.mkdir()
+    for name in "ab":
+        write_parquet(home / f"{name}.parquet", [{"image": JPEG, "caption": name}])
+    before = identities(home)
+    assert len(set(before.values())) == 2
+    os.utime(home / "a.parquet", ns=(1, 1))
+    assert identities(home) == before
+    shutil.copytree(home, tmp_path / "copy")
+    assert identities(tmp_path / "copy") == before
+    write_parquet(home / "c.parquet", [{"image": JPEG, "caption": "c"}])
+    assert len(changed(before, identities(home))) == 1
+    times = (home / "a.parquet").stat()
+    write_parquet(home / "a.parquet", [{"image": JPEG, "caption": "z"}])
+    assert (home / "a.parquet").stat().st_size == times.st_size
+    os.utime(home / "a.parquet", ns=(times.st_atime_ns, times.st_mtime_ns))
+    (name,) = changed(before, identities(home)) - {n for n in identities(home) if n[0] == "c"}
+    assert name.startswith("a-")
+
+
+def test_nothing_is_hashed_twice_unless_it_may_have_changed(tmp_path, hashed, monkeypatch):
+    write_tar(tmp_path / "a.tar", [("a.jpg", JPEG), ("a.txt", b"a cat")])
+    first = identities(tmp_path)
+    identities(tmp_path)
+    assert hashed == ["a.tar", "a.tar"], "a file this fresh was remembered"
+    later = time.time() + 60
+    monkeypatch.setattr(identity.time, "time", lambda: later)
+    identities(tmp_path)
+    hashed.clear()
+    assert identities(tmp_path) == first
+    assert hashed == []
+
+
+def test_without_a_home_to_write_to_all_is_hashed(tmp_path, hashed, settled, monkeypatch):
+    write_tar(tmp_path / "a.tar", [("a.jpg", JPEG), ("a.txt", b"a cat")])
+    monkeypatch.setenv("HOME", "/dev/null")
+    assert identities(tmp_path) == identities(tmp_path)
+    assert len(hashed) == 2
+
+
+def test_a_picture_more_less_or_other_changes_one_bucket(tmp_path, small_buckets, settled):
+    home = tmp_path / "set"
+    write_pictures(home, 60)
+    before = identities(home)
+    assert len(before) == 8
+    steps = [
+        lambda: (home / "new.jpg").write_bytes(JPEG),
+        lambda: (home / "new.txt").write_text("a cat"),
+        lambda: (home / "new.txt").write_text("a dog"),
+        lambda: (home / "new.jpg").write_bytes(JPEG + b"\0"),
+        lambda: (home / "003.txt").unlink(),
+    ]
+    for step in steps:
+        step()
+        after = identities(home)
+        assert len(changed(before, after)) == 1
+        before = after
+    (home / "README").write_text("no part of it")
+    os.utime(home / "001.jpg", ns=(5, 5))
+    assert identities(home) == before
+
+
+def test_a_caption_file_counts_for_the_buckets_it_speaks_of(tmp_path, small_buckets):
+    home = tmp_path / "set"
+    write_pictures(home, 60)
+    lines = [json_line(file=f"{i:03d}.jpg", text=f"cat {i}") for i in range(60)]
+    table = home / "captions.jsonl"
+    table.write_bytes(b"".join(lines))
+    before = identities(home)
+    table.write_bytes(b"\n" + b"".join(lines))
+    assert identities(home) == before
+    table.write_bytes(b"".join(lines).replace(b"cat 17", b"dog 17"))
+    assert len(changed(before, identities(home))) == 1
+    source = source_at(home)
+    rows = [row for shard in list_shards(source) for row in read_shard(source, shard)]
+    assert sorted(row.captions[0] for row in rows) == sorted(
+        f"{'dog' if i == 17 else 'cat'} {i}" for i in range(60)
+    )
+
+
+def test_a_bucket_with_checksums_is_not_read(hashed, monkeypatch):
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/ids/a.tar", b"content")
+    with monkeypatch.context() as patch:
+        read = identities("memory://ids")
+        assert hashed == ["a.tar"]
+        tags, find = {"/ids/a.tar": "one"}, memory.find
+
+        def tagged(path, **options):
+            found = find(path, **options)
+            return {name: info | {"ETag": tags[name]} for name, info in found.items()}
+
+        patch.setattr(memory, "find", tagged)
+        one = identities("memory://ids")
+        tags["/ids/a.tar"] = "two"
+        two = identities("memory://ids")
+        assert hashed == ["a.tar"]
+        assert len({*read.values(), *one.values(), *two.values()}) == 3
+    memory.rm("/ids", recursive=True)
+
+
+def test_a_url_given_by_the_data_is_of_its_own_kind_or_the_web():
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/other/a.jpg", JPEG)
+    try:
+        assert Place("memory://ids").fetch("memory://other/a.jpg") == JPEG
+    finally:
+        memory.rm("/other", recursive=True)
