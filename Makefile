@@ -10,6 +10,7 @@ STORE := ediffi-store
 BIN := .venv/bin
 UV := build/uv/bin/uv
 PEERS := build/peers/.ready
+READERS := build/peers-reader/.ready
 READY := .venv/.ready
 
 help: ## print this list
@@ -55,16 +56,25 @@ $(PEERS): requirements.lock | $(UV)
 		safetensors diffusers imagen-pytorch
 	@touch $@
 
-bench: $(READY) $(PEERS) ## run the benchmarks side by side with their peers (half an hour)
+# Readers want older transformers and another fsspec than we do, so only what they share is pinned.
+$(READERS): requirements.lock | $(UV)
+	@$(UV) venv -q --allow-existing --python $(PYTHON) build/peers-reader
+	@grep -E '^(torch|numpy|pyarrow|ray|pillow|pydantic)==' requirements.lock > build/peers-reader/pins.txt
+	@$(UV) pip install -q --python build/peers-reader --constraint build/peers-reader/pins.txt torch \
+		safetensors pillow pydantic 'datasets>=4' webdataset mosaicml-streaming 'ray[data]'
+	@touch $@
+
+bench: $(READY) $(PEERS) $(READERS) ## run the benchmarks side by side with their peers (half an hour)
 	@for script in tests/benchmarks/bench_*.py; do \
-		case $$script in *train_step*) python=build/peers/bin/python;; *) python=$(BIN)/python;; esac; \
+		case $$script in *train_step*) python=build/peers/bin/python;; \
+			*reader*) python=build/peers-reader/bin/python;; *) python=$(BIN)/python;; esac; \
 		$$python $$script; done
 
 lock: $(READY) ## pin requirements.lock anew from pyproject.toml
 	@$(UV) pip compile -q --python .venv --group dev --no-annotate --no-header --no-emit-index-url pyproject.toml -o requirements.lock
 
 clean: ## remove what make made; a store with pipelines of your own stays
-	@rm -rf .venv build/uv build/peers ediffi.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv build/uv build/peers build/peers-reader ediffi.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
 	@rmdir build 2>/dev/null || true
 	@find ediffi_core pipelines tests -name __pycache__ -prune -exec rm -rf {} +
 	@others=$$(ls $(STORE)/executions/*.latest.json 2>/dev/null | grep -v '/digit-scenes\.latest' || true); \

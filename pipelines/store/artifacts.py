@@ -15,20 +15,25 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import fsspec
+from pipelines.remote import StorageError, attempt, filesystem
 
 MANIFEST = "manifest.json"
-
 
 SCRATCH = "ray-train"
 """Folder of what is of no use once its writer is dead; see :func:`signature`."""
 
+CACHE = ".cache/ediffi/files"
+"""Below the user's home: what libraries that need a path got of a bucket. May be deleted."""
+
 A_DAY_S = 86_400
+
+T = TypeVar("T")
 
 
 def sha256(data: bytes) -> str:
@@ -55,6 +60,15 @@ def is_abandoned(path: Path) -> bool:
     return age_s > A_DAY_S
 
 
+def _put_in_place(scratch: Path, folder: Path) -> None:
+    """Renames a folder, unless another process was first with the same."""
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
 @dataclass(frozen=True)
 class Store:
     """A folder or a bucket. Paths are relative to its root, with ``/``."""
@@ -68,7 +82,9 @@ class Store:
         probe = f".writable{signature()}.tmp"
         try:
             store.write(probe, b"")
-            store.fs.rm_file(store.full(probe))
+            store.remove(probe)
+        except StorageError as error:  # which names the place, and says what to do
+            raise ValueError(f"storage {error}") from error
         except OSError as error:
             raise ValueError(
                 f"storage {root!r} cannot be written ({error}); "
@@ -81,9 +97,16 @@ class Store:
         """The store at a path or URL; workers have other folders, so a path is made absolute."""
         return Store(root.rstrip("/") if "://" in root else str(Path(root).absolute()))
 
+    def greet(self) -> Store:
+        """Whether a bucket is there and lets us in, sooner told than work in it would."""
+        if not self.is_local:
+            with contextlib.suppress(FileNotFoundError):
+                attempt(lambda: self.fs.cat_file(self.full(".greeting")), self.root, attempts=2)
+        return self
+
     @property
     def fs(self) -> Any:
-        return fsspec.core.url_to_fs(self.root)[0]
+        return filesystem(self.root)[0]
 
     @property
     def is_local(self) -> bool:
@@ -92,11 +115,15 @@ class Store:
     def full(self, path: str) -> str:
         return f"{self.root}/{path}" if path else self.root
 
+    def _ask(self, once: Callable[[], T], path: str) -> T:
+        """Does something with the file system; a bucket's is asked again if it must be."""
+        return once() if self.is_local else attempt(once, self.full(path))
+
     def write(self, path: str, data: bytes) -> None:
         """Writes a file at once or not at all."""
         full = self.full(path)
         if not self.is_local:
-            self.fs.pipe_file(full, data)
+            self._ask(lambda: self.fs.pipe_file(full, data), path)
             return
         target = Path(full)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +143,7 @@ class Store:
     def read(self, path: str) -> bytes | None:
         """The file's bytes, or None if there is no such file."""
         try:
-            data: bytes = self.fs.cat_file(self.full(path))
+            data: bytes = self._ask(lambda: self.fs.cat_file(self.full(path)), path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return data
@@ -133,33 +160,102 @@ class Store:
 
     def files(self, folder: str) -> dict[str, int]:
         """Relative path → size of every file below a folder; temporary files left out."""
-        full = self.full(folder)
+        return {
+            name: info["size"]
+            for name, info in self._listing(folder).items()
+            if not Path(name).name.startswith(".")
+        }
+
+    def _listing(self, path: str) -> dict[str, dict[str, Any]]:
+        """Relative path → what the file system says of every file below; a file's own is ``.``."""
+        full = self.full(path)
         try:
-            found = self.fs.find(full, detail=True)
+            found = self._ask(lambda: self.fs.find(full, detail=True), path)
         except FileNotFoundError:
             return {}
         base = self.fs._strip_protocol(full)
         return {
-            os.path.relpath(name, base): info["size"]
+            os.path.relpath(name, base): info
             for name, info in sorted(found.items())
-            if not Path(name).name.startswith(".")
+            # Not a folder: s3fs lists the one asked for, and what Arrow marks them with, "name/".
+            if info["type"] != "directory" and not name.endswith("/")
         }
 
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None if there is none. Says so also where a listing comes late."""
+        try:
+            found = self._ask(lambda: self.fs.info(self.full(path)), path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found["size"] if found["type"] == "file" else None
+
+    def remove(self, path: str) -> None:
+        """Removes a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._ask(lambda: self.fs.rm_file(self.full(path)), path)
+
+    def remove_folder(self, folder: str) -> None:
+        """Removes a folder and what is in it, if it is there."""
+        if self.is_local:
+            shutil.rmtree(self.full(folder), ignore_errors=True)
+            return
+        for name in self._ask(lambda: self.fs.find(self.full(folder)), folder):
+            with contextlib.suppress(FileNotFoundError):
+                self._ask(partial(self.fs.rm_file, name), folder)
+
     def local(self, path: str) -> Path:
-        """A path on this machine for libraries that need one; fetched first from a bucket."""
+        """A path on this machine for libraries that need one; fetched first from a bucket.
+
+        What was fetched is kept under :data:`CACHE`, by its address and the checksums of its files:
+        other content is fetched anew. It comes whole or not at all.
+
+        Raises:
+            ValueError: The bucket has no such file or folder.
+        """
         if self.is_local:
             return Path(self.full(path))
-        cache = Path.home() / ".cache" / "ediffi" / sha256(self.full(path).encode())[:16]
-        self.fs.get(self.full(path), str(cache), recursive=True)
-        return cache
+        there = self._listing(path)
+        if not there:
+            raise ValueError(f"{self.full(path)} is not there; run the node that makes it again")
+        stamps = [(n, i["size"], str(i.get("ETag") or i.get("etag"))) for n, i in there.items()]
+        key = sha256(json.dumps([self.full(path), stamps]).encode())[:32]
+        folder = Path.home() / CACHE / key
+        name = "" if set(there) != {"."} else path.rpartition("/")[2]
+        if not folder.exists():
+            scratch = folder.with_name(f".{key}{signature()}.tmp")
+            try:
+                for relative, info in there.items():
+                    source = path if relative == "." else f"{path}/{relative}"
+                    self._fetch(source, scratch / (name or relative), info["size"])
+                _put_in_place(scratch, folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        return folder / name
+
+    def _fetch(self, path: str, to: Path, size: int) -> None:
+        to.parent.mkdir(parents=True, exist_ok=True)
+
+        def once() -> None:
+            self.fs.get_file(self.full(path), str(to))
+            if to.stat().st_size != size:
+                raise OSError(f"{to.stat().st_size} of {size} bytes came")
+
+        self._ask(once, path)
 
     def put_folder(self, source: Path, folder: str) -> None:
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
             self.write(f"{folder}/{file.relative_to(source)}", file.read_bytes())
 
     def sweep(self) -> None:
-        """Removes what killed writers left behind; a bucket keeps nothing half written."""
+        """Removes what killed writers left behind.
+
+        A bucket keeps nothing half written; of killed trainings Ray Train's few small files stay
+        there, under :data:`SCRATCH`, for a rule of the bucket's to expire.
+        """
         if not self.is_local:
+            for scratch in (Path.home() / CACHE).glob(".*.tmp"):
+                if is_abandoned(scratch):
+                    shutil.rmtree(scratch, ignore_errors=True)
             return
         for file in Path(self.root).rglob(".*.tmp"):
             if is_abandoned(file):
@@ -178,7 +274,8 @@ class Store:
         if manifest is None:
             return None
         there = self.files(folder)
-        whole = all(there.get(f) == v["bytes"] for f, v in manifest["files"].items())
+        unseen = {f: v["bytes"] for f, v in manifest["files"].items() if there.get(f) != v["bytes"]}
+        whole = all(self.size(f"{folder}/{f}") == size for f, size in unseen.items())
         return manifest if whole else None
 
     def commit(self, folder: str, files: list[str], manifest: Mapping[str, Any]) -> dict[str, Any]:

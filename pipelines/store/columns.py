@@ -1,0 +1,106 @@
+"""How a shard's values become bytes and batches become tensors again: tokens, vectors, pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+SCALE_BYTES = 4  # of int8: every token is led by its float32 scale
+
+
+# -- tokens and vectors ------------------------------------------------------------------------
+
+
+def packed(values: Tensor, precision: str) -> bytes:
+    """[..., dim] → little-endian bytes; ValueError where the precision cannot hold a value.
+
+    ``int8`` keeps a token as its largest magnitude / 127 (float32) and rounded multiples of it.
+    """
+    values = values.detach().cpu()
+    if precision == "int8":
+        values = values.float()
+        scale = values.abs().amax(dim=-1, keepdim=True) / 127
+        if not scale.isfinite().all():
+            raise ValueError("values that are not finite")
+        steps = (values / scale.clamp(min=torch.finfo(torch.float32).tiny)).round().to(torch.int8)
+        return torch.cat([scale.view(torch.uint8), steps.view(torch.uint8)], -1).numpy().tobytes()
+    values = values.to(DTYPES[precision]).contiguous()
+    if not values.isfinite().all():
+        raise ValueError(f"values that are not finite in {precision}")
+    return values.view(torch.uint8).numpy().tobytes()
+
+
+def token_bytes(dim: int, precision: str) -> int:
+    return dim + SCALE_BYTES if precision == "int8" else dim * DTYPES[precision].itemsize
+
+
+def unpacked(raw: Bytes, precision: str) -> Tensor:
+    """The values of [..., bytes a token] uint8, in the stored dtype; float16 from ``int8``."""
+    data = torch.from_numpy(raw)
+    if precision != "int8":
+        return data.view(DTYPES[precision])
+    scale = data[..., :SCALE_BYTES].contiguous().view(torch.float32)
+    return (data[..., SCALE_BYTES:].view(torch.int8) * scale).half()
+
+
+def padded(rows: Sequence[Bytes], dim: int, precision: str) -> tuple[Tensor, Tensor]:
+    """Packed rows of any length → tokens [N, L, dim], and the mask [N, L] of those that are."""
+    width = token_bytes(dim, precision)
+    lengths = [len(row) // width for row in rows]
+    longest = max(lengths, default=0)
+    raw = np.empty((len(rows), longest * width), np.uint8)
+    for target, row in zip(raw, rows, strict=True):
+        target[: len(row)] = row
+        target[len(row) :] = 0
+    mask = torch.arange(longest) < torch.tensor(lengths, dtype=torch.int64)[:, None]
+    return unpacked(raw.reshape(len(rows), longest, width), precision), mask
+
+
+# -- pictures ----------------------------------------------------------------------------------
+
+
+def encoded(pixels: Bytes, encoding: str, jpeg_quality: int) -> bytes:
+    """[H, W, 3] uint8 → its bytes."""
+    if encoding == "raw":
+        return pixels.tobytes()
+    from PIL import Image
+
+    sink = io.BytesIO()
+    if encoding == "png":
+        Image.fromarray(pixels).save(sink, "PNG", compress_level=6)
+    else:
+        Image.fromarray(pixels).save(sink, "JPEG", quality=jpeg_quality, subsampling=0)
+    return sink.getvalue()
+
+
+def decoded(data: Bytes, encoding: str, size: tuple[int, int]) -> Bytes:
+    """→ [H, W, 3] uint8. ``size`` is (height, width); encoded pictures know their own."""
+    if encoding == "raw":
+        return data.reshape(*size, 3)
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
+
+
+def square(pixels: Bytes, side: int, place: float) -> Bytes:
+    """The square of a picture whose shortest side is ``side``, at ``place`` in [0, 1) of the
+    places it can be cut from; 0.5 is the centre."""
+    height, width = pixels.shape[:2]
+    top = int(place * (height - side + 1))
+    left = int(place * (width - side + 1))
+    return pixels[top : top + side, left : left + side]
+
+
+def as_images(pixels: Bytes) -> Tensor:
+    """[N, H, W, 3] uint8 → [N, 3, H, W] float32 in [-1, 1]."""
+    channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    x = channels_first.to(torch.float32, memory_format=torch.contiguous_format)
+    return x.div_(127.5).sub_(1)

@@ -1,0 +1,172 @@
+"""A version of a data set: which shards it is made of, as one small Parquet file.
+
+Shards lie in a pool that versions share, ``embeddings/<recipe>/<source identity>.parquet``: a
+version with one more source adds one shard, and points to the others.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.store.artifacts import Store
+from pipelines.store.shards import Header
+
+FILE = "dataset.parquet"
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+_COLUMNS = {
+    "name": pa.string(),
+    "path": pa.string(),  # from the store's root
+    "rows": pa.int64(),
+    "bytes": pa.int64(),
+    "sha256": pa.string(),
+    "source": pa.string(),  # URL of the source file
+    "source_identity": pa.string(),
+    "quarantined": pa.string(),  # JSON, reason → rows
+    "filtered": pa.string(),  # the same
+    "seconds": pa.float64(),  # what embedding took
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """A data-set version. A million shards take some 300 MB."""
+
+    store: Store
+    folder: str
+    header: Header
+    """What all its shards have in common."""
+
+    table: pa.Table
+    """A row for every shard, by name; see :meth:`write`."""
+
+    @staticmethod
+    def write(
+        store: Store, folder: str, shards: Sequence[Mapping[str, Any]] | pa.Table, header: Header
+    ) -> Version:
+        """Writes ``dataset.parquet`` into a folder.
+
+        Args:
+            shards: For each a ``name``, ``path``, ``rows``, ``usable`` (resolution → rows), its
+                ``bytes`` and ``sha256``, and if known ``source``, ``source_identity``,
+                ``quarantined`` and ``filtered`` (reason → rows) and ``seconds``; or the table of
+                another version, or a part of it.
+        """
+        table = shards if isinstance(shards, pa.Table) else _table(shards, header)
+        table = table.sort_by("name").combine_chunks()
+        _check(table, f"{folder}/{FILE}")
+        table = table.replace_schema_metadata(header.to_metadata())
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd", write_statistics=False)
+        store.write(f"{folder}/{FILE}", sink.getvalue())
+        return Version(store, folder, header, table)
+
+    @staticmethod
+    def open(store: Store, folder: str) -> Version:
+        """ValueError if the folder holds no version, or one that cannot be read."""
+        path = f"{folder}/{FILE}"
+        data = store.read(path)
+        if data is None:
+            raise ValueError(f"there is no {store.full(path)}; run its embed node first")
+        try:
+            table = pq.read_table(pa.BufferReader(data)).combine_chunks()
+            header = Header.from_metadata(table.schema.metadata)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{store.full(path)} cannot be read: {error}") from error
+        return Version(store, folder, header, table)
+
+    def __len__(self) -> int:
+        """Shards."""
+        return len(self.table)
+
+    def column(self, name: str) -> np.ndarray[Any, Any]:
+        found: np.ndarray[Any, Any] = self.table[name].to_numpy()
+        return found
+
+    def path(self, shard: int) -> str:
+        found: str = self.table["path"][shard].as_py()
+        return found
+
+    def usable(self, resolution: int) -> Ints:
+        """[shards] how many rows of each, its first ones, have a picture for this stage."""
+        self.header.columns(resolution)  # a ValueError that says which there are
+        return self.column(f"usable_{resolution}")
+
+    def counts(self, column: str) -> dict[str, int]:
+        """Reason → rows of the whole version, of ``quarantined`` or ``filtered``."""
+        total: dict[str, int] = {}
+        for found in self.table[column].value_counts().to_pylist():  # most are alike: "{}"
+            for reason, rows in json.loads(found["values"]).items():
+                total[reason] = total.get(reason, 0) + rows * found["counts"]
+        return total
+
+    def missing(self, files: Callable[[str], Mapping[str, int]] | None = None) -> list[str]:
+        """Names of shards that are not there, or of another size. Lists the pool once.
+
+        Args:
+            files: what lists a folder, for versions that share one; by default the store.
+        """
+        folders = pc.unique(pc.replace_substring_regex(self.table["path"], "/[^/]*$", ""))
+        there: dict[str, int] = {}
+        for folder in folders.to_pylist():
+            found = (files or self.store.files)(folder)
+            there |= {f"{folder}/{file}": size for file, size in found.items()}
+        return [
+            name
+            for name, path, size in zip(
+                self.table["name"].to_pylist(),
+                self.table["path"].to_pylist(),
+                self.column("bytes").tolist(),
+            )
+            if there.get(path) != size
+        ]
+
+    def check_encoders(self, expected: Mapping[str, Mapping[str, str]]) -> None:
+        """ValueError, naming both, if the embeddings are other encoders' than expected."""
+        for role, want in expected.items():
+            have = self.header.encoders.get(role)
+            if have is None or dict(have) != dict(want):
+                raise ValueError(
+                    f"the shards of {self.store.full(self.folder)} were embedded by "
+                    f"{role} {_named(have)}, not by {_named(want)}; embed again, or name that one"
+                )
+
+
+def _named(encoder: Mapping[str, str] | None) -> str:
+    if not encoder:
+        return "(none)"
+    return (
+        f"{encoder.get('name')} (sha256 {str(encoder.get('sha256'))[:12]}, {encoder.get('dtype')})"
+    )
+
+
+def _table(shards: Sequence[Mapping[str, Any]], header: Header) -> pa.Table:
+    def values(name: str, kind: pa.DataType) -> pa.Array:
+        if name in ("quarantined", "filtered"):
+            return pa.array([json.dumps(s.get(name) or {}, sort_keys=True) for s in shards], kind)
+        optional = name in ("source", "source_identity", "seconds")
+        return pa.array([s.get(name) if optional else s[name] for s in shards], kind)
+
+    columns = {name: values(name, kind) for name, kind in _COLUMNS.items()}
+    for side in header.resolutions:
+        columns[f"usable_{side}"] = pa.array([s["usable"][side] for s in shards], pa.int64())
+    return pa.table(columns)
+
+
+def _check(table: pa.Table, path: str) -> None:
+    if not len(table):
+        raise ValueError(f"{path} would hold no shards")
+    counts = table["name"].value_counts()
+    if len(counts) < len(table):
+        [twice] = [c["values"] for c in counts.to_pylist() if c["counts"] > 1][:1]
+        raise ValueError(f"{path} would hold shard {twice} twice")

@@ -1,0 +1,217 @@
+"""Training's endless order of rows: a pure function of (seed, index of the image).
+
+One epoch shows every row once. It is made of three parts, each of which can be asked anywhere
+without going there, at 10⁹ rows in 10⁶ shards as well:
+
+1. Row groups are permuted by (seed, epoch), and their rows laid end to end.
+2. That sequence is cut into ``lanes`` of equal length. The epoch's first ``run`` images are from
+   the first lane, the next ``run`` from the second, and after the last lane the first goes on.
+3. Inside a lane, rows are shuffled within windows of ``window`` rows.
+
+With ``lanes × run`` images in a global batch, a rank that takes the same slice of every batch
+walks along its own lanes and reads every row group once, and the order is the same for any number
+of ranks. For that it must remember 1.5 × ``lanes of the rank × (window / group_rows + 2)`` row
+groups, the half being what it no longer needs. Windows of different lanes begin at different
+steps, so reads are spread over time.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Words = np.ndarray[Any, np.dtype[np.uint64]]
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+_FEISTEL_ROUNDS = 8  # even, so that halves of unequal width are back in their places
+_REMEMBERED = 4  # epochs, and sets of windows
+
+
+class Order:
+    """Calls map image indices to (shard, row in the shard)."""
+
+    def __init__(
+        self,
+        usable: Ints,
+        *,
+        group_rows: int,
+        seed: int,
+        lanes: int = 1,
+        run: int = 1,
+        window: int = 256,
+    ) -> None:
+        """
+        Args:
+            usable: [shards] how many rows of each shard are to be shown: its first ones.
+            group_rows: of a Parquet row group; the last of a shard, or the last that is usable,
+                may have fewer.
+            lanes: With ``run``, the global batch, for the fewest reads. There should be at least
+                as many as ranks, and far fewer than row groups.
+            run: consecutive images of one lane.
+            window: rows of a lane that are shuffled together.
+        """
+        self.usable = np.asarray(usable, np.int64)
+        self.rows = int(self.usable.sum())
+        if self.rows < 1 or min(group_rows, lanes, run, window) < 1:
+            raise ValueError(
+                f"an order needs rows, and group_rows, lanes, run and window of at least 1; got "
+                f"{self.rows} rows, {group_rows}, {lanes}, {run} and {window}"
+            )
+        self.group_rows, self.seed, self.lanes = group_rows, seed, lanes
+        self.run, self.window = run, window
+        whole = self.usable // group_rows
+        self._first_whole = np.concatenate([[0], np.cumsum(whole)])  # of each shard, and the end
+        self._cut = np.flatnonzero(self.usable % group_rows)  # shards that end in a cut group
+        # What is left after the last full turn through all lanes is the first ones'.
+        turns, left = divmod(self.rows, lanes * run)
+        lane = np.arange(lanes, dtype=np.int64)
+        self._lane_rows = turns * run + np.clip(left - lane * run, 0, run)
+        self._lane_start = np.cumsum(self._lane_rows) - self._lane_rows
+        golden = (lane.astype(np.uint64) * np.uint64(_GOLDEN)) >> np.uint64(32)
+        self._phase = ((golden * np.uint64(window)) >> np.uint64(32)).astype(np.int64)
+        self._epochs: dict[int, _Epoch] = {}
+        self._windows: dict[tuple[int, int], tuple[Words, np.ndarray[Any, Any]]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, index: Any) -> tuple[Ints, Ints]:
+        """Image indices of the stream [N] → shards [N], and rows in them [N]."""
+        index = np.asarray(index, np.int64)
+        epoch, place = np.divmod(index, self.rows)
+        shard, row = np.empty_like(index), np.empty_like(index)
+        with self._lock:
+            for e in np.unique(epoch).tolist():
+                mine = epoch == e
+                shard[mine], row[mine] = self._locate(
+                    self._epoch(e), self._shuffled(e, place[mine])
+                )
+        return shard, row
+
+    # -- 1: row groups -------------------------------------------------------------------------
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._epochs:
+            key = _key(self.seed, epoch, 0)
+            number = np.arange(len(self._cut), dtype=np.uint64)
+            cut = self._cut[np.argsort(_mixed(number, key), kind="stable")]
+            # Cut groups fall between whole ones anywhere; both kinds are permuted apart, so that
+            # places of whole ones can be computed where a list of all would be long.
+            wholes = int(self._first_whole[-1])
+            before = np.sort(_mixed(number, _mix(key + 1)) % np.uint64(wholes + 1)).astype(np.int64)
+            sizes = self.usable[cut] % self.group_rows
+            starts = np.cumsum(sizes) - sizes + before * self.group_rows
+            found = _Epoch(key, cut, sizes, starts, before)
+            self._epochs = dict([*self._epochs.items(), (epoch, found)][-_REMEMBERED:])
+        return self._epochs[epoch]
+
+    def _locate(self, epoch: _Epoch, place: Ints) -> tuple[Ints, Ints]:
+        """Places in the epoch's sequence of row groups → shards and rows."""
+        last = np.searchsorted(epoch.starts, place, "right") - 1  # cut group at or before it
+        none = last < 0
+        last = np.maximum(last, 0)
+        if len(epoch.starts):
+            past = np.where(none, place, place - epoch.starts[last] - epoch.sizes[last])
+            whole = np.where(none, 0, epoch.before[last]) + past // self.group_rows
+        else:
+            past, whole = place, place // self.group_rows
+        in_cut = past < 0
+        shard, row = np.empty_like(place), np.empty_like(place)
+        if in_cut.any():
+            at = last[in_cut]
+            shard[in_cut] = epoch.cut[at]
+            row[in_cut] = self.usable[epoch.cut[at]] + past[in_cut]
+        if not in_cut.all():
+            group = permuted(whole[~in_cut], int(self._first_whole[-1]), epoch.key)
+            found = np.searchsorted(self._first_whole, group, "right") - 1
+            shard[~in_cut] = found
+            row[~in_cut] = (group - self._first_whole[found]) * self.group_rows + (
+                past[~in_cut] % self.group_rows
+            )
+        return shard, row
+
+    # -- 2 and 3: lanes and windows ------------------------------------------------------------
+
+    def _shuffled(self, epoch: int, place: Ints) -> Ints:
+        """Places in the stream of one epoch → places in its sequence of row groups."""
+        turn, within = np.divmod(place, self.lanes * self.run)
+        lane, ahead = np.divmod(within, self.run)
+        step = turn * self.run + ahead
+        number = (step + self._phase[lane]) // self.window
+        out = np.empty_like(place)
+        for w in np.unique(number).tolist():
+            mine = number == w
+            start = np.maximum(w * self.window - self._phase[lane[mine]], 0)
+            order = self._window(epoch, w, lane[mine])
+            out[mine] = start + order[lane[mine], step[mine] - start]
+        return self._lane_start[lane] + out
+
+    def _window(self, epoch: int, number: int, lanes: Ints) -> np.ndarray[Any, Any]:
+        """[lanes, window] order of the rows in the window of this number; filled for ``lanes``."""
+        known = self._windows.get((epoch, number))
+        if known is None:
+            shape = (self.lanes, self.window)
+            known = np.zeros(self.lanes, bool), np.empty(shape, np.int32)
+            self._windows = dict([*self._windows.items(), ((epoch, number), known)][-_REMEMBERED:])
+        filled, order = known
+        lanes = np.unique(lanes[~filled[lanes]])
+        if len(lanes):
+            begin = number * self.window - self._phase[lanes]
+            rows = np.minimum(begin + self.window, self._lane_rows[lanes]) - np.maximum(begin, 0)
+            column = np.arange(self.window)
+            counter = (lanes[:, None] * self.window + column).astype(np.uint64)
+            draws = _mixed(counter, _key(self.seed, epoch, number + 1))
+            draws[column >= rows[:, None]] = _MASK  # places the window does not have sort last
+            order[lanes] = np.argsort(draws, axis=1, kind="stable")
+            filled[lanes] = True
+        return order
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    key: int
+    cut: Ints  # shards that end in a cut group, in this epoch's order
+    sizes: Ints  # rows of each cut group
+    starts: Ints  # its place in the sequence
+    before: Ints  # whole groups that stand before it
+
+
+def permuted(x: Ints, n: int, key: int) -> Ints:
+    """A keyed permutation of 0 … n-1, at x: a Feistel network, walked until it is below n."""
+    bits = max(6, (n - 1).bit_length())  # fewer would shuffle small n poorly
+    keys = [_mix(key + i * _GOLDEN) for i in range(2, 2 + _FEISTEL_ROUNDS)]
+    out, walking = x.astype(np.uint64), np.ones(len(x), bool)
+    while walking.any():
+        right_bits = bits // 2
+        left_bits = bits - right_bits
+        now = out[walking]
+        left, right = now >> np.uint64(right_bits), now & np.uint64((1 << right_bits) - 1)
+        for k in keys:
+            left, right = right, left ^ (_mixed(right, k) & np.uint64((1 << left_bits) - 1))
+            left_bits, right_bits = right_bits, left_bits
+        out[walking] = (left << np.uint64(right_bits)) | right
+        walking[walking] = out[walking] >= n
+    return out.astype(np.int64)
+
+
+def _mix(x: int) -> int:
+    """SplitMix64's finaliser."""
+    x &= _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def _mixed(counter: Words, key: int) -> Words:
+    """A random word for every counter, by the key."""
+    x = counter * np.uint64(_GOLDEN) + np.uint64(key)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _key(seed: int, epoch: int, use: int) -> int:
+    return _mix(_mix(_mix(seed) + epoch * _GOLDEN) + use * _GOLDEN)

@@ -1,0 +1,232 @@
+"""What training and evaluation read: batches of pictures and their conditioning.
+
+Rows come from a version's shards by their place in training's order, or by number. Nothing is
+held but a bounded number of row groups, so a data set may be of any size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ediffi_core import draws
+from ediffi_core.conditioning import Conditioning
+from pipelines.store import columns
+from pipelines.store.artifacts import Store
+from pipelines.store.dataset import Version
+from pipelines.store.order import Order
+from pipelines.store.shard_file import RowGroup, ShardFiles
+from pipelines.store.shards import pixels_at
+
+Batch = tuple[Tensor, Conditioning]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+CENTRE = 0.5
+
+
+class Reader:
+    """A version of a data set as one stage reads it: its rows are those with a picture for it.
+
+    Row numbers run from 0 to ``len(reader)`` in the order of the version's shards.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        version: Version | str,
+        resolution: int,
+        *,
+        order: Order | None = None,
+        seed: int = 0,
+        purpose: str = "train",
+        cache_bytes: int = 2 * 2**30,
+        requests: int = 4,
+        checksums: bool = False,
+    ) -> None:
+        """
+        Args:
+            version: or the folder that holds it.
+            order: of training, which :meth:`batch` and :meth:`stream` follow.
+            seed: With the purpose and the image's index, says which square is cut of a full
+                picture.
+            cache_bytes: of row groups that are kept. With less than :class:`Order` needs, they
+                are read again; see :attr:`reads`.
+            requests: Row groups that are read at once.
+            checksums: Verify every page's, for disks that are not trusted; a quarter of the speed
+                of reading.
+        """
+        self.version = Version.open(store, version) if isinstance(version, str) else version
+        self.header, self.resolution = self.version.header, resolution
+        self.embeddings = self.header.embeddings
+        self.columns = self.header.columns(resolution)
+        self.order, self.seed, self.purpose = order, seed, purpose
+        usable = self.version.usable(resolution)
+        self._starts = np.concatenate([[0], np.cumsum(usable)])
+        if not len(self):
+            raise ValueError(
+                f"no row of {store.full(self.version.folder)} has a picture of {resolution}; "
+                "its source pictures are smaller"
+            )
+        self.files = ShardFiles(self.version, checksums=checksums)
+        self._cache = _Cache(cache_bytes)
+        self._io = ThreadPoolExecutor(requests, thread_name_prefix="row-group")
+
+    def __len__(self) -> int:
+        """Rows."""
+        return int(self._starts[-1])
+
+    @property
+    def reads(self) -> int:
+        """Row groups that have been read so far; once an epoch and a rank is the aim."""
+        return self._cache.reads
+
+    # -- what to read --------------------------------------------------------------------------
+
+    def batch(self, index: Any) -> Batch:
+        """The images at these places of training's stream; see :meth:`read`."""
+        if self.order is None:
+            raise ValueError("this reader has no order; give it one, or read rows by number")
+        return self.read(*self.order(index), self._place(index))
+
+    def stream(self, indices: Iterable[Any], ahead: int = 4) -> Iterator[Batch]:
+        """:meth:`batch` of each, in turn; the next ``ahead`` are made meanwhile."""
+        with ThreadPoolExecutor(max(1, ahead), thread_name_prefix="batch") as pool:
+            waiting: deque[Future[Batch]] = deque()
+            coming = iter(indices)
+            try:
+                waiting.extend(
+                    pool.submit(self.batch, i) for i in itertools.islice(coming, max(1, ahead))
+                )
+                while waiting:
+                    ready = waiting.popleft().result()
+                    waiting.extend(pool.submit(self.batch, i) for i in itertools.islice(coming, 1))
+                    yield ready
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def rows(self, numbers: Sequence[int] | Any, index: Any = None) -> Batch:
+        """Rows by number.
+
+        Args:
+            index: Image indices, which choose the square of a full picture; the centre if None.
+        """
+        return self.read(*self._at(numbers), None if index is None else self._place(index))
+
+    def captions(self, numbers: Sequence[int] | Any) -> list[str]:
+        shards, rows = self._at(numbers)
+        texts = {s: self.files.strings(s, "caption") for s in np.unique(shards).tolist()}
+        return [texts[s][r] for s, r in zip(shards.tolist(), rows.tolist(), strict=True)]
+
+    def read(self, shards: Ints, rows: Ints, place: Sequence[float] | None = None) -> Batch:
+        """→ pictures [N, 3, R, R] float32 in [-1, 1], and their conditioning, all owned.
+
+        Sequences and pooled vectors have the stored dtype (float16 from int8); sequences are
+        padded with zeros to the longest.
+        """
+        group, row = np.divmod(rows, self.header.packing.row_group_rows)
+        keys = list(zip(shards.tolist(), group.tolist(), strict=True))
+        wanted = {k: self._cache.get(k, self._submit) for k in dict.fromkeys(keys)}
+        groups = {k: future.result() for k, future in wanted.items()}
+        found = [(groups[k], r) for k, r in zip(keys, row.tolist(), strict=True)]
+        return self._pictures(found, place), self._conditioning(found)
+
+    # -- how -----------------------------------------------------------------------------------
+
+    def _submit(self, key: tuple[int, int]) -> Future[RowGroup]:
+        return self._io.submit(self.files.read, *key, self.columns)
+
+    def _at(self, numbers: Any) -> tuple[Ints, Ints]:
+        numbers = np.asarray(numbers, np.int64)
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
+            raise ValueError(
+                f"rows 0 to {len(self) - 1:,} are there, got {numbers.min()} to {numbers.max()}"
+            )
+        shards = np.searchsorted(self._starts, numbers, "right") - 1
+        return shards, numbers - self._starts[shards]
+
+    def _place(self, index: Any) -> Sequence[float] | None:
+        if self.resolution not in self.header.packing.full:
+            return None
+        at = torch.as_tensor(index, dtype=torch.int64)
+        found: list[float] = draws.uniform(self.seed, f"{self.purpose}/square", at, 1)[
+            :, 0
+        ].tolist()
+        return found
+
+    def _pictures(self, found: list[tuple[RowGroup, int]], place: Sequence[float] | None) -> Tensor:
+        side, name = self.resolution, pixels_at(self.resolution)
+        encoding, full = self.header.packing.pictures, side in self.header.packing.full
+        pixels = np.empty((len(found), side, side, 3), np.uint8)
+        for i, (group, row) in enumerate(found):
+            size = (side, side)
+            if full:
+                height, width = (group.numbers[f"{name}_{of}"][row] for of in ("height", "width"))
+                size = (int(height), int(width))
+            picture = columns.decoded(group.value(name, row), encoding, size)
+            pixels[i] = columns.square(picture, side, place[i] if place else CENTRE)
+        return columns.as_images(pixels)
+
+    def _conditioning(self, found: list[tuple[RowGroup, int]]) -> Conditioning:
+        sequences, masks, pooled = {}, {}, {}
+        packing = self.header.packing
+        for spec in self.embeddings:
+            values = [group.value(spec.name, row) for group, row in found]
+            if spec.kind == "sequence":
+                sequences[spec.name], masks[spec.name] = columns.padded(
+                    values, spec.dim, packing.precision
+                )
+            else:
+                pooled[spec.name] = columns.unpacked(np.stack(values), packing.pooled)
+        return Conditioning(sequences, masks, pooled)
+
+
+@dataclass
+class _Entry:
+    future: Future[RowGroup]
+    bytes: int = 0  # known once it has been read
+
+
+class _Cache:
+    """The row groups used last, up to a number of bytes; each is read once for all threads."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes, self.reads = limit_bytes, 0
+        self._held_bytes = 0
+        self._entries: OrderedDict[Any, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Any, submit: Any) -> Future[RowGroup]:
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key].future
+            self.reads += 1
+            future: Future[RowGroup] = submit(key)
+            self._entries[key] = _Entry(future)
+        future.add_done_callback(lambda done: self._arrived(key, done))
+        return future
+
+    def _arrived(self, key: Any, done: Future[RowGroup]) -> None:
+        with self._lock:
+            entry = self._entries[key]
+            if done.cancelled() or done.exception():
+                del self._entries[key]  # the next who asks may have more luck
+                return
+            entry.bytes = done.result().bytes
+            self._held_bytes += entry.bytes
+            for old, held in list(self._entries.items()):
+                if self._held_bytes <= self.limit_bytes:
+                    break
+                if held.bytes:  # not one on its way
+                    self._held_bytes -= held.bytes
+                    del self._entries[old]

@@ -1,0 +1,308 @@
+"""Row groups of shards, from a folder or a bucket: opened once, checked, read in few requests."""
+
+from __future__ import annotations
+
+import copy
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.remote import attempt
+from pipelines.store.artifacts import Store
+from pipelines.store.columns import Bytes, token_bytes
+from pipelines.store.dataset import Version
+from pipelines.store.shards import Header
+
+OPEN_FILES = 256
+_TAIL = 1 << 16  # bytes; most footers are shorter, and come with the first request
+_GAP = 1 << 20  # bytes between columns that are cheaper to read than to ask twice
+_PREFIX = 4  # bytes of a value's length, in Parquet's PLAIN encoding
+
+T = TypeVar("T")
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Some columns of a row group; row i of one is ``data[starts[i] : ends[i]]``."""
+
+    starts: dict[str, Ints]
+    ends: dict[str, Ints]
+    data: dict[str, Bytes]
+    numbers: dict[str, Ints]
+    bytes: int
+    """Of memory it holds; what is mapped from a file is not counted."""
+
+    def value(self, column: str, row: int) -> Bytes:
+        return self.data[column][self.starts[column][row] : self.ends[column][row]]
+
+
+class ShardFiles:
+    """The shards of a version. For any number of threads.
+
+    Every error is a ValueError of one sentence that names the shard.
+    """
+
+    def __init__(self, version: Version, *, checksums: bool = False) -> None:
+        self.version, self.store, self.checksums = version, version.store, checksums
+        self._widths = {
+            e.name: token_bytes(e.dim, version.header.packing.precision)
+            for e in version.header.embeddings
+            if e.kind == "sequence" and not checksums
+        }
+        self._sizes = version.column("bytes")
+        self._rows = version.column("rows")
+        self._open: OrderedDict[int, Future[_Open]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, shard: int, group: int, columns: list[str]) -> RowGroup:
+        """A row group's columns."""
+        return self._explained(shard, lambda: self._file(shard).read(group, columns, self._widths))
+
+    def strings(self, shard: int, column: str) -> list[str]:
+        """A whole column of strings."""
+
+        def read() -> list[str]:
+            file = self._file(shard)
+            groups = range(file.metadata.num_row_groups)
+            return [s for g in groups for s in file.table(g, [column])[column].to_pylist()]
+
+        return self._explained(shard, read)
+
+    def _explained(self, shard: int, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            why = "is not there" if missing else f"cannot be used: {' '.join(str(error).split())}"
+            with self._lock:
+                self._open.pop(shard, None)
+            raise ValueError(
+                f"shard {self.store.full(self.version.path(shard))} {why}"
+                + ("; run its embed node again" if missing else "")
+            ) from error
+
+    def _file(self, shard: int) -> _Open:
+        with self._lock:
+            opening = self._open.get(shard)
+            mine = opening is None
+            if opening is None:
+                opening = self._open[shard] = Future()
+            self._open.move_to_end(shard)
+            while len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+        if mine:
+            try:
+                opening.set_result(self._opened(shard))
+            except BaseException as error:
+                opening.set_exception(error)
+        return opening.result()
+
+    def _opened(self, shard: int) -> _Open:
+        kind = _Local if self.store.is_local else _Remote
+        path, size = self.version.path(shard), int(self._sizes[shard])
+        file = kind(self.store, path, size, self.checksums)
+        _check(file, self.version.header, int(self._rows[shard]))
+        return file
+
+
+def _check(file: _Open, expected: Header, rows: int) -> None:
+    found = Header.from_metadata(file.metadata.metadata)
+    for what in ("encoders", "embeddings", "packing"):
+        have, want = getattr(found, what), getattr(expected, what)
+        if have != want:
+            raise ValueError(f"its {what} are {have}, and its version's are {want}")
+    if file.metadata.num_rows != rows:
+        raise ValueError(f"{file.metadata.num_rows} rows, and its version says {rows}")
+
+
+class _Open:
+    metadata: pq.FileMetaData
+
+    def table(self, group: int, columns: list[str]) -> pa.Table:
+        raise NotImplementedError
+
+    def raw(self, start: int, end: int) -> tuple[Bytes, int]:
+        """Bytes of the file, and how many of them memory holds for it."""
+        raise NotImplementedError
+
+    def brought(self, group: int, columns: list[str]) -> _Open:
+        """The same file, with what is about to be read of a row group at hand."""
+        return self
+
+    def read(self, group: int, columns: list[str], widths: Mapping[str, int]) -> RowGroup:
+        """
+        Args:
+            widths: sequence → bytes a token. Where the file keeps them as they are, they are not
+                copied: Arrow's decoder would, and half of a reader's time would go there.
+        """
+        found = RowGroup({}, {}, {}, {}, 0)
+        held = 0
+        lengths = {name: f"{name}_length" for name in columns if name in widths}
+        here = self.brought(group, [*columns, *lengths.values()])
+        rest = [name for name in columns if name not in widths]
+        counts = here.table(group, list(lengths.values()))
+        for name, length in lengths.items():
+            sizes = counts[length].to_numpy() * np.int64(widths[name])
+            plain = here._plain(group, name, sizes)
+            if plain is None:
+                rest.append(name)
+                continue
+            found.data[name], found.starts[name], here_bytes = plain
+            found.ends[name] = found.starts[name] + sizes
+            held += here_bytes
+        table = here.table(group, rest)
+        for name in rest:
+            column = table[name].combine_chunks()
+            if not pa.types.is_large_binary(column.type):
+                found.numbers[name] = column.fill_null(0).to_numpy()
+                continue
+            _, offsets, data = column.buffers()
+            ends = np.frombuffer(offsets, np.int64)[column.offset :]
+            found.starts[name], found.ends[name] = ends[:-1], ends[1:]
+            found.data[name] = np.frombuffer(data or b"", np.uint8)
+        return replace(found, bytes=held + table.nbytes)
+
+    def _plain(self, group: int, name: str, lengths: Ints) -> tuple[Bytes, Ints, int] | None:
+        """A column's values where they stand in the file; None if they are not plain there.
+
+        Of an uncompressed page of a required column, Parquet's PLAIN encoding is each value behind
+        its length (uint32); so where they begin follows from the lengths, and is checked by them.
+        """
+        chunk = next(
+            c
+            for c in map(self.metadata.row_group(group).column, range(self.metadata.num_columns))
+            if c.path_in_schema == name
+        )
+        if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page:
+            return None
+        start = chunk.data_page_offset
+        data, held = self.raw(start, start + chunk.total_compressed_size)
+        ends = len(data) - np.cumsum((lengths + _PREFIX)[::-1])[::-1] + _PREFIX + lengths
+        starts = ends - lengths
+        if len(starts) and starts[0] < _PREFIX:
+            return None
+        prefixes = data[(starts - _PREFIX)[:, None] + np.arange(_PREFIX)]
+        if not np.array_equal(prefixes.copy().view("<u4")[:, 0], lengths):
+            return None
+        return data, starts, held
+
+
+class _Local(_Open):
+    """Memory-mapped."""
+
+    def __init__(self, store: Store, path: str, size: int, checksums: bool) -> None:
+        source = pa.memory_map(store.full(path))
+        if source.size() != size:
+            raise ValueError(f"{source.size()} of {size} bytes are there")
+        self._mapped = np.frombuffer(source.read_buffer(), np.uint8)
+        source.seek(0)
+        self._file = pq.ParquetFile(source, page_checksum_verification=checksums)
+        self.metadata = self._file.metadata
+        self._lock = threading.Lock()
+
+    def table(self, group: int, columns: list[str]) -> pa.Table:
+        with self._lock:  # a ParquetFile is one thread's at a time
+            return self._file.read_row_group(group, columns, use_threads=False)
+
+    def raw(self, start: int, end: int) -> tuple[Bytes, int]:
+        return self._mapped[start:end], 0
+
+
+class _Remote(_Open):
+    """Ranges of an object: its tail for the footer, then a request or two a row group."""
+
+    def __init__(self, store: Store, path: str, size: int, checksums: bool) -> None:
+        self._checksums = checksums
+        self._store, self._path, self._size = store, path, size
+        start = max(0, size - _TAIL)
+        self._parts = {start: fetch(store, path, start, size)}
+        self.metadata = pq.read_metadata(_Ranges(self._parts, self._fetch, size))
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        return fetch(self._store, self._path, start, end)
+
+    def brought(self, group: int, columns: list[str]) -> _Open:
+        here = copy.copy(self)
+        here._parts = {a: self._fetch(a, b) for a, b in self._spans(group, set(columns))}
+        return here
+
+    def table(self, group: int, columns: list[str]) -> pa.Table:
+        file = pq.ParquetFile(
+            _Ranges(self._parts, self._fetch, self._size),
+            metadata=self.metadata,
+            page_checksum_verification=self._checksums,
+        )
+        return file.read_row_group(group, columns, use_threads=False)
+
+    def raw(self, start: int, end: int) -> tuple[Bytes, int]:
+        for at, part in self._parts.items():
+            if at <= start and end <= at + len(part):
+                return np.frombuffer(part, np.uint8)[start - at : end - at], end - start
+        return np.frombuffer(self._fetch(start, end), np.uint8), end - start
+
+    def _spans(self, group: int, columns: set[str]) -> list[tuple[int, int]]:
+        found = self.metadata.row_group(group)
+        spans: list[tuple[int, int]] = []
+        for i in range(found.num_columns):  # in the order of the file
+            column = found.column(i)
+            if column.path_in_schema not in columns:
+                continue
+            start = column.dictionary_page_offset or column.data_page_offset
+            end = start + column.total_compressed_size
+            if spans and start - spans[-1][1] <= _GAP:
+                spans[-1] = (spans[-1][0], end)
+            else:
+                spans.append((start, end))
+        return spans
+
+
+class _Ranges(io.RawIOBase):
+    """A file of which some ranges are here already."""
+
+    def __init__(
+        self, parts: dict[int, bytes], fetch: Callable[[int, int], bytes], size: int
+    ) -> None:
+        self._parts, self._fetch, self._size, self._at = parts, fetch, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        start = self._at
+        end = self._size if size is None or size < 0 else min(start + size, self._size)
+        self._at = end
+        for at, part in self._parts.items():
+            if at <= start and end <= at + len(part):
+                return part[start - at : end - at]
+        return self._fetch(start, end)
+
+
+def fetch(store: Store, path: str, start: int, end: int) -> bytes:
+    """Bytes [start, end) of an object; what may pass is tried again."""
+
+    def once() -> bytes:
+        data: bytes = store.fs.cat_file(store.full(path), start=start, end=end)
+        if len(data) != end - start:
+            raise OSError(f"{len(data)} of {end - start} bytes came")
+        return data
+
+    return attempt(once, store.full(path))

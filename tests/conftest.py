@@ -1,0 +1,33 @@
+"""An S3 for whoever asks for one."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    import s3
+
+    with s3.running() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch, tmp_path):
+    """A sound S3 that this process's environment leads to, and a home of its own."""
+    import s3 as kit
+
+    for name in kit.AWS_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3_server.faults.__init__()
+    kit.forget_connections()
+    yield s3_server
+    kit.forget_connections()

@@ -1,0 +1,75 @@
+"""A version: a list of shards in a pool, that knows what is missing and who embedded it."""
+
+import pytest
+from tiny_shards import ENCODERS, header, made_rows
+
+from pipelines.store.dataset import Version
+
+
+def test_a_version_opens_as_it_was_written(store, version):
+    found = Version.open(store, version.folder)
+    assert found.header == version.header
+    assert found.table.equals(version.table)
+    assert found.usable(4).tolist() == [11, 3, 8, 1, 14]
+    assert found.usable(8).tolist() == [9, 2, 8, 1, 11]
+    assert len(found) == 5
+
+
+def test_a_version_is_in_the_order_of_names_whoever_was_first(store, version):
+    other = Version.write(store, "nodes/embed/v2", version.table[::-1], version.header)
+    assert other.table.equals(version.table)
+
+
+def test_what_is_missing_is_found_by_size(store, tmp_path, version):
+    assert version.missing() == []
+    (tmp_path / version.path(1)).unlink()
+    torn = tmp_path / version.path(3)
+    torn.write_bytes(torn.read_bytes()[:-1])
+    assert version.missing() == ["0001", "0003"]
+
+
+def test_the_pool_is_listed_once_however_many_shards(store, version, monkeypatch):
+    calls = []
+    files = type(store).files
+    monkeypatch.setattr(
+        type(store), "files", lambda self, folder: calls.append(folder) or files(self, folder)
+    )
+    version.missing()
+    assert calls == ["embeddings/tiny"]
+
+
+def test_other_encoders_are_both_named(version):
+    version.check_encoders(ENCODERS)
+    other = {"t5": {"name": "t5-xxl", "sha256": "cd" * 32, "dtype": "bfloat16"}}
+    with pytest.raises(ValueError, match=r"t5-tiny \(sha256 abab.*not by t5-xxl \(sha256 cdcd"):
+        version.check_encoders(other)
+    with pytest.raises(ValueError, match=r"clip \(none\), not by ViT"):
+        version.check_encoders({"clip": {"name": "ViT", "sha256": "ef", "dtype": "float32"}})
+
+
+def test_reasons_are_counted_over_all_shards(store, version):
+    entries = version.table.to_pylist()
+    for entry, reasons in zip(entries, ({"caption is empty": 2}, {}, {"caption is empty": 1})):
+        entry["quarantined"] = reasons
+    shards = [
+        {k: v for k, v in e.items() if k not in ("filtered", "quarantined")}
+        | {"quarantined": e["quarantined"] if isinstance(e["quarantined"], dict) else {}}
+        | {"usable": {4: e["usable_4"], 8: e["usable_8"]}}
+        for e in entries
+    ]
+    found = Version.write(store, "nodes/embed/v3", shards, version.header)
+    assert found.counts("quarantined") == {"caption is empty": 3}
+    assert found.counts("filtered") == {}
+
+
+def test_no_version_is_one_sentence(store, make_version):
+    with pytest.raises(ValueError, match=r"there is no .*dataset.parquet; run its embed node"):
+        Version.open(store, "nowhere")
+    store.write("odd/dataset.parquet", b"PAR1 not really")
+    with pytest.raises(ValueError, match=r"odd/dataset.parquet cannot be read"):
+        Version.open(store, "odd")
+    with pytest.raises(ValueError, match="no shards"):
+        make_version([])
+    one = make_version([made_rows(2)], header())
+    with pytest.raises(ValueError, match="shard 0000 twice"):
+        Version.write(store, "x", one.table.take([0, 0]), one.header)

@@ -1,0 +1,115 @@
+"""A shard's bytes: deterministic, no larger than they must be, and what was put in comes out."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny_shards import ENCODERS, SPECS, header, made_rows
+
+from ediffi_core.conditioning import EmbeddingSpec
+from pipelines.store import columns
+from pipelines.store.shards import Header, Packing, write
+
+
+def test_the_same_rows_make_the_same_bytes():
+    assert write(made_rows(9), header())[0] == write(made_rows(9), header())[0]
+
+
+def test_a_stage_rows_are_the_first():
+    data, summary = write(made_rows(11, small=(0, 4, 10)), header())
+    assert summary["usable"] == {4: 11, 8: 8}
+    table = pq.read_table(io.BytesIO(data))
+    assert [p is not None for p in table["pixels_8"].to_pylist()] == [True] * 8 + [False] * 3
+    assert table["key"].to_pylist()[-3:] == ["a-0", "a-4", "a-10"]
+    assert table["score_aesthetic"].to_pylist()[-3:] == [0, 4, 10]
+
+
+def test_a_stage_that_has_a_picture_only_others_lack_is_refused():
+    rows = made_rows(3, small=(0,))
+    rows["pixels_4"][2] = None
+    with pytest.raises(ValueError, match=r"row a-[02] has no picture of"):
+        write(rows, header())
+
+
+def test_the_header_comes_back():
+    data, _ = write(made_rows(2), header(pictures="png", full=(8,)))
+    found = Header.from_metadata(pq.read_metadata(io.BytesIO(data)).metadata)
+    assert found == header(pictures="png", full=(8,))
+    assert found.encoders == ENCODERS
+
+
+def test_half_precision_costs_two_bytes_a_value():
+    spec = EmbeddingSpec(name="t5", dim=1024, kind="sequence")
+    head = Header(resolutions=(4,), embeddings=(spec,))
+    tokens = [torch.randn(20 + i, 1024) for i in range(64)]
+    rows = made_rows(64, sides=(4,)) | {"t5": tokens}
+    file = pq.read_metadata(io.BytesIO(write(rows, head)[0]))
+    groups = [file.row_group(g) for g in range(file.num_row_groups)]
+    stored = sum(
+        c.total_compressed_size
+        for g in groups
+        for c in (g.column(i) for i in range(g.num_columns))
+        if c.path_in_schema.startswith("t5")
+    )
+    assert len(groups) == 2
+    assert stored <= 1.05 * 2 * sum(t.numel() for t in tokens)
+
+
+@pytest.mark.parametrize(
+    ("precision", "relative"), [("fp16", 2**-11), ("bf16", 2**-8), ("int8", 0.5 / 127)]
+)
+def test_what_precision_changes_is_bounded_and_told(precision, relative):
+    tokens = torch.randn(40, 8) * torch.logspace(-2, 3, 40)[:, None]
+    raw = np.frombuffer(bytearray(columns.packed(tokens, precision)), np.uint8)
+    kept = columns.unpacked(raw.reshape(40, -1), precision).float()
+    largest = tokens.abs().amax(dim=1, keepdim=True)
+    bound = relative * (largest if precision == "int8" else tokens.abs())
+    rounding = 2**-11 * largest  # int8 comes back in half precision
+    assert ((kept - tokens).abs() <= bound + rounding).all()
+
+    rows = made_rows(40) | {"t5": list(tokens[:, None])}
+    _, summary = write(rows, header(precision=precision))
+    measured = ((kept - tokens).square().sum() / tokens.square().sum()).sqrt()
+    assert summary["rms_error"]["t5"] == pytest.approx(float(measured), rel=1e-4)
+
+
+def test_zero_tokens_stay_zero_in_int8():
+    raw = np.frombuffer(bytearray(columns.packed(torch.zeros(2, 8), "int8")), np.uint8)
+    assert not columns.unpacked(raw.reshape(2, -1), "int8").any()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"t5": [torch.full((1, 8), 1e6)] * 3},
+            "t5 of row a-0: values that are not finite in fp16",
+        ),
+        ({"t5": [torch.zeros(1, 7)] * 3}, "t5 of row a-0: a sequence of width 8 is due"),
+        ({"pixels_8": [np.zeros((8, 9, 3), np.uint8)] * 3}, "pixels_8 of row a-0: 8×8"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named(change, words):
+    with pytest.raises(ValueError, match=words):
+        write(made_rows(3) | change, header())
+
+
+def test_settings_say_what_they_take():
+    with pytest.raises(ValueError, match="precision must be one of fp16, bf16, int8"):
+        Packing(precision="fp8")
+    with pytest.raises(ValueError, match=r"full pictures of \[16\]"):
+        Header(resolutions=(8,), embeddings=SPECS, packing=Packing(full=(16,)))
+
+
+def test_other_formats_are_told_from_other_files():
+    metadata = header().to_metadata()
+    assert Header.from_metadata(metadata) == header()
+    older = {k: v.replace(b'"format": 3', b'"format": 2') for k, v in metadata.items()}
+    with pytest.raises(ValueError, match="of format 2, this version reads 3"):
+        Header.from_metadata(older)
+    with pytest.raises(ValueError, match="not written by this project"):
+        Header.from_metadata(None)
+    assert replace(header(), resolutions=(4,)) != header()
