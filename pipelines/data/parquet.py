@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from pipelines import remote
 from pipelines.data.captions import listed
 from pipelines.data.places import File, Place
 from pipelines.data.rows import Bad, Reason
@@ -21,12 +23,9 @@ def check_columns(source: Source, place: Place, files: list[File]) -> None:
         ValueError: It lacks a column, or no file can be read.
     """
     for file in files:
-        with Watched(place.open(file.path)) as handle:
-            try:
-                names = open_parquet(handle, place).schema_arrow.names
-            except handle.damage():
-                handle.check()
-                continue
+        names = remote.attempt(partial(columns_of, place, file), place.full(file.path))
+        if names is None:
+            continue
         if absent := missing(source, names):
             raise ValueError(
                 f"{place.full(file.path)} has no column {absent!r}, only {', '.join(names)}; name "
@@ -34,8 +33,21 @@ def check_columns(source: Source, place: Place, files: list[File]) -> None:
             )
         return
     raise ValueError(
-        f"{place.folder} holds no readable Parquet file, {len(files)} that are damaged or cut short"
+        f"{place.folder} holds no readable Parquet file: {files[0].path} is damaged or cut short"
+        + (f", and so are {len(files) - 1} more" if len(files) > 1 else "")
+        + "; copy the data set anew"
     )
+
+
+def columns_of(place: Place, file: File) -> list[str] | None:
+    """Names of a file's columns; None if it is damaged."""
+    with Watched(place.open(file.path)) as handle:
+        try:
+            names: list[str] = open_parquet(handle, place).schema_arrow.names
+        except handle.damage():
+            handle.check()
+            return None
+        return names
 
 
 def missing(source: Source, names: list[str]) -> str | None:

@@ -83,6 +83,23 @@ def centre_square(picture: Image.Image, side: int) -> Image.Image:
     return _resize(picture, (side, side), (left, top, left + edge, top + edge))
 
 
+def for_clip(picture: Image.Image, side: int) -> Image.Image:
+    """What OpenCLIP's own preprocessing makes of a picture, short of scaling its values.
+
+    Smaller ones are enlarged, as CLIP does.
+    """
+    from PIL import Image
+
+    width, height = picture.size
+    if width <= height:
+        size = (side, int(side * height / width))
+    else:
+        size = (int(side * width / height), side)
+    left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
+    scaled = picture.resize(size, Image.Resampling.BICUBIC)
+    return scaled.crop((left, top, left + side, top + side))
+
+
 def _resize(
     picture: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]
 ) -> Image.Image:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pipelines import remote
 from pipelines.data.rows import BadRow, Reason
 
 MAX_FILE_BYTES = 2**28
@@ -67,10 +68,17 @@ class Place:
             fs, full = None, address
         else:
             fs, full = self.fs, self.full(self.inside(address))
-        try:
+
+        def read() -> bytes:
             with fs.open(full, "rb") if fs else fsspec.open(full, "rb") as file:
-                data: bytes = file.read(MAX_FILE_BYTES + 1)
+                found: bytes = file.read(MAX_FILE_BYTES + 1)
+            return found
+
+        try:
+            data = remote.attempt(read) if fs and not self.is_local else read()
         except Exception as error:  # each of fsspec's back ends raises errors of its own
+            if isinstance(error, remote.StorageError) and remote.is_transient(error.__cause__):
+                raise  # the bucket is away, which is no fault of the row's
             shown = address.partition("?")[0]  # what follows may be a signature
             raise BadRow(Reason.IMAGE_FETCH, f"{shown}: {type(error).__name__}") from error
         if len(data) > MAX_FILE_BYTES:
@@ -89,7 +97,7 @@ class Place:
 def filesystem(url: str) -> tuple[Any, str]:
     """The file system of a path or URL, and the path in it."""
     if "://" in url:
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = remote.filesystem(url)
         return fs, path.rstrip("/")
     return LocalFileSystem(), str(Path(url).expanduser().absolute())
 
@@ -107,21 +115,25 @@ def find(paths: str | list[str]) -> tuple[Place, list[File]]:
             raise ValueError("`path:` is an empty list; name a folder or some files")
         return _joined([find(path) for path in paths])
     fs, root = filesystem(paths)
-    fs.invalidate_cache()
-    if fs.isfile(root):
-        folder = paths.rpartition("/")[0] if "://" in paths else posixpath.dirname(root)
-        name = posixpath.basename(root)
-        if "://" not in paths:
-            return Place(folder), [_local(Path(folder), name)]
-        return Place(folder), [_remote(name, fs.info(root))]
     if "://" not in paths:
-        files = _walk(Path(root))
-        place = Place(root)
+        if fs.isfile(root):
+            folder, name = posixpath.split(root)
+            return Place(folder), [_local(Path(folder), name)]
+        place, files, exists = Place(root), _walk(Path(root)), fs.exists(root)
     else:
-        listing = fs.find(root, detail=True)
-        files = [_remote(posixpath.relpath(n, root), i) for n, i in listing.items()]
+        fs.invalidate_cache()
+        listing = remote.attempt(lambda: fs.find(root, detail=True), paths)
+        if root in listing:  # a file
+            name = posixpath.basename(root)
+            return Place(paths.rpartition("/")[0]), [_remote(name, listing[root])]
+        files = [
+            _remote(posixpath.relpath(name, root), info)
+            for name, info in listing.items()
+            if info["type"] != "directory" and not name.endswith("/")  # a mark of a folder
+        ]
         place = Place(paths.rstrip("/"))
-    if not files and not fs.exists(root):
+        exists = bool(files) or remote.attempt(lambda: fs.exists(root), paths)
+    if not exists:
         hint = ", for braces are not expanded" if "{" in paths else ""
         raise ValueError(
             f"data folder {paths} does not exist; set `path:` to a folder, a file or a list "

@@ -136,11 +136,11 @@ def test_a_bucket_with_checksums_is_not_read(hashed, monkeypatch):
         assert hashed == ["a.tar"]
         tags, find = {"/ids/a.tar": "one"}, memory.find
 
-        def tagged(path, **options):
+        def tagged(_, path, **options):
             found = find(path, **options)
             return {name: info | {"ETag": tags[name]} for name, info in found.items()}
 
-        patch.setattr(memory, "find", tagged)
+        patch.setattr(type(memory), "find", tagged)
         one = identities("memory://ids")
         tags["/ids/a.tar"] = "two"
         two = identities("memory://ids")

@@ -99,6 +99,10 @@ def test_members_that_do_not_belong(tmp_path):
             ("broken.json", b"{"),
             ("list.jpg", JPEG),
             ("list.json", b"[1]"),
+            ("twice.jpg", JPEG),
+            ("twice.txt", b"a cat"),
+            ("twice.jpg", JPEG),
+            ("twice.txt", b"a dog"),
             ("json.jpg", JPEG),
             ("json.json", json_line(caption="of json", id=7)),
             ("seg.jpg", JPEG),
@@ -117,7 +121,7 @@ def test_members_that_do_not_belong(tmp_path):
         archive.addfile(info, io.BytesIO(JPEG))
         archive.addfile(tarfile.TarInfo("last.txt"))
     keys, bads = outcome(path)
-    assert keys == [f"{deep}/deep", "seg", "json"]
+    assert keys == [f"{deep}/deep", "seg", "twice", "json"]
     assert bads == sorted(
         [
             ("../evil.jpg", "PATH_OUTSIDE"),
@@ -127,6 +131,7 @@ def test_members_that_do_not_belong(tmp_path):
             ("notext", "CAPTION_MISSING"),
             ("broken", "METADATA_BROKEN"),
             ("list", "METADATA_BROKEN"),
+            ("twice", "KEY_REPEATED"),
             ("seg", "KEY_REPEATED"),
             ("link.jpg", "MEMBER_TYPE"),
             ("last", "CAPTION_EMPTY"),
@@ -161,6 +166,37 @@ def test_two_tars_behind_one_another(tmp_path):
     write_tar(tmp_path / "2", [("b.jpg", JPEG), ("b.txt", b"a dog")])
     path.write_bytes((tmp_path / "1").read_bytes() + (tmp_path / "2").read_bytes())
     assert outcome(path) == (["a", "b"], [])
+
+
+def test_a_negative_size_is_damage(tmp_path):
+    """Base-256 sizes may be negative; reading that many bytes would read all the rest."""
+    path = tmp_path / "a.tar"
+    write_samples(path, count=3)
+    with tarfile.open(path) as archive:
+        at = archive.getmember("0001.jpg").offset
+    data = bytearray(path.read_bytes())
+    data[at + 124 : at + 136] = b"\xff" * 12
+    data[at + 148 : at + 156] = b" " * 8
+    data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + BLOCK])
+    path.write_bytes(data)
+    keys, bads = outcome(path)
+    assert keys == names(0, 2)
+    assert [reason for _, reason in bads] == ["IMAGE_MISSING", "FILE_BROKEN"]
+
+
+def test_a_long_name_whose_header_is_lost_names_nothing_else(tmp_path):
+    path = tmp_path / "a.tar"
+    deep = "x" * 200
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        for name in (f"{deep}.jpg", "b.jpg", "b.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = len(JPEG) if name.endswith("jpg") else 5
+            archive.addfile(info, io.BytesIO(JPEG if name.endswith("jpg") else b"a cat"))
+    data = bytearray(path.read_bytes())
+    data[2 * BLOCK : 2 * BLOCK + 8] = b"damaged!"
+    path.write_bytes(data)
+    keys, bads = outcome(path)
+    assert (keys, [reason for _, reason in bads]) == (["b"], ["FILE_BROKEN"])
 
 
 def test_every_single_byte_overwritten_is_survived(tmp_path):

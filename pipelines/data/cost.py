@@ -1,0 +1,221 @@
+"""What embedding costs before it is done: FLOPs of the encoders, GPU-hours, bytes of the shards.
+
+A model on the back of an envelope: 2 FLOPs a parameter and token, and attention's products, over
+what a GPU does at best times the share of it that is reached. Embeddings, norms and the time to
+decode pictures are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+SECONDS_AN_HOUR = 3600
+POOLED_BYTES = 2  # a value; pooled vectors are kept in fp16
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPU:
+    """Peak FLOP/s of dense matrix products, from NVIDIA's data sheets."""
+
+    bfloat16: float
+    float32: float
+    """Without TF32, as PyTorch multiplies by default."""
+
+
+GPUS = {
+    "A100": GPU(bfloat16=312e12, float32=19.5e12),
+    "H100": GPU(bfloat16=989.4e12, float32=66.9e12),  # SXM
+    "H200": GPU(bfloat16=989.4e12, float32=66.9e12),
+    "L4": GPU(bfloat16=121e12, float32=30.3e12),
+    "L40S": GPU(bfloat16=362e12, float32=91.6e12),
+    "RTX4090": GPU(bfloat16=165.2e12, float32=82.6e12),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumptions:
+    """What is taken for granted where nothing was measured. All are ours unless said otherwise."""
+
+    gpu: str = "H100"
+    """The spec's ``embedding.gpu``."""
+
+    utilisation: float = 0.4
+    """Share of the peak that is reached; the spec's ``embedding.utilisation``. PaLM reports 0.46
+    in training (arXiv:2204.02311); short captions reach less."""
+
+    t5_tokens: float = 24.0
+    """Of a caption, its end included: some 16 words, at 1.4 tokens a word."""
+
+    clip_tokens: float = 22.0
+    """The same words at 1.25 tokens, its start and end included."""
+
+    pair_bytes: float = 100e3
+    """Of a source pair: a JPEG of half a megapixel with its caption."""
+
+    png_bytes_a_pixel: float = 1.8
+    """Of 3: what PNG leaves of a photograph."""
+
+    jpeg_bytes_a_pixel: float = 0.6
+    """Quality 95 with its chroma whole."""
+
+    full_aspect: float = 4 / 3
+    """Long side over short one, of pictures that are kept whole."""
+
+
+ASSUMED = Assumptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """The size of an encoder's tower."""
+
+    layers: int
+    width: int
+    attention: int
+    """Heads times their width."""
+
+    feed_forward: int
+    matrices: int = 2
+    """Of the feed-forward part; 3 if it is gated."""
+
+    @property
+    def parameters(self) -> int:
+        """Of the matrices; the embedding table does not compute."""
+        inside = 4 * self.attention + self.matrices * self.feed_forward
+        return self.layers * self.width * inside
+
+    def flops(self, tokens: float) -> float:
+        """Of one sequence, forward: 2 a parameter and token, 4 for each pair of tokens."""
+        pairs = 4 * tokens**2 * self.attention * self.layers
+        return 2 * self.parameters * tokens + pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """The size of a CLIP."""
+
+    text: Transformer
+    vision: Transformer
+    image_tokens: int
+    """Patches, and one for the whole."""
+
+    dim: int
+    """Of the space that both towers project to."""
+
+
+def _t5(layers: int, width: int, heads: int, feed_forward: int) -> Transformer:
+    return Transformer(
+        layers=layers, width=width, attention=heads * 64, feed_forward=feed_forward, matrices=3
+    )
+
+
+T5_SIZES = {
+    "small": _t5(8, 512, 6, 1024),
+    "base": _t5(12, 768, 12, 2048),
+    "large": _t5(24, 1024, 16, 2816),
+    "xl": _t5(24, 2048, 32, 5120),
+    "xxl": _t5(24, 4096, 64, 10240),  # 4.76 B parameters with the table of 32,128 tokens
+}
+"""Encoders of T5 1.1, and of FLAN-T5, from their ``config.json``."""
+
+
+def t5_size(source: str) -> Transformer | None:
+    """Of a published T5 or a folder's; None if it is neither known nor there."""
+    file = Path(source) / "config.json"
+    if file.is_file():
+        c = json.loads(file.read_text())
+        gated = str(c.get("feed_forward_proj", "relu")).startswith("gated")
+        return Transformer(
+            layers=c["num_layers"],
+            width=c["d_model"],
+            attention=c["num_heads"] * c["d_kv"],
+            feed_forward=c["d_ff"],
+            matrices=3 if gated else 2,
+        )
+    family, _, size = source.rpartition("/")[2].rpartition("-")
+    return T5_SIZES.get(size) if family in ("t5-v1_1", "flan-t5") else None
+
+
+def clip_size(source: str) -> Clip | None:
+    """Of a CLIP that OpenCLIP describes, or a folder's; None if its towers are of other kinds."""
+    file = Path(source) / "open_clip_config.json"
+    if file.is_file():
+        config = json.loads(file.read_text())["model_cfg"]
+    elif (package := find_spec("open_clip")) and package.submodule_search_locations:
+        known = Path(package.submodule_search_locations[0], "model_configs", f"{source}.json")
+        if not known.is_file():
+            return None
+        config = json.loads(known.read_text())
+    else:
+        return None
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if not isinstance(vision.get("layers"), int) or "width" not in text:
+        return None
+    side = vision["image_size"]
+    patches = (side // vision["patch_size"]) ** 2 if isinstance(side, int) else None
+    if patches is None:
+        return None
+    return Clip(
+        text=_tower(text), vision=_tower(vision), image_tokens=patches + 1, dim=config["embed_dim"]
+    )
+
+
+def _tower(config: Mapping[str, Any]) -> Transformer:
+    width = config["width"]
+    return Transformer(
+        layers=config["layers"],
+        width=width,
+        attention=width,
+        feed_forward=int(width * config.get("mlp_ratio", 4)),
+    )
+
+
+def gpu_hours(flops: float, dtype: str, assumed: Assumptions = ASSUMED) -> float:
+    """Of one GPU; ``dtype`` is float32 or bfloat16."""
+    peak: float = getattr(GPUS[assumed.gpu], dtype)
+    return flops / (peak * assumed.utilisation) / SECONDS_AN_HOUR
+
+
+def t5_flops(size: Transformer, pairs: float, tokens: float) -> float:
+    return pairs * size.flops(tokens)
+
+
+def clip_flops(size: Clip, pairs: float, tokens: float) -> float:
+    """Of caption and picture."""
+    return pairs * (size.text.flops(tokens) + size.vision.flops(size.image_tokens))
+
+
+def caption_bytes(
+    t5_width: int, clip: Clip, tokens: Mapping[str, float], precision: str
+) -> dict[str, float]:
+    """Embedding → bytes of a pair's: tokens × width × the precision's."""
+    from pipelines.store.columns import token_bytes
+
+    return {
+        "t5": tokens["t5"] * token_bytes(t5_width, precision),
+        "clip_text": tokens["clip_text"] * token_bytes(clip.text.width, precision),
+        "pooled": 2.0 * clip.dim * POOLED_BYTES,
+    }
+
+
+def picture_bytes(
+    resolutions: list[int], full: list[int], pictures: str, assumed: Assumptions = ASSUMED
+) -> float:
+    """Of a pair's pictures, one for every stage."""
+    a_pixel = {"raw": 3.0, "png": assumed.png_bytes_a_pixel, "jpeg": assumed.jpeg_bytes_a_pixel}
+    pixels = sum(r * r * (assumed.full_aspect if r in full else 1.0) for r in resolutions)
+    return pixels * a_pixel[pictures]
+
+
+def gigabytes(size: float) -> str:
+    """Bytes as a number that can be read: kB to TB."""
+    if size >= 1e12:
+        return f"{size / 1e12:,.1f} TB"
+    if size >= 1e9:
+        return f"{size / 1e9:,.1f} GB"
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"

@@ -1,0 +1,246 @@
+"""What an embed node would do and cost, before it runs: for the plan.
+
+Reads listings, some Parquet footers and the version made last; nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from pipelines.data import cost
+from pipelines.data.folder import is_image
+from pipelines.data.pool import pool_of, shard_path
+from pipelines.data.shard import SourceShard
+from pipelines.plan import Plan, Verdict, folder_of
+from pipelines.spec import Embedding, Encoders
+from pipelines.store.artifacts import Store
+
+LOCAL_FOOTERS, REMOTE_FOOTERS = 256, 16
+"""As many are read as cost a second or so; the rest is reckoned from their bytes."""
+
+
+def ahead(plan: Plan, store: Store, sources: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Embed node that must run on the user's own data → what it will do and cost.
+
+    Args:
+        sources: as :func:`pipelines.sources.identify_all` found them.
+    """
+    found = {}
+    for name, verdict in plan.verdicts.items():
+        node = verdict.node
+        if node.kind == "embed" and not verdict.cached and node.name in sources:
+            encoders = node.inputs.get("encoders")
+            made = plan.verdicts[encoders].fingerprint if encoders else None
+            shards = sources[node.name]["listed"]
+            found[name] = _work(plan, store, verdict, shards, made)
+    return found
+
+
+def _work(
+    plan: Plan, store: Store, verdict: Verdict, shards: list[SourceShard], made: str | None
+) -> dict[str, Any]:
+    recipe = verdict.node.settings["recipe"]
+    pool = pool_of(recipe, made)
+    todo = _to_embed(store, pool, shards)
+    last = _last(store, verdict)
+    before = last.get("shards", {})
+    current = {s.name for s in shards}
+    work: dict[str, Any] = {
+        "pool": pool,
+        "source_shards": len(shards),
+        "to_embed": len(todo),
+        "compared": bool(before),
+        "new": sum(s.name not in before for s in todo),
+        "changed": sum(before.get(s.name, s.identity) != s.identity for s in todo),
+        "again": sum(before.get(s.name) == s.identity for s in todo),
+        "lost": last.get("pool") == pool,
+        "removed": len(before.keys() - current),
+    }
+    if not todo:
+        return work
+    read, how = _pairs(todo, last)
+    kept = last["rows"] / last["read"] if last.get("read") else 1.0
+    encoders = None if made else plan.spec.encoders
+    return work | _cost(read, kept, last, recipe, encoders, plan.spec.embedding) | {"pairs_by": how}
+
+
+def _to_embed(store: Store, pool: str, shards: list[SourceShard]) -> list[SourceShard]:
+    """Those that the pool has not. One without a single row has a ``.json`` alone."""
+    there = store.files(pool)
+
+    def is_there(shard: SourceShard) -> bool:
+        row, data = (
+            shard_path(pool, shard.name, shard.identity, ending).rpartition("/")[2]
+            for ending in ("json", "parquet")
+        )
+        if row not in there:
+            return False
+        return data in there or not store.read_json(f"{pool}/{row}")["rows"]
+
+    return [s for s in shards if not is_there(s)]
+
+
+def _last(store: Store, verdict: Verdict) -> dict[str, Any]:
+    """What the version made last of this name teaches; empty if there is none."""
+    from pipelines.store.dataset import FILE, Version
+
+    pointer = store.read_json(f"nodes/{verdict.node.id}.latest.json")
+    folder = folder_of(verdict.node, pointer["fingerprint"]) if pointer else ""
+    stats = store.read_json(f"{folder}/stats.json") if pointer else None
+    if stats is None or store.read(f"{folder}/{FILE}") is None:
+        return {}
+    try:
+        version = Version.open(store, folder)
+    except ValueError:  # of an older format
+        return {}
+    return {
+        "shards": dict(
+            zip(
+                version.table["name"].to_pylist(),
+                version.table["source_identity"].to_pylist(),
+                strict=True,
+            )
+        ),
+        "pool": stats["pool"],
+        "read": stats["read"],
+        "rows": stats["rows"],
+        "bytes": stats["bytes"],
+        "source_bytes": (pointer["settings"].get("source") or {}).get("bytes"),
+        "tokens": {
+            name: sum(int(length) * n for length, n in counts.items()) / stats["rows"]
+            for name, counts in stats["tokens"].items()
+        },
+        "recipe": {k: v for k, v in pointer["settings"]["recipe"].items() if k != "read"},
+    }
+
+
+def _pairs(todo: list[SourceShard], last: Mapping[str, Any]) -> tuple[float, str]:
+    """How many pairs some shards hold, and how that is known."""
+    size = sum(s.bytes for s in todo)
+    if pictures := sum(is_image(path) for s in todo for path in s.files):
+        return pictures, "pictures listed"
+    if todo[0].path.lower().endswith((".parquet", ".pq")):
+        most = LOCAL_FOOTERS if todo[0].place.is_local else REMOTE_FOOTERS
+        asked = todo[:: -(-len(todo) // most)]
+        with ThreadPoolExecutor(16) as pool:
+            read = [(s, n) for s, n in zip(asked, pool.map(_footer, asked)) if n is not None]
+        if bytes_read := sum(s.bytes for s, _ in read):
+            rows = sum(n for _, n in read)
+            if len(read) == len(todo):
+                return rows, "from the Parquet footers"
+            return rows * size / bytes_read, f"from {len(read)} of {len(todo):,} Parquet footers"
+    if last.get("source_bytes") and last.get("read"):
+        mean = last["source_bytes"] / last["read"]
+        return size / mean, f"at {mean / 1e3:,.1f} kB a pair, as before"
+    mean = cost.ASSUMED.pair_bytes
+    return size / mean, f"at {mean / 1e3:,.0f} kB a pair, assumed"
+
+
+def _footer(shard: SourceShard) -> int | None:
+    """Rows of a Parquet file; None if it is damaged, which embedding will say."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with shard.place.open(shard.path) as file:
+            return int(pq.read_metadata(file).num_rows)
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _cost(
+    read: float,
+    kept: float,
+    last: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    encoders: Encoders | None,
+    embedding: Embedding,
+) -> dict[str, Any]:
+    """Bytes and GPU-hours; None for what an encoder of unknown size makes unknown."""
+    assumed = replace(cost.ASSUMED, gpu=embedding.gpu, utilisation=embedding.utilisation)
+    tokens = last.get("tokens") or {"t5": assumed.t5_tokens, "clip_text": assumed.clip_tokens}
+    t5 = cost.t5_size(encoders.t5) if encoders else None
+    clip = cost.clip_size(encoders.clip) if encoders else None
+    rows = read * kept
+    a_pair: float | None = None
+    if last and last["recipe"] == {k: v for k, v in recipe.items() if k != "read"}:
+        a_pair = last["bytes"] / last["rows"]
+    elif t5 and clip:
+        packing = recipe["packing"]
+        texts = cost.caption_bytes(t5.width, clip, tokens, packing["precision"])
+        pictures = (recipe["resolutions"], recipe["full"], packing["pictures"])
+        a_pair = sum(texts.values()) + cost.picture_bytes(*pictures, assumed)
+    hours: dict[str, float | None] = {"t5": None, "clip": None}
+    captions = max(read, rows)  # a picture may have several
+    if encoders and t5:
+        flops = cost.t5_flops(t5, captions, tokens["t5"])
+        hours["t5"] = cost.gpu_hours(flops, encoders.t5_dtype, assumed)
+    if clip:
+        flops = cost.clip_flops(clip, captions, tokens["clip_text"])
+        hours["clip"] = cost.gpu_hours(flops, "float32", assumed)
+    return {
+        "pairs": round(read),
+        "kept": kept,
+        "tokens": {name: round(n, 2) for name, n in tokens.items()},
+        "measured": bool(last),
+        "bytes_a_pair": a_pair and round(a_pair),
+        "bytes": a_pair and round(a_pair * rows),
+        "gpu_hours": hours,
+        "gpu": assumed.gpu,
+        "utilisation": assumed.utilisation,
+        "t5_dtype": encoders and encoders.t5_dtype,
+    }
+
+
+def lines(work: Mapping[str, Any]) -> list[str]:
+    """The same in words, a line for the shards, the rows and the GPUs."""
+    few = f"{work['to_embed']:,} of {work['source_shards']:,} shards to embed"
+    again = "whose files are lost" if work["lost"] else "by a new recipe"
+    told = [
+        f"{work[what]:,} {words}"
+        for what, words in (("new", "new"), ("changed", "changed"), ("again", again))
+        if work[what]
+    ]
+    if not work["to_embed"]:
+        told = ["all are in the pool"]
+    gone = f"; {work['removed']:,} removed" if work["removed"] else ""
+    if not work["compared"] and work["to_embed"]:
+        told = []  # all are new where nothing was before
+    found = [(f"{few}: {', '.join(told)}" if told else few) + gone]
+    if not work["to_embed"]:
+        return found
+    tokens = work["tokens"]
+    source = "as before" if work["measured"] else "assumed"
+    size = work["bytes"]
+    space = f"about {cost.gigabytes(size)} of shards" if size else "shards of unknown size"
+    share = f", {work['kept'] * 100:.1f} % of them kept as before" if work["kept"] < 1 else ""
+    found.append(f"{work['pairs']:,} pairs ({work['pairs_by']}{share})")
+    found.append(
+        f"{space}, at {tokens['t5']:.0f} T5 and {tokens['clip_text']:.0f} CLIP tokens a "
+        f"caption ({source})"
+    )
+    hours = work["gpu_hours"]
+    known = [
+        f"{name} {_hours(hours[role])} ({dtype})"
+        for role, name, dtype in (("t5", "T5", work["t5_dtype"]), ("clip", "CLIP", "float32"))
+        if hours[role] is not None
+    ]
+    if known:
+        found.append(
+            f"{', '.join(known)} of one {work['gpu']} at {work['utilisation'] * 100:.0f} % "
+            "of its peak"
+        )
+    unknown = [name for role, name in (("t5", "T5"), ("clip", "CLIP")) if hours[role] is None]
+    if unknown:
+        found.append(f"no GPU-hours for {' and '.join(unknown)}: of a size not known here")
+    return found
+
+
+def _hours(hours: float) -> str:
+    if hours < 0.1:
+        minutes = hours * 60
+        return f"about {minutes:.1f} GPU-minutes" if minutes >= 0.1 else "less than 0.1 GPU-minutes"
+    return f"about {hours:,.1f} GPU-hours" if hours < 100 else f"about {hours:,.0f} GPU-hours"

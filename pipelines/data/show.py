@@ -1,0 +1,200 @@
+"""A version's pictures with their captions, as one picture to look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from pipelines.store import columns
+from pipelines.store.dataset import Version
+from pipelines.store.shard_file import ShardFiles
+from pipelines.store.shards import pixels_at
+
+SIDE, GAP, MARGIN = 288, 24, 32  # pixels
+CAPTION, KEY, TITLE = 17, 12, 20  # heights of the letters
+LINES = 5
+INK, FAINT, EDGE = "#1c1c1e", "#8e8e93", "#e5e5ea"
+
+FAMILIES = (
+    "DejaVu Sans",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Noto Sans",
+    "WenQuanYi Zen Hei",
+    "Arial Unicode MS",
+)
+"""The first that has all letters of a caption writes it; matplotlib brings DejaVu."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    key: str
+    caption: str
+    picture: Any
+    """PIL."""
+
+
+def spread(rows: int, n: int) -> list[int]:
+    """Row numbers, each from the middle of an equal part."""
+    n = min(n, rows)
+    return [(2 * i + 1) * rows // (2 * n) for i in range(n)]
+
+
+def pairs(version: Version, resolution: int, n: int) -> list[Pair]:
+    """Some of a stage's rows; the same ones whenever asked.
+
+    Raises:
+        ValueError: No picture of this resolution is there, or a shard is not.
+    """
+    usable = version.usable(resolution)
+    starts = np.concatenate([[0], np.cumsum(usable)])
+    if not starts[-1]:
+        raise ValueError(f"{version.store.full(version.folder)} has no picture of {resolution}")
+    files, packing, name = ShardFiles(version), version.header.packing, pixels_at(resolution)
+    full = resolution in packing.full
+    wanted = [name, *((f"{name}_height", f"{name}_width") if full else ())]
+    strings = lru_cache(maxsize=4)(files.strings)
+    found = []
+    for number in spread(int(starts[-1]), n):
+        shard = int(np.searchsorted(starts, number, "right")) - 1
+        row = number - int(starts[shard])
+        group, at = divmod(row, packing.row_group_rows)
+        values = files.read(shard, group, wanted)
+        size = (resolution, resolution)
+        if full:
+            size = (
+                int(values.numbers[f"{name}_height"][at]),
+                int(values.numbers[f"{name}_width"][at]),
+            )
+        pixels = columns.decoded(values.value(name, at), packing.pictures, size)
+        key, caption = (strings(shard, column)[row] for column in ("key", "caption"))
+        found.append(Pair(key, caption, Image.fromarray(np.ascontiguousarray(pixels))))
+    return found
+
+
+def grid(found: list[Pair], title: str) -> Any:
+    """A PIL picture: the title, and under every picture its caption and its key."""
+    across = columns_for(len(found))
+    rows = [found[i : i + across] for i in range(0, len(found), across)]
+    texts = [[wrapped(p.caption, font_for(p.caption), SIDE, LINES) for p in row] for row in rows]
+    line = CAPTION + 6
+    heights = [SIDE + 12 + line * max(map(len, row)) + KEY + 10 + GAP for row in texts]
+    top = MARGIN + TITLE + GAP
+    width = max(2 * MARGIN + across * (SIDE + GAP) - GAP, 2 * MARGIN + 2 * SIDE + GAP)
+    canvas = Image.new("RGB", (width, top + sum(heights) + MARGIN - GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+    heading = font("DejaVu Sans", TITLE)
+    [shown] = wrapped(title, heading, width - 2 * MARGIN, 1)
+    draw.text((MARGIN, MARGIN - 4), shown, INK, heading)
+    for row, captions, height in zip(rows, texts, heights, strict=True):
+        for i, (pair, lines) in enumerate(zip(row, captions, strict=True)):
+            x, y = MARGIN + i * (SIDE + GAP), top
+            _place(canvas, draw, pair.picture, x, y)
+            y += SIDE + 12
+            for text in lines:
+                draw.text((x, y), text, INK, font_for(pair.caption))
+                y += line
+            small = font("DejaVu Sans Mono", KEY)
+            draw.text((x, y + 2), shortened(pair.key, small, SIDE), FAINT, small)
+        top += height
+    return canvas
+
+
+def columns_for(n: int) -> int:
+    """About as many as rows, or a few more where that leaves fewer gaps."""
+    root = math.ceil(math.sqrt(n))
+    return min(range(root, max(root, round(root * 1.5)) + 1), key=lambda across: -n % across)
+
+
+def _place(canvas: Any, draw: Any, picture: Any, x: int, y: int) -> None:
+    """Whole, as large as fits; few pixels are shown as the squares they are."""
+    scale = SIDE / max(picture.size)
+    size = [max(1, round(side * scale)) for side in picture.size]
+    how = Image.Resampling.NEAREST if scale >= 8 else Image.Resampling.LANCZOS
+    left, above = x, y + SIDE - size[1]  # beside its caption
+    canvas.paste(picture.resize(size, how), (left, above))
+    draw.rectangle((left - 1, above - 1, left + size[0], above + size[1]), outline=EDGE)
+
+
+@cache
+def font(family: str, height: int) -> Any:
+    from matplotlib import font_manager
+
+    return ImageFont.truetype(font_manager.findfont(family), height)
+
+
+@cache
+def _letters(family: str) -> frozenset[int] | None:
+    """The characters of an installed family; None if it is not there."""
+    from matplotlib import font_manager, ft2font
+
+    try:
+        path = font_manager.findfont(family, fallback_to_default=False)
+    except ValueError:
+        return None
+    return frozenset(ft2font.FT2Font(path).get_charmap())
+
+
+def font_for(caption: str) -> Any:
+    """Of the installed families the first that lacks fewest of the caption's letters."""
+    return font(_best(caption)[0], CAPTION)
+
+
+def lacking(found: list[Pair]) -> int:
+    """Captions with letters that no font here has: drawn as empty boxes."""
+    return sum(_best(p.caption)[1] > 0 for p in found)
+
+
+def _best(caption: str) -> tuple[str, int]:
+    """A family, and how many of the caption's letters it lacks."""
+    letters = {ord(c) for c in caption if not c.isspace()}
+    lacks = {f: len(letters - had) for f in FAMILIES if (had := _letters(f)) is not None}
+    best = min(lacks, key=lambda f: lacks[f])
+    return best, lacks[best]
+
+
+def wrapped(text: str, font: Any, width: int, most: int) -> list[str]:
+    """Lines that fit; a word that alone is too long is broken, what is too much ends in …"""
+    lines, line = [], ""
+    for word in text.split() or [""]:
+        tried = f"{line} {word}" if line else word
+        if font.getlength(tried) <= width:
+            line = tried
+            continue
+        if line:
+            lines.append(line)
+        line = word
+        while font.getlength(line) > width:
+            fit = _fitting(line, lambda part: font.getlength(part) <= width)
+            lines.append(line[:fit])
+            line = line[fit:]
+        if len(lines) > most:
+            break
+    lines.append(line)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], shortened(f"{lines[most - 1]} …", font, width)]
+    return lines
+
+
+def shortened(text: str, font: Any, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    text = text.rstrip(" …")
+    text = text[: _fitting(text, lambda part: font.getlength(f"{part} …") <= width)]
+    whole = text.rpartition(" ")[0]  # a word in half only where there is no other
+    return f"{whole} …" if len(whole) > len(text) // 2 else f"{text.rstrip()}…"
+
+
+def _fitting(text: str, fits: Callable[[str], bool]) -> int:
+    """How many of the first characters fit; at least one."""
+    low, high = 1, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(text[:middle]) else (low, middle - 1)
+    return low

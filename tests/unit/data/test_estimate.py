@@ -1,0 +1,212 @@
+"""What the plan says of an embed node before it runs."""
+
+import json
+import random
+
+import embedded
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from pipelines import cli, plan, plan_view, sources
+from pipelines.data import estimate
+from pipelines.data.pool import pool_of
+from pipelines.data.sources import list_shards
+from pipelines.spec import Spec
+from pipelines.store.artifacts import Store
+
+STAGES = {
+    "base": {
+        "resolution": 64,
+        "network": {"preset": "base64"},
+        "training": {"batch": 64},
+        "experts": {"E0_0": {"images": 640}},
+        "ensemble": ["E0_0"],
+    }
+}
+
+
+def parquet(folder, name, rows, said="a fox"):
+    folder.mkdir(exist_ok=True)
+    noise = random.Random(rows)  # Parquet would make little of equal pictures
+    table = {
+        "image": [noise.randbytes(5000) for _ in range(rows)],
+        "caption": [f"{said} {i}" for i in range(rows)],
+    }
+    pq.write_table(pa.table(table), folder / name)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Four files of 10, 20, 30 and 40 rows to train on, one of 5 to validate on."""
+    for i in range(4):
+        parquet(tmp_path / "train", f"{i}.parquet", 10 * (i + 1))
+    parquet(tmp_path / "validation", "0.parquet", 5)
+    return tmp_path
+
+
+def spec_of(data, /, **changes):
+    splits = {split: {"path": str(data / split)} for split in ("train", "validation")}
+    raw = {
+        "name": "mine",
+        "storage": str(data / "store"),
+        "data": splits,
+        "encoders": {"t5_dtype": "bfloat16"},
+        "stages": STAGES,
+    }
+    return Spec.model_validate(raw | changes)
+
+
+def planned(data, /, **changes):
+    spec, store = spec_of(data, **changes), Store.at(str(data / "store"))
+    found = sources.identify_all(spec)
+    made = plan.make(spec, store, found)
+    return made, estimate.ahead(made, store, found)
+
+
+def embed(data, made):
+    """Every shard of train in the pool, and a version of them."""
+    settings = made.verdicts["embed/train"].node.settings
+    source = made.spec.data.train
+    job = embedded.job(Store.at(str(data / "store")), pool_of(settings["recipe"], None))
+    facts = [embedded.embed(job, s, ["a red fox"] * 8) for s in list_shards(source)]
+    embedded.version(job, facts, settings=json.loads(json.dumps(settings)))
+
+
+def test_nothing_is_there_yet(data):
+    _, work = planned(data)
+    train = work["embed/train"]
+    assert (train["source_shards"], train["to_embed"], train["pairs"]) == (4, 4, 100)
+    # 24 T5 tokens of 4096, 22 of CLIP's 768, two pooled vectors, 64² pixels in PNG
+    assert train["bytes_a_pair"] == round(196_608 + 33_792 + 3_072 + 64 * 64 * 1.8)
+    assert train["bytes"] == pytest.approx(100 * train["bytes_a_pair"], rel=1e-4)
+    assert train["gpu_hours"]["t5"] == pytest.approx(156.2 * 100 / 1e9, rel=1e-3)
+    assert work["embed/validation"]["pairs"] == 5
+    assert estimate.lines(train) == [
+        "4 of 4 shards to embed",
+        "100 pairs (from the Parquet footers)",
+        "about 24.1 MB of shards, at 24 T5 and 22 CLIP tokens a caption (assumed)",
+        "T5 less than 0.1 GPU-minutes (bfloat16), CLIP less than 0.1 GPU-minutes (float32) of one "
+        "H100 at 40 % of its peak",
+    ]
+
+
+def test_only_what_is_new_or_changed_is_embedded(data):
+    embed(data, planned(data)[0])
+    parquet(data / "train", "4.parquet", 7)
+    parquet(data / "train", "5.parquet", 9)
+    parquet(data / "train", "1.parquet", 20, said="another fox")
+    (data / "train" / "0.parquet").unlink()
+    train = planned(data)[1]["embed/train"]
+    assert {k: train[k] for k in ("to_embed", "new", "changed", "again", "removed")} == {
+        "to_embed": 3,
+        "new": 2,
+        "changed": 1,
+        "again": 0,
+        "removed": 1,
+    }
+    assert train["pairs"] == 7 + 9 + 20
+    assert train["tokens"] == {"t5": 3.0, "clip_text": 5.0}  # those of the version before
+    assert estimate.lines(train)[0] == "3 of 5 shards to embed: 2 new, 1 changed; 1 removed"
+
+
+def test_a_removed_shard_alone_costs_nothing(data):
+    embed(data, planned(data)[0])
+    (data / "train" / "0.parquet").unlink()
+    train = planned(data)[1]["embed/train"]
+    assert estimate.lines(train) == ["0 of 3 shards to embed: all are in the pool; 1 removed"]
+
+
+def test_a_lost_shard_is_embedded_again(data):
+    made, _ = planned(data)
+    embed(data, made)
+    lost = min((data / "store" / "embeddings").rglob("*.parquet"))
+    lost.unlink()
+    train = planned(data)[1]["embed/train"]
+    assert estimate.lines(train)[0] == "1 of 4 shards to embed: 1 whose files are lost"
+
+
+def test_another_recipe_embeds_all_again(data):
+    embed(data, planned(data)[0])
+    train = planned(data, embedding={"precision": "int8"})[1]["embed/train"]
+    assert (train["to_embed"], train["again"]) == (4, 4)
+    assert estimate.lines(train)[0] == "4 of 4 shards to embed: 4 by a new recipe"
+    # not the old version's bytes, but its tokens: 3 of T5's 4096 + 4, 5 of CLIP's 768 + 4
+    assert train["bytes_a_pair"] == round(3 * 4100 + 5 * 772 + 3_072 + 64 * 64 * 1.8)
+
+
+def test_a_sample_of_footers_does_for_many_files(data, monkeypatch):
+    monkeypatch.setattr(estimate, "LOCAL_FOOTERS", 2)
+    train = planned(data)[1]["embed/train"]
+    assert train["pairs_by"] == "from 2 of 4 Parquet footers"
+    assert train["pairs"] == pytest.approx(100, rel=0.05)
+
+
+def test_a_folders_pictures_are_counted_and_a_tars_guessed(data, tmp_path):
+    for split in ("pictures", "tars"):
+        (tmp_path / split).mkdir()
+    for i in range(3):
+        (tmp_path / "pictures" / f"{i}.png").write_bytes(b"x")
+        (tmp_path / "pictures" / f"{i}.txt").write_text("a fox")
+    (tmp_path / "tars" / "0.tar").write_bytes(bytes(1_000_000))
+    both = {"train": {"path": str(tmp_path / "pictures")}}
+    both["validation"] = {"path": str(tmp_path / "tars")}
+    _, work = planned(data, data=both)
+    found = {name: (w["pairs"], w["pairs_by"]) for name, w in work.items()}
+    assert found["embed/train"] == (3, "pictures listed")
+    assert found["embed/validation"] == (10, "at 100 kB a pair, assumed")
+
+
+def test_the_spec_names_the_gpu(data):
+    made, work = planned(data, embedding={"gpu": "A100", "utilisation": 0.2})
+    hours = work["embed/train"]["gpu_hours"]["t5"]
+    assert hours == pytest.approx(156.2 * 100 / 1e9 * (989.4 / 312) * 2, rel=1e-3)
+    assert made.fingerprint == planned(data)[0].fingerprint  # it changes no result
+    with pytest.raises(ValueError, match="'A1000' is unknown; there are A100, H100"):
+        spec_of(data, embedding={"gpu": "A1000"})
+
+
+def test_an_encoder_of_unknown_size_is_said_to_be(data):
+    train = planned(data, encoders={"t5": "their/encoder"})[1]["embed/train"]
+    assert (train["gpu_hours"]["t5"], train["bytes"]) == (None, None)
+    lines = estimate.lines(train)
+    assert lines[-1] == "no GPU-hours for T5: of a size not known here"
+    assert lines[2].startswith("shards of unknown size, at 24 T5")
+
+
+def test_a_billion_pairs_are_reckoned_with(data):
+    made, work = planned(data)
+    recipe, spec = made.verdicts["embed/train"].node.settings["recipe"], made.spec
+    many = estimate._cost(1e9, 1.0, {}, recipe, spec.encoders, spec.embedding)
+    lines = estimate.lines(work["embed/train"] | many | {"pairs_by": "assumed"})
+    assert lines[1:] == [
+        "1,000,000,000 pairs (assumed)",
+        "about 240.8 TB of shards, at 24 T5 and 22 CLIP tokens a caption (assumed)",
+        "T5 about 156 GPU-hours (bfloat16), CLIP about 1,718 GPU-hours (float32) of one H100 at "
+        "40 % of its peak",
+    ]
+
+
+def test_a_damaged_file_is_left_to_the_run(data):
+    (data / "train" / "4.parquet").write_bytes(b"PAR1 and no more")
+    assert planned(data)[1]["embed/train"]["to_embed"] == 5
+
+
+def test_the_plan_shows_it(data):
+    made, work = planned(data)
+    lines = plan_view.text(made, work).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("run    embed/train"))
+    assert lines[at + 1].strip() == "4 of 4 shards to embed"
+    nodes = {n["id"]: n for n in plan_view.data(made, work)["nodes"]}
+    assert nodes["embed/train"]["work"] == work["embed/train"]
+    assert "work" not in nodes["train/base/E0_0"]
+
+
+def test_the_command_prints_the_same_numbers(data):
+    spec = data / "mine.yaml"
+    spec.write_text(json.dumps(spec_of(data).model_dump(exclude_unset=True)))
+    said = CliRunner().invoke(cli.app, ["plan", str(spec), "--json"])
+    nodes = {n["id"]: n for n in json.loads(said.output)["nodes"]}
+    assert nodes["embed/train"]["work"] == planned(data)[1]["embed/train"]
+    assert not (data / "store").exists()  # it only looks

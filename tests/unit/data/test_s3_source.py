@@ -1,0 +1,66 @@
+"""A data set in a bucket whose server fails: the same rows, and none lost to it."""
+
+import pytest
+from dirty import source_at
+from s3 import KINDS
+from test_formats import FORMATS
+
+from pipelines import remote
+from pipelines.data.places import find
+from pipelines.data.sources import list_shards, read_shard
+from pipelines.steps.embed_stages import READ_ATTEMPTS
+from pipelines.store.artifacts import Store
+
+
+@pytest.fixture
+def bucket(s3, monkeypatch, tmp_path):
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
+    return Store.open(f"s3://bucket/{tmp_path.name}")
+
+
+def read_as_embedding_does(source, shard):
+    for attempt in range(READ_ATTEMPTS):
+        try:
+            return list(read_shard(source, shard))
+        except Exception as error:
+            assert isinstance(error, OSError) or remote.is_transient(error)
+            assert attempt + 1 < READ_ATTEMPTS
+    return []
+
+
+@pytest.mark.parametrize("write", FORMATS)
+def test_a_bad_day_costs_no_row(tmp_path, bucket, s3, write):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder)
+    bucket.put_folder(folder, "data")
+    source = source_at(f"{bucket.root}/data")
+    shards = list_shards(source)
+    assert [(s.name, s.bytes) for s in shards] == [
+        (s.name, s.bytes) for s in list_shards(source_at(folder))
+    ]
+    here = list_shards(source_at(folder))
+    for shard, local in zip(shards, here, strict=True):
+        want = list(read_shard(source, local))
+        for kind in KINDS:
+            s3.faults.next = [kind]
+            assert read_as_embedding_does(source, shard) == want
+    assert s3.faults.done.total() == len(KINDS) * len(shards)
+
+
+def test_one_file_is_found_on_a_bad_day(bucket, s3):
+    bucket.write("data/a.parquet", b"1234")
+    for kind in KINDS:
+        s3.faults.next = [kind]
+        place, [file] = find(f"{bucket.root}/data/a.parquet")
+        assert (place.folder, file.path, file.bytes) == (f"{bucket.root}/data", "a.parquet", 4)
+
+
+def test_a_picture_that_cannot_be_had_now_is_no_bad_row(bucket, s3, monkeypatch):
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    bucket.write("data/a.jpg", b"1234")
+    place, _ = find(f"{bucket.root}/data")
+    assert place.fetch("a.jpg") == b"1234"
+    s3.faults.rate, s3.faults.kinds = 1.0, ("503",)
+    with pytest.raises(remote.StorageError, match="2 attempts failed"):
+        place.fetch("a.jpg")

@@ -1,0 +1,46 @@
+"""What a running node's line says."""
+
+import pytest
+
+from pipelines import console
+from pipelines.console import Console
+
+
+@pytest.fixture
+def at(monkeypatch):
+    """``at(seconds)`` sets the clock."""
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, 100.0 + seconds)
+
+
+def test_an_embedding_job_says_rows_bytes_and_what_is_left(at, capsys):
+    shown = Console()
+    shown.state("embed/train", "running")
+    shown.report("embed/train", _row(2, rows=200, size=4e9))  # from an earlier run: no speed
+    assert "left" not in shown.line("embed/train")
+    at(60)
+    shown.report("embed/train", _row(12, rows=6200, size=24e9))
+    assert shown.line("embed/train").split("  ")[-5:] == [
+        "12/128 shards",
+        "6,200 rows",
+        "24.0 GB",
+        "100 rows/s",
+        "11:36 left",
+    ]
+    capsys.readouterr()
+    shown.tick()  # no terminal here: a plain line
+    assert capsys.readouterr().out.startswith("[ 1:00] embed/train")
+
+
+def test_a_training_node_counts_images(at):
+    shown = Console()
+    shown.state("train/base/E0_0", "running")
+    shown.report("train/base/E0_0", {"done": 0, "of": 640, "unit": "images"})
+    at(2)
+    shown.report("train/base/E0_0", {"done": 64, "of": 640, "unit": "images", "loss": 0.5})
+    assert shown.line("train/base/E0_0").endswith("loss 0.5000  32 images/s  0:18 left")
+
+
+def _row(done, *, rows, size):
+    return {"done": done, "of": 128, "unit": "shards", "rows": rows, "bytes": int(size)}
