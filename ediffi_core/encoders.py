@@ -1,14 +1,17 @@
-"""The frozen encoders: T5 for text, CLIP for text and pictures. By name, or from a local folder.
+"""The frozen encoders: T5 for text (or another text encoder), CLIP for text and pictures.
+
+By name, or from a local folder.
 
 The one module that imports transformers and open_clip, and only when an encoder is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,22 +20,24 @@ from ediffi_core.checkpoint import weights_sha256
 from ediffi_core.conditioning import Conditioning, EmbeddingSpec
 from ediffi_core.control import TokenSpans
 
-MAX_T5_TOKENS = 256
+Kind = Literal["sequence", "pooled"]
+
+MAX_TOKENS = 256
 BATCH_TOKENS = 8192
 """Tokens encoded together, padding counted: what bounds an encoder's memory."""
 
 
-class T5:
-    """T5's encoder: ``google/t5-v1_1-xxl``, or any folder in the Hugging Face format."""
+class TextEncoder:
+    """A text encoder in the Hugging Face format, by name or folder: T5, mT5, ByT5, BERT …"""
 
     def __init__(self, source: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32):
-        from transformers import AutoTokenizer, T5EncoderModel
+        from transformers import AutoModelForTextEncoding, AutoTokenizer
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
-        self.model: Any = T5EncoderModel.from_pretrained(source, dtype=dtype)
+        self.model: Any = AutoModelForTextEncoding.from_pretrained(source, dtype=dtype)
         self.model.eval().requires_grad_(False).to(device)
         self.device = device
-        self.dim: int = self.model.config.d_model
+        self.dim: int = self.model.config.hidden_size
 
     @cached_property
     def sha256(self) -> str:
@@ -46,7 +51,7 @@ class T5:
         Captions of like length are encoded together, and equal ones once.
         """
         unique = list(dict.fromkeys(captions))
-        ids = self.tokenizer(unique, truncation=True, max_length=MAX_T5_TOKENS).input_ids
+        ids = self.tokenizer(unique, truncation=True, max_length=MAX_TOKENS).input_ids
         found: dict[str, Tensor] = {}
         for rows in by_length([len(i) for i in ids], batch_tokens):
             batch = self.tokenizer.pad({"input_ids": [ids[r] for r in rows]}, return_tensors="pt")
@@ -57,15 +62,23 @@ class T5:
                 found[unique[row]] = states[: len(ids[row])].clone()
         return [found[caption] for caption in captions]
 
+    def pooled(self, captions: Sequence[str], *, batch_tokens: int = BATCH_TOKENS) -> list[Tensor]:
+        """One ``[dim]`` vector a caption: the mean of its tokens."""
+        return [tokens.mean(dim=0) for tokens in self.text(captions, batch_tokens=batch_tokens)]
+
     def spans(self, prompts: Sequence[str]) -> list[TokenSpans]:
         """Where each token of :meth:`text` stands in its prompt; (0, 0) for the end token."""
         batch = self.tokenizer(
-            list(prompts), truncation=True, max_length=MAX_T5_TOKENS, return_offsets_mapping=True
+            list(prompts), truncation=True, max_length=MAX_TOKENS, return_offsets_mapping=True
         )
         return [
             TokenSpans(prompt, [_without_space(prompt, *span) for span in spans])
             for prompt, spans in zip(prompts, batch.offset_mapping, strict=True)
         ]
+
+
+class T5(TextEncoder):
+    """The paper's first: ``google/t5-v1_1-xxl``."""
 
 
 class CLIP:
@@ -95,12 +108,6 @@ class CLIP:
     def sha256(self) -> str:
         """Of the weights, as they are loaded."""
         return weights_sha256(self.model.state_dict())
-
-    @property
-    def side(self) -> int:
-        """Of the square pictures that it looks at."""
-        size = self.model.visual.image_size
-        return int(size[0] if isinstance(size, (tuple, list)) else size)
 
     @torch.inference_mode()
     def text(
@@ -160,6 +167,20 @@ class CLIP:
         return torch.nn.functional.normalize(pooled.float(), dim=1).cpu()
 
 
+def clip_side(source: str) -> int:
+    """Side of the pictures that a CLIP looks at, from its description alone."""
+    import open_clip
+
+    if Path(source).is_dir():
+        config = json.loads((Path(source) / "open_clip_config.json").read_text())["model_cfg"]
+    else:
+        config = open_clip.get_model_config(source)
+        if config is None:
+            raise ValueError(f"{source!r} is neither a folder nor a model that OpenCLIP knows")
+    size = config["vision_cfg"]["image_size"]
+    return int(size[0] if isinstance(size, list | tuple) else size)
+
+
 def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Numbers of texts in batches of like length, none of which pads to more than the budget."""
     batch: list[int] = []
@@ -207,13 +228,27 @@ def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
-def encode_prompts(t5: T5, clip: CLIP, prompts: Sequence[str]) -> Conditioning:
-    """Prompts → conditioning for sampling; no picture, so CLIP's image embedding is absent."""
-    t5_tokens, t5_mask = pad(t5.text(prompts))
-    sequences, pooled = clip.text(prompts)
-    clip_tokens, clip_mask = pad(sequences)
+def encode_prompts(
+    t5: T5,
+    clip: CLIP,
+    prompts: Sequence[str],
+    more: Mapping[str, tuple[TextEncoder, Kind]] | None = None,
+) -> Conditioning:
+    """Prompts → conditioning for sampling; no picture, so CLIP's image embedding is absent.
+
+    Args:
+        more: further encoders: the embedding's name → encoder, and which embedding of it.
+    """
+    clip_tokens, pooled = clip.text(prompts)
+    sequences = {"clip_text": pad(clip_tokens), "t5": pad(t5.text(prompts))}
+    vectors = {"clip_text_pooled": pooled, "clip_image": torch.zeros(len(prompts), clip.dim)}
+    for name, (encoder, kind) in (more or {}).items():
+        if kind == "sequence":
+            sequences[name] = pad(encoder.text(prompts))
+        else:
+            vectors[name] = torch.stack(encoder.pooled(prompts))
     return Conditioning(
-        {"clip_text": clip_tokens, "t5": t5_tokens},
-        {"clip_text": clip_mask, "t5": t5_mask},
-        {"clip_text_pooled": pooled, "clip_image": torch.zeros(len(prompts), clip.dim)},
+        {name: tokens for name, (tokens, _) in sequences.items()},
+        {name: mask for name, (_, mask) in sequences.items()},
+        vectors,
     )

@@ -17,6 +17,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data", help="Looks at embedded data sets: numbers and pictures.")
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The pipeline's YAML.")]
 Storage = Annotated[str | None, typer.Option(help="Folder or URL of the store; else the spec's.")]
@@ -24,26 +26,32 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 DEFAULT_STORAGE = "ediffi-store"
 
 
-def opened(spec_path: Path, storage: str | None) -> tuple[Any, Any, Any]:
-    """Spec, store and plan."""
-    from pipelines import plan, sources, spec
+def opened(spec_path: Path, storage: str | None) -> tuple[Any, Any, Any, Any]:
+    """Spec, store, plan, and the sources it was made for."""
+    from pipelines import plan, remote, sources, spec
     from pipelines.store.artifacts import Store
 
     loaded = spec.load(spec_path)
-    store = Store.at(storage or loaded.storage)
-    return loaded, store, plan.make(loaded, store, sources.identify_all(loaded))
+    remote.use(loaded.s3.variables())
+    store = Store.at(storage or loaded.storage).greet()
+    found = sources.identify_all(loaded)
+    return loaded, store, plan.make(loaded, store, found), found
 
 
 @app.command(name="plan", epilog="Example:  ediffi plan pipelines/specs/demo.yaml")
 def show_plan(spec: SpecPath, storage: Storage = None, as_json: AsJson = False) -> None:
     """Says what a run would do, and why.
 
-    Every node: what it waits for, its σ interval, the images to train, cached or why not.
+    Every node: what it waits for, its σ interval, the images to train, cached or why not; and of
+    your own data what is still to embed, and what that will cost.
     """
     from pipelines import plan_view
+    from pipelines.data import estimate
 
-    _, _, made = opened(spec, storage)
-    typer.echo(json.dumps(plan_view.data(made), indent=1) if as_json else plan_view.text(made))
+    _, store, made, sources = opened(spec, storage)
+    work = estimate.ahead(made, store, sources)
+    shown = json.dumps(plan_view.data(made, work), indent=1) if as_json else None
+    typer.echo(shown or plan_view.text(made, work))
 
 
 @app.command(epilog="Example:  ediffi run pipelines/specs/demo.yaml")
@@ -52,10 +60,11 @@ def run(spec: SpecPath, storage: Storage = None) -> None:
     from pipelines import tree_view
     from pipelines.console import Console
     from pipelines.lineage import Lineage
+    from pipelines.remote import StorageError
     from pipelines.run import Runner, begin, only_driver, reason
     from pipelines.store.artifacts import Store
 
-    loaded, store, made = opened(spec, storage)
+    loaded, store, made, _ = opened(spec, storage)
     store = Store.open(store.root)
     with only_driver(store, loaded.name), Console() as console:
         execution = begin(made, store)
@@ -75,13 +84,14 @@ def run(spec: SpecPath, storage: Storage = None) -> None:
         console.say("finishing the MLflow record")
         lineage.close(execution.state, runner.manifests)
         execution.save(store)
-        console.say(f"{execution.state}; record: {lineage.uri}")
+        here = " on this machine, as a bucket cannot hold it" if lineage.is_aside else ""
+        console.say(f"{execution.state}; record: {lineage.uri}{here}")
     typer.echo("\n" + tree_view.text(tree_view.build(made, execution, runner.manifests)))
     if good and (promoted := made.verdicts.get(f"promote/{loaded.name}")):
         path = store.full(f"{promoted.folder}/ensemble.json")
         typer.echo(f"\nensemble: {os.path.relpath(path) if store.is_local else path}")
     if not good:
-        mistakes = all(isinstance(e, ValueError) for e in runner.failed.values())
+        mistakes = all(isinstance(e, ValueError | StorageError) for e in runner.failed.values())
         for node, error in runner.failed.items():
             typer.echo(f"ediffi: {node}: {reason(error)}", err=True)
         raise SystemExit(2 if mistakes else 1)
@@ -91,6 +101,7 @@ def planned_execution(
     spec: Path | None, storage: str | None, run_id: str | None
 ) -> tuple[Any, Any]:
     """The store, and the execution that was asked for (the last one by default)."""
+    from pipelines import remote
     from pipelines import spec as specs
     from pipelines.run import by_id, latest
     from pipelines.store.artifacts import Store
@@ -98,8 +109,9 @@ def planned_execution(
     pipeline = None
     if spec is not None:
         loaded = specs.load(spec)
+        remote.use(loaded.s3.variables())
         pipeline, storage = loaded.name, storage or loaded.storage
-    store = Store.at(storage or DEFAULT_STORAGE)
+    store = Store.at(storage or DEFAULT_STORAGE).greet()
     found = by_id(store, run_id) if run_id else latest(store, pipeline)
     if found is None:
         what = f"no run {run_id}" if run_id else "no run"
@@ -121,8 +133,12 @@ def status(
     from pipelines.run import is_driven
 
     store, execution = planned_execution(spec, storage, None)
-    if execution.state == "running" and not is_driven(store, execution.pipeline):
-        execution.state = "stopped (its driver is gone; the same `ediffi run` continues it)"
+    if execution.state == "running":
+        driven = is_driven(store, execution.pipeline)
+        if driven is None:
+            execution.state = "running, or stopped: a bucket has no lock to tell by"
+        elif not driven:
+            execution.state = "stopped (its driver is gone; the same `ediffi run` continues it)"
     if as_json:
         typer.echo(json.dumps(execution.__dict__, indent=1))
         return
@@ -203,8 +219,7 @@ def sample(
     """Draws pictures for prompts with a trained ensemble."""
     import math
 
-    if not os.access(output.parent, os.W_OK):
-        raise ValueError(f"{output} cannot be written; give a place that can with --output")
+    writable(output)
     place = find_model(model, storage)
     from transformers.utils.logging import disable_progress_bar
 
@@ -229,6 +244,67 @@ def sample(
     typer.echo(f"{output}: {len(wanted)} picture{'s' * (len(wanted) > 1)}")
 
 
+VersionName = Annotated[
+    str, typer.Argument(metavar="[VERSION]", help="An embed node's name, or a folder of the store.")
+]
+
+
+@data_app.command(epilog="Example:  ediffi data stats train --faults 10")
+def stats(
+    version: VersionName = "train",
+    faults: Annotated[int, typer.Option(min=0, help="List so many quarantined rows.")] = 0,
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Says what an embedded data set holds, and what it left out."""
+    from pipelines.data import stats as of
+    from pipelines.store.artifacts import Store
+
+    embedded = of.find(Store.at(storage or DEFAULT_STORAGE), version)
+    found, listed = of.data(embedded), of.faults(embedded, faults) if faults else None
+    if as_json:
+        typer.echo(json.dumps(found | ({"faults": listed} if faults else {}), indent=1))
+    else:
+        typer.echo(of.text(found, listed))
+
+
+@data_app.command(epilog="Example:  ediffi data show train -n 16 -o grid.png")
+def show(
+    version: VersionName = "train",
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Pictures.")] = 16,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Of which stage; else the largest pictures.")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG to write.")] = Path(
+        "grid.png"
+    ),
+    storage: Storage = None,
+) -> None:
+    """Draws pictures of an embedded data set with their captions."""
+    from pipelines.data import show as drawing
+    from pipelines.data.stats import find
+    from pipelines.store.artifacts import Store
+
+    writable(output)
+    found = find(Store.at(storage or DEFAULT_STORAGE), version).version
+    side = resolution or max(found.header.resolutions)
+    pairs = drawing.pairs(found, side, n)
+    rows = int(found.usable(side).sum())
+    title = f"{found.folder.rpartition('/')[2]}: {len(pairs):,} of {rows:,} pictures of side {side}"
+    drawing.grid(pairs, title).save(output)
+    typer.echo(f"{output}: {len(pairs)} picture{'s' * (len(pairs) > 1)}")
+    if boxes := drawing.lacking(pairs):
+        known = " or ".join(drawing.FAMILIES[1:3])
+        typer.echo(
+            f"{boxes} captions have letters that no font here has; install {known}", err=True
+        )
+
+
+def writable(output: Path) -> None:
+    if not os.access(output.parent, os.W_OK):
+        raise ValueError(f"{output} cannot be written; give a place that can with --output")
+
+
 def find_model(model: str, storage: str | None) -> Path:
     """The ensemble.json behind a path, a pipeline's name or a registry address."""
     from pipelines.run import latest
@@ -236,7 +312,7 @@ def find_model(model: str, storage: str | None) -> Path:
 
     if model.endswith(".json"):
         return Path(model)
-    store = Store.at(storage or DEFAULT_STORAGE)
+    store = Store.at(storage or DEFAULT_STORAGE).greet()
     if model.startswith("models:/"):
         from pipelines.lineage import quiet_mlflow, tracking_uri
 
@@ -264,11 +340,13 @@ def one_line(error: BaseException) -> str:
 
 def main() -> None:
     """The command: a user's mistake is one line and exit code 2, never a traceback."""
+    from pipelines.remote import StorageError
+
     if os.environ.get("EDIFFI_DEBUG"):
         app()
     try:
         app()
-    except ValueError as error:
+    except (ValueError, StorageError) as error:
         sys.stderr.write(f"ediffi: {one_line(error)}\n")
         sys.exit(2)
 

@@ -10,6 +10,8 @@ from rich.console import Console as Rich
 from rich.live import Live
 from rich.text import Text
 
+from pipelines.data.cost import gigabytes
+
 PLAIN_EVERY_S = 10.0
 
 
@@ -67,12 +69,17 @@ class Console:
         if node not in self.running or "done" not in row:
             return
         now, track = time.monotonic(), self.running[node]
-        track.setdefault("first", (now, row["done"]))
-        track.update({k: row[k] for k in ("done", "of", "unit", "loss") if k in row})
+        track.setdefault("first", (now, row["done"], row.get("rows", 0)))
+        track.update(
+            {k: row[k] for k in ("done", "of", "unit", "loss", "rows", "bytes") if k in row}
+        )
         track.update(row.get("metrics", {}))
-        since, done = track["first"]
+        since, done, rows = track["first"]
         if row["done"] > done:
-            track["rate"] = (row["done"] - done) / max(now - since, 1e-6)
+            seconds = max(now - since, 1e-6)
+            track["rate"] = (row["done"] - done) / seconds
+            if row.get("rows", 0) > rows:
+                track["rows_per_s"] = (row["rows"] - rows) / seconds
 
     def line(self, node: str) -> str:
         track = self.running[node]
@@ -82,9 +89,13 @@ class Console:
         parts = [f"{node:<22}", f"{track['done']:>7,}/{track['of']:,} {track['unit']}"]
         if "loss" in track:
             parts.append(f"loss {track['loss']:.4f}")
+        if "bytes" in track:
+            parts += [f"{track['rows']:,} rows", gigabytes(track["bytes"])]
         if rate:
             parts += [
-                speed(rate, track["unit"]),
+                speed(track["rows_per_s"], "rows")
+                if "rows_per_s" in track
+                else speed(rate, track["unit"]),
                 f"{clock((track['of'] - track['done']) / rate)} left",
             ]
         return "  ".join(parts)

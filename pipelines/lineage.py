@@ -10,14 +10,16 @@ import json
 import logging
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ediffi_core.noise import Interval, NoiseDistribution
 from pipelines.plan import Node, Plan, Verdict
-from pipelines.store.artifacts import Store
+from pipelines.store.artifacts import Store, sha256
 
 PARENT = "mlflow.parentRunId"
 BATCH = 1000  # MLflow's limit of metrics a call
@@ -25,15 +27,21 @@ Job = Callable[[], None]
 
 
 def tracking_uri(named: str | None, store: Store) -> str:
-    """The MLflow a spec names, else the environment's, else a SQLite file in the store."""
-    if address := named or os.environ.get("MLFLOW_TRACKING_URI"):
-        return address
-    if not store.is_local:
-        raise ValueError(
-            f"storage {store.root} is no local folder: give MLflow's address, `tracking:` in the "
-            "spec or MLFLOW_TRACKING_URI"
-        )
-    return f"sqlite:///{store.root}/mlflow.db"
+    """The MLflow a spec names, else the environment's, else a SQLite file: see :func:`folder`."""
+    address = named or os.environ.get("MLFLOW_TRACKING_URI")
+    return address or f"sqlite:///{folder(store)}/mlflow.db"
+
+
+def folder(store: Store) -> Path:
+    """Where the record is kept if no MLflow is named: in the store.
+
+    SQLite cannot live in a bucket, whose record is kept in a folder of this machine's. Lost with
+    the machine or looked for on another, it is written again by the next run of the pipeline.
+    """
+    if store.is_local:
+        return Path(store.root)
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", store.root.partition("://")[2])[-60:].strip("-.")
+    return Path.home() / ".local/share/ediffi" / f"{name}-{sha256(store.root.encode())[:8]}"
 
 
 def quiet_mlflow() -> Any:
@@ -56,6 +64,7 @@ class Lineage:
     ) -> None:
         self.plan, self.store, self.execution, self.say = plan, store, execution, say
         self.uri = tracking_uri(plan.spec.tracking, store)
+        self.is_aside = not store.is_local and str(folder(store)) in self.uri
         self.jobs: queue.Queue[Job | None] = queue.Queue()
         self.broken: str | None = None
         self.client: Any = None
@@ -127,13 +136,15 @@ class Lineage:
 
     def _open(self) -> None:
         mlflow = quiet_mlflow()
+        if self.is_aside:
+            folder(self.store).mkdir(parents=True, exist_ok=True)
         self.client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         name = self.plan.spec.name
         found = self.client.get_experiment_by_name(name)
         place = (
             {}
             if "://" in self.uri and not self.uri.startswith("sqlite:")
-            else {"artifact_location": f"file://{self.store.root}/mlflow-artifacts"}
+            else {"artifact_location": f"file://{folder(self.store)}/mlflow-artifacts"}
         )
         self.experiment = (
             found.experiment_id if found else self.client.create_experiment(name, **place)
@@ -266,9 +277,9 @@ class Lineage:
             self._metrics(run, [(k, v, now, 0) for k, v in summary.items()])
         promoted = next((v for v in self.plan.verdicts.values() if v.node.kind == "promote"), None)
         if promoted and promoted.node.id in manifests:
-            folder = self.store.local(promoted.folder)
+            place = self.store.local(promoted.folder)
             registry.register(
-                self.client, self.uri, self.plan.spec.name, run, folder, promoted.fingerprint
+                self.client, self.uri, self.plan.spec.name, run, place, promoted.fingerprint
             )
         self.client.set_tag(run, "ediffi.state", state)
         self.client.set_terminated(run, "FINISHED" if state == "done" else "FAILED")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from ediffi_core.cascade import CascadeStage
 from ediffi_core.checkpoint import read_as
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.control import Phrase, paint_with_words, with_style
-from ediffi_core.encoders import CLIP, T5, encode_prompts
+from ediffi_core.encoders import CLIP, T5, Kind, TextEncoder, clip_side, encode_prompts
 from ediffi_core.ensemble import Ensemble, Expert
 from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
@@ -32,20 +33,58 @@ Residency = Literal["all", "current", "disk"]
 Pictures = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def load_encoders(store: Store, folder: str | None, named: Mapping[str, str]) -> tuple[T5, CLIP]:
-    """The encoders made by a node (its folder), or those named in the spec.
+def encoder_places(store: Store, folder: str | None, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the encoders are: made by a node (its folder), or those named in the spec."""
+    if not folder:
+        return dict(named)
+    return {**named, **{role: str(store.local(f"{folder}/{role}")) for role in ("t5", "clip")}}
 
-    ValueError if one cannot be loaded.
-    """
-    if folder:
-        return T5(str(store.local(f"{folder}/t5"))), CLIP(str(store.local(f"{folder}/clip")))
+
+def load_t5(places: Mapping[str, Any], device: str = "cpu") -> T5:
+    """ValueError if it cannot be loaded."""
+    with _loading("t5", places["t5"]):
+        return T5(
+            places["t5"], device=device, dtype=getattr(torch, places.get("t5_dtype", "float32"))
+        )
+
+
+def load_clip(places: Mapping[str, Any], device: str = "cpu") -> CLIP:
+    """ValueError if it cannot be loaded."""
+    with _loading("clip", places["clip"]):
+        return CLIP(places["clip"], pretrained=places.get("clip_pretrained"), device=device)
+
+
+def load_more(
+    places: Mapping[str, Any], device: str = "cpu"
+) -> dict[str, tuple[TextEncoder, Kind]]:
+    """The further encoders; ValueError if one cannot be loaded, or is of another width."""
+    found: dict[str, tuple[TextEncoder, Kind]] = {}
+    for name, given in places.get("more", {}).items():
+        with _loading(f"more.{name}", given["model"]):
+            encoder = TextEncoder(given["model"], device=device)
+        if encoder.dim != given["dim"]:
+            raise ValueError(
+                f"encoder {name} ({given['model']}) has vectors of width {encoder.dim}; write "
+                f"`dim: {encoder.dim}` instead of {given['dim']}"
+            )
+        found[name] = encoder, given["kind"]
+    return found
+
+
+def side_for_clip(places: Mapping[str, Any]) -> int:
+    """Side of the pictures that CLIP reads, without loading it; ValueError if it is unknown."""
+    with _loading("clip", places["clip"]):
+        return clip_side(places["clip"])
+
+
+@contextmanager
+def _loading(role: str, name: str) -> Iterator[None]:
     try:
-        return T5(named["t5"]), CLIP(named["clip"], pretrained=named["clip_pretrained"])
+        yield
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"encoders t5 {named['t5']!r} and clip {named['clip']!r} cannot be loaded "
-            f"({' '.join(str(error).split())[:300]}); set `encoders.t5` and `encoders.clip` to "
-            "names that can be downloaded, or to folders"
+            f"encoder {role} {name!r} cannot be loaded ({' '.join(str(error).split())[:300]}); set "
+            f"`encoders.{role}` to a name that can be downloaded, or to a folder"
         ) from error
 
 
@@ -150,8 +189,9 @@ class TextToImage:
     stages: list[CascadeStage]
     t5: T5
     clip: CLIP
-
     device: torch.device
+    more: Mapping[str, tuple[TextEncoder, Kind]] = field(default_factory=dict)
+    """Further encoders of the prompt: embedding → encoder, and which embedding of it."""
 
     @staticmethod
     def load(manifest: str | Path, residency: Residency = "all") -> TextToImage:
@@ -170,10 +210,12 @@ class TextToImage:
                 residency,
                 device,
             )
-            t5, clip = load_encoders(store, d["encoders_folder"], d["encoders"])
+            places = encoder_places(store, d["encoders_folder"], d["encoders"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{manifest} is no ensemble manifest ({error!r})") from error
-        return TextToImage(stages, t5, clip, device)
+        return TextToImage(
+            stages, load_t5(places), load_clip(places), device, more=load_more(places)
+        )
 
     def sample(
         self,
@@ -205,11 +247,13 @@ class TextToImage:
         stages = self.stages[: names.index(up_to) + 1] if up_to else self.stages
         stages = [replace(stages[0], **changes), *stages[1:]]
 
-        cond = encode_prompts(self.t5, self.clip, prompts)
+        cond = encode_prompts(self.t5, self.clip, prompts, self.more)
         if style:
             cond = with_style(cond, self.clip.image(style))
         if paint is not None:
             spans = {"t5": self.t5.spans(prompts), "clip_text": self.clip.spans(prompts)}
+            tokens = {n: e for n, (e, kind) in self.more.items() if kind == "sequence"}
+            spans |= {name: encoder.spans(prompts) for name, encoder in tokens.items()}
             cond = replace(cond, paint=paint_with_words(paint, spans))
         out: Pictures = draw(stages, cond.to(self.device), seed=seed)[stages[-1].name].numpy()
         return out

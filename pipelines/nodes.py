@@ -13,6 +13,8 @@ from pipelines.spec import Expert, Spec, Stage
 
 SINGLE = "single"
 SPLITS = ("train", "validation")
+READING = {"format", "image", "caption", "captions", "key", "scores", "filters"}
+"""What of a source's settings determines its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,29 +129,44 @@ class _Encoders:
 
     @staticmethod
     def of(spec: Spec, sources: Mapping[str, Any]) -> _Encoders:
+        given = spec.encoders.model_dump()
+        further = {
+            name: {**more, "model": sources["encoders"][name]}
+            for name, more in given["more"].items()
+        }
         if spec.encoders.make:
-            return _Encoders({}, {}, {"encoders": "encoders/tiny"})
-        named = spec.encoders.model_dump(include={"t5", "clip", "clip_pretrained"})
+            made = {"encoders": "encoders/tiny"}
+            return _Encoders({"more": further}, {"more": given["more"]}, made)
         identity = {role: sources["encoders"][role] for role in ("t5", "clip")}
-        identity["clip_pretrained"] = named["clip_pretrained"]
-        return _Encoders(identity, named, {})
+        settings = {k: given[k] for k in ("clip_pretrained", "t5_dtype")}
+        places = {k: given[k] for k in ("t5", "clip", "more")}
+        return _Encoders({**identity, **settings, "more": further}, {**places, **settings}, {})
 
 
 def _embed_node(spec: Spec, split: str, sources: Mapping[str, Any]) -> Node:
     source = getattr(spec.data, split)
     encoders = _Encoders.of(spec, sources)
-    settings = {
-        "resolutions": sorted(stage.resolution for stage in spec.stages.values()),
+    stages = spec.stages.values()
+    recipe = {
+        "resolutions": sorted({stage.resolution for stage in stages}),
+        "full": sorted({stage.resolution for stage in stages if stage.crop}),
+        "packing": spec.embedding.packing,
+        "read": None if source.make else source.model_dump(include=READING),
         "encoders": encoders.identity,
-        "source": None
-        if source.make
-        else {**sources[split], "image": source.image, "caption": source.caption},
     }
+    found = None if source.make else sources[split]
     return Node(
         kind="embed",
         name=split,
-        settings=settings,
-        runtime={"path": source.path, "encoders": encoders.named},
+        settings={
+            "recipe": recipe,
+            "source": found and {k: found[k] for k in ("shards", "bytes", "identity")},
+        },
+        runtime={
+            "source": source.model_dump(),
+            "encoders": encoders.named,
+            "embedding": spec.embedding.running,
+        },
         inputs={**({"data": f"data/{split}"} if source.make else {}), **encoders.inputs},
         cpus=spec.cpus,
     )

@@ -1,24 +1,29 @@
 """What a spec's nodes mean for a store: their fingerprints, and why each must run or need not.
 
-Pure but for reading the store's manifests, so it can be printed and tested without Ray.
+Pure but for reading the store's manifests and listings, so it can be printed and tested
+without Ray.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pipelines.nodes import SINGLE, Node, interval_of, nodes_of
 from pipelines.spec import Spec
 from pipelines.store.artifacts import Store
+from pipelines.store.dataset import FILE, Version
 
 __all__ = ["SINGLE", "Node", "Plan", "Verdict", "interval_of", "make", "nodes_of"]
 
 # The version of each kind's result; raising one makes every node of the kind run again.
-FORMATS = {"data": 1, "encoders": 2, "embed": 2, "train": 2, "evaluate": 2, "promote": 2}
+FORMATS = {"data": 1, "encoders": 2, "embed": 3, "train": 3, "evaluate": 3, "promote": 2}
+
+SHOWN = 40  # characters of a setting's value in a reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,7 @@ def folder_of(node: Node, fingerprint: str) -> str:
 def make(spec: Spec, store: Store, sources: Mapping[str, Any]) -> Plan:
     """Works out every node's fingerprint and what the store already has of it."""
     verdicts: dict[str, Verdict] = {}
+    files = cache(store.files)  # versions share their pools
     for node in nodes_of(spec, sources):
         fingerprint = digest(
             {
@@ -74,14 +80,34 @@ def make(spec: Spec, store: Store, sources: Mapping[str, Any]) -> Plan:
                 "inputs": {role: verdicts[i].fingerprint for role, i in node.inputs.items()},
             }
         )
-        manifest = store.manifest(folder_of(node, fingerprint))
-        why = (
-            f"done before: settings and inputs unchanged ({fingerprint[:8]})"
-            if manifest is not None
-            else _why_not(node, fingerprint, store, verdicts)
-        )
+        folder = folder_of(node, fingerprint)
+        manifest = store.manifest(folder)
+        lost = _lost_shards(store, folder, manifest, files) if manifest else ""
+        if lost:
+            manifest, why = None, lost
+        elif manifest:
+            why = f"done before: settings and inputs unchanged ({fingerprint[:8]})"
+        else:
+            why = _why_not(node, fingerprint, store, verdicts)
         verdicts[node.id] = Verdict(node=node, fingerprint=fingerprint, manifest=manifest, why=why)
     return Plan(spec=spec, verdicts=verdicts)
+
+
+def _lost_shards(
+    store: Store,
+    folder: str,
+    manifest: Mapping[str, Any],
+    files: Callable[[str], Mapping[str, int]],
+) -> str:
+    """In words, what a version lists that is not in the pool any more; nothing if all is well."""
+    if FILE not in manifest["files"]:
+        return ""
+    try:
+        version = Version.open(store, folder)
+    except ValueError:
+        return "its list of shards is damaged"
+    lost = len(version.missing(files))
+    return f"{lost} of {len(version)} shards {'is' if lost == 1 else 'are'} lost" if lost else ""
 
 
 def _why_not(node: Node, fingerprint: str, store: Store, verdicts: Mapping[str, Verdict]) -> str:
@@ -113,4 +139,9 @@ def difference(old: Any, new: Any, at: str = "") -> list[str]:
         for key in sorted({*old, *new}):
             out += difference(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
         return out
-    return [] if old == new else [f"{at}: {old} → {new}"]
+    return [] if old == new else [f"{at}: {short(old)} → {short(new)}"]
+
+
+def short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"

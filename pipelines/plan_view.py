@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ediffi_core.noise import Interval, NoiseDistribution
+from pipelines.data import estimate
 from pipelines.plan import Node, Plan
 from pipelines.tree_view import interval_text
 
@@ -39,7 +41,8 @@ def _above(plan: Plan, node_id: str) -> set[str]:
     return set(needs).union(*(_above(plan, n) for n in needs))
 
 
-def data(plan: Plan) -> dict[str, Any]:
+def data(plan: Plan, ahead: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Args: ahead: of embed nodes, as :func:`pipelines.data.estimate.ahead` reckons."""
     nodes = [
         {
             "id": v.node.id,
@@ -51,13 +54,14 @@ def data(plan: Plan) -> dict[str, Any]:
             "images": images_to_train(plan, v.node),
             "sigma": sigma_range(v.node),
             "folder": v.folder,
+            **({"work": ahead[v.node.id]} if ahead and v.node.id in ahead else {}),
         }
         for v in plan.verdicts.values()
     ]
     return {"pipeline": plan.spec.name, "fingerprint": plan.fingerprint, "nodes": nodes}
 
 
-def text(plan: Plan) -> str:
+def text(plan: Plan, ahead: Mapping[str, Any] | None = None) -> str:
     lines, total = [f"{plan.spec.name}: {len(plan.verdicts)} nodes", ""], 0
     for v in plan.verdicts.values():
         sigma, images = sigma_range(v.node), images_to_train(plan, v.node)
@@ -69,6 +73,8 @@ def text(plan: Plan) -> str:
         )
         if not v.cached and (waits := waits_for(plan, v.node)):
             lines.append(f"         waits for {', '.join(waits)}")
+        if ahead and v.node.id in ahead:
+            lines += [f"         {line}" for line in estimate.lines(ahead[v.node.id])]
     run = sum(not v.cached for v in plan.verdicts.values())
     lines += ["", f"{run} to run, {len(plan.verdicts) - run} reused; {total:,} images to train"]
     return "\n".join(lines)

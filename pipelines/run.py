@@ -9,7 +9,7 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -66,7 +66,12 @@ def by_id(store: Store, execution: str) -> Execution | None:
 
 @contextlib.contextmanager
 def only_driver(store: Store, pipeline: str) -> Iterator[None]:
-    """Holds the pipeline for this process; ValueError if another works on it."""
+    """Holds the pipeline for this process; ValueError if another works on it.
+
+    A bucket has no lock to hold. There it is for whoever starts drivers to start one at a time, as
+    a Job or a CronJob with ``concurrencyPolicy: Forbid`` does; two would end in the same results,
+    each file being whole whoever wrote it, but do the work twice.
+    """
     if not store.is_local:
         yield
         return
@@ -99,10 +104,12 @@ def _lock(file: TextIO) -> None:
             time.sleep(0.1)
 
 
-def is_driven(store: Store, pipeline: str) -> bool:
-    """Whether a living driver holds the pipeline."""
+def is_driven(store: Store, pipeline: str) -> bool | None:
+    """Whether a living driver holds the pipeline; None if it cannot be told, as in a bucket."""
+    if not store.is_local:
+        return None
     place = Path(store.full(f"executions/.{pipeline}.lock"))
-    if not store.is_local or not place.exists():
+    if not place.exists():
         return False
     with place.open() as lock:
         try:
@@ -131,8 +138,13 @@ def begin(plan: Plan, store: Store) -> Execution:
     )
 
 
-def start_ray(cpus: int) -> None:
-    """Connects to the cluster in RAY_ADDRESS, or starts one on this machine."""
+def start_ray(cpus: int, variables: Mapping[str, str] | None = None) -> None:
+    """Connects to the cluster in RAY_ADDRESS, or starts one on this machine.
+
+    Args:
+        variables: of the environment that a cluster's processes need; those on this machine have
+            this process's.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a second shell gets 401 on loopback
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -145,19 +157,18 @@ def start_ray(cpus: int) -> None:
     if not os.environ.get("RAY_ADDRESS"):
         # One machine is not preempted; the watcher is a process of each training node.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    local = (
-        {}
-        if os.environ.get("RAY_ADDRESS")
-        else {
-            "num_cpus": cpus + SPARE_CPUS,
-            "include_dashboard": False,
-            "object_store_memory": 512 * 2**20,
-        }
-    )
+    where: dict[str, Any] = {
+        "address": "local",  # else it would be one that somebody started here with `ray start`
+        "num_cpus": cpus + SPARE_CPUS,
+        "include_dashboard": False,
+        "object_store_memory": 512 * 2**20,
+    }
+    if os.environ.get("RAY_ADDRESS"):
+        where = {"runtime_env": {"env_vars": dict(variables)}} if variables else {}
     for attempt in range(START_ATTEMPTS):
         try:
             with stderr_closed():
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
             break
         except Exception as error:  # Ray's own class for it is Exception
             if "timed out during startup" not in str(error) or attempt + 1 == START_ATTEMPTS:
@@ -206,7 +217,7 @@ class Runner:
             self.set_state(verdict, "waiting")
         if todo:
             self.console.say("starting Ray")
-            start_ray(self.plan.spec.cpus)
+            start_ray(self.plan.spec.cpus, self.plan.spec.s3.variables())
             self.work(todo)
         self.execution.state = "failed" if self.failed else "done"
         self.execution.save(self.store)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ediffi_core import tree
 from ediffi_core.noise import NoiseDistribution
 from ediffi_core.sampling import SOLVERS
 from ediffi_core.unet import PRESETS
+from pipelines.data.cost import ASSUMED, GPUS
 from pipelines.data.settings import Source
 from pipelines.strict import Strict
 
@@ -22,15 +32,101 @@ class Data(Strict):
     validation: Source
 
 
+class MoreText(Strict):
+    """A further text encoder, in the Hugging Face format."""
+
+    model: str
+    """Its name or folder."""
+
+    dim: int = Field(ge=1)
+    """Width of its vectors."""
+
+    kind: Literal["sequence", "pooled"] = "sequence"
+    """Every token, to be attended; or their mean, added to the time embedding."""
+
+
 class Encoders(Strict):
     """T5 and CLIP by name or folder; or tiny ones made for the demo."""
 
     t5: str = "google/t5-v1_1-xxl"
     clip: str = "ViT-L-14"
     clip_pretrained: str = "openai"
+    t5_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What T5 computes in; bfloat16 halves the 19 GB of XXL's encoder."""
+
+    more: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")], MoreText] = Field(
+        default_factory=dict
+    )
+    """Further encoders of the captions, by the names of their embeddings."""
+
     make: Literal["tiny"] | None = None
-    clip_images: int = Field(20_000, ge=128)
-    """How many images the tiny CLIP is trained on."""
+    clip_images: int = Field(20_000, ge=256)
+    """How many images the tiny CLIP is trained on; the scorer on half, in batches of 128."""
+
+    @model_validator(mode="after")
+    def own_names(self) -> Self:
+        taken = {"t5", "clip_text", "clip_text_pooled", "clip_image", "all", "others"}
+        if wrong := sorted(taken & set(self.more)):
+            raise ValueError(f"`more:` cannot name an embedding {wrong[0]!r}: choose another name")
+        return self
+
+
+class Pool(Strict):
+    """The actors of one stage of the embedding job."""
+
+    actors: int | None = Field(None, ge=1)
+    """One, where another stage's are given. Where none of any stage is given, each CPU has an actor
+    that does all stages: enough without a GPU."""
+
+    gpus: float = Field(0, ge=0)
+    """Of each actor; a fraction lets several share one."""
+
+
+class Embedding(Strict):
+    """How the data set is embedded, and how its shards are kept."""
+
+    precision: Literal["fp16", "bf16", "int8"] = "fp16"
+    """Of token sequences; int8 with a scale a token halves the bytes."""
+
+    pictures: Literal["raw", "png", "jpeg"] = "png"
+    jpeg_quality: int = Field(95, ge=1, le=100)
+    row_group_rows: int = Field(32, ge=1)
+    """What training reads at once."""
+
+    decode: Pool = Pool()
+    t5: Pool = Pool()
+    clip: Pool = Pool()
+    write: Pool = Pool()
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens an encoder works on together, padding counted."""
+
+    clip_batch: int = Field(64, ge=1)
+    """Pictures CLIP works on together."""
+
+    gpu: str = ASSUMED.gpu
+    """Which GPU the plan counts in; changes nothing but its estimate."""
+
+    utilisation: float = Field(ASSUMED.utilisation, gt=0, le=1)
+    """Share of that GPU's peak the plan reckons with."""
+
+    @field_validator("gpu")
+    @classmethod
+    def known(cls, gpu: str) -> str:
+        if gpu not in GPUS:
+            raise ValueError(f"{gpu!r} is unknown; there are {', '.join(GPUS)}")
+        return gpu
+
+    @property
+    def packing(self) -> dict[str, Any]:
+        """What of this determines the shards."""
+        return self.model_dump(include={"precision", "pictures", "jpeg_quality", "row_group_rows"})
+
+    @property
+    def running(self) -> dict[str, Any]:
+        """What of this is only how they are made."""
+        return self.model_dump(
+            include={"decode", "t5", "clip", "write", "batch_tokens", "clip_batch"}
+        )
 
 
 class Network(Strict):
@@ -50,6 +146,9 @@ class Dropout(Strict):
     t5: float = Field(0.1, ge=0, le=1)
     clip_text: float = Field(0.1, ge=0, le=1)
     clip_image: float = Field(0.5, ge=0, le=1)
+    others: float = Field(0.1, ge=0, le=1)
+    """Of each further encoder."""
+
     all: float = Field(0.1, ge=0, le=1)
 
 
@@ -175,6 +274,50 @@ class Evaluate(Strict):
     clip_pretrained: str = "openai"
 
 
+class S3(Strict):
+    """How ``s3://`` is reached, for the store and for data.
+
+    What is given here comes before the environment's ``AWS_*`` variables, and what is not given is
+    theirs. Better leave credentials to the environment, to a profile or to a role of the machine's.
+    A cluster's processes get these settings in Ray's runtime environment, which its administrators
+    can read.
+    """
+
+    endpoint_url: str | None = None
+    """Of a server that is not Amazon's: ``http://minio:9000``."""
+
+    region: str | None = None
+    key: SecretStr | None = None
+    secret: SecretStr | None = None
+    profile: str | None = None
+    """A section of ``~/.aws/credentials``, in place of ``key`` and ``secret``."""
+
+    @model_validator(mode="after")
+    def sound(self) -> Self:
+        if (self.key is None) != (self.secret is None):
+            raise ValueError("`key:` and `secret:` go together; give both, or neither")
+        if self.key and self.profile:
+            raise ValueError("give either `profile:` or `key:` and `secret:`")
+        if self.endpoint_url is not None:
+            url = urlsplit(self.endpoint_url)
+            if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc:
+                raise ValueError("write `endpoint_url:` as http://HOST:PORT or https://HOST:PORT")
+        return self
+
+    def variables(self) -> dict[str, str]:
+        """As environment variables. With the secrets: to be shown to nobody."""
+        found = {
+            "AWS_ENDPOINT_URL": self.endpoint_url,
+            "AWS_ENDPOINT_URL_S3": self.endpoint_url,  # else the environment's would come first
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_REGION": self.region,
+            "AWS_ACCESS_KEY_ID": self.key and self.key.get_secret_value(),
+            "AWS_SECRET_ACCESS_KEY": self.secret and self.secret.get_secret_value(),
+            "AWS_PROFILE": self.profile,
+        }
+        return {name: value for name, value in found.items() if value}
+
+
 class Spec(Strict):
     """One pipeline."""
 
@@ -182,13 +325,17 @@ class Spec(Strict):
     seed: int = 0
     storage: str = "ediffi-store"
     tracking: str | None = None
-    """MLflow's address; without one MLFLOW_TRACKING_URI, else a SQLite file in the store."""
+    """MLflow's address; without one MLFLOW_TRACKING_URI, else a SQLite file in the store, or for
+    a store in a bucket in a folder of this machine's."""
+
+    s3: S3 = S3()
 
     cpus: int = Field(2, ge=1)
     """CPUs the run may use at the same time on this machine."""
 
     data: Data
     encoders: Encoders = Encoders()
+    embedding: Embedding = Embedding()
     stages: dict[str, Stage] = Field(min_length=1)
     """The cascade, from the smallest pictures to the largest."""
 
@@ -232,13 +379,21 @@ def load(path: str | Path) -> Spec:
     try:
         raw = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is no YAML: {_where(error)}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path} must hold `name:`, `data:` and `stages:`, got {raw!r:.40}")
     try:
         return Spec.model_validate(raw)
     except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error)}") from error
+        raise ValueError(f"{path}: {explain(error)}") from None
+
+
+def _where(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML and in which line; not the line, which may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    said = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"{said} (line {error.problem_mark.line + 1})"
 
 
 def near(word: str, known: Any) -> str:
@@ -260,7 +415,8 @@ def explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"`{key}`: {message}{more}"
-    return f"`{key}`: {message[:1].lower()}{message[1:]}, got {first['input']!r:.60}{more}"
+    got = "" if key.split(".")[0] == "s3" else f", got {first['input']!r:.60}"  # a secret perhaps
+    return f"`{key}`: {message[:1].lower()}{message[1:]}{got}{more}"
 
 
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:

@@ -1,226 +1,194 @@
-"""Embeds image–caption Parquet with T5 and CLIP: one source shard, one embedded shard.
+"""Embeds an image–caption data set with T5 and CLIP, as a Ray Data job.
 
-A Ray Data job. A shard's row file is written after the shard itself, both whole, so a killed job
-does again only the shards that were in flight.
+One source shard becomes one embedded shard in the pool, whole or not at all, and a row beside it
+says that it is done. So a killed job does again only what was in flight, and what an earlier
+version or another pipeline has embedded by the same recipe is not done at all. The node's own
+result is a version: the list of its shards.
 """
 
 from __future__ import annotations
 
-import io
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines.sources import parquet_files
+from pipelines.data.pool import pool_of, shard_path
+from pipelines.data.settings import Source
+from pipelines.data.shard import SourceShard
 from pipelines.steps.context import Context, Result
-from pipelines.store.artifacts import sha256
+from pipelines.steps.embed_stages import STAGES, Job, Stage, Whole, Work
 
-BATCH = 64
-MAX_PIXELS = 64 * 2**20  # a picture that decodes to more is a bomb, or belongs to another pipeline
+Facts = dict[str, Any]
+
+WAVE = 10_000  # shards of one Ray Data job
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
-    source = settings["source"]
-    place = ctx.runtime["path"] if source else str(ctx.store.local(inputs["data"]))
-    columns = (source["image"], source["caption"]) if source else ("image", "caption")
-    files = parquet_files(place)
-    if source and [f.name for f in files] != list(source["files"]):
-        raise ValueError(f"the files at {place} changed while the pipeline ran; run it again")
+    from pipelines.data.sources import list_shards
+    from pipelines.sources import digest_of
 
-    rows = {f.stem: ctx.store.read_json(row_path(ctx.folder, f.stem)) for f in files}
-    missing = [str(f.absolute()) for f in files if rows[f.stem] is None]
-    ctx.report(done=len(files) - len(missing), of=len(files), unit="shards")
-    for row in _encode(ctx, settings, inputs, columns, missing):
-        rows[row["shard"]] = row
-        done = sum(r is not None for r in rows.values())
-        ctx.save_progress(done, len(files), "shards")
-        ctx.report(done=done, of=len(files), unit="shards")
-
-    finished = [rows[f.stem] for f in files]
-    kept = sum(r["rows"] for r in finished)
-    reasons: dict[str, int] = {}
-    for row in finished:
-        for bad in row["quarantined"]:
-            reasons[bad["reason"]] = reasons.get(bad["reason"], 0) + 1
-    if not kept:
-        worst = ", ".join(f"{n} × {why}" for why, n in sorted(reasons.items()))
-        raise ValueError(
-            f"not one row of {place} is usable ({worst}); see {row_path(ctx.folder, '*')}"
-        )
-    names = [f"shards/{f.stem}.parquet" for f in files] + [f"rows/{f.stem}.json" for f in files]
-    return Result(
-        files=names,
-        metrics={
-            "rows": kept,
-            "quarantined": sum(reasons.values()),
-            "shards": len(files),
-            "encoded_now": sum(
-                r["rows"] for r in finished if r["shard"] in {Path(m).stem for m in missing}
-            ),
-        },
-        info={"quarantined": reasons, "encoders": finished[0]["encoders"]},
+    recipe = settings["recipe"]
+    made = ctx.manifests.get("encoders")
+    source = Source.model_validate(ctx.runtime["source"])
+    if "data" in inputs:
+        source = Source(path=str(ctx.store.local(inputs["data"])), format="parquet")
+    shards = list_shards(source)
+    if settings["source"] and digest_of(shards) != settings["source"]["identity"]:
+        raise ValueError(f"the data at {source.path} changed while the pipeline ran; run it again")
+    job = Job(
+        store=ctx.store,
+        pool=pool_of(recipe, made and made["fingerprint"]),
+        source=source,
+        resolutions=tuple(recipe["resolutions"]),
+        full=tuple(recipe["full"]),
+        packing=recipe["packing"],
+        encoders_folder=inputs.get("encoders"),
+        encoders=ctx.runtime["encoders"],
+        threads=1,
+        batch_tokens=ctx.runtime["embedding"]["batch_tokens"],
+        clip_batch=ctx.runtime["embedding"]["clip_batch"],
     )
+    done = done_before(job, shards)
+    todo = [s for s in shards if s.name not in done]
+    size = Counter(rows=0, bytes=0)
+    for facts in done.values():
+        size.update(rows=facts["rows"], bytes=facts.get("bytes", 0))
+    ctx.report(done=len(done), of=len(shards), unit="shards", **size)
+    for facts in run(job, todo, ctx.runtime["embedding"], ctx.cpus):
+        done[facts["name"]] = facts
+        size.update(rows=facts["rows"], bytes=facts.get("bytes", 0))
+        ctx.save_progress(len(done), len(shards), "shards")
+        ctx.report(done=len(done), of=len(shards), unit="shards", **size)
+    return assembled(ctx, job, [done[s.name] for s in shards], {s.name for s in todo})
 
 
-def row_path(folder: str, shard: str) -> str:
-    return f"{folder}/rows/{shard}.json"
+def done_before(job: Job, shards: list[SourceShard]) -> dict[str, Facts]:
+    """Facts of the shards that are in the pool. Lists it once."""
+    there = job.store.files(job.pool)
+    found = {}
+    for shard in shards:
+        name = job.path(shard, "json").rpartition("/")[2]
+        if name not in there:
+            continue
+        facts = job.store.read_json(f"{job.pool}/{name}")
+        if not facts["rows"] or there.get(facts["path"].rpartition("/")[2]) == facts["bytes"]:
+            found[shard.name] = facts | {"name": shard.name, "source": shard.url}
+    return found
 
 
-def _encode(
-    ctx: Context,
-    settings: dict[str, Any],
-    inputs: dict[str, str],
-    columns: tuple[str, str],
-    files: list[str],
-) -> Iterator[dict[str, Any]]:
-    """Runs the Ray Data job over source files; yields a manifest row as each shard is done."""
-    if not files:
-        return
+def run(
+    job: Job, todo: list[SourceShard], embedding: Mapping[str, Any], cpus: int
+) -> Iterator[Facts]:
+    """The Ray Data job; yields the facts of each shard when it is in the pool.
+
+    A million shards are no one job: what Ray keeps of each of its blocks would fill the driver.
+    """
+    for at in range(0, len(todo), WAVE):
+        yield from wave(job, todo[at : at + WAVE], embedding, cpus)
+
+
+def wave(
+    job: Job, todo: list[SourceShard], embedding: Mapping[str, Any], cpus: int
+) -> Iterator[Facts]:
+    import pickle
+
     import ray.data
 
-    data = ray.data.from_items([{"file": f} for f in files], override_num_blocks=len(files))
-    workers = min(ctx.cpus, len(files))
-    done = data.map_batches(
-        ShardEncoder,
-        fn_constructor_args=(ctx, settings, inputs, columns),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=1,
-    )
-    for row in done.iter_rows():
-        if row["error"]:
-            raise ValueError(row["error"])
-        yield ctx.store.read_json(row_path(ctx.folder, row["shard"]))
-
-
-class ShardEncoder:
-    """Loads the encoders once, then turns source files into embedded shards."""
-
-    def __init__(
-        self,
-        ctx: Context,
-        settings: dict[str, Any],
-        inputs: dict[str, str],
-        columns: tuple[str, str],
-    ) -> None:
-        import torch
-
-        from pipelines.model import load_encoders
-
-        torch.set_num_threads(1)
-        self.ctx, self.resolutions, self.columns = ctx, settings["resolutions"], columns
-        self.error = ""
-        try:
-            self.t5, self.clip = load_encoders(
-                ctx.store, inputs.get("encoders"), ctx.runtime["encoders"]
-            )
-        except ValueError as error:  # raised here, Ray Data would print it as its own failure
-            self.error = str(error)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        shards = [self.error or self.encode(Path(str(file))) for file in batch["file"]]
-        return {"shard": shards, "error": [self.error] * len(shards)}
-
-    def encode(self, file: Path) -> str:
-        import numpy as np
-        import pyarrow.parquet as pq
-        import torch
-
-        from ediffi_core.encoders import embedding_specs
-        from pipelines.store import shards
-
-        start = time.time()
-        image, caption = self.columns
-        table = pq.read_table(file)
-        keys = table["key"].to_pylist() if "key" in table.column_names else None
-        good: list[tuple[str, str, Any]] = []
-        bad: list[dict[str, str]] = []
-        for i, (data, text) in enumerate(
-            zip(table[image].to_pylist(), table[caption].to_pylist(), strict=True)
-        ):
-            key = str(keys[i]) if keys else f"{file.stem}-{i:08d}"
-            try:
-                good.append((key, checked_caption(text), decode(data)))
-            except BadRow as error:
-                bad.append({"key": key, "reason": str(error)})
-
-        columns: dict[str, list[Any]] = {
-            "key": [k for k, _, _ in good],
-            "caption": [c for _, c, _ in good],
-        }
-        for side in self.resolutions:
-            columns[shards.pixels_at(side)] = [np.asarray(square(p, side)) for _, _, p in good]
-        sequences = {
-            name: [torch.empty(0)] * len(good)
-            for name in ("t5", "clip_text", "clip_text_pooled", "clip_image")
-        }
-        # Captions of like length together: short ones do not pay for the padding of long ones.
-        order = sorted(range(len(good)), key=lambda i: (len(good[i][1]), good[i][0]))
-        for at in range(0, len(order), BATCH):
-            mine = order[at : at + BATCH]
-            texts = [good[i][1] for i in mine]
-            tokens, pooled = self.clip.text(texts)
-            pictures = self.clip.image([good[i][2] for i in mine])
-            for name, values in (
-                ("t5", self.t5.text(texts)),
-                ("clip_text", tokens),
-                ("clip_text_pooled", pooled),
-                ("clip_image", pictures),
-            ):
-                for i, value in zip(mine, values, strict=True):
-                    sequences[name][i] = value
-        specs = embedding_specs(self.t5.dim, self.clip.text_dim, self.clip.dim)
-        data = shards.write(
-            {**columns, **sequences}, resolutions=self.resolutions, embeddings=specs
+    items = [{"work": pickle.dumps(Work(shard), 5)} for shard in todo]
+    data = ray.data.from_items(items, override_num_blocks=len(items))
+    for stage, pool in pools(embedding, cpus, len(todo)):
+        data = data.map_batches(
+            stage,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=pool["actors"]),
+            num_cpus=pool["cpus"],
+            num_gpus=pool["gpus"] or None,
         )
-        self.ctx.store.write(f"{self.ctx.folder}/shards/{file.stem}.parquet", data)
-        row = {
-            "shard": file.stem,
-            "rows": len(good),
-            "quarantined": bad,
-            "bytes": len(data),
-            "sha256": sha256(data),
-            "seconds": round(time.time() - start, 2),
-            "encoders": {"t5": self.t5.sha256, "clip": self.clip.sha256},
-        }
-        self.ctx.store.write_json(row_path(self.ctx.folder, file.stem), row)
-        return file.stem
+    for batch in data.iter_batches(batch_size=1, batch_format="pyarrow"):
+        work: Work = pickle.loads(batch.column("work")[0].as_py())
+        if work.error:
+            raise ValueError(work.error)
+        yield job.store.read_json(job.path(work.shard, "json"))
 
 
-class BadRow(Exception):
-    """A row that cannot be used, and why."""
+def pools(
+    embedding: Mapping[str, Any], cpus: int, shards: int
+) -> list[tuple[type[Stage], dict[str, Any]]]:
+    """The stages' actors, and what each of them needs.
+
+    As the spec says; where it says nothing, every CPU has an actor that does the whole work, as
+    without a GPU no stage needs what another does not.
+    """
+    if not any(embedding[s.name]["actors"] or embedding[s.name]["gpus"] for s in STAGES):
+        return [(Whole, {"actors": min(cpus, shards), "cpus": 1, "gpus": 0})]
+    found = [(s, {**embedding[s.name], "actors": embedding[s.name]["actors"] or 1}) for s in STAGES]
+    share = cpus / sum(pool["actors"] for _, pool in found)
+    return [(stage, {**pool, "cpus": min(1.0, share)}) for stage, pool in found]
 
 
-def checked_caption(text: Any) -> str:
-    if not isinstance(text, str) or not text.strip():
-        raise BadRow("caption is empty")
-    return text
+def assembled(ctx: Context, job: Job, facts: list[Facts], now: set[str]) -> Result:
+    """The version, and what there is to say about it."""
+    from pipelines.store.dataset import FILE, Version
+    from pipelines.store.shards import Header
 
-
-def decode(data: Any) -> Any:
-    """Image bytes → an RGB PIL picture; BadRow if they are none."""
-    from PIL import Image, UnidentifiedImageError
-
-    if not isinstance(data, bytes) or not data:
-        raise BadRow("image is empty")
-    try:
-        picture = Image.open(io.BytesIO(data))
-        if picture.width * picture.height > MAX_PIXELS:
-            raise BadRow(f"image has more than {MAX_PIXELS} pixels")
-        return picture.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise BadRow("image cannot be decoded") from error
-
-
-def square(picture: Any, side: int) -> Any:
-    """Shortest side to ``side``, then the centre: what base and SR256 are trained on."""
-    from PIL import Image
-
-    scale = side / min(picture.size)
-    width, height = (max(side, round(n * scale)) for n in picture.size)
-    resized = picture.resize(
-        (width, height), Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BICUBIC
+    full, empty = [f for f in facts if f["rows"]], [f for f in facts if not f["rows"]]
+    quarantined, filtered = (total(facts, of) for of in ("quarantined", "filtered"))
+    if not full:
+        worst = ", ".join(f"{n} × {why}" for why, n in sorted((quarantined | filtered).items()))
+        where = f"{job.store.full(job.pool)}/*.json"
+        raise ValueError(
+            f"not one row of {job.source.path} is usable ({worst}); see `faults` in {where}"
+        )
+    header = Header.from_metadata({k.encode(): v.encode() for k, v in full[0]["metadata"].items()})
+    for f in full:
+        f["usable"] = {side: f["usable"][str(side)] for side in header.resolutions}
+    version = Version.write(ctx.store, ctx.folder, [{**f, "seconds": None} for f in full], header)
+    stats = {
+        "pool": job.pool,
+        "empty": [shard_path(job.pool, f["name"], f["source_identity"], "json") for f in empty],
+        "read": sum(f["read"] for f in facts),
+        "rows": sum(f["rows"] for f in full),
+        "usable": {str(r): int(version.usable(r).sum()) for r in header.resolutions},
+        "bytes": sum(f["bytes"] for f in full),
+        "captions": sum(f["captions"] for f in full),
+        "tokens": {
+            name: dict(total_by_length([f["tokens"][name] for f in full]))
+            for name in full[0]["tokens"]
+        },
+        "quarantined": quarantined,
+        "filtered": filtered,
+        "seconds": dict(sum((Counter(f["seconds"]) for f in facts), Counter())),
+        "rms_error": {n: max(f["rms_error"][n] for f in full) for n in full[0]["rms_error"]},
+    }
+    ctx.store.write_json(f"{ctx.folder}/stats.json", stats)
+    return Result(
+        files=[FILE, "stats.json"],
+        metrics={
+            "rows": stats["rows"],
+            "read": stats["read"],
+            "quarantined": sum(quarantined.values()),
+            "filtered": sum(filtered.values()),
+            "shards": len(facts),
+            "gigabytes": stats["bytes"] / 1e9,
+            "encoded_now": sum(f["rows"] for f in facts if f["name"] in now),
+        },
+        info={
+            "pool": job.pool,
+            "encoders": {k: dict(v) for k, v in header.encoders.items()},
+            "quarantined": quarantined,
+            "filtered": filtered,
+        },
     )
-    left, top = (width - side) // 2, (height - side) // 2
-    return resized.crop((left, top, left + side, top + side))
+
+
+def total(facts: list[Facts], of: str) -> dict[str, int]:
+    return dict(sorted(sum((Counter(f[of]) for f in facts), Counter[str]()).items()))
+
+
+def total_by_length(histograms: list[Mapping[str, int]]) -> list[tuple[int, int]]:
+    found: Counter[int] = Counter()
+    for histogram in histograms:
+        found.update({int(length): n for length, n in histogram.items()})
+    return sorted(found.items())

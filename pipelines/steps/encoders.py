@@ -13,13 +13,12 @@ import torch
 from PIL import Image
 
 from pipelines.demo.encoders import train_clip, write_t5
-from pipelines.sources import parquet_files
 from pipelines.steps.context import Context, Result
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
     torch.set_num_threads(ctx.cpus)
-    files = parquet_files(str(ctx.store.local(inputs["data"])))
+    files = sorted(ctx.store.local(inputs["data"]).glob("*.parquet"))
     table = pa.concat_tables(pq.read_table(f, columns=["image", "caption"]) for f in files)
     captions = table["caption"].to_pylist()
     pictures = [Image.open(io.BytesIO(data)) for data in table["image"].to_pylist()]

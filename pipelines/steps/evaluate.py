@@ -20,10 +20,10 @@ from ediffi_core.metrics import Moments, clip_score, frechet_distance, validatio
 from ediffi_core.noise import EVERYTHING
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet
-from pipelines.model import draw, grid, load_encoders, load_stages
+from pipelines.model import draw, grid, load_clip, load_stages
 from pipelines.steps.context import Context, Result
 from pipelines.steps.train_worker import validation_pictures
-from pipelines.store.shards import Shards
+from pipelines.store.reader import Reader
 
 GRID = 16
 SHOWN_SIDE = 96  # of a picture in the sample sheet
@@ -37,9 +37,9 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         ctx.store, settings["stages"], lambda s, e: f"{inputs[f'{s}/{e}']}/ema.safetensors"
     )
     mine, how = stages[-1], settings["stages"][-1]
-    shards = Shards(ctx.store, inputs["validation"], mine.resolution)
+    shards = Reader(ctx.store, inputs["validation"], mine.resolution)
     count = min(settings["captions"], len(shards))
-    captions = shards.captions[:count]
+    captions = shards.captions(range(count))
     real, cond = shards.rows(range(count))
     cond = text_only(cond)
     drawing = {"seed": settings["seed"], "batch": ctx.runtime["batch"]}
@@ -83,11 +83,11 @@ def scoring_clip(ctx: Context, settings: dict[str, Any], inputs: dict[str, str])
     if made := inputs.get("encoders"):
         return CLIP(str(ctx.store.local(f"{made}/scorer")))
     ctx.report(message="is scored by the CLIP that conditions it: set `evaluate.clip` to another")
-    return load_encoders(ctx.store, None, ctx.runtime["encoders"])[1]
+    return load_clip(ctx.runtime["encoders"])
 
 
 def validation(
-    ensemble: Ensemble, shards: Shards, settings: dict[str, Any], ctx: Context
+    ensemble: Ensemble, shards: Reader, settings: dict[str, Any], ctx: Context
 ) -> dict[str, float]:
     """The denoising loss over all noise levels, each by the expert whose it is."""
     _, losses = validation_losses(

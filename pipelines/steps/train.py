@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from pipelines.steps.context import Context, Result
@@ -31,8 +32,8 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     try:
         outcome = trainer.fit().return_value
     finally:
-        if ctx.store.fs.exists(ctx.store.full(scratch)):
-            ctx.store.fs.rm(ctx.store.full(scratch), recursive=True)
+        with contextlib.suppress(OSError):  # a bucket that is away: what was raised says so
+            ctx.store.remove_folder(scratch)
     if "error" in outcome:
         raise ValueError(outcome["error"])
     return Result(**outcome)

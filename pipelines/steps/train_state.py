@@ -34,7 +34,7 @@ def newest_first(store: Store, folder: str) -> list[str]:
 
 def keep_newest(store: Store, folder: str, count: int) -> None:
     for old in newest_first(store, folder)[count:]:
-        store.fs.rm_file(store.full(old))
+        store.remove(old)
 
 
 def digest(tensors: dict[str, Tensor], images: Any, history: Any) -> str:

@@ -7,6 +7,7 @@ worker that resumes from a checkpoint goes on exactly as one that was never stop
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,10 +27,15 @@ from ediffi_core.precond import Denoiser, denoising_loss
 from ediffi_core.unet import UNet, UNetConfig
 from pipelines.steps import train_state
 from pipelines.steps.context import Context
-from pipelines.store.shards import Shards, Stream
+from pipelines.store.dataset import Version
+from pipelines.store.order import Order
+from pipelines.store.reader import Reader
 
 FINAL_DRAWS = 512
 VALIDATION_BATCH = 64
+BATCHES_AHEAD = 2
+IMAGES_RUNNING = 8
+"""Neighbours of a batch that come from one lane of the order: at least a GPU's share of it."""
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
@@ -40,15 +46,16 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def pictures(
-    data: Shards, rows: list[int], index: Tensor, settings: Mapping[str, Any], purpose: str
+def as_told(
+    read: tuple[Tensor, Conditioning], index: Tensor, settings: Mapping[str, Any], purpose: str
 ) -> tuple[Tensor, Conditioning]:
     """What a stage's network learns to draw, and what it is told; super-resolution its part.
 
     Args:
+        read: pictures of the stage's resolution, and their conditioning.
         index: [N] places of the images in the stream, which crops and corruptions depend on.
     """
-    x, cond = data.rows(rows)
+    x, cond = read
     if how := settings.get("super_resolution"):
         x, small = small_and_large(
             x,
@@ -64,10 +71,10 @@ def pictures(
 
 
 def validation_pictures(
-    data: Shards, index: Tensor, settings: Mapping[str, Any]
+    data: Reader, index: Tensor, settings: Mapping[str, Any]
 ) -> tuple[Tensor, Conditioning]:
     """The same for every model that is asked; apart from training's draws."""
-    return pictures(data, (index % len(data)).tolist(), index, settings, "validation")
+    return as_told(data.rows(index % len(data)), index, settings, "validation")
 
 
 class Trainer:
@@ -80,9 +87,8 @@ class Trainer:
         self.noise = NoiseDistribution(**settings["noise"])
         self.seed, self.stream = settings["seed"], settings["stream"]
 
-        self.data = Shards(ctx.store, inputs["data"], settings["resolution"])
-        self.validation = Shards(ctx.store, inputs["validation"], settings["resolution"])
-        self.order = Stream(len(self.data), draws.stream_key(self.seed, self.stream) & 0x7FFFFFFF)
+        self.data = self.reader(inputs["data"])
+        self.validation = Reader(ctx.store, inputs["validation"], settings["resolution"])
 
         self.network = UNetConfig.from_dict(
             {**settings["network"], "embeddings": [e.__dict__ for e in self.data.embeddings]}
@@ -102,6 +108,22 @@ class Trainer:
             fused=True,
         )
         self.images, self.history = self.resume(inputs)
+
+    def reader(self, folder: str) -> Reader:
+        """Of the training data, in this node's order: a function of the seed and the stream."""
+        version = Version.open(self.ctx.store, folder)
+        side, batch = self.settings["resolution"], self.options["batch"]
+        run = math.gcd(batch, IMAGES_RUNNING)
+        order = Order(
+            version.usable(side),
+            group_rows=version.header.packing.row_group_rows,
+            seed=draws.stream_key(self.seed, self.stream) & 0x7FFFFFFF,
+            lanes=batch // run,
+            run=run,
+        )
+        return Reader(
+            self.ctx.store, version, side, order=order, seed=self.seed, purpose=self.stream
+        )
 
     # -- where it starts ---------------------------------------------------------------------
 
@@ -124,7 +146,7 @@ class Trainer:
         """Takes up the newest sound checkpoint of this node, or the parent's state, or nothing."""
         store, parts = self.ctx.store, (self.model, self.ema, self.optimizer)
         end = f"{self.ctx.folder}/state.safetensors"  # a kill came before the node was committed
-        ended = [end] if store.fs.exists(store.full(end)) else []
+        ended = [end] if store.size(end) is not None else []
         for path in ended + train_state.newest_first(store, self.ctx.folder):
             try:
                 found = train_state.load(store, path, *parts)
@@ -145,11 +167,13 @@ class Trainer:
         begun_at, rate_at = self.images, (self.images, time.monotonic())
         losses: list[Tensor] = []
         waits = 0.0
-        while self.images < self.total:
-            index = torch.arange(self.images, self.images + batch)
-            asked = time.monotonic()
-            x, cond = pictures(self.data, self.order(index), index, self.settings, self.stream)
+        places = range(self.images, self.total, batch)
+        batches = self.data.stream((torch.arange(p, p + batch) for p in places), BATCHES_AHEAD)
+        for place in places:
+            index, asked = torch.arange(place, place + batch), time.monotonic()
+            read = next(batches)
             waits += time.monotonic() - asked
+            x, cond = as_told(read, index, self.settings, self.stream)
             losses.append(self.train_step(index, x, cond))
             self.images += batch
 
@@ -174,10 +198,11 @@ class Trainer:
     def train_step(self, index: Tensor, x: Tensor, cond: Any) -> Tensor:
         """One step on the images at these places of the stream; → the mean loss."""
         drop = self.options["dropout"]
+        groups = {spec.group for spec in self.data.embeddings}
         keep = draw_keep(
             self.seed,
             index,
-            {k: p for k, p in drop.items() if k != "all"},
+            {group: drop.get(group, drop["others"]) for group in groups},
             all_p=drop["all"],
             purpose=f"{self.stream}/dropout",
         )

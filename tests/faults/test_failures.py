@@ -10,25 +10,27 @@ from pipelines.demo.make import write_parquet
 pytestmark = pytest.mark.slow
 
 
-def spoil(file, rows, data):
-    """Puts other bytes in place of the pictures of some rows of a Parquet file."""
+def spoil(file, rows, change, column="image"):
+    """Changes a column of some rows of a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pq.read_table(file).to_pylist()
     for i in rows:
-        table[i]["image"] = data(table[i]["image"])
+        table[i][column] = change(table[i][column])
     pq.write_table(pa.Table.from_pylist(table), file)
 
 
 def test_bad_rows_are_quarantined_and_counted_but_a_split_of_nothing_else_is_a_mistake(
     smoke, tmp_path
 ):
-    """Parquet of the user's own, with one bad picture in training and only bad ones beside it."""
+    """Parquet of the user's own, with bad rows in training and only bad ones beside it."""
     train, validation = tmp_path / "train", tmp_path / "validation"
     shards = write_parquet(train, split="train", count=12, shards=2, quiet=True)
     [other] = write_parquet(validation, split="validation", count=4, shards=1, quiet=True)
     spoil(shards[1], [3], lambda _: b"no picture at all")
+    spoil(shards[1], [4], lambda caption: caption.replace(" ", "\0", 1), "caption")
+    spoil(shards[0], [0, 5], lambda whole: whole[:-20])
     spoil(other, range(4), lambda whole: whole[:40])
 
     def change(raw):
@@ -41,21 +43,30 @@ def test_bad_rows_are_quarantined_and_counted_but_a_split_of_nothing_else_is_a_m
     store = tmp_path / "store"
     end = ediffi("run", spec_with(tmp_path / "own.yaml", change), "--storage", store)
     assert "embed/train done" in end.stdout
-    assert "11 rows; quarantined 1 (image cannot be decoded)" in end.stdout
+    told = "1 (caption has control characters), 2 (image is damaged or cut short), 1 (image is of"
+    assert f"8 rows; quarantined {told} no known format)" in end.stdout
     [manifest] = [
         json.loads(m.read_text()) for m in store.glob("nodes/embed/train-*/manifest.json")
     ]
-    assert manifest["metrics"]["rows"] == 11 and manifest["metrics"]["quarantined"] == 1
-    assert manifest["info"]["quarantined"] == {"image cannot be decoded": 1}
-    [rows] = store.glob(f"nodes/embed/train-*/rows/{shards[1].stem}.json")
-    assert json.loads(rows.read_text())["quarantined"] == [
-        {"key": "train-000009", "reason": "image cannot be decoded"}
+    metrics = manifest["metrics"]
+    assert (metrics["read"], metrics["rows"], metrics["quarantined"]) == (12, 8, 4)
+    assert manifest["info"]["quarantined"] == {
+        "caption has control characters": 1,
+        "image is damaged or cut short": 2,
+        "image is of no known format": 1,
+    }
+    [rows] = (store / manifest["info"]["pool"]).glob(f"{shards[1].stem}-*.json")
+    assert [
+        (f["key"], f["source"], f["reason"]) for f in json.loads(rows.read_text())["faults"]
+    ] == [
+        ("train-000009", shards[1].name, "image is of no known format"),
+        ("train-000010", shards[1].name, "caption has control characters"),
     ]
 
     assert end.returncode == 2
     [line] = end.stderr.splitlines()
     assert line.startswith("ediffi: embed/validation: not one row of")
-    assert "4 × image cannot be decoded" in line
+    assert "(4 × image is damaged or cut short); see `faults` in" in line
     assert "Traceback" not in end.stdout
 
 

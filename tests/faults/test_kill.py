@@ -2,8 +2,9 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
-from kit import Driver, call, driver, is_alive, kill, spec_with, strict_json, title
+from kit import Driver, call, driver, is_alive, kill, shards_of, spec_with, strict_json, title
 
 pytestmark = pytest.mark.slow
 
@@ -51,29 +52,36 @@ def assert_nothing_leaks(store, *drivers: Driver):
 def test_a_pod_killed_while_it_embeds(smoke, spec, tmp_path):
     """A finished shard is not embedded again; all become what they were undisturbed."""
     node = "embed/train"
+    undisturbed = shards_of(smoke.folder(node) / "dataset.parquet")
+
+    def finished(store):
+        return [s for s in undisturbed if (store / s).with_suffix(".json").exists()]
+
     for attempt in range(5):
         store = smoke.copy(tmp_path / f"store{attempt}", node)
         with driver(spec, store, tmp_path / "log") as first:
-            first.until(lambda: list(folder_of(store, node).glob("rows/*.json")), "a shard")  # noqa: B023
+            first.until(lambda: finished(store), "a shard")  # noqa: B023
             first.kill(workers=True)
-        finished = [r.stem for r in folder_of(store, node).glob("rows/*.json")]
-        if len(finished) < 4:
+        if len(finished(store)) < 4:
             break
-    assert 1 <= len(finished) < 4, "the kill never came between two shards"
-    shards = [folder_of(store, node) / "shards" / f"{s}.parquet" for s in finished]
-    before = {s: (s.stat().st_ino, s.stat().st_mtime_ns) for s in shards}
+    assert 1 <= len(finished(store)) < 4, "the kill never came between two shards"
+    files = [(store / s).with_suffix(e) for s in finished(store) for e in (".parquet", ".json")]
+    before = {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in files}
 
     with driver(spec, store, tmp_path / "log") as second:
         assert second.finish() == 0, second.text()
     assert ", attempt 2: " in second.text()
-    assert {s: (s.stat().st_ino, s.stat().st_mtime_ns) for s in shards} == before
+    assert {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in files} == before
     manifest = json.loads((folder_of(store, node) / "manifest.json").read_text())
-    assert manifest["metrics"]["encoded_now"] == 64 - 16 * len(finished)
-    undisturbed = smoke.manifest(node)["files"]
-    assert len(undisturbed) == 8
-    for name, entry in undisturbed.items():
-        if name.startswith("shards/"):
-            assert manifest["files"][name] == entry, name
+    assert manifest["metrics"]["encoded_now"] == 64 - 16 * len(files) // 2
+    assert len(undisturbed) == 4
+    for shard in undisturbed:
+        assert (store / shard).read_bytes() == (smoke.store / shard).read_bytes(), shard
+    here, there = (
+        pq.read_table(folder_of(at, node) / "dataset.parquet").drop_columns("source")  # its address
+        for at in (store, smoke.store)
+    )
+    assert here.equals(there, check_metadata=True)
     assert_nothing_leaks(store, first, second)
 
 

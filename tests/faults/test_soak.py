@@ -5,7 +5,7 @@ import random
 import time
 
 import pytest
-from kit import PATIENCE_S, SMOKE, Driver, descendants, is_alive, kill, title
+from kit import PATIENCE_S, SMOKE, Driver, descendants, is_alive, kill, shards_of, title, versions
 
 KILLS = int(os.environ.get("EDIFFI_SOAK_KILLS", "20"))
 SEED = int(os.environ.get("EDIFFI_SOAK_SEED", "0"))
@@ -80,6 +80,8 @@ def test_random_kills_change_no_byte_and_leave_nothing(smoke, tmp_path):
             for file in ("ema.safetensors", "raw.safetensors"):
                 undisturbed = smoke.folder(f"train/base/{expert}") / file
                 assert (here / file).read_bytes() == undisturbed.read_bytes(), (expert, file)
+        for shard in (s for version in versions(smoke.store) for s in shards_of(version)):
+            assert (store / shard).read_bytes() == (smoke.store / shard).read_bytes(), shard
         assert [*store.rglob(".*.tmp"), *store.glob("ray-train")] == []
     wait_for_the_dead(seen)
     assert not {p for p in descendants(os.getpid()) if "ray" in title(p)}

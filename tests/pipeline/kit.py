@@ -22,6 +22,7 @@ import yaml
 SPECS = Path(__file__).parents[2] / "pipelines" / "specs"
 SMOKE = SPECS / "smoke.yaml"
 EDIFFI = Path(sys.executable).with_name("ediffi")
+RUN = (EDIFFI, "run")
 PATIENCE_S = 900  # ends a wait that would never end; no test measures time
 
 
@@ -72,6 +73,18 @@ def strict_json(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
+def versions(store: Path) -> list[Path]:
+    """The data-set versions in a store, as files."""
+    return sorted(store.glob("nodes/embed/*/dataset.parquet"))
+
+
+def shards_of(version: Path) -> list[str]:
+    """Where a version's shards lie, from the store's root."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(version, columns=["path"])["path"].to_pylist()
+
+
 # -- the shared run ------------------------------------------------------------------------------
 
 
@@ -94,13 +107,21 @@ class Finished:
         return json.loads((self.folder(node) / "manifest.json").read_text())
 
     def copy(self, to: Path, *without: str) -> Path:
-        """A store with the same finished nodes but those whose id starts with one of these."""
+        """A store with the same finished nodes but those whose id starts with one of these.
+
+        Of the embedded shards it has those that its versions list.
+        """
 
         def skip(folder: str, names: list[str]) -> list[str]:
             at = Path(folder).relative_to(self.store / "nodes")
             return [n for n in names if str(at / n).startswith(without)]
 
         shutil.copytree(self.store / "nodes", to / "nodes", ignore=skip if without else None)
+        for shard in (p for version in versions(to) for p in shards_of(version)):
+            for ending in (".parquet", ".json"):
+                file = (to / shard).with_suffix(ending)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2((self.store / shard).with_suffix(ending), file)
         return to
 
 
@@ -170,16 +191,18 @@ def kill(*pids: int) -> None:
 
 
 class Driver:
-    """An ``ediffi run`` in the background, which can be watched and killed."""
+    """An ``ediffi run``, or another program, in the background: to be watched and killed."""
 
-    def __init__(self, spec: Path, store: Path, log: Path) -> None:
+    def __init__(
+        self, spec: Path, store: Path, log: Path, program: tuple[Any, ...] = RUN, **env: str
+    ) -> None:
         self.log = log
         self.out = log.open("w")
         self.process = subprocess.Popen(
-            [EDIFFI, "run", spec, "--storage", store],
+            [*program, spec, "--storage", store],
             stdout=self.out,
             stderr=subprocess.STDOUT,
-            env=environment(),
+            env=environment(**env),
         )
         self.pid = self.process.pid
         self.seen: set[int] = set()
@@ -218,9 +241,11 @@ class Driver:
 
 
 @contextlib.contextmanager
-def driver(spec: Path, store: Path, log: Path) -> Iterator[Driver]:
+def driver(
+    spec: Path, store: Path, log: Path, program: tuple[Any, ...] = RUN, **env: str
+) -> Iterator[Driver]:
     """A driver that, whatever the test does, leaves no process behind."""
-    running = Driver(spec, store, log)
+    running = Driver(spec, store, log, program, **env)
     try:
         yield running
     finally:

@@ -83,7 +83,10 @@ def test_a_data_folder_that_is_missing_empty_or_torn(mistake, tmp_path):
     data.mkdir()
     assert "no .parquet" in mistake("run", spec, "--storage", tmp_path / store)
     (data / "a.parquet").write_bytes(b"PAR1 and then nothing")
-    assert "a.parquet is no readable Parquet" in mistake("run", spec, "--storage", tmp_path / store)
+    for more in ("", ", and so are 1 more"):
+        line = mistake("run", spec, "--storage", tmp_path / store)
+        assert f"no readable Parquet file: a.parquet is damaged or cut short{more}; copy" in line
+        (data / "b.parquet").write_bytes(b"")
 
 
 def test_parquet_without_captions(mistake, tmp_path):
@@ -91,10 +94,10 @@ def test_parquet_without_captions(mistake, tmp_path):
     import pyarrow.parquet as pq
 
     (tmp_path / "d").mkdir()
-    pq.write_table(pa.table({"image": [b""], "text": ["a"]}), tmp_path / "d" / "a.parquet")
+    pq.write_table(pa.table({"image": [b""], "words": ["a"]}), tmp_path / "d" / "a.parquet")
     spec = with_own_data(tmp_path / "s.yaml", tmp_path / "d")
     line = mistake("run", spec, "--storage", tmp_path / "store")
-    assert "no column 'caption', only image, text" in line and "`caption:`" in line
+    assert "no column 'caption', only image, words" in line and "`caption:`" in line
 
 
 def test_storage_that_cannot_be_written(mistake, tmp_path):

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 import pytest
-from kit import SMOKE, call, strict_json
+from kit import SMOKE, call, shards_of, strict_json, versions
 from PIL import Image
 
 NODES = {
@@ -52,6 +52,21 @@ def test_every_node_has_a_manifest_that_its_files_match(smoke):
             data = (path.parent / name).read_bytes()
             assert len(data) == entry["bytes"]
             assert hashlib.sha256(data).hexdigest() == entry["sha256"], path.parent / name
+
+
+def test_embedded_shards_are_those_that_the_versions_list(smoke):
+    """Each with the row that says it is done; both splits, of one recipe, share a pool."""
+    import pyarrow.parquet as pq
+
+    listed = [row for v in versions(smoke.store) for row in pq.read_table(v).to_pylist()]
+    assert len(listed) == 5 and sum(row["rows"] for row in listed) == 64 + 32
+    assert len({row["path"].rpartition("/")[0] for row in listed}) == 1
+    files = {smoke.store / s for v in versions(smoke.store) for s in shards_of(v)}
+    there = {p for p in smoke.store.glob("embeddings/**/*") if p.is_file()}
+    assert there == files | {f.with_suffix(".json") for f in files}
+    for row in listed:
+        data = (smoke.store / row["path"]).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (row["bytes"], row["sha256"])
 
 
 def test_manifests_name_the_inputs_they_were_made_from(smoke):

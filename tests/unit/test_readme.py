@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import yaml
+
 from pipelines import cli, spec
 
 ROOT = Path(__file__).parents[2]
@@ -10,9 +12,10 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_its_spec_is_sound(tmp_path):
-    [text] = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
-    (tmp_path / "mine.yaml").write_text(text)
+    whole, part = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    (tmp_path / "mine.yaml").write_text(whole)
     assert list(spec.load(tmp_path / "mine.yaml").stages) == ["base", "sr256"]
+    spec.Spec.model_validate(yaml.safe_load(whole) | yaml.safe_load(part))
 
 
 def test_its_links_and_pictures_are_there():
@@ -23,6 +26,7 @@ def test_its_links_and_pictures_are_there():
 
 def test_its_commands_exist():
     verbs = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
+    verbs |= {group.name for group in cli.app.registered_groups}
     assert set(re.findall(r"^ediffi (\w+)", README, flags=re.M)) <= verbs
     targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.M))
     used = set(re.findall(r"`make ([a-z]+)`|^make ([a-z]+)", README, flags=re.M))

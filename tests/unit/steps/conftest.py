@@ -1,0 +1,65 @@
+"""An embed node on made data, and its job without Ray: shard by shard in this process."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "pipeline"))
+
+import embed_kit
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    """Of its own, for the cache of identities."""
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """The stages set them for their process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory):
+    return embed_kit.write_encoders(tmp_path_factory.mktemp("encoders") / "tiny")
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Makes ``embed.run`` do its work in this process."""
+    from pipelines.steps import embed
+    from pipelines.steps.embed_stages import Whole
+
+    def run(job, todo, embedding, cpus):
+        whole = todo and Whole(job)
+        for shard in todo:
+            work = passed(shard, [whole])
+            if work.error:
+                raise ValueError(work.error)
+            yield job.store.read_json(job.path(shard, "json"))
+
+    monkeypatch.setattr(embed, "run", run)
+
+
+def passed(shard, stages):
+    """What comes of a shard that goes through stages as it does in the job, pickled."""
+    import pickle
+
+    import pyarrow as pa
+
+    from pipelines.steps.embed_stages import Work
+
+    batch = pa.table({"work": pa.array([pickle.dumps(Work(shard))], pa.large_binary())})
+    for stage in stages:
+        batch = stage(batch)
+    return pickle.loads(batch["work"][0].as_py())
+
+
+@pytest.fixture(name="passed")
+def _passed():
+    return passed
