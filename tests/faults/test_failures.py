@@ -30,8 +30,8 @@ def test_bad_rows_are_quarantined_and_counted_but_a_split_of_nothing_else_is_a_m
     [other] = write_parquet(validation, split="validation", count=4, shards=1, quiet=True)
     spoil(shards[1], [3], lambda _: b"no picture at all")
     spoil(shards[1], [4], lambda caption: caption.replace(" ", "\0", 1), "caption")
-    spoil(shards[0], [0, 5], lambda whole: whole[:-20])
-    spoil(other, range(4), lambda whole: whole[:40])
+    spoil(shards[0], [0, 5], lambda whole: whole[: len(whole) // 2])
+    spoil(other, range(4), lambda whole: whole[: len(whole) // 2])
 
     def change(raw):
         tiny = smoke.folder("encoders/tiny")
