@@ -299,3 +299,42 @@ def test_pools_as_the_spec_says_fit_the_cpus():
         assert max(pool["cpus"] for _, pool in found) <= 1
     only_gpus = {**RUNNING, "t5": {"actors": None, "gpus": 1}}
     assert len(embed.pools(only_gpus, 2, 9)) == 4
+
+
+def test_further_encoders_come_by_name_dimension_and_kind(made, job, encoders, passed):
+    """What the spec names is in the shard, is what the encoder gives, and conditions a network."""
+    from ediffi_core.encoders import T5, encode_prompts
+    from pipelines.model import load_clip, load_more, load_t5
+    from pipelines.store.shards import Header
+
+    t5 = T5(encoders["t5"])
+    further = {
+        "words": {"model": encoders["t5"], "dim": t5.dim, "kind": "sequence"},
+        "gist": {"model": encoders["t5"], "dim": t5.dim, "kind": "pooled"},
+    }
+    both = replace(job, encoders={**encoders, "more": further})
+    assert passed(made, [Whole(both)]).error == ""
+    path = both.store.full(both.path(made, "parquet"))
+    header = Header.from_metadata(pq.read_schema(path).metadata)
+    assert {e.name: (e.dim, e.kind) for e in header.embeddings}.items() >= {
+        "words": (t5.dim, "sequence"),
+        "gist": (t5.dim, "pooled"),
+    }.items()
+    assert header.encoders["gist"]["sha256"] == t5.sha256
+    for row in rows_of(both, made):
+        assert row["words"] == row["t5"]
+        [mean] = t5.pooled([row["caption"]])
+        kept = np.frombuffer(row["gist"], np.float16)
+        np.testing.assert_allclose(kept, mean.numpy(), rtol=2e-3, atol=1e-4)
+    cond = encode_prompts(
+        load_t5(both.encoders), load_clip(both.encoders), ["a red two"], load_more(both.encoders)
+    )
+    for spec in header.embeddings:
+        held = cond.sequences if spec.kind == "sequence" else cond.pooled
+        assert held[spec.name].shape[-1] == spec.dim
+
+
+def test_a_further_encoder_of_another_width_is_refused(made, job, encoders, passed):
+    wrong = {"words": {"model": encoders["t5"], "dim": 7, "kind": "sequence"}}
+    work = passed(made, [Whole(replace(job, encoders={**encoders, "more": wrong}))])
+    assert "write `dim: " in work.error and "instead of 7" in work.error
