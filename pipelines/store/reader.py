@@ -99,7 +99,10 @@ class Reader:
 
     def stream(self, indices: Iterable[Any], ahead: int = 4) -> Iterator[Batch]:
         """:meth:`batch` of each, in turn; the next ``ahead`` are made meanwhile."""
-        with ThreadPoolExecutor(max(1, ahead), thread_name_prefix="batch") as pool:
+        # Of a local file nothing is waited for but the copy: a second thread would fight the first
+        # for the interpreter. A bucket's answers are waited for, so there each batch has its own.
+        makers = 1 if self.version.store.is_local else max(1, ahead)
+        with ThreadPoolExecutor(makers, thread_name_prefix="batch") as pool:
             waiting: deque[Future[Batch]] = deque()
             coming = iter(indices)
             try:
