@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines.data.pool import pool_of, shard_path
+from pipelines.data.pool import is_whole, pool_of, shard_path
 from pipelines.data.settings import Source
 from pipelines.data.shard import SourceShard
 from pipelines.steps.context import Context, Result
@@ -71,7 +71,7 @@ def done_before(job: Job, shards: list[SourceShard]) -> dict[str, Facts]:
         if name not in there:
             continue
         facts = job.store.read_json(f"{job.pool}/{name}")
-        if not facts["rows"] or there.get(facts["path"].rpartition("/")[2]) == facts["bytes"]:
+        if is_whole(facts, lambda path: there.get(path.rpartition("/")[2])):
             found[shard.name] = facts | {"name": shard.name, "source": shard.url}
     return found
 

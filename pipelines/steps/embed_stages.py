@@ -18,9 +18,10 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
-from pipelines.data.pool import shard_path
+from pipelines.data.pool import is_whole, shard_path
 from pipelines.data.rows import Bad, BadRow, Reason, Row
 from pipelines.data.settings import Filters, Source
 from pipelines.data.shard import SourceShard
@@ -58,7 +59,7 @@ class Job:
     batch_tokens: int
     clip_batch: int
 
-    @property
+    @cached_property
     def filters(self) -> Filters:
         """A picture is never enlarged: it must do for the smallest stage at least."""
         given = self.source.filters
@@ -70,9 +71,7 @@ class Job:
     def is_done(self, shard: SourceShard) -> bool:
         """Whether it is in the pool, whole: Ray repeats what died before it could say so."""
         facts = self.store.read_json(self.path(shard, "json"))
-        if facts is None:
-            return False
-        return not facts["rows"] or self.store.size(facts["path"]) == facts["bytes"]
+        return facts is not None and is_whole(facts, self.store.size)
 
 
 @dataclass

@@ -244,10 +244,10 @@ class _Remote(_Open):
         return file.read_row_group(group, columns, use_threads=False)
 
     def raw(self, start: int, end: int) -> tuple[Bytes, int]:
-        for at, part in self._parts.items():
-            if at <= start and end <= at + len(part):
-                return np.frombuffer(part, np.uint8)[start - at : end - at], end - start
-        return np.frombuffer(self._fetch(start, end), np.uint8), end - start
+        here = _part(self._parts, start, end)
+        return np.frombuffer(
+            self._fetch(start, end) if here is None else here, np.uint8
+        ), end - start
 
     def _spans(self, group: int, columns: set[str]) -> list[tuple[int, int]]:
         found = self.metadata.row_group(group)
@@ -290,10 +290,16 @@ class _Ranges(io.RawIOBase):
         start = self._at
         end = self._size if size is None or size < 0 else min(start + size, self._size)
         self._at = end
-        for at, part in self._parts.items():
-            if at <= start and end <= at + len(part):
-                return part[start - at : end - at]
-        return self._fetch(start, end)
+        here = _part(self._parts, start, end)
+        return self._fetch(start, end) if here is None else bytes(here)
+
+
+def _part(parts: Mapping[int, bytes], start: int, end: int) -> memoryview | None:
+    """Bytes [start, end) of a file from the ranges that are here; None if they are not."""
+    for at, part in parts.items():
+        if at <= start and end <= at + len(part):
+            return memoryview(part)[start - at : end - at]
+    return None
 
 
 def fetch(store: Store, path: str, start: int, end: int) -> bytes:
