@@ -22,7 +22,14 @@ REQUEST_ATTEMPTS = 3  # of botocore's own, within each of ours
 
 T = TypeVar("T")
 
-_AGAIN = {"SlowDown", "InternalError", "RequestTimeout", "IncompleteBody", "BadDigest"}
+_AGAIN = {
+    "SlowDown",
+    "InternalError",
+    "RequestTimeout",
+    "IncompleteBody",
+    "BadDigest",
+    "NoSuchUpload",  # completed by an attempt whose answer was lost, or ended by a rule
+}
 _NETWORK = {
     "ClientError",  # aiohttp's; botocore's has a response, and is judged by that
     "ConnectionError",

@@ -36,7 +36,7 @@ A_DAY_S = 86_400
 T = TypeVar("T")
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
@@ -119,7 +119,7 @@ class Store:
         """Does something with the file system; a bucket's is asked again if it must be."""
         return once() if self.is_local else attempt(once, self.full(path))
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes | bytearray) -> None:
         """Writes a file at once or not at all."""
         full = self.full(path)
         if not self.is_local:

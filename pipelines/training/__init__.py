@@ -1,0 +1,1 @@
+"""Training one expert: what runs inside the processes that train it together."""

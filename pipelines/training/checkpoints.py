@@ -1,0 +1,316 @@
+"""Checkpoints: everything that resuming needs, written while training goes on.
+
+A checkpoint is a folder: a safetensors file from every process, small files of the caller's, and
+``manifest.json``, which is written last and has the sha256 of all of them and of itself. One that
+is torn, damaged or another node's is passed over for the newest sound one, and that is said.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from pipelines.store.artifacts import MANIFEST, Store, sha256
+from pipelines.training.manifest import Manifest, checked_extra, part_name
+from pipelines.training.part import Part
+from pipelines.training.peers import NonFinite, Peers, Unsound
+from pipelines.training.reading import Restored, load, read_manifest
+from pipelines.training.slices import Held, check_finite, held, layout, written_here
+
+__all__ = ["Checkpoints", "NonFinite", "Peers", "Restored", "Unsound"]
+
+FOLDER = "checkpoints"
+
+T = TypeVar("T")
+
+
+class Checkpoints:
+    """The checkpoints of one node. All processes call the same methods in the same order."""
+
+    def __init__(
+        self,
+        store: Store,
+        folder: str,
+        *,
+        fingerprint: str,
+        peers: Peers = Peers(),  # noqa: B008  frozen
+        keep: int = 2,
+        say: Callable[[str], None],
+    ) -> None:
+        """
+        Args:
+            folder: the node's; its checkpoints lie in ``checkpoints/`` there.
+            fingerprint: the node's; a checkpoint with another is not used.
+            keep: how many of the newest are kept, besides milestones.
+            say: takes the lines that a user should read, in the first process only.
+        """
+        if keep < 1:
+            raise ValueError(f"at least one checkpoint must be kept, got keep={keep}")
+        self.store, self.folder, self.fingerprint = store, f"{folder}/{FOLDER}", fingerprint
+        self.peers, self.keep, self._say = peers, keep, say
+        self._part: Part | None = None
+        self._writing: Future[str | None] | None = None
+        self._images = 0
+        self._committed: int | None = None
+        self._failures = 0
+        self._error: BaseException | None = None
+        self._unsound: set[int] = set()
+
+    # -- saving --------------------------------------------------------------------------------
+
+    def save(
+        self,
+        images: int,
+        tensors: Mapping[str, Tensor],
+        note: Mapping[str, Any],
+        *,
+        files: Mapping[str, bytes] | None = None,
+        milestone: bool = False,
+        to: str | None = None,
+    ) -> None:
+        """Returns as soon as the tensors are copied; they are written while training goes on.
+
+        Waits first for the save before this one, if it is still being written. A write that failed
+        is said and counted, and does not stop this one.
+
+        Args:
+            images: the clock; names the checkpoint.
+            tensors: plain ones are the same in every process; a DTensor is replicated, or sharded
+                by rows, possibly with replicas.
+            note: JSON, the same in every process.
+            files: small ones beside the tensors, as the first process has them.
+            milestone: keep it however old it gets.
+            to: another folder, such as the finished node's ``state``; never removed.
+
+        Raises:
+            NonFinite: A tensor holds NaN or infinity; nothing is written, in any process.
+        """
+        self._settle(wait=True)
+        self._raise_unless(OSError)
+        extras = {checked_extra(name): data for name, data in (files or {}).items()}
+        note = json.loads(json.dumps(note))  # as it is now, and as it will be read
+        found = {name: held(name, t, self.peers) for name, t in tensors.items()}
+        mine = {name: found[name] for name in written_here(found, self.peers)}
+
+        def check() -> str:
+            check_finite({name: h.local for name, h in mine.items()})
+            return layout(found)
+
+        if len(set(self.peers.together(check))) > 1:
+            raise ValueError("the processes have different tensors to save")
+        part = self._staged(mine)
+        part.fill({name: h.local for name, h in mine.items()})
+
+        def write() -> str | None:
+            return self._write(images, part, note, extras, milestone, to)
+
+        self._unsound.discard(images)
+        self._images, self._writing = images, _in_background(write)
+
+    def poll(self) -> int | None:
+        """Images of the newest checkpoint that was committed since this was last asked."""
+        self._settle(wait=False)
+        found, self._committed = self._committed, None
+        return found
+
+    def wait(self) -> None:
+        """Until nothing is being written; raises the error (an OSError) of a write that failed."""
+        self._settle(wait=True)
+        self._raise_unless(())
+
+    @property
+    def failures(self) -> int:
+        """How many saves have failed since one succeeded."""
+        return self._failures
+
+    def clear(self) -> None:
+        """Removes all checkpoints but milestones; for when the node is finished."""
+        self.wait()
+
+        def remove() -> None:
+            for images in self._there():
+                if not self._is_milestone(images):
+                    self._remove(self._path(images))
+
+        self.peers.first(remove)
+
+    def _staged(self, mine: Mapping[str, Held]) -> Part:
+        """The memory of the save before this one, unless other tensors come."""
+        pieces = {name: h.piece for name, h in mine.items()}
+        if self._part is None or self._part.pieces != pieces:
+            self._part = None  # before the new one is there: never twice the memory
+            self._part = Part(pieces, pinned=any(h.local.is_cuda for h in mine.values()))
+        return self._part
+
+    def _write(
+        self,
+        images: int,
+        part: Part,
+        note: Any,
+        extras: Mapping[str, bytes],
+        milestone: bool,
+        to: str | None,
+    ) -> str | None:
+        """In the background, in every process; → what is to be said about it."""
+        at, peers = to or self._path(images), self.peers
+        name = part_name(peers.rank, peers.size)
+
+        def write_part() -> dict[str, dict[str, Any]]:
+            self.store.write(f"{at}/{name}", part.data)
+            return {name: {"bytes": len(part.data), "sha256": sha256(part.data)}}
+
+        def commit() -> None:
+            entries = {k: v for one in written for k, v in one.items()}
+            for extra, data in extras.items():
+                self.store.write(f"{at}/{extra}", data)
+                entries[extra] = {"bytes": len(data), "sha256": sha256(data)}
+            manifest = Manifest(
+                fingerprint=self.fingerprint,
+                images=images,
+                milestone=milestone,
+                note=note,
+                files=entries,
+            )
+            self.store.write(f"{at}/{MANIFEST}", manifest.to_bytes())
+
+        # What an earlier attempt left there goes first: no file of it can be taken for one of ours.
+        peers.first(lambda: self._remove(at))
+        try:
+            written = peers.together(write_part)
+            peers.first(commit)
+        except OSError:
+            if peers.rank == 0:
+                with suppress(OSError):  # the first error says more
+                    self._remove(at)
+            raise
+        return peers.first(lambda: self._retire(images)) if to is None else None
+
+    def _settle(self, wait: bool) -> None:
+        """Takes note of what the background has done."""
+        if self._writing is None or not (wait or self._writing.done()):
+            return
+        error, images = self._writing.exception(), self._images
+        told = self._writing.result() if error is None else None
+        self._writing = None
+        if error is None:
+            self._failures, self._committed = 0, images
+        else:
+            self._failures += 1
+            self._error = error
+            told = f"the checkpoint of {images:,} images could not be written: {error}"
+        if told and self.peers.rank == 0:
+            self._say(told)
+
+    def _raise_unless(self, kind: type[BaseException] | tuple[()]) -> None:
+        error, self._error = self._error, None
+        if error is not None and not isinstance(error, kind):
+            raise error
+
+    # -- what is there ---------------------------------------------------------------------------
+
+    def _path(self, images: int) -> str:
+        return f"{self.folder}/{images:012d}"
+
+    def _there(self) -> list[int]:
+        """Images of all checkpoints, sound or not, the newest first."""
+        folders = {name.partition("/")[0] for name in self.store.files(self.folder) if "/" in name}
+        return sorted((int(f) for f in folders if len(f) == 12 and f.isdigit()), reverse=True)
+
+    def _remove(self, at: str) -> None:
+        self.store.remove(f"{at}/{MANIFEST}")  # first: without it, the rest is no checkpoint
+        self.store.remove_folder(at)
+
+    def _is_milestone(self, images: int) -> bool:
+        with suppress(Unsound):
+            return read_manifest(self.store, self._path(images)).milestone
+        return False
+
+    def _retire(self, newest: int) -> str | None:
+        """Removes what is too old, and what was passed over; → what went wrong."""
+        kept = 0
+        try:
+            for images in self._there():
+                unsound = images in self._unsound
+                if images > newest and not unsound:
+                    continue
+                try:
+                    milestone = read_manifest(self.store, self._path(images)).milestone
+                    kept += not unsound
+                except Unsound:
+                    milestone, unsound = False, True
+                if not milestone and (unsound or kept > self.keep):
+                    self._remove(self._path(images))
+        except OSError as error:
+            return f"old checkpoints could not be removed: {error}"
+        return None
+
+    # -- restoring -------------------------------------------------------------------------------
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], *, ended: str | None = None
+    ) -> Restored | None:
+        """Fills these tensors from the newest sound checkpoint; None if there is none.
+
+        Args:
+            tensors: as they are laid out here; however many processes wrote them.
+            ended: a folder that comes before all checkpoints, if it is there: what :meth:`save`
+                wrote ``to`` for a node that was stopped before it was declared done.
+        """
+        self._settle(wait=True)
+        at: dict[str, int | None] = {}
+        if ended and self.peers.first(lambda: self.store.size(f"{ended}/{MANIFEST}")) is not None:
+            at[ended] = None
+        at |= {self._path(images): images for images in self.peers.first(self._there)}
+        passed: dict[str, str] = {}
+        found = None
+        for folder, images in at.items():
+            try:
+                found = load(self.store, folder, images, self.fingerprint, tensors, self.peers)
+                break
+            except Unsound as error:
+                passed[folder] = str(error)
+                if images is not None:
+                    self._unsound.add(images)
+        then = f"continuing from {found.images:,} images" if found else "there is no other"
+        for folder, why in passed.items():
+            if self.peers.rank == 0:
+                name = folder.rpartition("/")[2]
+                self._say(f"checkpoint {name} is not used: {why}; {then}")
+        return found
+
+    def restore_from(
+        self, folder: str, tensors: Mapping[str, Tensor], fingerprint: str
+    ) -> Restored:
+        """Fills these tensors from one checkpoint, such as a parent's ``state``.
+
+        Raises:
+            ValueError: It is not sound, or of another node than the one of this fingerprint.
+        """
+        self._settle(wait=True)
+        try:
+            return load(self.store, folder, None, fingerprint, tensors, self.peers)
+        except Unsound as error:
+            raise ValueError(
+                f"checkpoint {self.store.full(folder)} cannot be used: {error}; "
+                "run the node that makes it again"
+            ) from error
+
+
+def _in_background(work: Callable[[], T]) -> Future[T]:
+    """In a thread that does not keep a process alive whose training has failed."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return future
