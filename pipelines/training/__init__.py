@@ -1,0 +1,1 @@
+"""What a training worker does: the loop, its parallelism, its checkpoints, its faults."""
