@@ -24,6 +24,7 @@ SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The pipeline's Y
 Storage = Annotated[str | None, typer.Option(help="Folder or URL of the store; else the spec's.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 DEFAULT_STORAGE = "ediffi-store"
+RECORD_WHEN_STOPPED_S = 5.0
 
 
 def opened(spec_path: Path, storage: str | None) -> tuple[Any, Any, Any, Any]:
@@ -62,11 +63,12 @@ def run(spec: SpecPath, storage: Storage = None) -> None:
     from pipelines.lineage import Lineage
     from pipelines.remote import StorageError
     from pipelines.run import Runner, begin, only_driver, reason
+    from pipelines.stopping import Stop
     from pipelines.store.artifacts import Store
 
     loaded, store, made, _ = opened(spec, storage)
     store = Store.open(store.root)
-    with only_driver(store, loaded.name), Console() as console:
+    with only_driver(store, loaded.name), Console() as console, Stop() as stop:
         execution = begin(made, store)
         execution.save(store)
         again = f", attempt {execution.attempt}" if execution.attempt > 1 else ""
@@ -75,12 +77,13 @@ def run(spec: SpecPath, storage: Storage = None) -> None:
             if verdict.cached:
                 console.say(f"{verdict.node.id} reused: {verdict.why}")
         lineage = Lineage(made, store, execution, console.say)
-        runner = Runner(made, store, execution, lineage, console)
-        try:
-            good = runner.run()
-        except KeyboardInterrupt:
+        runner = Runner(made, store, execution, lineage, console, stop)
+        good = runner.run()
+        if stop.signal and execution.state == "interrupted":
+            lineage.close(execution.state, runner.manifests, RECORD_WHEN_STOPPED_S)
+            execution.save(store)
             console.say("interrupted; the same command goes on from here")
-            raise SystemExit(130) from None
+            raise SystemExit(128 + stop.signal)
         console.say("finishing the MLflow record")
         lineage.close(execution.state, runner.manifests)
         execution.save(store)
@@ -139,6 +142,8 @@ def status(
             execution.state = "running, or stopped: a bucket has no lock to tell by"
         elif not driven:
             execution.state = "stopped (its driver is gone; the same `ediffi run` continues it)"
+    if execution.state == "interrupted":
+        execution.state = "interrupted (the same `ediffi run` continues it)"
     if as_json:
         typer.echo(json.dumps(execution.__dict__, indent=1))
         return

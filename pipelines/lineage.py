@@ -158,6 +158,7 @@ class Lineage:
                 self.run = known.info.run_id
         if self.run:
             self.client.update_run(self.run, status="RUNNING")
+            self.client.set_tag(self.run, "ediffi.state", "running")
         else:
             tags = {
                 "ediffi.pipeline": name,
@@ -282,7 +283,8 @@ class Lineage:
                 self.client, self.uri, self.plan.spec.name, run, place, promoted.fingerprint
             )
         self.client.set_tag(run, "ediffi.state", state)
-        self.client.set_terminated(run, "FINISHED" if state == "done" else "FAILED")
+        ends = {"done": "FINISHED", "interrupted": "KILLED"}
+        self.client.set_terminated(run, ends.get(state, "FAILED"))
 
 
 def flat(settings: dict[str, Any], at: str = "") -> dict[str, Any]:

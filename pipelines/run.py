@@ -10,7 +10,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
@@ -22,12 +22,15 @@ from pipelines.console import Console
 from pipelines.lineage import Lineage
 from pipelines.plan import Node, Plan, Verdict
 from pipelines.steps.context import Board, Context, Result
+from pipelines.stopping import Stop, in_thread
 from pipelines.store.artifacts import Store
+from pipelines.training.notice import Preempted
 
 # Steps that themselves hand work to Ray run in the driver; the others run as a Ray task.
 ORCHESTRATING = {"train", "embed"}
 LOOKERS = 5  # `ediffi status` holds a driver's lock for as long as it takes to look
 START_ATTEMPTS = 3  # a busy machine may not start Ray within the 30 s that Ray gives itself
+GRACE_S = 25.0  # of the half minute that a pod has between SIGTERM and SIGKILL
 SPARE_CPUS = 2  # for reads: Ray Data hangs when actors hold every CPU
 
 
@@ -120,9 +123,11 @@ def is_driven(store: Store, pipeline: str) -> bool | None:
 
 
 def begin(plan: Plan, store: Store) -> Execution:
-    """Continues the last execution if a kill left it unfinished, else starts a new one."""
+    """Continues the last execution if it was stopped before its end, else starts a new one."""
     last = latest(store, plan.spec.name)
-    if last and last.state == "running" and last.fingerprint == plan.fingerprint:
+    unfinished = last and last.state in ("running", "interrupted")
+    if last and unfinished and last.fingerprint == plan.fingerprint:
+        last.state = "running"
         last.attempt += 1
         return last
     if last and last.state == "running":
@@ -196,10 +201,16 @@ class Runner:
     """The loop: starts what is ready and fits, in the order of the longest way to the end."""
 
     def __init__(
-        self, plan: Plan, store: Store, execution: Execution, lineage: Lineage, console: Console
+        self,
+        plan: Plan,
+        store: Store,
+        execution: Execution,
+        lineage: Lineage,
+        console: Console,
+        stop: Stop,
     ) -> None:
         self.plan, self.store, self.execution = plan, store, execution
-        self.lineage, self.console = lineage, console
+        self.lineage, self.console, self.stop = lineage, console, stop
         self.manifests: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, BaseException] = {}
         self.board: Any = None
@@ -218,8 +229,10 @@ class Runner:
         if todo:
             self.console.say("starting Ray")
             start_ray(self.plan.spec.cpus, self.plan.spec.s3.variables())
+            self.stop.listen()  # Ray has put a handler of its own
             self.work(todo)
-        self.execution.state = "failed" if self.failed else "done"
+        if self.execution.state != "interrupted":
+            self.execution.state = "failed" if self.failed else "done"
         self.execution.save(self.store)
         self.save_tree()
         self.store.sweep()
@@ -232,23 +245,46 @@ class Runner:
         free = self.plan.spec.cpus
         waiting = {v.node.id: v for v in todo}
         running: dict[Future[dict[str, Any]], Verdict] = {}
-        with ThreadPoolExecutor(max_workers=max(len(todo), 1)) as threads:
-            while waiting or running:
-                for verdict in self.ready(waiting):
-                    if verdict.node.cpus > free:
-                        continue
-                    free -= verdict.node.cpus
-                    del waiting[verdict.node.id]
-                    self.set_state(verdict, "running")
-                    self.lineage.started(verdict)
-                    running[threads.submit(self.perform, verdict)] = verdict
-                finished, _ = wait(running, timeout=0.5, return_when="FIRST_COMPLETED")
-                self.hear()
-                for future in finished:
-                    verdict = running.pop(future)
-                    free += verdict.node.cpus
-                    self.settle(verdict, future, waiting)
-                self.console.tick()
+        while waiting or running:
+            if self.stop.signal:
+                self.leave(running, waiting)
+                return
+            for verdict in self.ready(waiting):
+                if verdict.node.cpus > free:
+                    continue
+                free -= verdict.node.cpus
+                del waiting[verdict.node.id]
+                self.set_state(verdict, "running")
+                self.lineage.started(verdict)
+                running[in_thread(self.perform, verdict)] = verdict
+            finished, _ = wait(running, timeout=0.5, return_when="FIRST_COMPLETED")
+            self.hear()
+            for future in finished:
+                verdict = running.pop(future)
+                free += verdict.node.cpus
+                self.settle(verdict, future, waiting)
+            self.console.tick()
+
+    def leave(
+        self, running: dict[Future[dict[str, Any]], Verdict], waiting: dict[str, Verdict]
+    ) -> None:
+        """Has the training nodes save and leave, within the grace; all else is left undone."""
+        self.execution.state = "interrupted"
+        reason = f"the driver got {self.stop.signal.name}" if self.stop.signal else ""
+        saving = {f for f, verdict in running.items() if verdict.node.kind == "train"}
+        until = time.monotonic() + GRACE_S
+        said = f"{len(saving)} training nodes save and leave, in {GRACE_S:.0f} s at most"
+        self.console.say(f"{reason}; {said}" if saving else reason)
+        while saving and time.monotonic() < until:
+            self.board.stop.remote(reason)  # again, as a killed board has forgotten it
+            saving = wait(saving, timeout=0.5).not_done
+            self.hear()
+            self.console.tick()
+        for future, verdict in running.items():
+            if future.done() and not isinstance(future.exception(), Preempted):
+                self.settle(verdict, future, waiting)
+            else:
+                self.set_state(verdict, "interrupted")
 
     def ready(self, waiting: dict[str, Verdict]) -> list[Verdict]:
         """Nodes whose inputs are done, those with the longest way to the end first."""

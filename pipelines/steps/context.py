@@ -53,10 +53,11 @@ Step = Callable[[Context, dict[str, Any], dict[str, str]], Result]
 
 
 class Board:
-    """Collects the steps' reports for the driver; a Ray actor."""
+    """Collects the steps' reports for the driver, and holds its word to stop; a Ray actor."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, dict[str, Any]]] = []
+        self.reason: str | None = None
 
     def report(self, node: str, row: dict[str, Any]) -> None:
         self.rows.append((node, row))
@@ -64,3 +65,10 @@ class Board:
     def drain(self) -> list[tuple[str, dict[str, Any]]]:
         rows, self.rows = self.rows, []
         return rows
+
+    def stop(self, reason: str) -> None:
+        """Has the training nodes' workers save their state and leave."""
+        self.reason = reason
+
+    def stopping(self) -> str | None:
+        return self.reason

@@ -3,37 +3,78 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from pipelines.steps.context import Context, Result
 from pipelines.store.artifacts import SCRATCH, signature
+from pipelines.training import retries
+
+COLLECTIVE_TIMEOUT_S = 600.0
+
+Outcome = dict[str, Any]
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
     from pipelines.steps import train_worker
+
+    config = {"ctx": ctx, "settings": settings, "inputs": inputs}
+    outcome = train(ctx, train_worker.run, config)
+    if "error" in outcome:
+        raise ValueError(outcome["error"])
+    return Result(**outcome)
+
+
+def train(
+    ctx: Context, worker: Callable[[dict[str, Any]], Outcome], config: dict[str, Any]
+) -> Outcome:
+    """Runs it in the node's workers, and again after failures that pass; → what rank 0 returned."""
+    return retries.until_done(lambda: attempt(ctx, worker, config), ctx)
+
+
+def attempt(
+    ctx: Context, worker: Callable[[dict[str, Any]], Outcome], config: dict[str, Any]
+) -> Outcome:
+    """Runs it once, on processes of its own."""
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from pipelines.training.backend import ProcessGroup
 
     # Checkpoints are ours, in the node's folder; what Ray Train keeps is scratch, under a name
     # that no other attempt has (an old name would make it resume by its own, older, records).
     name = f"{ctx.fingerprint}{signature()}"
-    scratch = f"{SCRATCH}/{name}"
-    trainer = TorchTrainer(
-        train_worker.run,
-        train_loop_config={"ctx": ctx, "settings": settings, "inputs": inputs},
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": ctx.cpus}),
+    timeout_s = ctx.runtime.get("collective_timeout_s", COLLECTIVE_TIMEOUT_S)
+    trainer = DataParallelTrainer(
+        worker,
+        train_loop_config=config,
+        backend_config=ProcessGroup(timeout_s=timeout_s, board=ctx.board),
+        scaling_config=scaling(ctx),
         run_config=RunConfig(
             name=name,
             storage_path=ctx.store.full(SCRATCH),
-            failure_config=FailureConfig(max_failures=2, controller_failure_limit=2),
+            # Ray Train tries nothing again: it knows no kinds of failure, and would not say so.
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0
+            ),
         ),
     )
     try:
-        outcome = trainer.fit().return_value
+        outcome: Outcome = trainer.fit().return_value
     finally:
         with contextlib.suppress(OSError):  # a bucket that is away: what was raised says so
-            ctx.store.remove_folder(scratch)
-    if "error" in outcome:
-        raise ValueError(outcome["error"])
-    return Result(**outcome)
+            ctx.store.remove_folder(f"{SCRATCH}/{name}")
+    return outcome
+
+
+def scaling(ctx: Context) -> Any:
+    """The node's workers, which share the CPUs that the plan counts for it."""
+    from ray.train import ScalingConfig
+
+    workers, gpus = ctx.runtime.get("workers", 1), ctx.runtime.get("gpus", 0)
+    cpus = ctx.cpus // workers or ctx.cpus / workers  # of more than one Ray gives no parts
+    return ScalingConfig(
+        num_workers=workers,
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+    )

@@ -1,1 +1,1 @@
-"""Training one expert: what runs inside the processes that train it together."""
+"""What a training worker does: the loop, its parallelism, its checkpoints, its faults."""

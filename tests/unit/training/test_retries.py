@@ -1,0 +1,192 @@
+"""Kinds of failure, and how often each is tried again. What is raised is as Ray Train raises it."""
+
+import pickle
+
+import pytest
+from ray import exceptions as rays
+from ray.train import ControllerError, PreemptionError, PreemptionInfo, WorkerGroupError
+from ray.train.v2._internal.exceptions import (
+    InsufficientClusterResourcesError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
+
+from pipelines.remote import StorageError
+from pipelines.steps.context import Context
+from pipelines.store.artifacts import Store
+from pipelines.training.notice import Preempted, Stalled
+from pipelines.training.retries import (
+    Budgets,
+    Failure,
+    GaveUp,
+    Kind,
+    Retries,
+    classify,
+    diagnose,
+    until_done,
+)
+
+DIED = WorkerHealthCheckFailedError("Worker failed a health check.", rays.ActorDiedError())
+CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4711")
+LATE = RuntimeError("[gloo/unbound_buffer.cc:78] Timed out waiting 5000ms for recv operation")
+
+
+def of(**ranks):
+    """Ray Train's error of workers, as it comes from another process."""
+    failures = {int(rank.removeprefix("rank")): error for rank, error in ranks.items()}
+    return pickle.loads(pickle.dumps(WorkerGroupError("…", failures)))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (of(rank0=Preempted("SIGTERM")), Kind.PREEMPTION),
+        (of(rank0=DIED), Kind.PREEMPTION),
+        (of(rank0=CLOSED), Kind.PREEMPTION),
+        (PreemptionError(PreemptionInfo(None, {"node": [0]})), Kind.PREEMPTION),
+        (ControllerError(WorkerGroupStartupTimeoutError(2)), Kind.PREEMPTION),
+        (rays.ActorDiedError(), Kind.PREEMPTION),
+        (rays.NodeDiedError("gone"), Kind.PREEMPTION),
+        (rays.ObjectLostError("00" * 28, None, ""), Kind.PREEMPTION),
+        (of(rank0=rays.OutOfMemoryError("95 % of the node's memory")), Kind.MEMORY),
+        (of(rank0=StorageError("s3://b: 6 attempts failed")), Kind.STORAGE),
+        (of(rank0=ConnectionResetError()), Kind.STORAGE),
+        (of(rank0=Stalled("rank 1 was waited for")), Kind.STALLED),
+        (of(rank0=LATE), Kind.STALLED),
+        (of(rank0=KeyError("x")), Kind.BUG),
+        (of(rank0=IsADirectoryError(21, "Is a directory")), Kind.BUG),
+        (of(rank0=OSError(28, "No space left on device")), Kind.BUG),
+        (ZeroDivisionError(), Kind.BUG),
+        (of(rank0=ValueError("write 8")), Kind.MISTAKE),
+        (ControllerError(InsufficientClusterResourcesError("no GPU")), Kind.MISTAKE),
+    ],
+)
+def test_kinds(error, kind):
+    assert classify(error) == kind
+
+
+@pytest.mark.parametrize(
+    ("error", "rank", "said"),
+    [
+        (of(rank0=CLOSED, rank3=DIED), 0, "Connection closed by peer"),
+        (of(rank0=LATE, rank1=CLOSED), 1, "rank 1: RuntimeError"),
+        (of(rank0=LATE, rank1=KeyError("x"), rank2=DIED), 2, "rank 2: its process died"),
+        (of(rank0=CLOSED, rank1=ValueError("write 8")), 1, "rank 1: ValueError: write 8"),
+        (rays.ActorDiedError(), None, "the node's control: its process died"),
+    ],
+)
+def test_what_explains_the_other_ranks_errors_is_named(error, rank, said):
+    failure = diagnose(error)
+    assert failure.rank == rank and said in str(failure)
+
+
+def of_kind(kind, text="x"):
+    return Failure(kind, {Kind.PREEMPTION: Preempted}.get(kind, RuntimeError)(text), 0)
+
+
+def tries(retries, kinds, images=0):
+    return [retries.after(of_kind(k, str(i)), images) is not None for i, k in enumerate(kinds)]
+
+
+def test_each_kind_has_its_budget():
+    retries = Retries(Budgets(preemptions=2, failures=1, bugs=1))
+    kinds = [Kind.PREEMPTION, Kind.BUG, Kind.STORAGE, Kind.PREEMPTION]
+    assert tries(retries, kinds) == [True] * 4
+    for kind in (Kind.PREEMPTION, Kind.STALLED, Kind.BUG):  # stalls and storage share one
+        assert retries.after(of_kind(kind, "new"), 0) is None
+
+
+def test_a_new_checkpoint_restores_the_budgets():
+    retries = Retries(Budgets(bugs=1))
+    assert [retries.after(of_kind(Kind.BUG), images) is not None for images in (0, 64, 128)] == [
+        True
+    ] * 3
+    assert retries.after(of_kind(Kind.BUG), 128) is None
+
+
+def test_the_same_bug_at_the_same_place_is_not_tried_a_third_time():
+    retries = Retries(Budgets(bugs=10))
+    assert tries(retries, [Kind.BUG] * 3) == [True] * 3  # different messages
+    assert retries.after(of_kind(Kind.BUG, "2"), 0) is None
+
+
+def test_waits_double_up_to_the_longest():
+    retries = Retries(Budgets(preemptions=8, backoff_s=1, backoff_max_s=10))
+    waits = [retries.after(of_kind(Kind.PREEMPTION), 0)[0] for _ in range(8)]
+    for wait, most in zip(waits, [1, 2, 4, 8, 10, 10, 10, 10]):
+        assert most / 2 <= wait <= most
+
+
+class Board:
+    """Takes reports as the actor does."""
+
+    def __init__(self):
+        self.said, self.report = [], self
+
+    def remote(self, node, row):
+        self.said.append(row["message"])
+
+
+@pytest.fixture
+def ctx(tmp_path, monkeypatch):
+    """A node whose driver goes on."""
+    monkeypatch.setattr("pipelines.training.retries.told", lambda board: None)
+    return Context(
+        node="train/base/E0_0",
+        fingerprint="f",
+        store=Store.at(str(tmp_path)),
+        folder="nodes/train/base/E0_0",
+        cpus=1,
+        runtime={"retries": {"preemptions": 2, "bugs": 1, "backoff_s": 0.01}},
+        manifests={},
+        board=Board(),
+    )
+
+
+class Attempts:
+    """Raises one error an attempt, then returns."""
+
+    def __init__(self, *errors):
+        self.errors, self.made = list(errors), 0
+
+    def __call__(self):
+        self.made += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+def test_every_retry_is_said_in_one_line(ctx):
+    ctx.save_progress(64, 128, "images")
+    assert until_done(Attempts(of(rank1=DIED), of(rank0=KeyError("x"))), ctx) == "done"
+    died, bug = ctx.board.said
+    assert died.startswith("rank 1: its process died (preemption); goes on from 64 images in ")
+    assert died.endswith("s, attempt 1 of 2")
+    assert bug.startswith("rank 0: KeyError: 'x' (bug); goes on ") and "1 of 1" in bug
+
+
+def test_giving_up_says_kind_tries_and_cause_in_the_last_line(ctx):
+    with pytest.raises(GaveUp) as ended:
+        until_done(Attempts(*[of(rank2=DIED)] * 3), ctx)
+    assert str(ended.value) == "rank 2: its process died (preemption, 3 tries)"
+    assert isinstance(ended.value.__cause__, WorkerGroupError)
+
+
+def test_the_users_mistake_is_not_tried_again(ctx):
+    attempts = Attempts(of(rank0=CLOSED, rank1=ValueError("write 8")))
+    with pytest.raises(ValueError, match=r"^write 8$"):
+        until_done(attempts, ctx)
+    assert attempts.made == 1 and not ctx.board.said
+
+
+def test_a_storage_that_stays_away_is_told_as_such(ctx):
+    with pytest.raises(StorageError, match=r"s3://b: refused \(storage or network, 4 tries\)"):
+        until_done(Attempts(*[of(rank0=StorageError("s3://b: refused"))] * 4), ctx)
+
+
+def test_a_driver_that_is_told_to_stop_tries_nothing_again(ctx, monkeypatch):
+    monkeypatch.setattr("pipelines.training.retries.told", lambda board: "the driver got SIGTERM")
+    attempts = Attempts(of(rank0=DIED))
+    with pytest.raises(Preempted, match="the driver got SIGTERM"):
+        until_done(attempts, ctx)
+    assert attempts.made == 1
