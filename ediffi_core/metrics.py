@@ -102,13 +102,13 @@ def by_noise_level(
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def validation_losses(
     denoiser: nn.Module,
     sigma_data: float,
     batches: Callable[[Tensor], tuple[Tensor, Conditioning]],
     *,
-    count: int,
+    index: Tensor,
     batch: int,
     interval: Interval,
     noise: NoiseDistribution,
@@ -118,17 +118,17 @@ def validation_losses(
 
     Args:
         batches: ``index [B] → (x, conditioning)``, a function of the index alone.
-        count: how many draws; more than the pictures there are is fine, σ and ε differ.
+        index: [N] numbers of the draws; more than the pictures there are is fine, σ and ε differ.
+        batch: how many are asked at once.
 
     Returns:
-        σ [count] float64 in the interval, and the loss [count] of each draw.
+        σ [N] float64 in the interval, and the loss [N] of each draw.
     """
     sigmas, losses = [], []
-    for start in range(0, count, batch):
-        index = torch.arange(start, min(start + batch, count))
-        x, cond = batches(index)
-        sigma = interval.draw(draws.stratified(seed, "validation/sigma", index), noise)
-        eps = draws.normal(seed, "validation/eps", index, tuple(x.shape[1:]))
+    for part in index.split(batch):
+        x, cond = batches(part)
+        sigma = interval.draw(draws.stratified(seed, "validation/sigma", part), noise)
+        eps = draws.normal(seed, "validation/eps", part.to(x.device), tuple(x.shape[1:]))
         sigmas.append(sigma)
-        losses.append(denoising_loss(denoiser, sigma_data, x, sigma, eps, cond))
+        losses.append(denoising_loss(denoiser, sigma_data, x, sigma.to(x.device), eps, cond))
     return torch.cat(sigmas), torch.cat(losses)

@@ -204,6 +204,7 @@ def _train_node(spec: Spec, stage_name: str, name: str, expert: Expert) -> Node:
         "noise": {"P_mean": stage.P_mean, "P_std": stage.P_std},
         "sigma_data": stage.sigma_data,
         "start": "fresh" if above is None else "continue" if single else expert.start,
+        "optimizer": expert.optimizer,
         "stream": f"{stage_name}/{stream}",
         "seed": spec.seed,
     }
@@ -217,8 +218,8 @@ def _train_node(spec: Spec, stage_name: str, name: str, expert: Expert) -> Node:
         settings=settings,
         inputs=inputs,
         observes={"validation": "embed/validation"},
-        runtime=stage.cadence.model_dump(),
-        cpus=min(expert.cpus, spec.cpus),
+        runtime={**stage.cadence.model_dump(), "workers": stage.workers.model_dump()},
+        cpus=stage.workers.count * expert.cpus,
     )
 
 

@@ -25,6 +25,7 @@ from ediffi_core.unet import PRESETS
 from pipelines.data.cost import ASSUMED, GPUS
 from pipelines.data.settings import Source
 from pipelines.strict import Strict
+from pipelines.training.settings import Cadence, Training, Workers
 
 
 class Data(Strict):
@@ -140,46 +141,16 @@ class Network(Strict):
         return self
 
 
-class Dropout(Strict):
-    """Probabilities of dropping an embedding in training (paper.md section 3: our defaults)."""
-
-    t5: float = Field(0.1, ge=0, le=1)
-    clip_text: float = Field(0.1, ge=0, le=1)
-    clip_image: float = Field(0.5, ge=0, le=1)
-    others: float = Field(0.1, ge=0, le=1)
-    """Of each further encoder."""
-
-    all: float = Field(0.1, ge=0, le=1)
-
-
-class Training(Strict):
-    """How a stage's experts are trained; the clock is images."""
-
-    batch: int = Field(64, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup_images: int = Field(0, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-    ema_halflife_images: int = Field(8000, ge=1)
-    dropout: Dropout = Dropout()
-
-
-class Cadence(Strict):
-    """How often a training node speaks and saves; nothing here changes its result."""
-
-    checkpoint_images: int = Field(8000, ge=1)
-    log_images: int = Field(640, ge=1)
-    validate_images: int = Field(8000, ge=1)
-    validate_draws: int = Field(256, ge=2)
-    validate_bins: int = Field(8, ge=1)
-    """Equal shares of p(σ) that validation is reported over."""
-
-
 class Expert(Strict):
     images: int = Field(ge=1)
     cpus: int = Field(1, ge=1)
+    """Of each worker."""
+
     start: Literal["ema", "raw"] = "ema"
     """Which of the parent's weights a child starts from."""
+
+    optimizer: Literal["fresh", "carried"] = "fresh"
+    """Whether a child's optimiser begins anew or where the parent's ended."""
 
 
 class Sampling(Strict):
@@ -220,6 +191,7 @@ class Stage(Strict):
     network: Network = Network()
     training: Training = Training()
     cadence: Cadence = Cadence()
+    workers: Workers = Workers()
     experts: dict[str, Expert]
     ensemble: list[str]
     single: Expert | None = None
@@ -256,6 +228,15 @@ class Stage(Strict):
                     f"{name} trains on {expert.images} images, no multiple of the batch "
                     f"of {batch}; write {fit}"
                 )
+            if expert.optimizer == "carried" and (name == tree.ROOT or expert.start == "ema"):
+                raise ValueError(
+                    f"{name}: `optimizer: carried` goes on with the parent's moments, which belong "
+                    "to its raw weights; set `start: raw` on a child"
+                )
+        if self.workers.count > batch:
+            raise ValueError(
+                f"{self.workers.count} workers cannot share a batch of {batch}; raise `batch:`"
+            )
         if self.single and self.single.images < self.experts[tree.ROOT].images:
             raise ValueError("`single:` continues the root, so it needs at least as many images")
         return self
@@ -340,6 +321,17 @@ class Spec(Strict):
     """The cascade, from the smallest pictures to the largest."""
 
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def fits(self) -> Self:
+        for name, stage in self.stages.items():
+            needed = stage.workers.count * max(e.cpus for e in stage.experts.values())
+            if needed > self.cpus:
+                raise ValueError(
+                    f"stage {name}: {stage.workers.count} workers need {needed} CPUs at once, "
+                    f"`cpus:` allows {self.cpus}"
+                )
+        return self
 
     @model_validator(mode="after")
     def sound_cascade(self) -> Self:

@@ -22,8 +22,8 @@ from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet
 from pipelines.model import draw, grid, load_clip, load_stages
 from pipelines.steps.context import Context, Result
-from pipelines.steps.train_worker import validation_pictures
 from pipelines.store.reader import Reader
+from pipelines.training.validation import validation_pictures
 
 GRID = 16
 SHOWN_SIDE = 96  # of a picture in the sample sheet
@@ -94,7 +94,7 @@ def validation(
         ensemble,
         ensemble.experts[0].denoiser.sigma_data,
         lambda index: validation_pictures(shards, index, settings),
-        count=LOSS_DRAWS,
+        index=torch.arange(LOSS_DRAWS),
         batch=ctx.runtime["batch"],
         interval=EVERYTHING,
         noise=ensemble.noise,

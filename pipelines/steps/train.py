@@ -10,19 +10,14 @@ from pipelines.steps.context import Context, Result
 from pipelines.store.artifacts import SCRATCH, signature
 from pipelines.training import retries
 
-COLLECTIVE_TIMEOUT_S = 600.0
-
 Outcome = dict[str, Any]
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
-    from pipelines.steps import train_worker
+    from pipelines.training import worker
 
     config = {"ctx": ctx, "settings": settings, "inputs": inputs}
-    outcome = train(ctx, train_worker.run, config)
-    if "error" in outcome:
-        raise ValueError(outcome["error"])
-    return Result(**outcome)
+    return Result(**train(ctx, worker.run, config))
 
 
 def train(
@@ -44,7 +39,7 @@ def attempt(
     # Checkpoints are ours, in the node's folder; what Ray Train keeps is scratch, under a name
     # that no other attempt has (an old name would make it resume by its own, older, records).
     name = f"{ctx.fingerprint}{signature()}"
-    timeout_s = ctx.runtime.get("collective_timeout_s", COLLECTIVE_TIMEOUT_S)
+    timeout_s = ctx.runtime["workers"]["timeout_s"]
     trainer = DataParallelTrainer(
         worker,
         train_loop_config=config,
@@ -71,7 +66,7 @@ def scaling(ctx: Context) -> Any:
     """The node's workers, which share the CPUs that the plan counts for it."""
     from ray.train import ScalingConfig
 
-    workers, gpus = ctx.runtime.get("workers", 1), ctx.runtime.get("gpus", 0)
+    workers, gpus = (ctx.runtime["workers"][k] for k in ("count", "gpus"))
     cpus = ctx.cpus // workers or ctx.cpus / workers  # of more than one Ray gives no parts
     return ScalingConfig(
         num_workers=workers,

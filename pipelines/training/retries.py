@@ -201,7 +201,7 @@ def until_done(attempt: Callable[[], T], ctx: Context) -> T:
         Preempted: The driver was told to stop.
         GaveUp: Anything else failed too often.
     """
-    retries = Retries(Budgets(**ctx.runtime.get("retries", {})))
+    retries = Retries(Budgets(**ctx.runtime["workers"]["retries"]))
     while True:
         try:
             return attempt()

@@ -105,7 +105,7 @@ def evaluate(denoiser, batches, batch, seed=4):
         denoiser,
         0.5,
         batches,
-        count=COUNT,
+        index=torch.arange(COUNT),
         batch=batch,
         interval=interval("E3_5"),
         noise=NOISE,

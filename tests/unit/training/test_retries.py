@@ -137,7 +137,7 @@ def ctx(tmp_path, monkeypatch):
         store=Store.at(str(tmp_path)),
         folder="nodes/train/base/E0_0",
         cpus=1,
-        runtime={"retries": {"preemptions": 2, "bugs": 1, "backoff_s": 0.01}},
+        runtime={"workers": {"retries": {"preemptions": 2, "bugs": 1, "backoff_s": 0.01}}},
         manifests={},
         board=Board(),
     )

@@ -1,0 +1,82 @@
+"""The end of a training: what is kept of it, and what it is worth beside its parent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ediffi_core.checkpoint import Card, to_bytes
+from pipelines.training.parallel import whole
+from pipelines.training.validation import FINAL_DRAWS, against
+
+if TYPE_CHECKING:
+    from pipelines.training.build import Parts
+    from pipelines.training.loop import Trainer
+
+
+def finish(trainer: Trainer, trained_now: int) -> dict[str, Any]:
+    """Writes weights, state, curve and pictures, and measures the child against its parent."""
+    parts = trainer.parts
+    store, folder = parts.ctx.store, parts.ctx.folder
+    trainer.save(to=parts.ended)
+    trainer.checkpoints.wait()
+    hashes = {
+        which: write_weights(parts, which, trainer.images, weights)
+        for which, weights in (
+            ("raw", parts.model.state_dict()),
+            ("ema", parts.state.ema.weights),
+        )
+    }
+    with parts.averaged() as model:
+        _, mine = parts.validation.losses(model, FINAL_DRAWS)
+    metrics = {"val_loss": float(mine.mean()), "images": trainer.images}
+    theirs = parts.parents_losses(FINAL_DRAWS)
+    if theirs is not None:
+        metrics |= against(theirs, mine)
+    parts.draw(trainer.images)
+    if parts.world.is_first:
+        store.write(f"{folder}/history.jsonl", trainer.lines())
+    trainer.checkpoints.clear()
+    parts.world.everyones(None)  # nobody leaves before all is written
+    kept = [f for f in store.files(folder) if f.startswith(("state/", "samples/", "snapshots/"))]
+    return {
+        "files": ["raw.safetensors", "ema.safetensors", "history.jsonl", *kept],
+        "metrics": metrics,
+        "info": {
+            "weights_sha256": hashes["ema"],
+            "raw_sha256": hashes["raw"],
+            "parameters": sum(p.numel() for p in parts.model.parameters()),
+            "skipped": trainer.skipped,
+            "trained_now": trained_now,
+        },
+    }
+
+
+def write_snapshots(parts: Parts, images: int) -> None:
+    """Averages of growing length, for :func:`ediffi_core.ema.reconstruct` to mix."""
+    for length, weights in parts.state.powers.weights.items() if parts.state.powers else ():
+        write_weights(parts, f"snapshots/{images:012d}-{length:g}", images, weights)
+
+
+def write_weights(parts: Parts, which: str, images: int, weights: dict[str, Tensor]) -> str:
+    """The slim file that inference loads, whatever the weights were split over; → their sha256."""
+    full = {name: whole(value.detach()).cpu() for name, value in weights.items()}
+    if not parts.world.is_first:
+        return ""
+    data, sha = to_bytes(full, card(parts, images, averaged=which != "raw"))
+    parts.ctx.store.write(f"{parts.ctx.folder}/{which}.safetensors", data)
+    return sha
+
+
+def card(parts: Parts, images: int, *, averaged: bool) -> Card:
+    return Card(
+        expert=parts.settings["expert"],
+        interval=parts.interval,
+        noise=parts.validation.noise,
+        sigma_data=parts.model.sigma_data,
+        network=parts.network,
+        images=images,
+        averaged=averaged,
+        parent=parts.parent.origin(parts.settings["start"]) if parts.parent else None,
+    )

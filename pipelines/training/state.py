@@ -1,0 +1,76 @@
+"""All that a training is at a moment: one flat list of tensors, restored in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ediffi_core.ema import EMA, PowerEMA
+from ediffi_core.precond import Denoiser
+
+
+def adamw(model: Denoiser, options: Mapping[str, Any]) -> torch.optim.AdamW:
+    """The optimiser with its slots made, as its first step would: so that they can be restored."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=options["learning_rate"],
+        weight_decay=options["weight_decay"],
+        betas=(0.9, 0.999),
+        fused=True,
+    )
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
+
+
+class State:
+    """Weights, their averages and the optimiser of one expert."""
+
+    def __init__(self, model: Denoiser, options: Mapping[str, Any]) -> None:
+        self.model = model
+        self.optimizer = adamw(model, options)
+        self.ema = EMA(model, options["ema_halflife_images"])
+        self.powers: PowerEMA | None = None
+        if options["snapshot_images"]:
+            self.powers = PowerEMA(model, options["snapshot_lengths"])
+
+    def advance(self, images: int, batch: int) -> None:
+        """Takes the step's weights into the averages."""
+        self.ema.update(self.model, images, batch)
+        if self.powers:
+            self.powers.update(self.model, images, batch)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name; the very tensors, to be written or restored in place."""
+        found = self.weights() | {f"ema/{k}": v for k, v in self.ema.weights.items()}
+        if self.powers:
+            for length, average in self.powers.weights.items():
+                found |= {f"power/{length:g}/{k}": v for k, v in average.items()}
+        for name, parameter in self.model.named_parameters():
+            for slot, value in self.optimizer.state[parameter].items():
+                found[f"optimizer/{name}/{slot}"] = value
+        return {name: value.detach() for name, value in found.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        return {f"raw/{k}": v for k, v in self.model.state_dict().items()}
+
+    def average_anew(self) -> None:
+        """Lets the averages begin at the weights as they are."""
+        for average in (self.ema.weights, *(self.powers.weights.values() if self.powers else ())):
+            for name, value in self.model.state_dict().items():
+                average[name].copy_(value)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges the weights and their average; the same again undoes it."""
+        for name, value in self.model.state_dict().items():
+            kept = value.clone()
+            value.copy_(self.ema.weights[name])
+            self.ema.weights[name].copy_(kept)
