@@ -42,7 +42,7 @@ ui: $(READY) ## show the demo's record in MLflow, at http://127.0.0.1:$PORT
 test: $(READY) ## run all tests, offline (11 minutes on 2 cores)
 	@$(BIN)/pytest -n 2 --dist worksteal
 
-soak: $(READY) ## kill whole pipelines at random moments until they end (15 minutes)
+soak: $(READY) ## kill pipelines at random moments, run the demo in a bucket that fails (an hour)
 	@$(BIN)/pytest -m soak tests/faults
 
 lint: $(READY) ## ruff and mypy

@@ -18,15 +18,24 @@ def s3_server():
 
 @pytest.fixture
 def s3(s3_server, monkeypatch, tmp_path):
-    """A sound S3 that this process's environment leads to, and a home of its own."""
+    """A sound S3 that this process's environment leads to, and a home of its own.
+
+    In this process nothing waits before it asks again; how often it asks stays as it is.
+    """
     import s3 as kit
+    from botocore.retries.standard import ExponentialBackoff
+
+    from pipelines import remote
 
     for name in kit.AWS_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # what is set meanwhile goes with the test
+        monkeypatch.delenv(name)
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.0)
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
     s3_server.faults.__init__()
     kit.forget_connections()
     yield s3_server

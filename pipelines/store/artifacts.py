@@ -214,7 +214,7 @@ class Store:
         """
         if self.is_local:
             return Path(self.full(path))
-        there = self._listing(path)
+        there = self._promised(path, self._listing(path))
         if not there:
             raise ValueError(f"{self.full(path)} is not there; run the node that makes it again")
         stamps = [(n, i["size"], str(i.get("ETag") or i.get("etag"))) for n, i in there.items()]
@@ -231,6 +231,21 @@ class Store:
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         return folder / name
+
+    def _promised(self, path: str, listed: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """A listing, with what it is late to show of a finished node or a folder of its files."""
+        if set(listed) == {"."} or not path.startswith("nodes/"):
+            return listed
+        for node in (path, path.rpartition("/")[0]):
+            if manifest := self.read_json(f"{node}/{MANIFEST}"):
+                within = f"{path}/".removeprefix(f"{node}/")
+                names = [f.removeprefix(within) for f in manifest["files"] if f.startswith(within)]
+                for name in (n for n in names if n not in listed):
+                    with contextlib.suppress(FileNotFoundError):  # whoever reads it will say so
+                        full = self.full(f"{path}/{name}")
+                        listed[name] = self._ask(partial(self.fs.info, full), path)
+                break
+        return dict(sorted(listed.items()))
 
     def _fetch(self, path: str, to: Path, size: int) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)

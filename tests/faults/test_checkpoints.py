@@ -42,7 +42,8 @@ class Node:
     """The node E1_1 of the smoke pipeline, trained in this process into a store of its own."""
 
     def __init__(self, smoke, root):
-        self.store = Store.at(str(smoke.copy(root, NODE)))
+        unread = ("data", "encoders", "evaluate", "promote", "train/sr32")
+        self.store = Store.at(str(smoke.copy(root, NODE, *unread)))
         self.plan = plan.make(load(SMOKE), self.store, {})
         self.verdict = self.plan.verdicts[NODE]
         self.folder = root / self.verdict.folder
@@ -118,16 +119,22 @@ def empty(data):
     return b""
 
 
+def tensors(data):
+    """Weights, average and optimizer, as bytes; not the curve, which has times in it."""
+    return data[8 + int.from_bytes(data[:8], "little") :]
+
+
 @pytest.mark.parametrize("damage", [cut, flip_weights, flip_clock, foreign, empty])
-def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(node, undisturbed, damage):
-    """It says so, goes on from the older one, and comes to the same bytes."""
+def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(node, damage):
+    """It says so, goes on from the older one, and its next step makes the same bytes."""
     node.train(stop_at=64)
     newest = node.checkpoint(64)
-    newest.write_bytes(damage(newest.read_bytes()))
-    told = node.train()
+    whole = newest.read_bytes()
+    newest.write_bytes(damage(whole))
+    told = node.train(stop_at=64)
     assert "checkpoint" in told[0] and newest.name in told[0] and "is not used" in told[0]
-    assert told[1] == "continues at 48 images"
-    assert node.weights() == undisturbed
+    assert told[1:] == ["continues at 48 images"]
+    assert tensors(newest.read_bytes()) == tensors(whole)
 
 
 def test_without_a_sound_checkpoint_it_starts_again(node, undisturbed):

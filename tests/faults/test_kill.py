@@ -49,78 +49,83 @@ def assert_nothing_leaks(store, *drivers: Driver):
     assert not {p: t for p, t in alive.items() if "ray" in t}
 
 
-def test_a_pod_killed_while_it_embeds(smoke, spec, tmp_path):
-    """A finished shard is not embedded again; all become what they were undisturbed."""
-    node = "embed/train"
-    undisturbed = shards_of(smoke.folder(node) / "dataset.parquet")
+def finished(store, shards):
+    return [s for s in shards if (store / s).with_suffix(".json").exists()]
 
-    def finished(store):
-        return [s for s in undisturbed if (store / s).with_suffix(".json").exists()]
 
+def killed_while_it_embeds(smoke, spec, tmp_path, *without):
+    """A store in which a pod was killed between two shards; → it, and the dead driver."""
+    shards = shards_of(smoke.folder("embed/train") / "dataset.parquet")
+    assert len(shards) == 4
     for attempt in range(5):
-        store = smoke.copy(tmp_path / f"store{attempt}", node)
-        with driver(spec, store, tmp_path / "log") as first:
-            first.until(lambda: finished(store), "a shard")  # noqa: B023
+        store = smoke.copy(tmp_path / f"store{attempt}", "embed/train", *without)
+        with driver(spec, store, tmp_path / "log1") as first:
+            first.until(lambda: finished(store, shards), "a shard")  # noqa: B023
             first.kill(workers=True)
-        if len(finished(store)) < 4:
-            break
-    assert 1 <= len(finished(store)) < 4, "the kill never came between two shards"
-    files = [(store / s).with_suffix(e) for s in finished(store) for e in (".parquet", ".json")]
-    before = {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in files}
+        if 1 <= len(finished(store, shards)) < 4:
+            return store, first
+    raise AssertionError("the kill never came between two shards")
 
-    with driver(spec, store, tmp_path / "log") as second:
-        assert second.finish() == 0, second.text()
-    assert ", attempt 2: " in second.text()
-    assert {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in files} == before
+
+def check_shards(smoke, store, before):
+    """What was finished was not embedded again; all became what they are undisturbed."""
+    node = "embed/train"
+    assert {f: stamp(f) for f in before} == before
     manifest = json.loads((folder_of(store, node) / "manifest.json").read_text())
-    assert manifest["metrics"]["encoded_now"] == 64 - 16 * len(files) // 2
-    assert len(undisturbed) == 4
-    for shard in undisturbed:
+    assert manifest["metrics"]["encoded_now"] == 64 - 16 * len(before) // 2
+    for shard in shards_of(smoke.folder(node) / "dataset.parquet"):
         assert (store / shard).read_bytes() == (smoke.store / shard).read_bytes(), shard
     here, there = (
         pq.read_table(folder_of(at, node) / "dataset.parquet").drop_columns("source")  # its address
         for at in (store, smoke.store)
     )
     assert here.equals(there, check_metadata=True)
-    assert_nothing_leaks(store, first, second)
 
 
-def test_kills_while_it_trains_and_between_nodes(smoke, spec, tmp_path, capsys):
-    """Of the driver while its workers live on, of a worker alone, and of the driver once more."""
-    store = smoke.copy(tmp_path / "store", *(f"train/base/{e}" for e in EXPERTS))
-    with driver(spec, store, tmp_path / "log1") as first:
-        first.until(lambda: checkpoints(store, "E0_0"), "a checkpoint of E0_0")
-        first.look()
-        first.kill()
+def stamp(file):
+    return file.stat().st_ino, file.stat().st_mtime_ns
 
-    # At once: the first driver's workers may still be training, and write to the same node.
+
+def test_kills_while_it_embeds_and_trains_and_between_nodes(smoke, spec, tmp_path, capsys):
+    """Of a pod, of the driver while its workers live on, of a worker, and of the driver again."""
+    trained = [f"train/base/{e}" for e in EXPERTS]
+    store, first = killed_while_it_embeds(smoke, spec, tmp_path, *trained)
+    done = finished(store, shards_of(smoke.folder("embed/train") / "dataset.parquet"))
+    before = {f: stamp(f) for s in done for f in (store / s, (store / s).with_suffix(".json"))}
+
     with driver(spec, store, tmp_path / "log2") as second:
-        text = second.until(
-            lambda: "E0_0 continues at" in second.text() and second.text(), "resuming"
-        )
-        assert ", attempt 2: " in text
+        second.until(lambda: checkpoints(store, "E0_0"), "a checkpoint of E0_0")
+        second.look()
+        second.kill()
+    assert ", attempt 2: " in second.text()
+    check_shards(smoke, store, before)
+
+    # At once: the dead driver's workers may still be training, and write to the same node.
+    with driver(spec, store, tmp_path / "log3") as third:
+        text = third.until(lambda: "E0_0 continues at" in third.text() and third.text(), "resuming")
+        assert ", attempt 3: " in text
         seen = checkpoints(store, "E0_0")
-        worker = second.until(
+        worker = third.until(
             lambda: (
                 checkpoints(store, "E0_0") > seen
-                and [p for p in second.look() if "RayTrainWorker" in title(p)]
+                and [p for p in third.look() if "RayTrainWorker" in title(p)]
             ),
             "a worker that has saved again",
         )
         kill(*worker)
-        second.until(lambda: is_done(store, "train/base/E0_0"), "the end of E0_0")
-        second.look()
-        second.kill()
-        assert second.text().count("E0_0 continues at") == 2, second.text()
+        third.until(lambda: is_done(store, "train/base/E0_0"), "the end of E0_0")
+        third.look()
+        third.kill()
+        assert third.text().count("E0_0 continues at") == 2, third.text()
     assert not is_done(store, "train/base/E1_1")
 
-    with driver(spec, store, tmp_path / "log3") as third:
-        board = third.until(
-            lambda: [p for p in third.look() if "ray::Board" in title(p)], "the actor of reports"
+    with driver(spec, store, tmp_path / "log4") as fourth:
+        board = fourth.until(
+            lambda: [p for p in fourth.look() if "ray::Board" in title(p)], "the actor of reports"
         )
         kill(*board)
-        assert third.finish() == 0, third.text()
-    assert ", attempt 3: " in third.text() and "train/base/E0_0 reused" in third.text()
+        assert fourth.finish() == 0, fourth.text()
+    assert ", attempt 4: " in fourth.text() and "train/base/E0_0 reused" in fourth.text()
     for expert in EXPERTS:
         here, undisturbed = (folder_of(at, f"train/base/{expert}") for at in (store, smoke.store))
         for weights in ("ema", "raw"):
@@ -133,17 +138,17 @@ def test_kills_while_it_trains_and_between_nodes(smoke, spec, tmp_path, capsys):
     ]
     validated = [r["images"] for r in rows if "val_loss" in r["metrics"]]
     assert validated == list(range(16, 257, 16)), "a curve with a gap, or a point twice"
-    assert_nothing_leaks(store, first, second, third)
+    assert_nothing_leaks(store, first, second, third, fourth)
 
     capsys.readouterr()
     assert call("status", "--json", "--storage", store) == 0
     status = strict_json(capsys.readouterr().out)
-    assert (status["state"], status["attempt"]) == ("done", 3)
+    assert (status["state"], status["attempt"]) == ("done", 4)
     check_record(store)
 
 
 def check_record(store):
-    """The three attempts are one execution in MLflow, and no run is left RUNNING."""
+    """The four attempts are one execution in MLflow, and no run is left RUNNING."""
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{store}/mlflow.db")

@@ -1,4 +1,4 @@
-"""A pipeline whose store and data are in a bucket that fails: the bytes of one on a disk."""
+"""Pipelines whose store and data are in a bucket that fails: the bytes of those on a disk."""
 
 import io
 import json
@@ -7,40 +7,24 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from kit import SMOKE, ediffi
-from s3 import KEY, SECRET
+from kit import SMOKE, SPECS, call, ediffi, spec_with
+from s3 import KEY, SECRET, forget_connections
 
-from pipelines.demo.make import write_parquet
-from pipelines.store.artifacts import Store
+from pipelines.store.artifacts import Store, sha256
 
 pytestmark = pytest.mark.slow
 
-EXPERTS = ("E0_0", "E1_1", "E1_0")
-WEIGHTS = ("raw.safetensors", "ema.safetensors")
 RATE = 0.05
+LAG_S = 2.0
+DEMO_PATIENCE_S = 3 * 3600
+ASTRAY = {
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    "AWS_ACCESS_KEY_ID": "another",
+    "AWS_SECRET_ACCESS_KEY": "another",
+}
 
 
-def spec_at(to: Path, data: str, **more) -> Path:
-    """Smoke, cut down to its first stage; its validation data are the user's."""
-    raw = yaml.safe_load(SMOKE.read_text())
-    base = raw["stages"]["base"]
-    del base["single"]
-    base["experts"] = {"E0_0": {"images": 64}, "E1_1": {"images": 32}, "E1_0": {"images": 32}}
-    base["cadence"] |= {"checkpoint_images": 16, "validate_images": 64, "log_images": 16}
-    base["sampling"]["steps"] = 2
-    raw |= {
-        "stages": {"base": base},
-        "data": {
-            "train": {"make": "digit-scenes", "rows": 64, "shards": 4},
-            "validation": {"path": data},
-        },
-        "encoders": {"make": "tiny", "clip_images": 256},
-        "evaluate": {"captions": 4},
-        **more,
-    }
-    to.write_text(yaml.safe_dump(raw))
-    return to
+# -- what nodes came to --------------------------------------------------------------------------
 
 
 def folder_of(store: Store, node: str) -> str:
@@ -52,15 +36,75 @@ def folder_of(store: Store, node: str) -> str:
     return found
 
 
-def files_of(store: Store, node: str) -> dict[str, str]:
-    manifest = store.manifest(folder_of(store, node))
-    return {name: entry["sha256"] for name, entry in manifest["files"].items()}
+def nodes_of(store: Store) -> set[str]:
+    there = store.files("nodes")
+    return {p.rpartition("/")[0].rpartition("-")[0] for p in there if p.endswith("/manifest.json")}
+
+
+def timeless(history: list[dict]) -> list[tuple]:
+    """A curve without what a clock measured."""
+    clocked = {"images_per_s", "data_wait"}
+    return [
+        (row["images"], {k: v for k, v in row["metrics"].items() if k not in clocked})
+        for row in history
+    ]
+
+
+def told(name: str, data: bytes):
+    """What a node's file says; without the addresses and times that are in a few of them."""
+    if name == "dataset.parquet":
+        table = pq.read_table(io.BytesIO(data))
+        return table.schema.metadata, table.drop_columns("source").to_pylist()
+    if name == "history.jsonl":
+        return timeless([json.loads(line) for line in data.splitlines()])
+    if name == "state.safetensors":
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8:end])["__metadata__"]["ediffi"])
+        return sha256(data[end:]), header["images"], timeless(header["history"])
+    if name == "stats.json":
+        return {k: v for k, v in json.loads(data).items() if k != "seconds"}
+    if name == "ensemble.json":
+        return {k: v for k, v in json.loads(data).items() if k != "store"}
+    return sha256(data)
+
+
+def assert_same(node: str, bucket: Store, disk: Store, other: str = "") -> None:
+    """A node in both stores has the same metrics, and files of the same bytes.
+
+    Args:
+        other: the node on the disk, if it is called something else there.
+    """
+    mine, theirs = folder_of(bucket, node), folder_of(disk, other or node)
+    here, there = bucket.manifest(mine), disk.manifest(theirs)
+    assert here["metrics"] == there["metrics"], node
+    assert here["files"].keys() == there["files"].keys(), node
+    if not other:
+        assert here["fingerprint"] == there["fingerprint"], node
+    for name, entry in here["files"].items():
+        data = bucket.read(f"{mine}/{name}")
+        assert sha256(data) == entry["sha256"], f"{node}/{name}"
+        if entry["sha256"] != there["files"][name]["sha256"]:
+            assert told(name, data) == told(name, disk.read(f"{theirs}/{name}")), f"{node}/{name}"
 
 
 def shards_of(store: Store, node: str) -> list[tuple[str, int, str]]:
-    data = store.read(f"{folder_of(store, node)}/dataset.parquet")
-    table = pq.read_table(io.BytesIO(data))
-    return [(r["name"], r["rows"], r["sha256"]) for r in table.to_pylist()]
+    """Name, rows and sha256 of the shards of a data set, which are what the version says."""
+    table = pq.read_table(io.BytesIO(store.read(f"{folder_of(store, node)}/dataset.parquet")))
+    rows = table.to_pylist()
+    assert all(sha256(store.read(r["path"])) == r["sha256"] for r in rows), node
+    return [(r["name"], r["rows"], r["sha256"]) for r in rows]
+
+
+def assert_no_secret(bucket: Store, texts: list[str], *folders: Path) -> None:
+    """Neither in what was printed, nor in a file anywhere."""
+    assert not [text for text in texts if SECRET in text or KEY in text]
+    places = {name: lambda name=name: bucket.read(name) for name in bucket.files("")}
+    for folder in folders:
+        places |= {str(p): p.read_bytes for p in folder.rglob("*") if p.is_file()}
+    assert len(places) > 50
+    for name, read in places.items():
+        content = read()
+        assert SECRET.encode() not in content and KEY.encode() not in content, name
 
 
 @pytest.fixture
@@ -71,68 +115,141 @@ def home(s3, tmp_path):
     return tmp_path / "home"
 
 
-def test_a_bucket_that_fails_gives_the_bytes_of_a_disk(s3, home, tmp_path):
-    data = tmp_path / "data"
-    write_parquet(data, split="validation", count=64, shards=4, seed=1, quiet=True)
-    disk, bucket = Store.at(str(tmp_path / "store")), Store.at("s3://bucket/store")
-    in_s3 = Store.at("s3://bucket/data")
-    in_s3.put_folder(data, "scenes")
+# -- pipelines -----------------------------------------------------------------------------------
 
-    here = ediffi("run", spec_at(tmp_path / "disk.yaml", str(data)), "--storage", disk.root)
-    assert here.returncode == 0, here.stdout + here.stderr
+
+def spec_at(to: Path, data: str, **more) -> Path:
+    """Smoke with a root and one child; its validation data are the user's."""
+
+    def cut(raw):
+        base = raw["stages"]["base"]
+        del base["single"], base["experts"]["E1_0"]
+        base["ensemble"] = ["E0_0"]
+        raw["data"]["validation"] = {"path": data}
+        raw |= more
+
+    return spec_with(to, cut)
+
+
+def test_a_bucket_that_fails_gives_the_bytes_of_a_disk(
+    smoke, s3, home, tmp_path, capsys, monkeypatch
+):
+    """The shared smoke run's, whose validation data are the user's here, and in the bucket."""
+    disk, bucket = Store.at(str(smoke.store)), Store.at("s3://bucket/store")
+    [rows] = smoke.folder("data/validation").glob("*.parquet")
+    Store.at("s3://bucket/data/scenes").write(rows.name, rows.read_bytes())
 
     # The spec alone leads there, past an environment that leads astray.
     settings = {"endpoint_url": s3.endpoint, "region": "us-east-1", "key": KEY, "secret": SECRET}
     spec = spec_at(tmp_path / "s3.yaml", "s3://bucket/data/scenes", s3=settings)
-    astray = {
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
-        "AWS_ACCESS_KEY_ID": "another",
-        "AWS_SECRET_ACCESS_KEY": "another",
-    }
-    s3.faults.rate = RATE
-    there = ediffi("run", spec, "--storage", bucket.root, **astray)
-    assert there.returncode == 0, there.stdout + there.stderr
-    again = ediffi("run", spec, "--storage", bucket.root, **astray, RAY_ADDRESS="127.0.0.1:9")
-    s3.faults.rate = 0
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert s3.faults.done.total() > 10, s3.faults
-    assert there.stderr == ""
+    s3.faults.rate, s3.faults.lag_s = RATE, LAG_S
+    run = ediffi("run", spec, "--storage", bucket.root, **ASTRAY)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stderr == ""
 
-    for split in ("train", "validation"):
+    # Again, without Ray; and where a plan, a status or a tree is printed. Of the secret, nothing.
+    texts = [run.stdout]
+    for name, value in {**ASTRAY, "RAY_ADDRESS": "127.0.0.1:9"}.items():
+        monkeypatch.setenv(name, value)
+    for verb in (["run", spec], ["plan", spec, "--json"], ["plan", spec], ["status", spec]):
+        forget_connections()
+        assert call(*verb, "--storage", bucket.root) == 0
+        texts += capsys.readouterr()
+    assert "\n0 to run, 11 reused" in texts[5], texts[5]
+    s3.faults.rate = s3.faults.lag_s = 0.0
+    assert call("tree", "--storage", bucket.root) == 0
+    texts += capsys.readouterr()
+    assert s3.faults.done.total() > 10, s3.faults
+
+    made = {"data/train", "encoders/tiny", "embed/train"}
+    trained = {"train/base/E0_0", "train/base/E1_1", "train/sr32/E0_0"}
+    for node in made | trained | {"evaluate/base/root"}:
+        assert_same(node, bucket, disk, node if node.startswith("evaluate") else "")
+    assert_same("evaluate/base/ensemble", bucket, disk, "evaluate/base/root")
+    drawn = {"evaluate/base/ensemble", "evaluate/base/root", "evaluate/sr32/ensemble"}
+    assert nodes_of(bucket) == made | trained | drawn | {"embed/validation", "promote/smoke"}
+    for split, shards in (("train", 4), ("validation", 1)):
+        assert len(shards_of(bucket, f"embed/{split}")) == shards
         assert shards_of(bucket, f"embed/{split}") == shards_of(disk, f"embed/{split}")
-        assert len(shards_of(bucket, f"embed/{split}")) == 4
-    assert files_of(bucket, "encoders/tiny") == files_of(disk, "encoders/tiny")
-    for expert in EXPERTS:
-        node = f"train/base/{expert}"
-        mine, theirs = files_of(bucket, node), files_of(disk, node)
-        for name in WEIGHTS:
-            assert mine[name] == theirs[name], f"{node}/{name}"
-        manifests = [s.manifest(folder_of(s, node)) for s in (bucket, disk)]
-        assert len({m["fingerprint"] for m in manifests}) == 1
-        assert len({m["metrics"]["val_loss"] for m in manifests}) == 1
     assert not [name for name in bucket.fs.find(bucket.full("ray-train")) if "." in name]
 
     # The record: on this machine, and it is said.
-    assert "on this machine, as a bucket cannot hold it" in there.stdout
+    assert "on this machine, as a bucket cannot hold it" in run.stdout
     [record] = home.glob(".local/share/ediffi/*/mlflow.db")
-    assert f"sqlite:///{record}" in there.stdout
+    assert f"sqlite:///{record}" in run.stdout
+    assert_no_secret(bucket, texts, home)
 
-    # Of the secret, nothing anywhere; nor where a plan, a status or a tree is printed.
-    told = [there.stdout, again.stdout]
-    for verb in (["plan", spec, "--json"], ["plan", spec], ["status", spec], ["tree"]):
-        shown = ediffi(*verb, "--storage", bucket.root)
-        assert shown.returncode == 0, shown.stderr
-        told += [shown.stdout, shown.stderr]
-    assert not [text for text in told if SECRET in text or KEY in text]
-    written = {f: bucket.read(f) for f in bucket.files("")}
-    for root in (home, tmp_path / "store"):
-        written |= {str(p): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-    assert len(written) > 50
-    for name, content in written.items():
-        assert SECRET.encode() not in content, name
-        assert KEY.encode() not in content, name
-    execution = json.loads(bucket.read("executions/smoke.latest.json"))
-    assert execution["id"].startswith("smoke-")
+
+@pytest.mark.soak
+@pytest.mark.timeout(2 * DEMO_PATIENCE_S)
+def test_the_whole_demo_in_a_bucket_that_fails(s3, home, tmp_path):
+    """Every node's files are a disk's, and so is what the model draws. The data, too, are there."""
+    disk, bucket = Store.at(str(tmp_path / "store")), Store.at("s3://bucket/store")
+    texts, pictures, demo = [], [], SPECS / "demo.yaml"
+    for store, rate, lag_s in ((disk, 0.0, 0.0), (bucket, RATE, LAG_S)):
+        s3.faults.rate, s3.faults.lag_s = rate, lag_s
+        picture = tmp_path / f"{len(pictures)}.png"
+        run = ediffi("run", demo, "--storage", store.root, patience_s=DEMO_PATIENCE_S)
+        texts += [run.stdout, run.stderr]
+        assert run.returncode == 0, texts[-2:]
+        drawing = ("digit-scenes", "a red seven left of a green two", "-o", picture)
+        draw = ediffi("sample", *drawing, "--storage", store.root)
+        texts += [draw.stdout, draw.stderr]
+        assert draw.returncode == 0, texts[-2:]
+        pictures.append(picture.read_bytes())
+    s3.faults.rate = s3.faults.lag_s = 0.0
+    assert s3.faults.done.total() > 50, s3.faults
+    assert_same_demo(bucket, disk)
+    assert pictures[0] == pictures[1]
+    assert_no_secret(bucket, texts, home, tmp_path / "store")
+
+
+def assert_same_demo(bucket: Store, disk: Store) -> None:
+    assert nodes_of(bucket) == nodes_of(disk)
+    assert len(nodes_of(disk)) == 21
+    for node in nodes_of(disk):
+        assert_same(node, bucket, disk)
+    for split, shards in (("train", 8), ("validation", 1)):
+        assert len(shards_of(bucket, f"embed/{split}")) == shards
+        assert shards_of(bucket, f"embed/{split}") == shards_of(disk, f"embed/{split}")
+
+
+def test_a_late_listing_does_not_make_half_of_a_finished_node(s3):
+    """Nor of a folder of its files, for libraries that need a path."""
+    bucket = Store.at("s3://bucket/store")
+    s3.faults.lag_s = 3600.0
+    mine = ["t5/config.json", "t5/deep/weights"]
+    for name in (*mine, "clip/weights"):
+        bucket.write(f"nodes/encoders/x/{name}", name.encode())
+    bucket.commit("nodes/encoders/x", mine, {})
+    assert bucket.files("nodes/encoders/x") == {}
+    whole = bucket.local("nodes/encoders/x")
+    assert (whole / "t5/deep/weights").read_bytes() == b"t5/deep/weights"
+    part = bucket.local("nodes/encoders/x/t5")
+    assert sorted(p.name for p in part.rglob("*") if p.is_file()) == ["config.json", "weights"]
+    with pytest.raises(ValueError, match="clip is not there"):
+        bucket.local("nodes/encoders/x/clip")
+    assert bucket.local("nodes/encoders/x/t5/config.json").read_bytes() == b"t5/config.json"
+
+
+# -- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mistake(s3, capsys):
+    """``mistake(*arguments)`` → the one line that the command answers a mistake with."""
+
+    def run(*args):
+        capsys.readouterr()
+        forget_connections()
+        code = call(*args)
+        out, err = capsys.readouterr()
+        [line] = err.splitlines()
+        assert code == 2, out + err
+        assert line.startswith("ediffi: ") and SECRET not in out + err
+        return line
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -146,21 +263,22 @@ def test_a_bucket_that_fails_gives_the_bytes_of_a_disk(s3, home, tmp_path):
     ids=["bucket", "endpoint", "credentials", "profile"],
 )
 @pytest.mark.parametrize("verb", ["run", "plan"])
-def test_what_cannot_work_is_one_line(s3, tmp_path, verb, storage, change, words):
-    shown = ediffi(verb, SMOKE, "--storage", storage, **change)
-    assert shown.returncode == 2, shown.stdout + shown.stderr
-    [line] = shown.stderr.splitlines()
-    assert line.startswith("ediffi: ")
-    assert words in line
-    assert SECRET not in line
+def test_what_cannot_work_is_one_line(mistake, monkeypatch, verb, storage, change, words):
+    for name, value in change.items():
+        monkeypatch.setenv(name, value)
+    assert words in mistake(verb, SMOKE, "--storage", storage)
 
 
-def test_data_that_cannot_be_had_are_one_line(s3, tmp_path):
+def test_a_mistake_is_one_line_in_a_process_of_its_own(s3):
+    """Where libraries' warnings would show."""
+    end = ediffi("run", SMOKE, "--storage", "s3://no-such-bucket/store")
+    assert (end.returncode, end.stderr.count("\n")) == (2, 1), end.stdout + end.stderr
+
+
+def test_data_that_cannot_be_had_are_one_line(mistake, tmp_path):
     for path, words in (
         ("s3://bucket/nothing", "data folder s3://bucket/nothing does not exist"),
         ("s3://no-such-bucket/data", "no such bucket"),
     ):
-        shown = ediffi("plan", spec_at(tmp_path / "a.yaml", path), "--storage", tmp_path / "store")
-        assert shown.returncode == 2, shown.stdout
-        [line] = shown.stderr.splitlines()
-        assert words in line
+        spec = spec_at(tmp_path / "a.yaml", path)
+        assert words in mistake("plan", spec, "--storage", tmp_path / "store")

@@ -1,37 +1,17 @@
 """The notebooks run from top to bottom on the finished smoke run, and are kept without output."""
 
+import ast
+import contextlib
+import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from kit import PATIENCE_S, SMOKE, environment
+from kit import SMOKE
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-
-# What a notebook's kernel does: cells in order in one namespace, the last expression displayed.
-KERNEL = """
-import ast, json, sys
-import matplotlib.pyplot as plt
-
-out, names = sys.argv[1], {"__name__": "__main__"}
-for number, cell in enumerate(json.load(sys.stdin)):
-    tree = ast.parse(cell, f"cell {number}")
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, f"cell {number}", "exec"), names)
-    if last is not None:
-        value = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names)
-        if hasattr(value, "save"):
-            value.save(f"{out}/picture-{number}.png")
-        elif hasattr(value, "to_csv"):
-            value.to_csv(f"{out}/table-{number}.csv", index=False)
-    for figure in plt.get_fignums():
-        plt.figure(figure).savefig(f"{out}/figure-{number}.png")
-    plt.close("all")
-"""
 
 
 def code(notebook):
@@ -40,16 +20,40 @@ def code(notebook):
 
 
 def play(notebook, folder, **env):
-    """Runs a notebook in a process of its own, with ``folder`` as its place."""
-    return subprocess.run(
-        [sys.executable, "-c", KERNEL, folder],
-        input=json.dumps(code(notebook)),
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=environment(MPLBACKEND="Agg", OMP_NUM_THREADS="1", **env),
-        timeout=PATIENCE_S,
-    )
+    """Runs a notebook as its kernel does, with ``folder`` as its place; → what it printed.
+
+    Cells in order in one namespace; what the last expression of each displays is left in
+    the folder.
+    """
+    import matplotlib
+    import matplotlib.pyplot as plt
+    import mlflow
+
+    names, out = {"__name__": "__main__"}, io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.ExitStack() as after,
+    ):
+        after.callback(mlflow.set_tracking_uri, mlflow.get_tracking_uri())
+        patch.chdir(folder)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        matplotlib.use("Agg")
+        for number, cell in enumerate(code(notebook)):
+            tree = ast.parse(cell, f"cell {number}")
+            last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+            exec(compile(tree, f"cell {number}", "exec"), names)
+            if last is not None:
+                shown = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names)
+                if hasattr(shown, "save"):
+                    shown.save(folder / f"picture-{number}.png")
+                elif hasattr(shown, "to_csv"):
+                    shown.to_csv(folder / f"table-{number}.csv", index=False)
+            for figure in plt.get_fignums():
+                plt.figure(figure).savefig(folder / f"figure-{number}.png")
+            plt.close("all")
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[n.name for n in NOTEBOOKS])
@@ -67,9 +71,7 @@ def played(smoke, tmp_path_factory):
     """The tour of the expert tree: what it printed, and the folder of what it displayed."""
     folder = tmp_path_factory.mktemp("notebook")
     tour = ROOT / "notebooks" / "expert_tree.ipynb"
-    done = play(tour, folder, EDIFFI_STORE=str(smoke.store), EDIFFI_SPEC=str(SMOKE))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, folder
+    return play(tour, folder, EDIFFI_STORE=str(smoke.store), EDIFFI_SPEC=str(SMOKE)), folder
 
 
 def test_the_tour_tells_the_plan_the_run_and_the_tree(played):
@@ -109,9 +111,7 @@ def test_the_tour_s_table_is_the_experts_record(played, smoke):
 
 def test_without_a_run_the_tour_says_what_to_do(tmp_path):
     tour = ROOT / "notebooks" / "expert_tree.ipynb"
-    done = play(tour, tmp_path, EDIFFI_STORE=str(tmp_path / "none"), EDIFFI_SPEC=str(SMOKE))
-    assert done.returncode != 0
-    assert "smoke was never run in" in done.stderr
-    assert "start with `ediffi run`" in done.stderr
+    with pytest.raises(ValueError, match=r"smoke was never run in .* start with `ediffi run`"):
+        play(tour, tmp_path, EDIFFI_STORE=str(tmp_path / "none"), EDIFFI_SPEC=str(SMOKE))
     assert list(tmp_path.glob("figure-*.png"))  # the plan and its figure need no run
     assert not (tmp_path / "none").exists()
