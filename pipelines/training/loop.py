@@ -85,6 +85,7 @@ class Trainer:
     def tend(self) -> None:
         """What is due after a step: word, measurements, pictures, a checkpoint; or to leave."""
         self.pulse.beat(self.images)
+        self.tell_saved()
         if self.agreement.reached(notice.asked() is not None):
             self.leave()
         if self.due("log_images"):
@@ -136,11 +137,13 @@ class Trainer:
     def log(self, metrics: dict[str, float]) -> None:
         row = {"time_ms": int(time.time() * 1000), "images": self.images, "metrics": metrics}
         self.history.append(row)
-        saved = self.checkpoints.poll()
-        if saved is not None:
-            self.ctx.save_progress(saved, self.total, "images")
-            row = {**row, "checkpoint": saved}
         self.report(done=self.images, of=self.total, unit="images", **row)
+
+    def tell_saved(self) -> None:
+        """Leaves word of the checkpoint that has been written since the last step, if one was."""
+        if (images := self.checkpoints.poll()) is not None and self.world.is_first:
+            self.ctx.save_progress(images, self.total, "images")
+            self.report(checkpoint=images)
 
     def report(self, **row: Any) -> None:
         if self.world.is_first:
@@ -183,6 +186,7 @@ class Trainer:
         if self.images < self.total:
             self.save()
             self.checkpoints.wait()
+            self.tell_saved()
         raise notice.Preempted(f"{reason}; saved at {self.images:,} images")
 
     def go_back(self, bad: BadLoss) -> None:

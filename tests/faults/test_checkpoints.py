@@ -1,18 +1,19 @@
-"""A training node's checkpoints: one that is not sound is passed over, and said so. No Ray."""
+"""A training node that is stopped, damaged or fed what it cannot learn from. No Ray."""
 
 import json
 import shutil
 
 import pytest
-import safetensors.torch
 import torch
 from kit import SMOKE
 
 from pipelines import plan
 from pipelines.spec import load
 from pipelines.steps.context import Context
-from pipelines.steps.train_worker import Trainer
 from pipelines.store.artifacts import Store
+from pipelines.training import notice
+from pipelines.training.build import Parts
+from pipelines.training.loop import Trainer
 
 NODE = "train/base/E1_1"
 
@@ -21,17 +22,27 @@ class Stopped(Exception):
     """The end that a test puts to a training."""
 
 
+class Stopping(Trainer):
+    """Ends as a kill would, once a checkpoint has been written."""
+
+    stop_at = None
+
+    def save(self, *args, **kwargs):
+        super().save(*args, **kwargs)
+        if self.images == self.stop_at:
+            self.checkpoints.wait()
+            raise Stopped
+
+
 class Board:
-    """Takes a step's reports like Ray's actor, and can end the step at one of them."""
+    """Takes a step's reports like Ray's actor."""
 
     def __init__(self):
-        self.rows, self.stop_at = [], None
+        self.rows = []
         self.report = self
 
     def remote(self, node, row):
         self.rows.append(row)
-        if self.stop_at is not None and row.get("checkpoint") == self.stop_at:
-            raise Stopped
 
     @property
     def messages(self):
@@ -48,37 +59,46 @@ class Node:
         self.verdict = self.plan.verdicts[NODE]
         self.folder = root / self.verdict.folder
         self.threads = torch.get_num_threads()
+        self.board = Board()
 
-    def train(self, stop_at=None):
-        """Trains with a checkpoint every step; → what it said."""
-        node, board = self.verdict.node, Board()
-        board.stop_at = stop_at
+    def trainer(self, *, bad_loss=None, **runtime):
+        """With a checkpoint every step."""
+        node, self.board = self.verdict.node, Board()
         ctx = Context(
             node=node.id,
             fingerprint=self.verdict.fingerprint,
             store=self.store,
             folder=self.verdict.folder,
             cpus=node.cpus,
-            runtime={**node.runtime, "checkpoint_images": 16},
-            board=board,
+            runtime={**node.runtime, "checkpoint_images": 16, **runtime},
+            board=self.board,
             manifests={r: self.plan.verdicts[i].manifest for r, i in node.inputs.items()},
         )
         inputs = {
             role: self.plan.verdicts[i].folder
             for role, i in {**node.inputs, **node.observes}.items()
         }
+        training = dict(node.settings["training"])
+        training["bad_loss"] = {**training["bad_loss"], **(bad_loss or {})}
         try:
-            Trainer(ctx, dict(node.settings), inputs).train()
+            return Stopping(Parts(ctx, {**node.settings, "training": training}, inputs))
+        finally:
+            torch.set_num_threads(self.threads)
+
+    def train(self, stop_at=None):
+        """Trains to the end, or to the checkpoint of so many images; → what it said."""
+        trainer = self.trainer()
+        trainer.stop_at = stop_at
+        try:
+            trainer.train()
         except Stopped:
             assert stop_at is not None
         else:
             assert stop_at is None
-        finally:
-            torch.set_num_threads(self.threads)
-        return board.messages
+        return self.board.messages
 
     def checkpoint(self, images):
-        return self.folder / "checkpoints" / f"{images:012d}.safetensors"
+        return self.folder / "checkpoints" / f"{images:012d}"
 
     def weights(self):
         return {w: (self.folder / f"{w}.safetensors").read_bytes() for w in ("ema", "raw")}
@@ -96,51 +116,57 @@ def undisturbed(smoke):
     return {w: (folder / f"{w}.safetensors").read_bytes() for w in ("ema", "raw")}
 
 
-def cut(data):
-    return data[: len(data) // 2]
+def part(folder):
+    return folder / "part-00000-of-00001.safetensors"
 
 
-def flip_weights(data):
-    return data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
+def cut(folder):
+    data = part(folder).read_bytes()
+    part(folder).write_bytes(data[: len(data) // 2])
 
 
-def flip_clock(data):
+def flip(folder):
+    data = bytearray(part(folder).read_bytes())
+    data[-100] ^= 1
+    part(folder).write_bytes(data)
+
+
+def flip_clock(folder):
     """Tensors untouched, but the images seen are 65 now."""
-    assert data.count(b'images\\": 64, \\"sha256') == 1
-    return data.replace(b'images\\": 64, \\"sha256', b'images\\": 65, \\"sha256')
+    manifest = folder / "manifest.json"
+    text = manifest.read_text()
+    assert text.count('"images": 64') == 1
+    manifest.write_text(text.replace('"images": 64', '"images": 65'))
 
 
-def foreign(data):
-    """Sound safetensors, but not ours."""
-    return safetensors.torch.save({"raw/weight": torch.zeros(3)})
+def foreign(folder):
+    """Another node's: sound, but not of this one."""
+    manifest = folder / "manifest.json"
+    record = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**record, "fingerprint": "0" * 16}))
 
 
-def empty(data):
-    return b""
+def torn(folder):
+    (folder / "manifest.json").unlink()
 
 
-def tensors(data):
-    """Weights, average and optimizer, as bytes; not the curve, which has times in it."""
-    return data[8 + int.from_bytes(data[:8], "little") :]
-
-
-@pytest.mark.parametrize("damage", [cut, flip_weights, flip_clock, foreign, empty])
+@pytest.mark.parametrize("damage", [cut, flip, flip_clock, foreign, torn])
 def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(node, damage):
     """It says so, goes on from the older one, and its next step makes the same bytes."""
     node.train(stop_at=64)
     newest = node.checkpoint(64)
-    whole = newest.read_bytes()
-    newest.write_bytes(damage(whole))
+    whole = part(newest).read_bytes()
+    damage(newest)
     told = node.train(stop_at=64)
     assert "checkpoint" in told[0] and newest.name in told[0] and "is not used" in told[0]
     assert told[1:] == ["continues at 48 images"]
-    assert tensors(newest.read_bytes()) == tensors(whole)
+    assert part(newest).read_bytes() == whole
 
 
 def test_without_a_sound_checkpoint_it_starts_again(node, undisturbed):
     node.train(stop_at=32)
     for images in (16, 32):
-        node.checkpoint(images).write_bytes(b"torn")
+        cut(node.checkpoint(images))
     told = node.train()
     assert len(told) == 2 and all("is not used" in line for line in told)
     assert node.weights() == undisturbed
@@ -167,17 +193,18 @@ def test_the_curve_has_every_point_once_after_stops(node):
 def test_a_kill_after_the_last_step_repeats_no_training(node, undisturbed):
     """The final state counts as a checkpoint: the others are gone when a node has ended."""
     node.train()
-    assert not list((node.folder / "checkpoints").iterdir())
+    assert not node.checkpoint(0).parent.exists() or not list(node.checkpoint(0).parent.iterdir())
     assert node.train() == ["continues at 128 images"]
     assert node.weights() == undisturbed
 
 
-def test_only_the_newest_checkpoints_are_kept(node):
-    node.train(stop_at=96)
-    assert sorted(f.name for f in (node.folder / "checkpoints").iterdir()) == [
-        node.checkpoint(80).name,
-        node.checkpoint(96).name,
-    ]
+def test_only_the_newest_checkpoints_and_milestones_are_kept(node):
+    trainer = node.trainer(milestone_images=48)
+    trainer.stop_at = 112
+    with pytest.raises(Stopped):
+        trainer.train()
+    kept = sorted(int(f.name) for f in node.checkpoint(0).parent.iterdir())
+    assert kept == [48, 80, 96, 112]  # 96 is a milestone too, so 80 is the second newest beside
 
 
 def test_a_parent_that_does_not_hold_the_childs_interval_is_refused(node, smoke):
@@ -188,3 +215,102 @@ def test_a_parent_that_does_not_hold_the_childs_interval_is_refused(node, smoke)
     shutil.copytree(low, parent)
     with pytest.raises(ValueError, match=r"parent E1_0 was trained on .* branch from one that"):
         node.train()
+
+
+def test_a_parent_whose_weights_are_others_is_refused(node, smoke):
+    """Sound files of another training in the parent's place: its manifest names other weights."""
+    parent = node.folder.with_name(smoke.folder("train/base/E0_0").name)
+    other = smoke.folder("train/base/single")
+    for file in ("ema.safetensors", "raw.safetensors"):
+        shutil.copy(other / file, parent / file)
+    with pytest.raises(ValueError, match=r"holds weights .*, the manifest of base/E0_0 names"):
+        node.train()
+
+
+# -- leaving, and batches that cannot be learnt from -------------------------------------------------
+
+
+def test_asked_to_leave_it_saves_first(node, undisturbed, monkeypatch):
+    """Between two checkpoints; what goes on afterwards is byte for byte the same."""
+    monkeypatch.setattr(notice, "_reasons", [])
+    trainer = node.trainer(checkpoint_images=1000)
+    advance = trainer.state.advance
+
+    def asked_at_the_third_step(images, batch):
+        advance(images, batch)
+        if images == 48:
+            notice.ask("SIGTERM")
+
+    trainer.state.advance = asked_at_the_third_step
+    with pytest.raises(notice.Preempted, match="SIGTERM; saved at 48 images"):
+        trainer.train()
+    assert node.board.rows[-1]["checkpoint"] == 48
+    monkeypatch.setattr(notice, "_reasons", [])
+    assert node.train() == ["continues at 48 images"]
+    assert node.weights() == undisturbed
+
+
+class Poison:
+    """Spoils the batch at one place, before the step sees it."""
+
+    def __init__(self, trainer, place, by):
+        self.step, self.place, self.by = trainer.parts.step, place, by
+        trainer.parts.step = self
+
+    def __call__(self, index, x, cond, learning_rate):
+        if int(index[0]) == self.place:
+            x = x * self.by
+        return self.step(index, x, cond, learning_rate)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_images_named(node):
+    trainer = node.trainer()
+    Poison(trainer, 80, float("nan"))
+    with pytest.raises(ValueError, match=r"images 80 to 95 of stream base/E1_1: the loss is nan"):
+        trainer.train()
+    assert any("its rows, as shard:row, are" in line for line in node.board.messages)
+    assert node.checkpoint(80).exists() and not node.checkpoint(96).exists()
+
+
+@pytest.mark.parametrize("checkpoint_images", [16, 1000])
+def test_a_bad_batch_is_skipped_from_the_last_checkpoint(node, checkpoint_images):
+    """Weights are those of a training that never saw it, whatever the checkpoints."""
+
+    def run(spoil):
+        shutil.rmtree(node.folder, ignore_errors=True)
+        trainer = node.trainer(bad_loss={"then": "skip"}, checkpoint_images=checkpoint_images)
+        if spoil:
+            Poison(trainer, 80, float("inf"))
+        else:
+            trainer.skipped = [80]
+        return trainer.train(), node.weights()
+
+    (outcome, weights), (_, expected) = run(True), run(False)
+    assert outcome["info"]["skipped"] == [80] and outcome["metrics"]["images"] == 128
+    assert weights == expected
+
+
+def test_too_many_bad_batches_stop_it(node):
+    trainer = node.trainer(bad_loss={"then": "skip", "skips": 0})
+    Poison(trainer, 32, float("nan"))
+    with pytest.raises(ValueError, match="images 32 to 47"):
+        trainer.train()
+
+
+def test_a_leap_of_the_loss_is_bad_too():
+    from pipelines.training.meters import BEFORE, BadLoss, Meters, Outcome
+    from pipelines.training.parallel import World
+
+    meters = Meters(World(), None, None, bins=1, leap=3.0)
+
+    def step(place, loss):
+        losses = torch.full((4,), loss)
+        meters.add(place, Outcome(torch.ones(4).double(), losses, torch.tensor(1.0)), 0.0)
+        meters.judge(4)
+
+    for i in range(BEFORE):
+        step(4 * i, 1.0 + (i % 2))
+    step(1000, 4.4)
+    with pytest.raises(BadLoss, match="leapt to 4.6") as bad:
+        step(1004, 4.6)
+    assert bad.value.place == 1004
