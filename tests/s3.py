@@ -42,6 +42,9 @@ class Faults:
     lag_s: float = 0.0
     """How long a new object is missing from listings."""
 
+    delay_s: float = 0.0
+    """How long every request takes that writes."""
+
     seed: int = 0
     requests: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
@@ -93,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
             code = REFUSALS[kind]
             text = f"<Error><Code>{code}</Code><Message>made to fail</Message></Error>"
             return self.answer(int(kind), [("Content-Type", "application/xml")], text.encode())
+        if self.command in ("PUT", "POST"):
+            time.sleep(faults.delay_s)
         status, headers, data = self.forward(body)
         bucket_and_key = urlsplit(self.path)
         if self.command == "PUT" and status == 200:

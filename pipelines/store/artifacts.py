@@ -247,6 +247,11 @@ class Store:
                 break
         return dict(sorted(listed.items()))
 
+    def forget(self, fetched: Path) -> None:
+        """Removes what :meth:`local` fetched of a file, for large ones that are read once."""
+        if not self.is_local:
+            shutil.rmtree(fetched.parent, ignore_errors=True)
+
     def _fetch(self, path: str, to: Path, size: int) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
 

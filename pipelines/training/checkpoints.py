@@ -20,7 +20,8 @@ from pipelines.store.artifacts import MANIFEST, Store, sha256
 from pipelines.training.manifest import Manifest, checked_extra, part_name
 from pipelines.training.part import Part
 from pipelines.training.peers import NonFinite, Peers, Unsound
-from pipelines.training.reading import Restored, load, read_manifest
+from pipelines.training.reading import Restored, load
+from pipelines.training.shelf import Shelf
 from pipelines.training.slices import Held, check_finite, held, layout, written_here
 
 __all__ = ["Checkpoints", "NonFinite", "Peers", "Restored", "Unsound"]
@@ -52,8 +53,8 @@ class Checkpoints:
         """
         if keep < 1:
             raise ValueError(f"at least one checkpoint must be kept, got keep={keep}")
-        self.store, self.folder, self.fingerprint = store, f"{folder}/{FOLDER}", fingerprint
-        self.peers, self.keep, self._say = peers, keep, say
+        self.store, self.shelf = store, Shelf(store, f"{folder}/{FOLDER}")
+        self.fingerprint, self.peers, self.keep, self._say = fingerprint, peers, keep, say
         self._part: Part | None = None
         self._writing: Future[str | None] | None = None
         self._images = 0
@@ -93,6 +94,8 @@ class Checkpoints:
         """
         self._settle(wait=True)
         self._raise_unless(OSError)
+        if to is not None and f"{self.shelf.folder}/".startswith(f"{to}/"):
+            raise ValueError(f"{to} holds all checkpoints; save to a folder beside them")
         extras = {checked_extra(name): data for name, data in (files or {}).items()}
         note = json.loads(json.dumps(note))  # as it is now, and as it will be read
         found = {name: held(name, t, self.peers) for name, t in tensors.items()}
@@ -132,13 +135,7 @@ class Checkpoints:
     def clear(self) -> None:
         """Removes all checkpoints but milestones; for when the node is finished."""
         self.wait()
-
-        def remove() -> None:
-            for images in self._there():
-                if not self._is_milestone(images):
-                    self._remove(self._path(images))
-
-        self.peers.first(remove)
+        self.peers.first(self.shelf.clear)
 
     def _staged(self, mine: Mapping[str, Held]) -> Part:
         """The memory of the save before this one, unless other tensors come."""
@@ -158,7 +155,7 @@ class Checkpoints:
         to: str | None,
     ) -> str | None:
         """In the background, in every process; → what is to be said about it."""
-        at, peers = to or self._path(images), self.peers
+        at, peers = to or self.shelf.path(images), self.peers
         name = part_name(peers.rank, peers.size)
 
         def write_part() -> dict[str, dict[str, Any]]:
@@ -180,16 +177,18 @@ class Checkpoints:
             self.store.write(f"{at}/{MANIFEST}", manifest.to_bytes())
 
         # What an earlier attempt left there goes first: no file of it can be taken for one of ours.
-        peers.first(lambda: self._remove(at))
+        peers.first(lambda: self.shelf.remove(at))
         try:
             written = peers.together(write_part)
             peers.first(commit)
         except OSError:
             if peers.rank == 0:
                 with suppress(OSError):  # the first error says more
-                    self._remove(at)
+                    self.shelf.remove(at)
             raise
-        return peers.first(lambda: self._retire(images)) if to is None else None
+        if to is not None:
+            return None
+        return peers.first(lambda: self.shelf.retire(images, self.keep, self._unsound))
 
     def _settle(self, wait: bool) -> None:
         """Takes note of what the background has done."""
@@ -212,44 +211,6 @@ class Checkpoints:
         if error is not None and not isinstance(error, kind):
             raise error
 
-    # -- what is there ---------------------------------------------------------------------------
-
-    def _path(self, images: int) -> str:
-        return f"{self.folder}/{images:012d}"
-
-    def _there(self) -> list[int]:
-        """Images of all checkpoints, sound or not, the newest first."""
-        folders = {name.partition("/")[0] for name in self.store.files(self.folder) if "/" in name}
-        return sorted((int(f) for f in folders if len(f) == 12 and f.isdigit()), reverse=True)
-
-    def _remove(self, at: str) -> None:
-        self.store.remove(f"{at}/{MANIFEST}")  # first: without it, the rest is no checkpoint
-        self.store.remove_folder(at)
-
-    def _is_milestone(self, images: int) -> bool:
-        with suppress(Unsound):
-            return read_manifest(self.store, self._path(images)).milestone
-        return False
-
-    def _retire(self, newest: int) -> str | None:
-        """Removes what is too old, and what was passed over; → what went wrong."""
-        kept = 0
-        try:
-            for images in self._there():
-                unsound = images in self._unsound
-                if images > newest and not unsound:
-                    continue
-                try:
-                    milestone = read_manifest(self.store, self._path(images)).milestone
-                    kept += not unsound
-                except Unsound:
-                    milestone, unsound = False, True
-                if not milestone and (unsound or kept > self.keep):
-                    self._remove(self._path(images))
-        except OSError as error:
-            return f"old checkpoints could not be removed: {error}"
-        return None
-
     # -- restoring -------------------------------------------------------------------------------
 
     def restore(
@@ -266,7 +227,9 @@ class Checkpoints:
         at: dict[str, int | None] = {}
         if ended and self.peers.first(lambda: self.store.size(f"{ended}/{MANIFEST}")) is not None:
             at[ended] = None
-        at |= {self._path(images): images for images in self.peers.first(self._there)}
+        at |= {
+            self.shelf.path(images): images for images in self.peers.first(self.shelf.newest_first)
+        }
         passed: dict[str, str] = {}
         found = None
         for folder, images in at.items():

@@ -109,5 +109,5 @@ def _pin(part: Part) -> None:
     """
     address = ctypes.addressof(ctypes.c_char.from_buffer(part.data))
     cudart = torch.cuda.cudart()
-    torch.cuda.check_error(int(cudart.cudaHostRegister(address, len(part.data), 0)))
+    torch.cuda.check_error(cudart.cudaHostRegister(address, len(part.data), 0))
     weakref.finalize(part, cudart.cudaHostUnregister, address).atexit = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -52,20 +53,30 @@ def load(
             raise Unsound(f"it is of {manifest.images:,} images")
         return manifest, {name: _extra(store, at, name, manifest) for name in manifest.extras}
 
+    fetched: dict[str, Path] = {}
+
+    def local(name: str) -> Path:
+        fetched[name] = store.local(f"{at}/{name}")
+        return fetched[name]
+
     def verify() -> None:
         for name in manifest.parts[peers.rank :: peers.size]:
-            _verify(store, at, name, manifest)
+            _verify(store, at, name, manifest, local)
 
     def match() -> Parts:
-        parts = Parts([store.local(f"{at}/{name}") for name in manifest.parts])
+        parts = Parts([local(name) for name in manifest.parts])
         parts.check(wanted)
         return parts
 
     wanted = {name: held(name, t, peers) for name, t in tensors.items()}
     manifest, files = peers.first(begin)
-    peers.together(verify)
-    parts = peers.here(match)
-    peers.here(lambda: parts.copy_to(wanted))
+    try:
+        peers.together(verify)
+        parts = peers.here(match)
+        peers.here(lambda: parts.copy_to(wanted))
+    finally:  # no process is still at it: what ends here for one ends for all
+        for path in fetched.values():
+            store.forget(path)
     return Restored(manifest.images, manifest.note, files)
 
 
@@ -86,7 +97,9 @@ def _extra(store: Store, at: str, name: str, manifest: Manifest) -> bytes:
     return data
 
 
-def _verify(store: Store, at: str, name: str, manifest: Manifest) -> None:
+def _verify(
+    store: Store, at: str, name: str, manifest: Manifest, local: Callable[[str], Path]
+) -> None:
     path, due, what = f"{at}/{name}", manifest.files[name], in_words(name)
     size = store.size(path)
     if size is None:
@@ -95,7 +108,7 @@ def _verify(store: Store, at: str, name: str, manifest: Manifest) -> None:
         raise Unsound(f"its {what} has {size:,} of {due['bytes']:,} bytes")
 
     def digest() -> str:
-        with store.local(path).open("rb") as file:
+        with local(name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     if _read(what, digest) != due["sha256"]:

@@ -323,9 +323,19 @@ def test_a_damaged_one_does_not_push_out_a_sound_one(kit):
     (kit.of(30) / "history.jsonl").unlink()
     assert kit.restore() == 20
     kit.save(25)
-    assert kit.there() == [20, 25]
+    assert kit.there() == [20, 25, 30]
+    kit.save(35)
+    assert kit.there() == [25, 35]
+    assert kit.restore() == 35
+
+
+def test_a_damaged_one_is_written_anew(kit):
+    for images in (10, 20, 30):
+        kit.save(images)
+    (kit.of(30) / "history.jsonl").unlink()
+    assert kit.restore() == 20
     kit.save(30)
-    assert kit.there() == [25, 30]
+    assert kit.there() == [20, 30]
     assert kit.restore() == 30
 
 
