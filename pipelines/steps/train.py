@@ -32,15 +32,15 @@ def attempt(
 ) -> Outcome:
     """Runs it once, on processes of its own."""
     from ray.train import FailureConfig, RunConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from pipelines.training.backend import ProcessGroup
+    from pipelines.training.trainer import RayTrainer
 
     # Checkpoints are ours, in the node's folder; what Ray Train keeps is scratch, under a name
     # that no other attempt has (an old name would make it resume by its own, older, records).
     name = f"{ctx.fingerprint}{signature()}"
     timeout_s = ctx.runtime["workers"]["timeout_s"]
-    trainer = DataParallelTrainer(
+    trainer = RayTrainer(
         worker,
         train_loop_config=config,
         backend_config=ProcessGroup(timeout_s=timeout_s, board=ctx.board),

@@ -1,0 +1,143 @@
+"""Workers that are asked to leave, are lost, late or wrong: on Ray, with no training in them."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import notice_kit
+import pytest
+from kit import PATIENCE_S, SMOKE, call, driver, is_alive, strict_json, title
+
+from pipelines.run import start_ray
+from pipelines.steps.context import Board, Context
+from pipelines.steps.train import train
+from pipelines.stopping import in_thread
+from pipelines.store.artifacts import Store
+from pipelines.training.notice import Preempted
+
+pytestmark = pytest.mark.slow
+
+RETRIES = {"preemptions": 2, "failures": 1, "bugs": 1, "backoff_s": 0.1}
+
+
+@pytest.fixture(scope="module")
+def ray():
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.startswith("RAY_")]:
+            patch.delenv(name)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
+        patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.2")
+        start_ray(2)
+        yield ray
+        ray.shutdown()
+
+
+@pytest.fixture
+def node(ray, tmp_path):
+    return Node(ray, tmp_path)
+
+
+def eventually(reached):
+    """Waits for something true; → that."""
+    until = time.monotonic() + PATIENCE_S
+    while not (found := reached()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return found
+
+
+class Node:
+    """A training node of two workers, without training."""
+
+    def __init__(self, ray, root):
+        self.ray, self.root = ray, root
+        self.board = ray.remote(num_cpus=0)(Board).remote()
+
+    def train(self, *fates, workers=2, timeout_s=60):
+        """An attempt for each fate, and one that ends well."""
+        ctx = Context(
+            node="train/base/E0_0",
+            fingerprint="f",
+            store=Store.at(str(self.root)),
+            folder="nodes/train/base/E0_0",
+            cpus=2,
+            runtime={"workers": workers, "retries": RETRIES, "collective_timeout_s": timeout_s},
+            manifests={},
+            board=self.board,
+        )
+        config = {"fates": fates, "folder": str(self.root / "attempts")}
+        return train(ctx, notice_kit.worker, config)
+
+    def said(self):
+        return [row["message"] for _, row in self.ray.get(self.board.drain.remote())]
+
+    def pids(self):
+        return {int(f.read_text()) for f in (self.root / "attempts").iterdir()}
+
+
+def test_workers_that_leave_are_lost_late_or_wrong_are_started_again(node):
+    """Each is told from the others, the rank is named, and no process of any attempt is left."""
+    fates = ("SIGTERM", "SIGKILL", "late", "bug")
+    assert node.train(*fates, timeout_s=10) == {"attempts": 5, "backend": "gloo"}
+    left, lost, late, wrong = node.said()
+    assert left.startswith("rank 1: SIGTERM (preemption); goes on from 0 images in ")
+    assert left.endswith("attempt 1 of 2")
+    assert lost.startswith("rank 1: its process died (preemption); ")
+    assert lost.endswith("attempt 2 of 2")
+    assert "(stalled); " in late and late.endswith("attempt 1 of 1")
+    assert wrong.startswith("rank 1: KeyError: 'no such tensor' (bug); ")
+    eventually(lambda: not [p for p in node.pids() if is_alive(p) and "ray::" in title(p)])
+
+
+def test_a_mistake_of_one_rank_ends_the_node_at_once(node):
+    with pytest.raises(ValueError, match=r"^batch 3 is not a multiple of 2; write 4$"):
+        node.train("mistake")
+    assert node.said() == []
+
+
+def test_a_node_that_ray_will_take_away_is_left(node):
+    """Last, as on the drained node nothing can be started again."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    def drain():
+        preemption, deadline = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), 600
+        client = GcsClient(address=node.ray.get_runtime_context().gcs_address)
+        here = node.ray.get_runtime_context().get_node_id()
+        at = int((time.time() + deadline) * 1000)
+        assert client.drain_node(here, preemption, "a spot instance", at) == (True, "")
+
+    end = in_thread(lambda: node.train("asked", workers=1))
+    eventually(lambda: list(node.root.glob("attempts/*")))
+    drain()
+    [said] = eventually(node.said)
+    node.ray.get(node.board.stop.remote("the test is over"))
+    with pytest.raises(Preempted, match="the test is over"):
+        end.result(PATIENCE_S)
+    assert said.startswith("rank 0: node of rank [0] is being drained (preemption); ")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_driver_that_is_told_to_stop(smoke, tmp_path, capsys, number, code):
+    """It has its workers save, says so, and the same command would go on."""
+    store = smoke.copy(tmp_path / "store", "train/base/E1_1")
+    program = (sys.executable, notice_kit.__file__)
+    with driver(SMOKE, store, tmp_path / "log", program) as running:
+        running.until(lambda: "E1_1 is at work" in running.text(), "a worker at work")
+        running.look()
+        running.process.send_signal(number)
+        assert running.finish() == code, running.text()
+        text = running.text()
+        assert f"the driver got {number.name}; 1 training nodes save and leave" in text
+        assert "train/base/E1_1 has saved" in text and "Traceback" not in text
+        assert text.splitlines()[-1].endswith("interrupted; the same command goes on from here")
+    capsys.readouterr()
+    assert call("status", "--json", "--storage", store) == 0
+    status = strict_json(capsys.readouterr().out)
+    assert status["state"].startswith("interrupted")
+    assert status["nodes"]["train/base/E1_1"]["state"] == "interrupted"
