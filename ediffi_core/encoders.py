@@ -91,10 +91,10 @@ class CLIP:
         name = f"local-dir:{source}" if local else source
         self.model: Any
         self.model, _, self.preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=None if local else pretrained
+            name, pretrained=None if local else pretrained, device=device
         )
         self.tokenizer: Any = open_clip.get_tokenizer(name)
-        self.model.eval().requires_grad_(False).to(device)
+        self.model.eval().requires_grad_(False)
         self.device = device
         if not hasattr(self.model, "token_embedding"):
             raise ValueError(
