@@ -34,7 +34,6 @@ _COLUMNS = {
     "source_identity": pa.string(),
     "quarantined": pa.string(),  # JSON, reason → rows
     "filtered": pa.string(),  # the same
-    "seconds": pa.float64(),  # what embedding took
 }
 
 
@@ -59,10 +58,10 @@ class Version:
         Args:
             shards: For each a ``name``, ``path``, ``rows``, ``usable`` (resolution → rows), its
                 ``bytes`` and ``sha256``, and if known ``source``, ``source_identity``,
-                ``quarantined`` and ``filtered`` (reason → rows) and ``seconds``; or the table of
-                another version, or a part of it.
+                ``quarantined`` and ``filtered`` (reason → rows); or the table of another version,
+                a part of it, or :func:`table_of` some shards.
         """
-        table = shards if isinstance(shards, pa.Table) else _table(shards, header)
+        table = shards if isinstance(shards, pa.Table) else table_of(shards, header)
         table = table.sort_by("name").combine_chunks()
         _check(table, f"{folder}/{FILE}")
         table = table.replace_schema_metadata(header.to_metadata())
@@ -150,11 +149,13 @@ def _named(encoder: Mapping[str, str] | None) -> str:
     )
 
 
-def _table(shards: Sequence[Mapping[str, Any]], header: Header) -> pa.Table:
+def table_of(shards: Sequence[Mapping[str, Any]], header: Header) -> pa.Table:
+    """A row for each shard, some 300 bytes; see :meth:`Version.write`."""
+
     def values(name: str, kind: pa.DataType) -> pa.Array:
         if name in ("quarantined", "filtered"):
             return pa.array([json.dumps(s.get(name) or {}, sort_keys=True) for s in shards], kind)
-        optional = name in ("source", "source_identity", "seconds")
+        optional = name in ("source", "source_identity")
         return pa.array([s.get(name) if optional else s[name] for s in shards], kind)
 
     columns = {name: values(name, kind) for name, kind in _COLUMNS.items()}

@@ -8,6 +8,7 @@ from pipelines.data.settings import Source
 from pipelines.steps.context import Context
 from pipelines.steps.embed import assembled
 from pipelines.steps.embed_stages import Job, Work, Write
+from pipelines.steps.embed_tally import Tally
 
 RECIPE = {
     "resolutions": [8, 16],
@@ -81,7 +82,10 @@ def version(of, facts, *, name="train", fingerprint="f00d", settings=None):
         manifests={},
         board=None,
     )
-    result = assembled(ctx, of, facts, set())
+    tally = Tally(of.pool)
+    for row in facts:
+        tally.add(row)
+    result = assembled(ctx, of, tally)
     of.store.commit(folder, result.files, {"finished": "2026-11-24T18:00:00+00:00"})
     word = {"fingerprint": fingerprint, "settings": settings or {}, "inputs": {}}
     of.store.write_json(f"nodes/embed/{name}.latest.json", word)
