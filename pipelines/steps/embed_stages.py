@@ -25,11 +25,8 @@ from pipelines.data.pool import is_whole, shard_path
 from pipelines.data.rows import Bad, BadRow, Reason, Row
 from pipelines.data.settings import Filters, Source
 from pipelines.data.shard import SourceShard
-from pipelines.remote import StorageError, is_transient
+from pipelines.remote import attempt
 from pipelines.store.artifacts import Store, sha256
-
-READ_ATTEMPTS = 4
-FIRST_PAUSE_S = 1.0
 
 FILTERED = (
     Reason.IMAGE_SMALL,
@@ -149,18 +146,13 @@ class Decode(Stage):
         work.done = self.job.is_done(work.shard)
         if work.done:
             return
-        for attempt in range(READ_ATTEMPTS):
-            try:
-                for found in read_shard(self.job.source, work.shard):
-                    self.take(work, found)
-                return
-            except Exception as error:
-                if not (isinstance(error, OSError) or is_transient(error)):
-                    raise
-                if attempt + 1 == READ_ATTEMPTS:
-                    raise StorageError(f"{work.shard.url} cannot be read: {error}") from error
-                time.sleep(FIRST_PAUSE_S * 2**attempt)
-                work.rows, work.pictures, work.bad, work.read = [], [], [], 0
+
+        def read() -> None:
+            work.rows, work.pictures, work.bad, work.read = [], [], [], 0
+            for found in read_shard(self.job.source, work.shard):
+                self.take(work, found)
+
+        attempt(read, work.shard.url)
 
     def take(self, work: Work, found: Row | Bad) -> None:
         from pipelines.data.filters import sift

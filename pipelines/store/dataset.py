@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,22 +132,47 @@ class Version:
         ]
 
     def check_encoders(self, expected: Mapping[str, Mapping[str, str]]) -> None:
-        """ValueError, naming both, if the embeddings are other encoders' than expected."""
+        """ValueError, naming both, if the embeddings are other encoders' than expected.
+
+        Args:
+            expected: Encoder → ``name``, ``sha256`` or ``dtype`` that it must have: those of
+                another version's header, or :func:`as_named` in a spec. Where weights are expected
+                by their ``sha256`` the name does not count, as a moved folder has another.
+        """
         for role, want in expected.items():
             have = self.header.encoders.get(role)
-            if have is None or dict(have) != dict(want):
+            told = [what for what in want if what != "name" or "sha256" not in want]
+            if have is None or any(have[what] != want[what] for what in told):
                 raise ValueError(
                     f"the shards of {self.store.full(self.folder)} were embedded by "
-                    f"{role} {_named(have)}, not by {_named(want)}; embed again, or name that one"
+                    f"{role} {_said(have)}, not by {_said(want)}; embed again, or name that one"
                 )
 
 
-def _named(encoder: Mapping[str, str] | None) -> str:
+def as_named(encoders: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What a header must say of the encoders that a spec names, as nodes have them.
+
+    Of a folder the name says nothing, as it may have moved; of encoders that are made there is
+    none. What they hold is in the fingerprint of the embed node.
+    """
+    named = {
+        "t5": (encoders.get("t5"), encoders.get("t5_dtype", "float32")),
+        "clip": (encoders.get("clip"), "float32"),
+        **{name: (more["model"], "float32") for name, more in encoders.get("more", {}).items()},
+    }
+    return {
+        role: {"dtype": dtype, **({} if Path(name).is_dir() else {"name": name})}
+        for role, (name, dtype) in named.items()
+        if name
+    }
+
+
+def _said(encoder: Mapping[str, str] | None) -> str:
     if not encoder:
         return "(none)"
-    return (
-        f"{encoder.get('name')} (sha256 {str(encoder.get('sha256'))[:12]}, {encoder.get('dtype')})"
-    )
+    weights = [f"sha256 {encoder['sha256'][:12]}"] if "sha256" in encoder else []
+    details = ", ".join([*weights, *([encoder["dtype"]] if "dtype" in encoder else [])])
+    return f"{encoder.get('name', 'another')} ({details})" if details else encoder["name"]
 
 
 def table_of(shards: Sequence[Mapping[str, Any]], header: Header) -> pa.Table:

@@ -8,7 +8,6 @@ from test_formats import FORMATS
 from pipelines import remote
 from pipelines.data.places import find
 from pipelines.data.sources import list_shards, read_shard
-from pipelines.steps.embed_stages import READ_ATTEMPTS
 from pipelines.store.artifacts import Store
 
 
@@ -16,16 +15,6 @@ from pipelines.store.artifacts import Store
 def bucket(s3, monkeypatch, tmp_path):
     monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
     return Store.open(f"s3://bucket/{tmp_path.name}")
-
-
-def read_as_embedding_does(source, shard):
-    for attempt in range(READ_ATTEMPTS):
-        try:
-            return list(read_shard(source, shard))
-        except Exception as error:
-            assert isinstance(error, OSError) or remote.is_transient(error)
-            assert attempt + 1 < READ_ATTEMPTS
-    return []
 
 
 @pytest.mark.parametrize("write", FORMATS)
@@ -44,7 +33,7 @@ def test_a_bad_day_costs_no_row(tmp_path, bucket, s3, write):
         want = list(read_shard(source, local))
         for kind in KINDS:
             s3.faults.next = [kind]
-            assert read_as_embedding_does(source, shard) == want
+            assert remote.attempt(lambda: list(read_shard(source, shard))) == want  # noqa: B023
     assert s3.faults.done.total() == len(KINDS) * len(shards)
 
 

@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from embed_kit import SIDE, Pool, picture, write_source
 
+from pipelines import remote
 from pipelines.data import sources
 from pipelines.data.settings import Source
 from pipelines.data.sources import list_shards
-from pipelines.steps import embed, embed_stages
+from pipelines.remote import StorageError
+from pipelines.steps import embed
 from pipelines.steps.embed_stages import STAGES, Decode, Job, Pictures, Texts, Whole, Write
 from pipelines.store.artifacts import Store
 
@@ -213,7 +215,7 @@ class Flaky:
     def __init__(self, monkeypatch, times):
         self.left, self.read = times, sources.read_shard
         monkeypatch.setattr(sources, "read_shard", self)
-        monkeypatch.setattr(embed_stages, "FIRST_PAUSE_S", 0)
+        monkeypatch.setattr(remote, "FIRST_WAIT_S", 0)
 
     def __call__(self, source, shard):
         for i, found in enumerate(self.read(source, shard)):
@@ -234,7 +236,7 @@ def test_a_source_that_breaks_off_is_read_again_from_the_start(job, made, passed
 
 def test_a_source_that_stays_away_is_an_error_and_writes_nothing(job, made, passed, monkeypatch):
     Flaky(monkeypatch, 99)
-    with pytest.raises(OSError, match="connection reset"):
+    with pytest.raises(StorageError, match=r"a\.parquet: \d attempts failed.*connection reset"):
         passed(made, [Whole(job)])
     assert not Pool(job.store.root).folder.exists()
 
@@ -299,6 +301,23 @@ def test_pools_as_the_spec_says_fit_the_cpus():
         assert max(pool["cpus"] for _, pool in found) <= 1
     only_gpus = {**RUNNING, "t5": {"actors": None, "gpus": 1}}
     assert len(embed.pools(only_gpus, 2, 9)) == 4
+
+
+def test_a_shard_says_of_its_encoders_what_the_spec_does(job, made, passed):
+    """Or else training would refuse what it should read; a published name counts."""
+    from pipelines.steps import embed_tally
+    from pipelines.store.dataset import Version, as_named
+
+    passed(made, [Whole(job)])
+    tally = embed_tally.Tally(job.pool)
+    for facts in embed.done_before(job, [made]):
+        tally.add(facts)
+    version = Version.write(job.store, "nodes/embed/x", tally.table(), tally.header)
+    version.check_encoders(as_named(job.encoders))
+    version.check_encoders(version.header.encoders)
+    for other in ({"t5_dtype": "bfloat16"}, {"clip": "ViT-L-14"}):
+        with pytest.raises(ValueError, match="embed again"):
+            version.check_encoders(as_named({**job.encoders, **other}))
 
 
 def test_further_encoders_come_by_name_dimension_and_kind(made, job, encoders, passed):
