@@ -70,6 +70,7 @@ def data(embedded: Embedded) -> dict[str, Any]:
         "read": stats["read"],
         "rows": stats["rows"],
         "captions": stats["captions"],
+        "repeated": stats.get("repeated"),
         "usable": {str(r): int(version.usable(r).sum()) for r in header.resolutions},
         "bytes": stats["bytes"],
         "bytes_a_row": stats["bytes"] / stats["rows"],
@@ -160,6 +161,10 @@ def text(found: Mapping[str, Any], faults: list[dict[str, str]] | None = None) -
         f"{rows:,} kept of {read:,} read; {found['captions']:,} captions, equal ones of a "
         "shard counted once",
     )
+    if found["repeated"] and found["repeated"]["rows"]:
+        say("repeated", f"{found['repeated']['rows']:,} rows have a key that another shard has too")
+        for one in found["repeated"]["examples"]:
+            say("", f"{one['key']} in {one['first']} and {one['again']}")
     for i, (side, usable) in enumerate(found["usable"].items()):
         say("" if i else "usable", f"{usable:>10,} at {side} ({_percent(usable, rows)})")
     say(

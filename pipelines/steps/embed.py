@@ -126,6 +126,7 @@ def pools(
 
 def assembled(ctx: Context, job: Job, tally: Tally) -> Result:
     """The version, and what there is to say about it."""
+    from pipelines.data import repeated
     from pipelines.store.dataset import FILE, Version
 
     stats = tally.stats()
@@ -139,6 +140,13 @@ def assembled(ctx: Context, job: Job, tally: Tally) -> Result:
     header = tally.header
     version = Version.write(ctx.store, ctx.folder, tally.table(), header)
     stats["usable"] = {str(r): int(version.usable(r).sum()) for r in header.resolutions}
+    stats["repeated"] = repeated.find(version)
+    if twice := stats["repeated"]["rows"]:
+        one = stats["repeated"]["examples"][0]
+        ctx.report(
+            message=f"has {twice:,} rows whose key another shard has too, such as {one['key']} "
+            f"in {one['first']} and {one['again']}; none is dropped"
+        )
     ctx.store.write_json(f"{ctx.folder}/stats.json", stats)
     return Result(
         files=[FILE, "stats.json"],
@@ -147,6 +155,7 @@ def assembled(ctx: Context, job: Job, tally: Tally) -> Result:
             "read": stats["read"],
             "quarantined": sum(quarantined.values()),
             "filtered": sum(filtered.values()),
+            "repeated": stats["repeated"]["rows"],
             "shards": tally.shards,
             "gigabytes": stats["bytes"] / 1e9,
             "encoded_now": tally.totals["encoded_now"],

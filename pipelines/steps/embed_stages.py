@@ -282,7 +282,7 @@ class Pictures(Encoding):
 
 
 class Write(Stage):
-    """The shard; then its row in the pool, which says that it is done."""
+    """The shard, and its keys' hashes; then its row in the pool, which says that it is done."""
 
     name = "write"
 
@@ -293,6 +293,7 @@ class Write(Stage):
         work.rows, work.pictures, work.embeddings = [], [], {}
 
     def keep(self, work: Work) -> None:
+        from pipelines.data.repeated import hashed, keys_path
         from pipelines.store.shards import pixels_at, write
 
         columns: dict[str, list[Any]] = {
@@ -308,6 +309,7 @@ class Write(Stage):
             data, facts = write({**columns, **work.embeddings}, header)
             path = self.job.path(work.shard, "parquet")
             self.job.store.write(path, data)
+            self.job.store.write(keys_path(path), hashed(columns["key"]))
             captions = {row["caption"]: None for row in work.rows}
             facts |= {
                 "path": path,
