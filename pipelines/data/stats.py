@@ -85,6 +85,7 @@ def data(embedded: Embedded) -> dict[str, Any]:
         },
         "rms_error": dict(stats["rms_error"]),
         "pictures": header.packing.pictures,
+        "batches": dict(stats.get("batches", {})),
         "seconds": dict(stats["seconds"]),
         "rows_per_s": {s: stats["read"] / t for s, t in _told(stats["seconds"]) if t},
         "shards": {
@@ -203,6 +204,12 @@ def text(found: Mapping[str, Any], faults: list[dict[str, str]] | None = None) -
         lines.append(
             f"  {stage:<18}{rate:,.0f} rows/s" if rate >= 10 else f"  {stage:<18}{rate:.2f} rows/s"
         )
+    if found["batches"]:
+        lines += ["", "worked on together"]
+    for name, size in _told(found["batches"]):
+        most = f" to {size['most']:,}" if size["most"] > size["least"] else ""
+        what = "pictures" if name == "clip_image" else "tokens"
+        lines.append(f"  {name:<18}{size['least']:,}{most} {what}")
     if faults is not None:
         lines += ["", f"the first {len(faults):,} quarantined" if faults else "no row quarantined"]
         for fault in faults:

@@ -30,6 +30,9 @@ class Tally:
         self.seconds: Counter[str] = Counter()
         self.tokens: dict[str, Counter[int]] = {}
         self.rms_error: dict[str, float] = {}
+        self.batches: dict[str, dict[str, int]] = {}
+        """Encoder → the least and the most that it worked on together, where that is known."""
+
         self.empty: list[str] = []
         self._blocks: list[pa.Table] = []
         self._block: list[dict[str, Any]] = []
@@ -61,6 +64,9 @@ class Tally:
             counts.update({int(length): n for length, n in lengths.items()})
         for name, error in facts["rms_error"].items():
             self.rms_error[name] = max(error, self.rms_error.get(name, 0.0))
+        for name, size in facts.get("batches", {}).items():
+            found = self.batches.setdefault(name, {"least": size, "most": size})
+            found["least"], found["most"] = min(size, found["least"]), max(size, found["most"])
         usable = {side: facts["usable"][str(side)] for side in self.header.resolutions}
         self._block.append({**facts, "usable": usable})
         if len(self._block) >= BLOCK:
@@ -87,5 +93,6 @@ class Tally:
             "quarantined": dict(sorted(self.quarantined.items())),
             "filtered": dict(sorted(self.filtered.items())),
             "seconds": dict(self.seconds),
+            "batches": self.batches,
             "rms_error": dict(self.rms_error),
         }

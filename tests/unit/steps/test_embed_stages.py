@@ -94,6 +94,25 @@ def test_neither_batches_nor_a_second_run_change_a_byte(job, made, passed):
     assert pool[0] == pool[1]
 
 
+def test_batches_are_found_the_same_on_every_cpu(job, made, passed):
+    """The row tells of them, whether given or found; the recipe does not."""
+    given, found, few = (
+        replace(job, pool=f"embeddings/{name}", batch_tokens=tokens, clip_batch=pictures)
+        for name, tokens, pictures in (
+            ("given", 8192, 64),
+            ("found", "auto", "auto"),
+            ("few", 16, 2),
+        )
+    )
+    for one in (given, found, few):
+        passed(made, [Whole(one)])
+    data = [j.store.read(j.path(made, "parquet")) for j in (given, found)]
+    assert data[0] == data[1]
+    told = {"clip": 8192, "clip_image": 64, "t5": 8192}
+    assert facts_of(given, made)["batches"] == facts_of(found, made)["batches"] == told
+    assert facts_of(few, made)["batches"] == {"clip": 16, "clip_image": 2, "t5": 16}
+
+
 def test_the_row_says_what_came_of_the_shard(job, made, passed):
     work = passed(made, [Whole(job)])
     facts, rows = facts_of(job, made), rows_of(job, made)
