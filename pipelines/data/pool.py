@@ -18,7 +18,8 @@ FOLDER = "embeddings"
 AT_ONCE = 32
 """Small files of a pool that are asked for together: a bucket answers each in some 20 ms."""
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def pool_of(recipe: Mapping[str, Any], encoders: str | None) -> str:

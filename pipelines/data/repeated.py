@@ -48,7 +48,7 @@ def find(version: Version) -> dict[str, Any]:
         that has it ``again``.
     """
     store, paths = version.store, version.table["path"].to_pylist()
-    rows, found = 0, []
+    rows, found = 0, list[tuple[Any, Any]]()
     with tempfile.TemporaryDirectory(prefix="ediffi-keys-") as scratch:
         parts = _dealt(
             each(paths, lambda path: _hashes(store, path)),

@@ -225,6 +225,9 @@ class Encoding(Stage):
                 batch.MOST_TOKENS,
             )
 
+    def encoded(self, name: str, encode: Any, captions: list[str]) -> Any:
+        return self.batches[name].used(lambda n: encode(captions, batch_tokens=n))
+
     def find_pictures(self, clip: Any, side: int) -> None:
         """How many pictures CLIP works on together."""
         from PIL import Image
@@ -268,11 +271,8 @@ class Texts(Encoding):
             }
             if captions:
                 encode = encoder.text if kind == "sequence" else encoder.pooled
-                batch = self.batches[name]
-                work.embeddings[name] = batch.used(
-                    lambda n, encode=encode: encode(captions, batch_tokens=n)
-                )
-                work.batches[name] = batch.size
+                work.embeddings[name] = self.encoded(name, encode, captions)
+                work.batches[name] = self.batches[name].size
 
 
 class Pictures(Encoding):
@@ -300,9 +300,7 @@ class Pictures(Encoding):
         if not work.rows:
             return
         captions = [row["caption"] for row in work.rows]
-        tokens, pooled = self.batches["clip"].used(
-            lambda n: self.clip.text(captions, batch_tokens=n)
-        )
+        tokens, pooled = self.encoded("clip", self.clip.text, captions)
         views = [Image.fromarray(p.pop("clip")) for p in work.pictures]
         every = self.batches["clip_image"].used(
             lambda n: torch.cat(
