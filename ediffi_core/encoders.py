@@ -27,22 +27,30 @@ BATCH_TOKENS = 8192
 """Tokens encoded together, padding counted: what bounds an encoder's memory."""
 
 
-class TextEncoder:
+class Frozen:
+    """A network that is used as it was published."""
+
+    model: Any
+    device: str
+
+    def freeze(self, model: Any, device: str) -> None:
+        self.model, self.device = model.eval().requires_grad_(False).to(device), device
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights, as they are loaded."""
+        return weights_sha256(self.model.state_dict())
+
+
+class TextEncoder(Frozen):
     """A text encoder in the Hugging Face format, by name or folder: T5, mT5, ByT5, BERT …"""
 
     def __init__(self, source: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32):
         from transformers import AutoModelForTextEncoding, AutoTokenizer
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
-        self.model: Any = AutoModelForTextEncoding.from_pretrained(source, dtype=dtype)
-        self.model.eval().requires_grad_(False).to(device)
-        self.device = device
+        self.freeze(AutoModelForTextEncoding.from_pretrained(source, dtype=dtype), device)
         self.dim: int = self.model.config.hidden_size
-
-    @cached_property
-    def sha256(self) -> str:
-        """Of the weights, as they are loaded."""
-        return weights_sha256(self.model.state_dict())
 
     @torch.inference_mode()
     def text(self, captions: Sequence[str], *, batch_tokens: int = BATCH_TOKENS) -> list[Tensor]:
@@ -81,7 +89,7 @@ class T5(TextEncoder):
     """The paper's first: ``google/t5-v1_1-xxl``."""
 
 
-class CLIP:
+class CLIP(Frozen):
     """An OpenCLIP model: ``ViT-L-14`` with its pretrained tag, or a folder in OpenCLIP's format."""
 
     def __init__(self, source: str, *, pretrained: str | None = "openai", device: str = "cpu"):
@@ -89,13 +97,11 @@ class CLIP:
 
         local = Path(source).is_dir()
         name = f"local-dir:{source}" if local else source
-        self.model: Any
-        self.model, _, self.preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=None if local else pretrained
+        model, _, self.preprocess = open_clip.create_model_and_transforms(
+            name, pretrained=None if local else pretrained, device=device
         )
         self.tokenizer: Any = open_clip.get_tokenizer(name)
-        self.model.eval().requires_grad_(False).to(device)
-        self.device = device
+        self.freeze(model, device)
         if not hasattr(self.model, "token_embedding"):
             raise ValueError(
                 f"{source!r} is a CLIP whose text tower is not OpenCLIP's own transformer; "
@@ -103,11 +109,6 @@ class CLIP:
             )
         self.text_dim: int = self.model.ln_final.weight.shape[0]
         self.dim: int = self.model.text_projection.shape[1]
-
-    @cached_property
-    def sha256(self) -> str:
-        """Of the weights, as they are loaded."""
-        return weights_sha256(self.model.state_dict())
 
     @torch.inference_mode()
     def text(

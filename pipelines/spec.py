@@ -98,17 +98,25 @@ class Embedding(Strict):
     t5: Pool = Pool()
     clip: Pool = Pool()
     write: Pool = Pool()
-    batch_tokens: int = Field(8192, ge=1)
-    """Tokens an encoder works on together, padding counted."""
+    batch_tokens: int | Literal["auto"] = 8192
+    """Tokens an encoder works on together, padding counted. ``auto``: as many as a GPU has memory
+    for, found when the job starts; see :mod:`pipelines.steps.embed_batch`."""
 
-    clip_batch: int = Field(64, ge=1)
-    """Pictures CLIP works on together."""
+    clip_batch: int | Literal["auto"] = 64
+    """Pictures CLIP works on together, or ``auto``."""
 
     gpu: str = ASSUMED.gpu
     """Which GPU the plan counts in; changes nothing but its estimate."""
 
     utilisation: float = Field(ASSUMED.utilisation, gt=0, le=1)
     """Share of that GPU's peak the plan reckons with."""
+
+    @field_validator("batch_tokens", "clip_batch", mode="before")
+    @classmethod
+    def size(cls, given: Any) -> Any:
+        if given != "auto" and (type(given) is not int or given < 1):
+            raise ValueError(f"write a whole number from 1, or auto; got {given!r:.40}")
+        return given
 
     @field_validator("gpu")
     @classmethod

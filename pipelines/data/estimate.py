@@ -1,6 +1,7 @@
 """What an embed node would do and cost, before it runs: for the plan.
 
-Reads listings, some Parquet footers and the version made last; nothing is written.
+Reads listings, what the pool says of its shards, some Parquet footers and the version made last;
+nothing is written.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from pipelines.data import cost
 from pipelines.data.folder import is_image
-from pipelines.data.pool import pool_of, shard_path
+from pipelines.data.pool import pool_of, whole_in
 from pipelines.data.shard import SourceShard
 from pipelines.plan import Plan, Verdict, folder_of
 from pipelines.spec import Embedding, Encoders
@@ -68,19 +69,9 @@ def _work(
 
 
 def _to_embed(store: Store, pool: str, shards: list[SourceShard]) -> list[SourceShard]:
-    """Those that the pool has not. One without a single row has a ``.json`` alone."""
-    there = store.files(pool)
-
-    def is_there(shard: SourceShard) -> bool:
-        row, data = (
-            shard_path(pool, shard.name, shard.identity, ending).rpartition("/")[2]
-            for ending in ("json", "parquet")
-        )
-        if row not in there:
-            return False
-        return data in there or not store.read_json(f"{pool}/{row}")["rows"]
-
-    return [s for s in shards if not is_there(s)]
+    """Those that the pool has not, by the same rule as the job's."""
+    there = {shard.name for shard, _ in whole_in(store, pool, shards)}
+    return [s for s in shards if s.name not in there]
 
 
 def _last(store: Store, verdict: Verdict) -> dict[str, Any]:

@@ -20,6 +20,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 MAX_PIXELS = 2**26
 
+PNG_END = b"IEND\xaeB`\x82"
+"""A PNG's last chunk. PIL is content once it has the rows, though their checksums come after."""
+
 
 def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height as stored, from the header alone: Exif may turn the picture yet.
@@ -55,6 +58,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, side: int | None = None) -
             width, height = (max(1, round(n * scale)) for n in picture.size)
             picture.draft(None, (width, height))
         picture.load()
+        if picture.format == "PNG" and PNG_END not in data:
+            raise BadRow(Reason.IMAGE_BROKEN, "cut short: a PNG without its end")
         turn = _turn(picture)
         if picture.mode.startswith("I;16"):
             picture = _eight_bits(picture)

@@ -6,12 +6,20 @@ Versions of a data set, and pipelines, that share a recipe share the shards of e
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
-from pipelines.store.artifacts import sha256
+from pipelines.data.shard import SourceShard
+from pipelines.store.artifacts import Store, sha256
 
 FOLDER = "embeddings"
+AT_ONCE = 32
+"""Small files of a pool that are asked for together: a bucket answers each in some 20 ms."""
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def pool_of(recipe: Mapping[str, Any], encoders: str | None) -> str:
@@ -37,3 +45,34 @@ def is_whole(facts: Mapping[str, Any], size: Callable[[str], int | None]) -> boo
         size: path in the store → bytes of the file, None if there is none.
     """
     return not facts["rows"] or size(facts["path"]) == facts["bytes"]
+
+
+def whole_in(
+    store: Store, pool: str, shards: Iterable[SourceShard]
+) -> Iterator[tuple[SourceShard, dict[str, Any]]]:
+    """Those of the shards that are in the pool, whole, each with its row; in their order.
+
+    Lists the pool once, and reads the rows many at a time.
+    """
+    there = store.files(pool)
+
+    def row(shard: SourceShard) -> str:
+        return shard_path(pool, shard.name, shard.identity, "json")
+
+    begun = [s for s in shards if row(s).rpartition("/")[2] in there]
+    for shard, facts in zip(begun, each(begun, lambda s: store.read_json(row(s))), strict=True):
+        # Gone since the listing, it is as if it had never been there.
+        if facts and is_whole(facts, lambda path: there.get(path.rpartition("/")[2])):
+            yield shard, facts
+
+
+def each(items: Iterable[A], read: Callable[[A], B]) -> Iterator[B]:
+    """What is read of each, in order, :data:`AT_ONCE` at a time; no more wait than that twice."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        waiting: deque[Any] = deque()
+        for item in items:
+            waiting.append(threads.submit(read, item))
+            if len(waiting) >= 2 * AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

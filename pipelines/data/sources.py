@@ -49,7 +49,7 @@ def list_shards(source: Source) -> list[SourceShard]:
 def read_shard(source: Source, shard: SourceShard) -> Iterator[Row | Bad]:
     """Streams a shard's rows, and a Bad for whatever is none.
 
-    Keys are unique in a shard; the same key in two shards is the caller's to find.
+    Keys are unique in a shard; the same key in two is found by :mod:`pipelines.data.repeated`.
 
     Raises:
         OSError: The shard's file went away, or the connection to it; try again.

@@ -70,6 +70,7 @@ def data(embedded: Embedded) -> dict[str, Any]:
         "read": stats["read"],
         "rows": stats["rows"],
         "captions": stats["captions"],
+        "repeated": stats.get("repeated"),
         "usable": {str(r): int(version.usable(r).sum()) for r in header.resolutions},
         "bytes": stats["bytes"],
         "bytes_a_row": stats["bytes"] / stats["rows"],
@@ -84,6 +85,7 @@ def data(embedded: Embedded) -> dict[str, Any]:
         },
         "rms_error": dict(stats["rms_error"]),
         "pictures": header.packing.pictures,
+        "batches": dict(stats.get("batches", {})),
         "seconds": dict(stats["seconds"]),
         "rows_per_s": {s: stats["read"] / t for s, t in _told(stats["seconds"]) if t},
         "shards": {
@@ -160,6 +162,10 @@ def text(found: Mapping[str, Any], faults: list[dict[str, str]] | None = None) -
         f"{rows:,} kept of {read:,} read; {found['captions']:,} captions, equal ones of a "
         "shard counted once",
     )
+    if found["repeated"] and found["repeated"]["rows"]:
+        say("repeated", f"{found['repeated']['rows']:,} rows have a key that another shard has too")
+        for one in found["repeated"]["examples"]:
+            say("", f"{one['key']} in {one['first']} and {one['again']}")
     for i, (side, usable) in enumerate(found["usable"].items()):
         say("" if i else "usable", f"{usable:>10,} at {side} ({_percent(usable, rows)})")
     say(
@@ -198,6 +204,12 @@ def text(found: Mapping[str, Any], faults: list[dict[str, str]] | None = None) -
         lines.append(
             f"  {stage:<18}{rate:,.0f} rows/s" if rate >= 10 else f"  {stage:<18}{rate:.2f} rows/s"
         )
+    if found["batches"]:
+        lines += ["", "worked on together"]
+    for name, size in _told(found["batches"]):
+        most = f" to {size['most']:,}" if size["most"] > size["least"] else ""
+        what = "pictures" if name == "clip_image" else "tokens"
+        lines.append(f"  {name:<18}{size['least']:,}{most} {what}")
     if faults is not None:
         lines += ["", f"the first {len(faults):,} quarantined" if faults else "no row quarantined"]
         for fault in faults:

@@ -8,15 +8,15 @@ result is a version: the list of its shards.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines.data.pool import is_whole, pool_of, shard_path
+from pipelines.data.pool import pool_of, whole_in
 from pipelines.data.settings import Source
 from pipelines.data.shard import SourceShard
 from pipelines.steps.context import Context, Result
 from pipelines.steps.embed_stages import STAGES, Job, Stage, Whole, Work
+from pipelines.steps.embed_tally import Tally
 
 Facts = dict[str, Any]
 
@@ -48,32 +48,28 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         batch_tokens=ctx.runtime["embedding"]["batch_tokens"],
         clip_batch=ctx.runtime["embedding"]["clip_batch"],
     )
-    done = done_before(job, shards)
-    todo = [s for s in shards if s.name not in done]
-    size = Counter(rows=0, bytes=0)
-    for facts in done.values():
-        size.update(rows=facts["rows"], bytes=facts.get("bytes", 0))
-    ctx.report(done=len(done), of=len(shards), unit="shards", **size)
+    tally, safe = Tally(job.pool), set()
+
+    def report() -> None:
+        size = {what: tally.totals[what] for what in ("rows", "bytes")}
+        ctx.report(done=tally.shards, of=len(shards), unit="shards", **size)
+
+    for facts in done_before(job, shards):
+        tally.add(facts)
+        safe.add(facts["name"])
+    report()
+    todo = [s for s in shards if s.name not in safe]
     for facts in run(job, todo, ctx.runtime["embedding"], ctx.cpus):
-        done[facts["name"]] = facts
-        size.update(rows=facts["rows"], bytes=facts.get("bytes", 0))
-        ctx.save_progress(len(done), len(shards), "shards")
-        ctx.report(done=len(done), of=len(shards), unit="shards", **size)
-    return assembled(ctx, job, [done[s.name] for s in shards], {s.name for s in todo})
+        tally.add(facts, now=True)
+        ctx.save_progress(tally.shards, len(shards), "shards")
+        report()
+    return assembled(ctx, job, tally)
 
 
-def done_before(job: Job, shards: list[SourceShard]) -> dict[str, Facts]:
-    """Facts of the shards that are in the pool. Lists it once."""
-    there = job.store.files(job.pool)
-    found = {}
-    for shard in shards:
-        name = job.path(shard, "json").rpartition("/")[2]
-        if name not in there:
-            continue
-        facts = job.store.read_json(f"{job.pool}/{name}")
-        if is_whole(facts, lambda path: there.get(path.rpartition("/")[2])):
-            found[shard.name] = facts | {"name": shard.name, "source": shard.url}
-    return found
+def done_before(job: Job, shards: list[SourceShard]) -> Iterator[Facts]:
+    """Facts of the shards that are in the pool."""
+    for shard, facts in whole_in(job.store, job.pool, shards):
+        yield facts | {"name": shard.name, "source": shard.url}
 
 
 def run(
@@ -128,40 +124,29 @@ def pools(
     return [(stage, {**pool, "cpus": min(1.0, share)}) for stage, pool in found]
 
 
-def assembled(ctx: Context, job: Job, facts: list[Facts], now: set[str]) -> Result:
+def assembled(ctx: Context, job: Job, tally: Tally) -> Result:
     """The version, and what there is to say about it."""
+    from pipelines.data import repeated
     from pipelines.store.dataset import FILE, Version
-    from pipelines.store.shards import Header
 
-    full, empty = [f for f in facts if f["rows"]], [f for f in facts if not f["rows"]]
-    quarantined, filtered = (total(facts, of) for of in ("quarantined", "filtered"))
-    if not full:
+    stats = tally.stats()
+    quarantined, filtered = stats["quarantined"], stats["filtered"]
+    if tally.header is None:
         worst = ", ".join(f"{n} × {why}" for why, n in sorted((quarantined | filtered).items()))
         where = f"{job.store.full(job.pool)}/*.json"
         raise ValueError(
             f"not one row of {job.source.path} is usable ({worst}); see `faults` in {where}"
         )
-    header = Header.from_metadata({k.encode(): v.encode() for k, v in full[0]["metadata"].items()})
-    for f in full:
-        f["usable"] = {side: f["usable"][str(side)] for side in header.resolutions}
-    version = Version.write(ctx.store, ctx.folder, [{**f, "seconds": None} for f in full], header)
-    stats = {
-        "pool": job.pool,
-        "empty": [shard_path(job.pool, f["name"], f["source_identity"], "json") for f in empty],
-        "read": sum(f["read"] for f in facts),
-        "rows": sum(f["rows"] for f in full),
-        "usable": {str(r): int(version.usable(r).sum()) for r in header.resolutions},
-        "bytes": sum(f["bytes"] for f in full),
-        "captions": sum(f["captions"] for f in full),
-        "tokens": {
-            name: dict(total_by_length([f["tokens"][name] for f in full]))
-            for name in full[0]["tokens"]
-        },
-        "quarantined": quarantined,
-        "filtered": filtered,
-        "seconds": dict(sum((Counter(f["seconds"]) for f in facts), Counter())),
-        "rms_error": {n: max(f["rms_error"][n] for f in full) for n in full[0]["rms_error"]},
-    }
+    header = tally.header
+    version = Version.write(ctx.store, ctx.folder, tally.table(), header)
+    stats["usable"] = {str(r): int(version.usable(r).sum()) for r in header.resolutions}
+    stats["repeated"] = repeated.find(version)
+    if twice := stats["repeated"]["rows"]:
+        one = stats["repeated"]["examples"][0]
+        ctx.report(
+            message=f"has {twice:,} rows whose key another shard has too, such as {one['key']} "
+            f"in {one['first']} and {one['again']}; none is dropped"
+        )
     ctx.store.write_json(f"{ctx.folder}/stats.json", stats)
     return Result(
         files=[FILE, "stats.json"],
@@ -170,9 +155,10 @@ def assembled(ctx: Context, job: Job, facts: list[Facts], now: set[str]) -> Resu
             "read": stats["read"],
             "quarantined": sum(quarantined.values()),
             "filtered": sum(filtered.values()),
-            "shards": len(facts),
+            "repeated": stats["repeated"]["rows"],
+            "shards": tally.shards,
             "gigabytes": stats["bytes"] / 1e9,
-            "encoded_now": sum(f["rows"] for f in facts if f["name"] in now),
+            "encoded_now": tally.totals["encoded_now"],
         },
         info={
             "pool": job.pool,
@@ -181,14 +167,3 @@ def assembled(ctx: Context, job: Job, facts: list[Facts], now: set[str]) -> Resu
             "filtered": filtered,
         },
     )
-
-
-def total(facts: list[Facts], of: str) -> dict[str, int]:
-    return dict(sorted(sum((Counter(f[of]) for f in facts), Counter[str]()).items()))
-
-
-def total_by_length(histograms: list[Mapping[str, int]]) -> list[tuple[int, int]]:
-    found: Counter[int] = Counter()
-    for histogram in histograms:
-        found.update({int(length): n for length, n in histogram.items()})
-    return sorted(found.items())

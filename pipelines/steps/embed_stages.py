@@ -25,11 +25,9 @@ from pipelines.data.pool import is_whole, shard_path
 from pipelines.data.rows import Bad, BadRow, Reason, Row
 from pipelines.data.settings import Filters, Source
 from pipelines.data.shard import SourceShard
-from pipelines.remote import StorageError, is_transient
+from pipelines.remote import attempt
+from pipelines.steps.embed_batch import Batch, Given
 from pipelines.store.artifacts import Store, sha256
-
-READ_ATTEMPTS = 4
-FIRST_PAUSE_S = 1.0
 
 FILTERED = (
     Reason.IMAGE_SMALL,
@@ -56,8 +54,8 @@ class Job:
     encoders_folder: str | None
     encoders: Mapping[str, Any]
     threads: int
-    batch_tokens: int
-    clip_batch: int
+    batch_tokens: Given
+    clip_batch: Given
 
     @cached_property
     def filters(self) -> Filters:
@@ -88,6 +86,9 @@ class Work:
     embeddings: dict[str, Any] = field(default_factory=dict)
     encoders: dict[str, dict[str, str]] = field(default_factory=dict)
     bad: list[Bad] = field(default_factory=list)
+    batches: dict[str, int] = field(default_factory=dict)
+    """Encoder, or ``clip_image`` → tokens or pictures it worked on together."""
+
     seconds: dict[str, float] = field(default_factory=dict)
     read: int = 0
     done: bool = False
@@ -149,18 +150,13 @@ class Decode(Stage):
         work.done = self.job.is_done(work.shard)
         if work.done:
             return
-        for attempt in range(READ_ATTEMPTS):
-            try:
-                for found in read_shard(self.job.source, work.shard):
-                    self.take(work, found)
-                return
-            except Exception as error:
-                if not (isinstance(error, OSError) or is_transient(error)):
-                    raise
-                if attempt + 1 == READ_ATTEMPTS:
-                    raise StorageError(f"{work.shard.url} cannot be read: {error}") from error
-                time.sleep(FIRST_PAUSE_S * 2**attempt)
-                work.rows, work.pictures, work.bad, work.read = [], [], [], 0
+
+        def read() -> None:
+            work.rows, work.pictures, work.bad, work.read = [], [], [], 0
+            for found in read_shard(self.job.source, work.shard):
+                self.take(work, found)
+
+        attempt(read, work.shard.url)
 
     def take(self, work: Work, found: Row | Bad) -> None:
         from pipelines.data.filters import sift
@@ -213,7 +209,39 @@ class Encoding(Stage):
 
         torch.set_num_threads(self.job.threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.batches: dict[str, Batch] = {}
         return encoder_places(self.job.store, self.job.encoders_folder, self.job.encoders)
+
+    def find_tokens(self, name: str, encoder: Any, longest: int) -> None:
+        """How many tokens a text encoder works on together."""
+        from pipelines.steps import embed_batch as batch
+
+        self.batches[name] = batch.Batch(self.job.batch_tokens, batch.TOKENS)
+        if self.device == "cuda":
+            self.batches[name].find(
+                lambda n: encoder.text(batch.long_captions(n, longest), batch_tokens=n),
+                batch.GPUMemory(),
+                batch.FIRST_TOKENS,
+                batch.MOST_TOKENS,
+            )
+
+    def encoded(self, name: str, encode: Any, captions: list[str]) -> Any:
+        return self.batches[name].used(lambda n: encode(captions, batch_tokens=n))
+
+    def find_pictures(self, clip: Any, side: int) -> None:
+        """How many pictures CLIP works on together."""
+        from PIL import Image
+
+        from pipelines.steps import embed_batch as batch
+
+        self.batches["clip_image"] = batch.Batch(self.job.clip_batch, batch.PICTURES)
+        if self.device == "cuda":
+            self.batches["clip_image"].find(
+                lambda n: clip.image([Image.new("RGB", (side, side))] * n),
+                batch.GPUMemory(),
+                batch.FIRST_PICTURES,
+                batch.MOST_PICTURES,
+            )
 
 
 class Texts(Encoding):
@@ -222,6 +250,7 @@ class Texts(Encoding):
     name = "t5"
 
     def load(self) -> None:
+        from ediffi_core.encoders import MAX_TOKENS
         from pipelines.model import load_more, load_t5
 
         places = self.places()
@@ -229,6 +258,8 @@ class Texts(Encoding):
         self.names |= {name: more["model"] for name, more in places.get("more", {}).items()}
         self.encoders: dict[str, Any] = {"t5": (load_t5(places, self.device), "sequence")}
         self.encoders |= load_more(places, self.device)
+        for name, (encoder, _) in self.encoders.items():
+            self.find_tokens(name, encoder, MAX_TOKENS)
 
     def work(self, work: Work) -> None:
         captions = [row["caption"] for row in work.rows]
@@ -240,7 +271,8 @@ class Texts(Encoding):
             }
             if captions:
                 encode = encoder.text if kind == "sequence" else encoder.pooled
-                work.embeddings[name] = encode(captions, batch_tokens=self.job.batch_tokens)
+                work.embeddings[name] = self.encoded(name, encode, captions)
+                work.batches[name] = self.batches[name].size
 
 
 class Pictures(Encoding):
@@ -249,10 +281,12 @@ class Pictures(Encoding):
     name = "clip"
 
     def load(self) -> None:
-        from pipelines.model import load_clip
+        from pipelines.model import load_clip, side_for_clip
 
         places = self.places()
         self.clip = load_clip(places, self.device)
+        self.find_tokens("clip", self.clip, self.clip.model.context_length)
+        self.find_pictures(self.clip, side_for_clip(places))
 
     def work(self, work: Work) -> None:
         import torch
@@ -266,14 +300,15 @@ class Pictures(Encoding):
         if not work.rows:
             return
         captions = [row["caption"] for row in work.rows]
-        tokens, pooled = self.clip.text(captions, batch_tokens=self.job.batch_tokens)
+        tokens, pooled = self.encoded("clip", self.clip.text, captions)
         views = [Image.fromarray(p.pop("clip")) for p in work.pictures]
-        seen = torch.cat(
-            [
-                self.clip.image(views[at : at + self.job.clip_batch])
-                for at in range(0, len(views), self.job.clip_batch)
-            ]
-        )[[row["picture"] for row in work.rows]]
+        every = self.batches["clip_image"].used(
+            lambda n: torch.cat(
+                [self.clip.image(views[at : at + n]) for at in range(0, len(views), n)]
+            )
+        )
+        seen = every[[row["picture"] for row in work.rows]]
+        work.batches |= {name: batch.size for name, batch in self.batches.items()}
         scores = (pooled * seen).sum(dim=1).tolist()
         least = self.job.filters.clip_score
         kept = []
@@ -290,7 +325,7 @@ class Pictures(Encoding):
 
 
 class Write(Stage):
-    """The shard; then its row in the pool, which says that it is done."""
+    """The shard, and its keys' hashes; then its row in the pool, which says that it is done."""
 
     name = "write"
 
@@ -301,6 +336,7 @@ class Write(Stage):
         work.rows, work.pictures, work.embeddings = [], [], {}
 
     def keep(self, work: Work) -> None:
+        from pipelines.data.repeated import hashed, keys_path
         from pipelines.store.shards import pixels_at, write
 
         columns: dict[str, list[Any]] = {
@@ -316,6 +352,7 @@ class Write(Stage):
             data, facts = write({**columns, **work.embeddings}, header)
             path = self.job.path(work.shard, "parquet")
             self.job.store.write(path, data)
+            self.job.store.write(keys_path(path), hashed(columns["key"]))
             captions = {row["caption"]: None for row in work.rows}
             facts |= {
                 "path": path,
@@ -338,6 +375,7 @@ class Write(Stage):
             "filtered": {r: n for r, n in sorted(reasons.items()) if r in FILTERED},
             "quarantined": {r: n for r, n in sorted(reasons.items()) if r not in FILTERED},
             "faults": [asdict(b) for b in work.bad if b.reason not in FILTERED],
+            "batches": dict(sorted(work.batches.items())),
             "seconds": {stage: round(s, 3) for stage, s in work.seconds.items()},
         }
         self.job.store.write_json(self.job.path(work.shard, "json"), facts)

@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,6 @@ _COLUMNS = {
     "source_identity": pa.string(),
     "quarantined": pa.string(),  # JSON, reason → rows
     "filtered": pa.string(),  # the same
-    "seconds": pa.float64(),  # what embedding took
 }
 
 
@@ -59,10 +59,10 @@ class Version:
         Args:
             shards: For each a ``name``, ``path``, ``rows``, ``usable`` (resolution → rows), its
                 ``bytes`` and ``sha256``, and if known ``source``, ``source_identity``,
-                ``quarantined`` and ``filtered`` (reason → rows) and ``seconds``; or the table of
-                another version, or a part of it.
+                ``quarantined`` and ``filtered`` (reason → rows); or the table of another version,
+                a part of it, or :func:`table_of` some shards.
         """
-        table = shards if isinstance(shards, pa.Table) else _table(shards, header)
+        table = shards if isinstance(shards, pa.Table) else table_of(shards, header)
         table = table.sort_by("name").combine_chunks()
         _check(table, f"{folder}/{FILE}")
         table = table.replace_schema_metadata(header.to_metadata())
@@ -132,29 +132,56 @@ class Version:
         ]
 
     def check_encoders(self, expected: Mapping[str, Mapping[str, str]]) -> None:
-        """ValueError, naming both, if the embeddings are other encoders' than expected."""
+        """ValueError, naming both, if the embeddings are other encoders' than expected.
+
+        Args:
+            expected: Encoder → ``name``, ``sha256`` or ``dtype`` that it must have: those of
+                another version's header, or :func:`as_named` in a spec. Where weights are expected
+                by their ``sha256`` the name does not count, as a moved folder has another.
+        """
         for role, want in expected.items():
             have = self.header.encoders.get(role)
-            if have is None or dict(have) != dict(want):
+            told = [what for what in want if what != "name" or "sha256" not in want]
+            if have is None or any(have[what] != want[what] for what in told):
                 raise ValueError(
                     f"the shards of {self.store.full(self.folder)} were embedded by "
-                    f"{role} {_named(have)}, not by {_named(want)}; embed again, or name that one"
+                    f"{role} {_said(have)}, not by {_said(want)}; embed again, or name that one"
                 )
 
 
-def _named(encoder: Mapping[str, str] | None) -> str:
+def as_named(encoders: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What a header must say of the encoders that a spec names, as nodes have them.
+
+    Of a folder the name says nothing, as it may have moved; of encoders that are made there is
+    none. What they hold is in the fingerprint of the embed node.
+    """
+    named = {
+        "t5": (encoders.get("t5"), encoders.get("t5_dtype", "float32")),
+        "clip": (encoders.get("clip"), "float32"),
+        **{name: (more["model"], "float32") for name, more in encoders.get("more", {}).items()},
+    }
+    return {
+        role: {"dtype": dtype, **({} if Path(name).is_dir() else {"name": name})}
+        for role, (name, dtype) in named.items()
+        if name
+    }
+
+
+def _said(encoder: Mapping[str, str] | None) -> str:
     if not encoder:
         return "(none)"
-    return (
-        f"{encoder.get('name')} (sha256 {str(encoder.get('sha256'))[:12]}, {encoder.get('dtype')})"
-    )
+    weights = [f"sha256 {encoder['sha256'][:12]}"] if "sha256" in encoder else []
+    details = ", ".join([*weights, *([encoder["dtype"]] if "dtype" in encoder else [])])
+    return f"{encoder.get('name', 'another')} ({details})" if details else encoder["name"]
 
 
-def _table(shards: Sequence[Mapping[str, Any]], header: Header) -> pa.Table:
+def table_of(shards: Sequence[Mapping[str, Any]], header: Header) -> pa.Table:
+    """A row for each shard, some 300 bytes; see :meth:`Version.write`."""
+
     def values(name: str, kind: pa.DataType) -> pa.Array:
         if name in ("quarantined", "filtered"):
             return pa.array([json.dumps(s.get(name) or {}, sort_keys=True) for s in shards], kind)
-        optional = name in ("source", "source_identity", "seconds")
+        optional = name in ("source", "source_identity")
         return pa.array([s.get(name) if optional else s[name] for s in shards], kind)
 
     columns = {name: values(name, kind) for name, kind in _COLUMNS.items()}

@@ -20,6 +20,7 @@ from pipelines.training.notice import Preempted
 pytestmark = pytest.mark.slow
 
 RETRIES = {"preemptions": 2, "failures": 1, "bugs": 1, "backoff_s": 0.1}
+WORKERS = {"gpus": 0, "retries": RETRIES}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ class Node:
             store=Store.at(str(self.root)),
             folder="nodes/train/base/E0_0",
             cpus=2,
-            runtime={"workers": workers, "retries": RETRIES, "collective_timeout_s": timeout_s},
+            runtime={"workers": {**WORKERS, "count": workers, "timeout_s": timeout_s}},
             manifests={},
             board=self.board,
         )

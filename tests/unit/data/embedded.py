@@ -8,6 +8,7 @@ from pipelines.data.settings import Source
 from pipelines.steps.context import Context
 from pipelines.steps.embed import assembled
 from pipelines.steps.embed_stages import Job, Work, Write
+from pipelines.steps.embed_tally import Tally
 
 RECIPE = {
     "resolutions": [8, 16],
@@ -39,19 +40,20 @@ def job(store, pool="embeddings/tiny", path="/data"):
     )
 
 
-def embed(of, shard, captions, *, small=(), bad=(), seconds=None):
+def embed(of, shard, captions, *, keys=None, small=(), bad=(), seconds=None):
     """One source shard → its shard and row in the pool; the row.
 
     A caption has as many T5 tokens as words, and two more of CLIP.
 
     Args:
+        keys: By default ``NAME-NUMBER``.
         small: Rows without a picture of 16.
         bad: For each fault its key, reason and detail.
     """
     rng = np.random.default_rng(len(captions))
     rows, pictures = [], []
     for i, caption in enumerate(captions):
-        key = f"{shard.name}-{i}"
+        key = keys[i] if keys else f"{shard.name}-{i}"
         rows.append({"key": key, "source": shard.path, "caption": caption, "picture": i})
         rows[-1]["scores"] = {}
         tall = rng.integers(0, 256, (16 + 4 * (i % 2), 16, 3), np.uint8)
@@ -81,7 +83,10 @@ def version(of, facts, *, name="train", fingerprint="f00d", settings=None):
         manifests={},
         board=None,
     )
-    result = assembled(ctx, of, facts, set())
+    tally = Tally(of.pool)
+    for row in facts:
+        tally.add(row)
+    result = assembled(ctx, of, tally)
     of.store.commit(folder, result.files, {"finished": "2026-11-24T18:00:00+00:00"})
     word = {"fingerprint": fingerprint, "settings": settings or {}, "inputs": {}}
     of.store.write_json(f"nodes/embed/{name}.latest.json", word)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import embedded
 import pyarrow as pa
@@ -118,11 +119,11 @@ def test_a_removed_shard_alone_costs_nothing(data):
     assert estimate.lines(train) == ["0 of 3 shards to embed: all are in the pool; 1 removed"]
 
 
-def test_a_lost_shard_is_embedded_again(data):
+@pytest.mark.parametrize("harm", [Path.unlink, lambda p: p.write_bytes(p.read_bytes()[:-1])])
+def test_a_lost_or_torn_shard_is_embedded_again(data, harm):
     made, _ = planned(data)
     embed(data, made)
-    lost = min((data / "store" / "embeddings").rglob("*.parquet"))
-    lost.unlink()
+    harm(min((data / "store" / "embeddings").rglob("*.parquet")))
     train = planned(data)[1]["embed/train"]
     assert estimate.lines(train)[0] == "1 of 4 shards to embed: 1 whose files are lost"
 

@@ -116,6 +116,16 @@ def test_garbage_is_a_bad_row_and_nothing_else():
     assert refused > 30
 
 
+@pytest.mark.parametrize("lost", [1, 8, 12, 20, 200])
+def test_a_png_that_lacks_its_last_bytes_is_cut_short(lost):
+    """With 20 of them go the checksums of its pixels."""
+    whole = encoded(noise(), "PNG")
+    with pytest.raises(BadRow) as error:
+        decode(whole[:-lost])
+    assert error.value.reason == Reason.IMAGE_BROKEN
+    assert (pixels(whole + b"what some programs leave behind") == pixels(whole)).all()
+
+
 def zone_plate(side):
     """Rings whose frequency rises to Nyquist at the border: what aliases shows."""
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]

@@ -8,23 +8,12 @@ from s3 import KINDS
 from pipelines import remote
 from pipelines.data.places import find
 from pipelines.data.sources import list_shards, read_shard
-from pipelines.steps.embed_stages import READ_ATTEMPTS
 from pipelines.store.artifacts import Store
 
 
 @pytest.fixture
 def bucket(s3, tmp_path):
     return Store.open(f"s3://bucket/{tmp_path.name}")
-
-
-def read_as_embedding_does(source, shard):
-    for attempt in range(READ_ATTEMPTS):
-        try:
-            return list(read_shard(source, shard))
-        except Exception as error:
-            assert isinstance(error, OSError) or remote.is_transient(error)
-            assert attempt + 1 < READ_ATTEMPTS
-    return []
 
 
 @pytest.mark.parametrize("write", test_formats.FORMATS)
@@ -46,7 +35,7 @@ def test_a_bad_day_costs_no_row(tmp_path, bucket, s3, monkeypatch, write):
         want = list(read_shard(source, local))
         for kind in KINDS:
             s3.faults.next = [kind]
-            assert read_as_embedding_does(source, shard) == want
+            assert remote.attempt(lambda: list(read_shard(source, shard))) == want  # noqa: B023
     assert s3.faults.done.total() == len(KINDS) * len(shards)
 
 

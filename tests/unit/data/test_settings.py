@@ -12,6 +12,7 @@ from pipelines.data.captions import checked
 from pipelines.data.filters import sift
 from pipelines.data.rows import Bad, Reason, Row
 from pipelines.data.settings import Filters, Source
+from pipelines.spec import Embedding
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,13 @@ def test_the_room_knows_nothing_of_engines():
             if isinstance(node, ast.Import | ast.ImportFrom):
                 named = [getattr(node, "module", None) or "", *(a.name for a in node.names)]
                 assert not {"ray", "mlflow", "torch"} & {name.split(".")[0] for name in named}
+
+
+@pytest.mark.parametrize("name", ["batch_tokens", "clip_batch"])
+def test_a_batch_is_a_number_or_found(name):
+    for given in (1, 4096, "auto"):
+        assert Embedding(**{name: given}).running[name] == given
+    for wrong in (0, -1, True, 2.0, "8", "Auto", None):
+        with pytest.raises(ValidationError, match="whole number from 1, or auto; got"):
+            Embedding(**{name: wrong})
+    assert Embedding(batch_tokens="auto").packing == Embedding().packing  # not of the recipe

@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from embed_kit import SIDE, Pool, picture, write_source
 
+from pipelines import remote
 from pipelines.data import sources
 from pipelines.data.settings import Source
 from pipelines.data.sources import list_shards
-from pipelines.steps import embed, embed_stages
+from pipelines.remote import StorageError
+from pipelines.steps import embed
 from pipelines.steps.embed_stages import STAGES, Decode, Job, Pictures, Texts, Whole, Write
 from pipelines.store.artifacts import Store
 
@@ -92,6 +94,25 @@ def test_neither_batches_nor_a_second_run_change_a_byte(job, made, passed):
     assert pool[0] == pool[1]
 
 
+def test_batches_are_found_the_same_on_every_cpu(job, made, passed):
+    """The row tells of them, whether given or found; the recipe does not."""
+    given, found, few = (
+        replace(job, pool=f"embeddings/{name}", batch_tokens=tokens, clip_batch=pictures)
+        for name, tokens, pictures in (
+            ("given", 8192, 64),
+            ("found", "auto", "auto"),
+            ("few", 16, 2),
+        )
+    )
+    for one in (given, found, few):
+        passed(made, [Whole(one)])
+    data = [j.store.read(j.path(made, "parquet")) for j in (given, found)]
+    assert data[0] == data[1]
+    told = {"clip": 8192, "clip_image": 64, "t5": 8192}
+    assert facts_of(given, made)["batches"] == facts_of(found, made)["batches"] == told
+    assert facts_of(few, made)["batches"] == {"clip": 16, "clip_image": 2, "t5": 16}
+
+
 def test_the_row_says_what_came_of_the_shard(job, made, passed):
     work = passed(made, [Whole(job)])
     facts, rows = facts_of(job, made), rows_of(job, made)
@@ -165,7 +186,7 @@ def test_a_shard_of_no_good_row_is_done_too(job, shard, passed):
     assert Pool(job.store.root).files("parquet") == {}
     facts = facts_of(job, found)
     assert facts["rows"] == 0 and len(facts["faults"]) == 2 and job.is_done(found)
-    assert embed.done_before(job, [found]).keys() == {found.name}
+    assert [f["name"] for f in embed.done_before(job, [found])] == [found.name]
 
 
 def test_what_is_done_is_not_done_again(job, made, passed):
@@ -195,7 +216,7 @@ def test_what_is_lost_or_cut_is_done_again(job, made, passed, ending):
             file.write_bytes(cut(file.read_bytes()))
         else:
             file.unlink()
-        assert not job.is_done(made) and not embed.done_before(job, [made])
+        assert not job.is_done(made) and not list(embed.done_before(job, [made]))
         passed(made, [Whole(job)])
         assert job.store.read(job.path(made, "parquet")) == whole
 
@@ -204,7 +225,7 @@ def test_a_row_that_is_no_json_is_named(job, made, passed):
     passed(made, [Whole(job)])
     job.store.write(job.path(made, "json"), b"{")
     with pytest.raises(ValueError, match=r"embeddings/tiny/.*json is damaged .*remove it"):
-        embed.done_before(job, [made])
+        list(embed.done_before(job, [made]))
 
 
 class Flaky:
@@ -213,7 +234,7 @@ class Flaky:
     def __init__(self, monkeypatch, times):
         self.left, self.read = times, sources.read_shard
         monkeypatch.setattr(sources, "read_shard", self)
-        monkeypatch.setattr(embed_stages, "FIRST_PAUSE_S", 0)
+        monkeypatch.setattr(remote, "FIRST_WAIT_S", 0)
 
     def __call__(self, source, shard):
         for i, found in enumerate(self.read(source, shard)):
@@ -234,7 +255,7 @@ def test_a_source_that_breaks_off_is_read_again_from_the_start(job, made, passed
 
 def test_a_source_that_stays_away_is_an_error_and_writes_nothing(job, made, passed, monkeypatch):
     Flaky(monkeypatch, 99)
-    with pytest.raises(OSError, match="connection reset"):
+    with pytest.raises(StorageError, match=r"a\.parquet: \d attempts failed.*connection reset"):
         passed(made, [Whole(job)])
     assert not Pool(job.store.root).folder.exists()
 
@@ -299,6 +320,23 @@ def test_pools_as_the_spec_says_fit_the_cpus():
         assert max(pool["cpus"] for _, pool in found) <= 1
     only_gpus = {**RUNNING, "t5": {"actors": None, "gpus": 1}}
     assert len(embed.pools(only_gpus, 2, 9)) == 4
+
+
+def test_a_shard_says_of_its_encoders_what_the_spec_does(job, made, passed):
+    """Or else training would refuse what it should read; a published name counts."""
+    from pipelines.steps import embed_tally
+    from pipelines.store.dataset import Version, as_named
+
+    passed(made, [Whole(job)])
+    tally = embed_tally.Tally(job.pool)
+    for facts in embed.done_before(job, [made]):
+        tally.add(facts)
+    version = Version.write(job.store, "nodes/embed/x", tally.table(), tally.header)
+    version.check_encoders(as_named(job.encoders))
+    version.check_encoders(version.header.encoders)
+    for other in ({"t5_dtype": "bfloat16"}, {"clip": "ViT-L-14"}):
+        with pytest.raises(ValueError, match="embed again"):
+            version.check_encoders(as_named({**job.encoders, **other}))
 
 
 def test_further_encoders_come_by_name_dimension_and_kind(made, job, encoders, passed):

@@ -85,6 +85,22 @@ def test_a_changed_file_alone_is_encoded_and_the_old_version_stays(own):
     assert old.missing() == []
 
 
+def test_a_key_in_two_files_is_said_and_costs_no_row(own):
+    """And counted anew for every version: the shards know nothing of each other."""
+    own.embed()
+    write_source(own.source / "more" / "0.parquet", 9)  # its rows are called 0-0, 0-1 and 0-2
+    version, _, encoded = own.embed()
+    assert encoded == 3 and own.keys(version) == sorted(keys(0, 1, 2, 3) + keys(0))
+    verdict = own.verdict()
+    assert verdict.manifest["metrics"]["repeated"] == 3
+    found = own.store.read_json(f"{verdict.folder}/stats.json")["repeated"]
+    assert sorted(e["key"] for e in found["examples"]) == keys(0)
+    assert len({(e["first"], e["again"]) for e in found["examples"]}) == 1
+    (own.source / "0.parquet").unlink()
+    own.embed()
+    assert own.verdict().manifest["metrics"]["repeated"] == 0
+
+
 def test_without_a_file_nothing_is_encoded(own):
     old, *_ = own.embed()
     before = own.pool.done()

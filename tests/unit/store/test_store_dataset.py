@@ -3,7 +3,8 @@
 import pytest
 from tiny_shards import ENCODERS, header, made_rows
 
-from pipelines.store.dataset import Version
+from pipelines.spec import Encoders
+from pipelines.store.dataset import Version, as_named
 
 
 def test_a_version_opens_as_it_was_written(store, version):
@@ -45,6 +46,30 @@ def test_other_encoders_are_both_named(version):
         version.check_encoders(other)
     with pytest.raises(ValueError, match=r"clip \(none\), not by ViT"):
         version.check_encoders({"clip": {"name": "ViT", "sha256": "ef", "dtype": "float32"}})
+
+
+def test_weights_tell_encoders_apart_where_they_are_known(version):
+    """Their folder may have moved; what they were computed in counts all the same."""
+    moved = {role: {**e, "name": f"/elsewhere/{role}"} for role, e in ENCODERS.items()}
+    version.check_encoders(moved)
+    version.check_encoders({"t5": {"name": "t5-tiny"}})
+    for change in ({"sha256": "cd" * 32}, {"dtype": "bfloat16"}):
+        with pytest.raises(ValueError, match="embedded by t5 t5-tiny"):
+            version.check_encoders({"t5": {**ENCODERS["t5"], **change}})
+    with pytest.raises(ValueError, match=r"not by t5-xxl \(float32\); embed again"):
+        version.check_encoders({"t5": {"name": "t5-xxl", "dtype": "float32"}})
+
+
+def test_what_a_spec_names_is_what_a_header_must_say(tmp_path):
+    """As the embedding job names it: by name where it has one, and by its type."""
+    spec = Encoders(t5_dtype="bfloat16", more={"byt5": {"model": "google/byt5-small", "dim": 8}})
+    assert as_named(spec.model_dump()) == {
+        "t5": {"name": "google/t5-v1_1-xxl", "dtype": "bfloat16"},
+        "clip": {"name": "ViT-L-14", "dtype": "float32"},
+        "byt5": {"name": "google/byt5-small", "dtype": "float32"},
+    }
+    assert as_named({"t5": str(tmp_path), "more": {}}) == {"t5": {"dtype": "float32"}}
+    assert as_named({"more": {}}) == {}  # made ones
 
 
 def test_reasons_are_counted_over_all_shards(store, version):

@@ -1,0 +1,98 @@
+"""What the shards of a version add up to, shard by shard: a million of them are no list."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.data.pool import shard_path
+from pipelines.store.dataset import table_of
+from pipelines.store.shards import Header
+
+BLOCK = 4096  # shards that become a part of the table together
+
+
+class Tally:
+    """Takes the rows of the pool in any order; holds some 300 bytes a shard."""
+
+    def __init__(self, pool: str) -> None:
+        self.pool = pool
+        self.header: Header | None = None
+        """What all shards share; None as long as none has a row."""
+
+        self.shards = 0
+        self.totals = Counter(rows=0, read=0, bytes=0, captions=0, encoded_now=0)
+        self.quarantined: Counter[str] = Counter()
+        self.filtered: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter()
+        self.tokens: dict[str, Counter[int]] = {}
+        self.rms_error: dict[str, float] = {}
+        self.batches: dict[str, dict[str, int]] = {}
+        """Encoder → the least and the most that it worked on together, where that is known."""
+
+        self.empty: list[str] = []
+        self._blocks: list[pa.Table] = []
+        self._block: list[dict[str, Any]] = []
+
+    def add(self, facts: Mapping[str, Any], *, now: bool = False) -> None:
+        """A shard, by its row in the pool.
+
+        Args:
+            now: whether it was embedded for this version.
+        """
+        self.shards += 1
+        self.totals["read"] += facts["read"]
+        self.quarantined.update(facts["quarantined"])
+        self.filtered.update(facts["filtered"])
+        self.seconds.update(facts["seconds"])
+        if not facts["rows"]:
+            self.empty.append(
+                shard_path(self.pool, facts["name"], facts["source_identity"], "json")
+            )
+            return
+        if self.header is None:
+            said = {k.encode(): v.encode() for k, v in facts["metadata"].items()}
+            self.header = Header.from_metadata(said)
+        for what in ("rows", "bytes", "captions"):
+            self.totals[what] += facts[what]
+        self.totals["encoded_now"] += facts["rows"] if now else 0
+        for name, lengths in facts["tokens"].items():
+            counts = self.tokens.setdefault(name, Counter())
+            counts.update({int(length): n for length, n in lengths.items()})
+        for name, error in facts["rms_error"].items():
+            self.rms_error[name] = max(error, self.rms_error.get(name, 0.0))
+        for name, size in facts.get("batches", {}).items():
+            found = self.batches.setdefault(name, {"least": size, "most": size})
+            found["least"], found["most"] = min(size, found["least"]), max(size, found["most"])
+        usable = {side: facts["usable"][str(side)] for side in self.header.resolutions}
+        self._block.append({**facts, "usable": usable})
+        if len(self._block) >= BLOCK:
+            self._close()
+
+    def table(self) -> pa.Table:
+        """A row for every shard that has rows; there must be one."""
+        if self._block:
+            self._close()
+        return pa.concat_tables(self._blocks)
+
+    def _close(self) -> None:
+        assert self.header is not None
+        self._blocks.append(table_of(self._block, self.header))
+        self._block = []
+
+    def stats(self) -> dict[str, Any]:
+        """The same for the same shards, but for how long they took."""
+        return {
+            "pool": self.pool,
+            "empty": sorted(self.empty),
+            **{k: self.totals[k] for k in ("read", "rows", "bytes", "captions")},
+            "tokens": {name: dict(sorted(c.items())) for name, c in self.tokens.items()},
+            "quarantined": dict(sorted(self.quarantined.items())),
+            "filtered": dict(sorted(self.filtered.items())),
+            "seconds": dict(self.seconds),
+            "batches": self.batches,
+            "rms_error": dict(self.rms_error),
+        }
