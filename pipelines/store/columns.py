@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,16 @@ from torch import Tensor
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
+Lender = Callable[[int], Bytes]
+"""Gives so many bytes of memory, of any content, that are the caller's own."""
+
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SCALE_BYTES = 4  # of int8: every token is led by its float32 scale
+
+
+def fresh(count: int) -> Bytes:
+    """Memory of malloc's."""
+    return np.empty(count, np.uint8)
 
 
 # -- tokens and vectors ------------------------------------------------------------------------
@@ -51,12 +59,14 @@ def unpacked(raw: Bytes, precision: str) -> Tensor:
     return (data[..., SCALE_BYTES:].view(torch.int8) * scale).half()
 
 
-def padded(rows: Sequence[Bytes], dim: int, precision: str) -> tuple[Tensor, Tensor]:
+def padded(
+    rows: Sequence[Bytes], dim: int, precision: str, memory: Lender = fresh
+) -> tuple[Tensor, Tensor]:
     """Packed rows of any length → tokens [N, L, dim], and the mask [N, L] of those that are."""
     width = token_bytes(dim, precision)
     lengths = [len(row) // width for row in rows]
     longest = max(lengths, default=0)
-    raw = np.empty((len(rows), longest * width), np.uint8)
+    raw = memory(len(rows) * longest * width).reshape(len(rows), longest * width)
     for target, row in zip(raw, rows, strict=True):
         target[: len(row)] = row
         target[len(row) :] = 0
@@ -99,8 +109,8 @@ def square(pixels: Bytes, side: int, place: float) -> Bytes:
     return pixels[top : top + side, left : left + side]
 
 
-def as_images(pixels: Bytes) -> Tensor:
+def as_images(pixels: Bytes, memory: Lender = fresh) -> Tensor:
     """[N, H, W, 3] uint8 → [N, 3, H, W] float32 in [-1, 1]."""
     channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    x = channels_first.to(torch.float32, memory_format=torch.contiguous_format)
-    return x.div_(127.5).sub_(1)
+    x = torch.from_numpy(memory(4 * pixels.size)).view(torch.float32).view(channels_first.shape)
+    return x.copy_(channels_first).div_(127.5).sub_(1)

@@ -30,6 +30,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 _FEISTEL_ROUNDS = 8  # even, so that halves of unequal width are back in their places
 _REMEMBERED = 4  # epochs, and sets of windows
+_LISTED = 1 << 16  # row groups; the permutation of so many takes some 10 ms an epoch
 
 
 class Order:
@@ -104,7 +105,9 @@ class Order:
             before = np.sort(_mixed(number, _mix(key + 1)) % np.uint64(wholes + 1)).astype(np.int64)
             sizes = self.usable[cut] % self.group_rows
             starts = np.cumsum(sizes) - sizes + before * self.group_rows
-            found = _Epoch(key, cut, sizes, starts, before)
+            few = wholes <= _LISTED
+            listed = permuted(np.arange(wholes), wholes, key) if few else None
+            found = _Epoch(key, cut, sizes, starts, before, listed)
             self._epochs = dict([*self._epochs.items(), (epoch, found)][-_REMEMBERED:])
         return self._epochs[epoch]
 
@@ -125,13 +128,19 @@ class Order:
             shard[in_cut] = epoch.cut[at]
             row[in_cut] = self.usable[epoch.cut[at]] + past[in_cut]
         if not in_cut.all():
-            group = permuted(whole[~in_cut], int(self._first_whole[-1]), epoch.key)
+            group = self._group(epoch, whole[~in_cut])
             found = np.searchsorted(self._first_whole, group, "right") - 1
             shard[~in_cut] = found
             row[~in_cut] = (group - self._first_whole[found]) * self.group_rows + (
                 past[~in_cut] % self.group_rows
             )
         return shard, row
+
+    def _group(self, epoch: _Epoch, whole: Ints) -> Ints:
+        """Which whole row groups stand at these places among the whole ones."""
+        if epoch.listed is not None:
+            return epoch.listed[whole]
+        return permuted(whole, int(self._first_whole[-1]), epoch.key)
 
     # -- 2 and 3: lanes and windows ------------------------------------------------------------
 
@@ -177,6 +186,7 @@ class _Epoch:
     sizes: Ints  # rows of each cut group
     starts: Ints  # its place in the sequence
     before: Ints  # whole groups that stand before it
+    listed: Ints | None  # the permutation of whole groups, where they are few
 
 
 def permuted(x: Ints, n: int, key: int) -> Ints:

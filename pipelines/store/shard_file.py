@@ -145,23 +145,26 @@ class _Open:
                 copied: Arrow's decoder would, and half of a reader's time would go there.
         """
         found = RowGroup({}, {}, {}, {}, 0)
-        held = 0
         lengths = {name: f"{name}_length" for name in columns if name in widths}
         here = self.brought(group, [*columns, *lengths.values()])
-        rest = [name for name in columns if name not in widths]
-        counts = here.table(group, list(lengths.values()))
+        table = here.table(group, [n for n in columns if n not in widths] + [*lengths.values()])
+        held = table.nbytes
         for name, length in lengths.items():
-            sizes = counts[length].to_numpy() * np.int64(widths[name])
+            sizes = table[length].to_numpy() * np.int64(widths[name])
+            table = table.drop_columns([length])
             plain = here._plain(group, name, sizes)
             if plain is None:
-                rest.append(name)
+                decoded = here.table(group, [name])
+                table = table.append_column(name, decoded[name])
+                held += decoded.nbytes
                 continue
             found.data[name], found.starts[name], here_bytes = plain
             found.ends[name] = found.starts[name] + sizes
             held += here_bytes
-        table = here.table(group, rest)
-        for name in rest:
-            column = table[name].combine_chunks()
+        for name in table.column_names:
+            column = table[name]
+            # Joining copies, even what is in one piece.
+            column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
             if not pa.types.is_large_binary(column.type):
                 found.numbers[name] = column.fill_null(0).to_numpy()
                 continue
@@ -169,7 +172,7 @@ class _Open:
             ends = np.frombuffer(offsets, np.int64)[column.offset :]
             found.starts[name], found.ends[name] = ends[:-1], ends[1:]
             found.data[name] = np.frombuffer(data or b"", np.uint8)
-        return replace(found, bytes=held + table.nbytes)
+        return replace(found, bytes=held)
 
     def _plain(self, group: int, name: str, lengths: Ints) -> tuple[Bytes, Ints, int] | None:
         """A column's values where they stand in the file; None if they are not plain there.

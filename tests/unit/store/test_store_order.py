@@ -5,6 +5,7 @@ import resource
 import numpy as np
 import pytest
 
+from pipelines.store import order as order_module
 from pipelines.store.order import Order, permuted
 
 USABLE = np.array([11, 0, 3, 8, 1, 14, 4])
@@ -64,6 +65,15 @@ def test_any_place_can_be_asked_first():
     for start in (1, 40, 41, 399):
         order = Order(USABLE, group_rows=4, seed=0, lanes=5, window=4)
         assert pairs(order, np.arange(start, 400)) == whole[start:]
+
+
+def test_many_row_groups_are_in_the_order_that_few_would_be(monkeypatch):
+    def made():
+        return pairs(Order(USABLE, group_rows=2, seed=0, lanes=3, window=4), np.arange(100))
+
+    few = made()
+    monkeypatch.setattr(order_module, "_LISTED", 0)
+    assert made() == few
 
 
 @pytest.mark.parametrize("run", [1, 2])

@@ -14,7 +14,7 @@ from pipelines.store import shard_file
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
 from pipelines.store.order import Order
-from pipelines.store.reader import Reader
+from pipelines.store.reader import Memory, Reader
 
 
 def same(a, b):
@@ -63,6 +63,28 @@ def test_a_batch_is_its_caller_s_own(store, version):
     for tensor in (x, cond.sequences["t5"], cond.pooled["clip_image"]):
         tensor.zero_()
     same(before, reader.rows([0, 1]))
+
+
+def test_a_batch_s_memory_is_its_own_while_any_view_of_it_is_left(store, version):
+    reader = Reader(store, version, 8)
+    x, cond = reader.rows(range(4))
+    kept = [t.view(torch.uint8).numpy()[1:, 1:] for t in (x, cond.sequences["t5"])]
+    before = [view.copy() for view in kept]
+    del x, cond
+    for first in range(4, 24):
+        reader.rows(range(first, first + 4))
+    assert all(np.array_equal(*pair) for pair in zip(kept, before, strict=True))
+
+
+def test_memory_that_nothing_refers_to_is_lent_again():
+    memory = Memory()
+    first = memory(1000)
+    place = first.ctypes.data
+    del first
+    others = [np.empty(1024, np.uint8) for _ in range(4)]  # would get what had been freed
+    second = memory(900)
+    assert len(second) == 900 and second.ctypes.data == place
+    assert memory(1000).ctypes.data not in {place, *(o.ctypes.data for o in others)}
 
 
 @pytest.mark.parametrize(("resolution", "count"), [(4, 37), (8, 31)])
