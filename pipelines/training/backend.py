@@ -22,7 +22,7 @@ from pipelines.training import notice
 
 
 @dataclass
-class ProcessGroup(BackendConfig):  # type: ignore[misc]
+class ProcessGroup(BackendConfig):
     """Of a node's workers: NCCL between GPUs, gloo between CPUs, and both where there are GPUs."""
 
     timeout_s: float = 600.0
@@ -40,7 +40,7 @@ class ProcessGroup(BackendConfig):  # type: ignore[misc]
         return _on_its_gpu
 
 
-class _Joining(Backend):  # type: ignore[misc]
+class _Joining(Backend):
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:

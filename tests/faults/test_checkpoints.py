@@ -227,7 +227,7 @@ def test_a_parent_whose_weights_are_others_is_refused(node, smoke):
         node.train()
 
 
-# -- leaving, and batches that cannot be learnt from -------------------------------------------------
+# -- leaving, and batches that cannot be learnt from ----------------------------------------------
 
 
 def test_asked_to_leave_it_saves_first(node, undisturbed, monkeypatch):
@@ -311,6 +311,6 @@ def test_a_leap_of_the_loss_is_bad_too():
     for i in range(BEFORE):
         step(4 * i, 1.0 + (i % 2))
     step(1000, 4.4)
-    with pytest.raises(BadLoss, match="leapt to 4.6") as bad:
+    with pytest.raises(BadLoss, match=r"leapt to 4\.6") as bad:
         step(1004, 4.6)
     assert bad.value.place == 1004
