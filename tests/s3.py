@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 KEY, SECRET = "AKIAEDIFFITESTKEY000", "a-secret-that-must-show-up-nowhere"
-REFUSALS = {"403": "AccessDenied", "500": "InternalError", "503": "SlowDown"}
+REFUSALS = {"403": "AccessDenied", "404": "NoSuchUpload", "500": "InternalError", "503": "SlowDown"}
 KINDS = ("500", "503", "reset", "lost", "cut")
 
 
@@ -31,13 +31,14 @@ class Faults:
     """Share of the requests that fail."""
 
     kinds: tuple[str, ...] = KINDS
-    """``500``, ``503`` and, if asked for, ``403``: refused with that status. ``reset``: the
-    connection breaks before the request is looked at. ``lost``: it is done, then the connection
-    breaks. ``cut``: half of the answer comes."""
+    """``500``, ``503`` and, if asked for, ``403`` and ``404``: refused with that status.
+    ``reset``: the connection breaks before the request is looked at. ``lost``: it is done, then
+    the connection breaks. ``cut``: half of the answer comes."""
 
     methods: tuple[str, ...] = ("GET", "PUT", "HEAD", "POST", "DELETE")
-    next: list[str] = field(default_factory=list)
-    """Kinds that the next requests of these methods fail with, whatever the rate."""
+    next: list[str | None] = field(default_factory=list)
+    """Kinds that the next requests of these methods fail with, whatever the rate; None: one that
+    does not."""
 
     lag_s: float = 0.0
     """How long a new object is missing from listings."""

@@ -202,7 +202,8 @@ class Checkpoints:
         else:
             self._failures += 1
             self._error = error
-            told = f"the checkpoint of {images:,} images could not be written: {error}"
+            why = " ".join(str(error).split())
+            told = f"the checkpoint of {images:,} images could not be written: {why}"
         if told and self.peers.rank == 0:
             self._say(told)
 

@@ -356,6 +356,8 @@ def test_the_finished_state_is_apart(kit):
         kit.save(images)
     kit.save(40, to=f"{NODE}/state")
     assert kit.there() == [20, 30]
+    with pytest.raises(ValueError, match="save to a folder beside them"):
+        kit.all.save(50, state(50), NOTE, to=NODE)
     kit.all.clear()
     assert kit.there() == []
     assert kit.restore() == 0
