@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from pipelines.data.cost import gigabytes
 from pipelines.nodes import SINGLE, Node, interval_of, nodes_of
 from pipelines.spec import Spec
 from pipelines.store.artifacts import Store
@@ -118,7 +119,9 @@ def _why_not(node: Node, fingerprint: str, store: Store, verdicts: Mapping[str, 
     before: dict[str, Any] | None = store.read_json(f"nodes/{node.id}.latest.json")
     if before is None:
         return "never done here"
-    changed = difference(before["settings"], json.loads(json.dumps(node.settings)))
+    was, now = before["settings"], json.loads(json.dumps(node.settings))
+    changed = data_changed(was.pop("source", None), now.pop("source", None))
+    changed += difference(was, now)
     old = {role: i["fingerprint"] for role, i in before["inputs"].items()}
     changed += [
         f"input {i} changed"
@@ -130,6 +133,14 @@ def _why_not(node: Node, fingerprint: str, store: Store, verdicts: Mapping[str, 
             "format of its result changed" if before["fingerprint"] != fingerprint else "files lost"
         )
     return "; ".join(changed[:2]) + (f" and {len(changed) - 2} more" if len(changed) > 2 else "")
+
+
+def data_changed(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> list[str]:
+    """In words, that a user's data set is another; nothing if it is the same."""
+    if not old or not new or old == new:
+        return difference(old, new, "source")
+    sizes = [f"{d['shards']:,} shards, {gigabytes(d['bytes'])}" for d in (old, new)]
+    return ["its data changed" + (f" ({sizes[0]} → {sizes[1]})" if sizes[0] != sizes[1] else "")]
 
 
 def difference(old: Any, new: Any, at: str = "") -> list[str]:

@@ -40,7 +40,7 @@ def job(store, pool="embeddings/tiny", path="/data"):
     )
 
 
-def embed(of, shard, captions, *, keys=None, small=(), bad=(), seconds=None):
+def embed(of, shard, captions, *, keys=None, small=(), bad=(), seconds=None, batches=None):
     """One source shard → its shard and row in the pool; the row.
 
     A caption has as many T5 tokens as words, and two more of CLIP.
@@ -66,6 +66,7 @@ def embed(of, shard, captions, *, keys=None, small=(), bad=(), seconds=None):
     work = Work(shard, rows, pictures, texts, ENCODERS)
     work.bad = [Bad(key, shard.path, reason, detail) for key, reason, detail in bad]
     work.read, work.seconds = len(rows) + len(bad), seconds or {"decode": 0.5, "t5": 2.0}
+    work.batches = batches or {}
     Write(of).work(work)
     return of.store.read_json(of.path(shard, "json"))
 

@@ -40,8 +40,8 @@ def folder(tmp_path):
         ("b-7", Reason.SCORE_BOUNDS, "0.1"),
     ]
     facts = [
-        embedded.embed(job, shard("a"), A),
-        embedded.embed(job, shard("b"), B, small=(0,), bad=bad),
+        embedded.embed(job, shard("a"), A, batches={"t5": 64, "clip_image": 8}),
+        embedded.embed(job, shard("b"), B, small=(0,), bad=bad, batches={"t5": 8192}),
         embedded.embed(job, shard("c"), [], bad=[("c", Reason.FILE_BROKEN, "no footer")]),
     ]
     embedded.version(job, facts)
@@ -80,6 +80,11 @@ def test_every_number(folder):
     assert found["filtered"] == {str(Reason.SCORE_BOUNDS): {"rows": 1, "share": 1 / 14}}
     assert found["encoders"] == embedded.ENCODERS
     assert found["rms_error"]["t5"] == 0.0
+    assert found["repeated"] == {"rows": 0, "examples": []}
+    assert found["batches"] == {
+        "t5": {"least": 64, "most": 8192},
+        "clip_image": {"least": 8, "most": 8},
+    }
     assert found["rows_per_s"] == {"decode": 14 / 1.5, "t5": 14 / 6.0}
     assert [f["key"] for f in found["faults"]] == ["b-8", "b-9", "c"]
 
@@ -89,11 +94,24 @@ def test_the_page(folder):
     assert any(line.startswith("rows        10 kept of 14 read; 9 captions") for line in lines)
     assert "                     9 at 16 (90.0 %)" in lines
     assert "           1    7.1 %  image is damaged or cut short" in lines
+    assert "  t5                64 to 8,192 tokens" in lines
+    assert "  clip_image        8 pictures" in lines
+    assert not any(line.startswith("repeated") for line in lines)
     assert lines[-2:] == [
         "  b-8  (b.parquet)  image is damaged or cut short: 41 bytes",
         "  b-9  (b.parquet)  caption is empty",
     ]
     assert max(map(len, lines)) < 110
+
+
+def test_repeated_keys_are_on_the_page(tmp_path):
+    job = embedded.job(Store.at(str(tmp_path / "store")))
+    keys = [f"k{i}" for i in range(4)]
+    facts = [embedded.embed(job, shard(n), B, keys=keys) for n in "ab"]
+    embedded.version(job, facts)
+    lines = called("stats", "--storage", tmp_path / "store").output.splitlines()
+    at = lines.index("repeated    4 rows have a key that another shard has too")
+    assert sorted(lines[at + 1 : at + 5]) == [f"            {key} in a and b" for key in keys]
 
 
 def test_a_histogram_has_few_bins_of_equal_width_and_loses_no_row():

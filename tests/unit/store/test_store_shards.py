@@ -58,6 +58,28 @@ def test_half_precision_costs_two_bytes_a_value():
     assert stored <= 1.05 * 2 * sum(t.numel() for t in tokens)
 
 
+def test_a_caption_costs_little_more_than_its_tokens():
+    """Of the published encoders, with all that a row has but its picture, and the footer."""
+    from ediffi_core.encoders import embedding_specs
+
+    specs = embedding_specs(4096, 768, 768)
+    rng = np.random.default_rng(0)
+    words = rng.integers(5, 40, 96)
+    rows = made_rows(96, sides=(4,))
+    rows |= {"caption": [" ".join(["seven"] * n) for n in words], "source": ["00042.tar"] * 96}
+    for spec in specs:
+        shape = [(n + 2, spec.dim) if spec.kind == "sequence" else (spec.dim,) for n in words]
+        rows[spec.name] = [torch.randn(*of) for of in shape]
+    head = Header(resolutions=(4,), embeddings=specs, packing=Packing())
+    tokens = sum(2 * t.numel() for s in specs if s.kind == "sequence" for t in rows[s.name])
+    data = write(rows, head)[0]
+    file = pq.read_metadata(io.BytesIO(data))
+    columns = [g.column(i) for g in map(file.row_group, range(3)) for i in range(file.num_columns)]
+    pictures = sum(c.total_compressed_size for c in columns if "pixels" in c.path_in_schema)
+    assert 0 < pictures < 1.1 * 96 * 4 * 4 * 3 + 300
+    assert tokens < len(data) - pictures <= 1.05 * tokens
+
+
 @pytest.mark.parametrize(
     ("precision", "relative"), [("fp16", 2**-11), ("bf16", 2**-8), ("int8", 0.5 / 127)]
 )
