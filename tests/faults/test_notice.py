@@ -127,7 +127,8 @@ def test_a_driver_that_is_told_to_stop(smoke, tmp_path, capsys, number, code):
     """It has its workers save, says so, and the same command would go on."""
     store = smoke.copy(tmp_path / "store", "train/base/E1_1")
     program = (sys.executable, notice_kit.__file__)
-    with driver(SMOKE, store, tmp_path / "log", program) as running:
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    with driver(SMOKE, store, tmp_path / "log", program, PYTHONPATH=paths) as running:
         running.until(lambda: "E1_1 is at work" in running.text(), "a worker at work")
         running.look()
         running.process.send_signal(number)
