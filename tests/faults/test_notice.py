@@ -8,7 +8,7 @@ from pathlib import Path
 
 import notice_kit
 import pytest
-from kit import PATIENCE_S, SMOKE, call, driver, is_alive, strict_json, title
+from kit import PATIENCE_S, SMOKE, call, descendants, driver, is_alive, strict_json, title
 
 from pipelines.run import start_ray
 from pipelines.steps.context import Board, Context
@@ -114,6 +114,8 @@ def test_a_node_that_ray_will_take_away_is_left(node):
 
     end = in_thread(lambda: node.train("asked", workers=1))
     eventually(lambda: list(node.root.glob("attempts/*")))
+    # Ray's watcher, too, is a process that a drained node would not start.
+    eventually(lambda: [p for p in descendants(os.getpid()) if "PreemptionWatcher" in title(p)])
     drain()
     [said] = eventually(node.said)
     node.ray.get(node.board.stop.remote("the test is over"))
