@@ -8,7 +8,7 @@ from pathlib import Path
 
 import notice_kit
 import pytest
-from kit import PATIENCE_S, SMOKE, call, driver, is_alive, strict_json, title
+from kit import PATIENCE_S, SMOKE, call, descendants, driver, is_alive, strict_json, title
 
 from pipelines.run import start_ray
 from pipelines.steps.context import Board, Context
@@ -115,6 +115,8 @@ def test_a_node_that_ray_will_take_away_is_left(node):
 
     end = in_thread(lambda: node.train("asked", workers=1))
     eventually(lambda: list(node.root.glob("attempts/*")))
+    # Ray's watcher, too, is a process that a drained node would not start.
+    eventually(lambda: [p for p in descendants(os.getpid()) if "PreemptionWatcher" in title(p)])
     drain()
     [said] = eventually(node.said)
     node.ray.get(node.board.stop.remote("the test is over"))
@@ -128,7 +130,8 @@ def test_a_driver_that_is_told_to_stop(smoke, tmp_path, capsys, number, code):
     """It has its workers save, says so, and the same command would go on."""
     store = smoke.copy(tmp_path / "store", "train/base/E1_1")
     program = (sys.executable, notice_kit.__file__)
-    with driver(SMOKE, store, tmp_path / "log", program) as running:
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    with driver(SMOKE, store, tmp_path / "log", program, PYTHONPATH=paths) as running:
         running.until(lambda: "E1_1 is at work" in running.text(), "a worker at work")
         running.look()
         running.process.send_signal(number)
