@@ -12,7 +12,9 @@ from rich.text import Text
 
 from pipelines.data.cost import gigabytes
 
-PLAIN_EVERY_S = 10.0
+PLAIN_EVERY_S, PLAIN_LATER_S = 10.0, 60.0
+LATER_S = 600.0
+"""From when on plain lines come less often: a log of days is to stay readable."""
 
 
 def clock(seconds: float) -> str:
@@ -66,9 +68,17 @@ class Console:
     def report(self, node: str, row: dict[str, Any]) -> None:
         if message := row.get("message"):
             self.say(f"{node} {message}")
-        if node not in self.running or "done" not in row:
+        if picture := row.get("picture"):
+            self.say(f"{node} drew {picture}")
+        if node not in self.running:
             return
         now, track = time.monotonic(), self.running[node]
+        if "checkpoint" in row:
+            track["checkpoint"] = (row["checkpoint"], now)
+        if picture:
+            track["pictures"] = picture.rpartition("/")[0]
+        if "done" not in row:
+            return
         track.setdefault("first", (now, row["done"], row.get("rows", 0)))
         track.update(
             {k: row[k] for k in ("done", "of", "unit", "loss", "rows", "bytes") if k in row}
@@ -98,14 +108,22 @@ class Console:
                 else speed(rate, track["unit"]),
                 f"{clock((track['of'] - track['done']) / rate)} left",
             ]
+        if "checkpoint" in track:
+            images, then = track["checkpoint"]
+            parts.append(f"saved {images:,} ({clock(time.monotonic() - then)} ago)")
+        if "pictures" in track:
+            parts.append(f"pictures in {track['pictures']}")
         return "  ".join(parts)
 
     def tick(self) -> None:
         """Refreshes the live lines, or prints plain ones every few seconds."""
         if self.live:
-            self.live.update(Text("\n".join(self.line(n) for n in self.running)))
-        elif time.monotonic() - self.shown > PLAIN_EVERY_S:
-            self.shown = time.monotonic()
+            lines = "\n".join(self.line(n) for n in self.running)
+            self.live.update(Text(lines, no_wrap=True, overflow="ellipsis"))
+            return
+        now = time.monotonic()
+        if now - self.shown > (PLAIN_EVERY_S if now - self.begun < LATER_S else PLAIN_LATER_S):
+            self.shown = now
             for node in self.running:
                 self.say(self.line(node))
 

@@ -44,3 +44,35 @@ def test_a_training_node_counts_images(at):
 
 def _row(done, *, rows, size):
     return {"done": done, "of": 128, "unit": "shards", "rows": rows, "bytes": int(size)}
+
+
+def test_it_says_what_was_saved_when_and_where_the_pictures_are(at, capsys):
+    shown = Console()
+    node = "train/base/E0_0"
+    shown.state(node, "running")
+    shown.report(node, {"done": 64, "of": 640, "unit": "images"})
+    shown.report(node, {"checkpoint": 64})
+    capsys.readouterr()
+    shown.report(node, {"picture": "store/nodes/train/base/E0_0-1/samples/000000064.png"})
+    told = capsys.readouterr().out
+    assert told.endswith(f"{node} drew store/nodes/train/base/E0_0-1/samples/000000064.png\n")
+    at(75)
+    assert shown.line(node).split("  ")[-2:] == [
+        "saved 64 (1:15 ago)",
+        "pictures in store/nodes/train/base/E0_0-1/samples",
+    ]
+
+
+def test_plain_lines_come_less_often_in_a_long_run(at, capsys):
+    shown = Console()
+    shown.state("train/base/E0_0", "running")
+    capsys.readouterr()
+    printed = []
+    for second in range(0, 1800):
+        at(second)
+        shown.tick()
+        if capsys.readouterr().out:
+            printed.append(second)
+    early = [s for s in printed if s < 600]
+    late = [s for s in printed if s >= 660]
+    assert 50 <= len(early) <= 60 and 18 <= len(late) <= 20
