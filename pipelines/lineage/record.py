@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ediffi_core.noise import Interval, NoiseDistribution
@@ -36,7 +38,7 @@ class Lineage:
         self.is_kept = True
         """Whether the spool takes what it is given; a full disk does not."""
         mine = f"{execution.id}.{sha256(self.uri.encode())[:8]}.jsonl"
-        self.spool = Spool(folder(store) / "mlflow-spool" / mine)
+        self.spool = self._open(mine)
         spools = [*self._older(), self.spool]
         self.delivery = Delivery(
             self.uri, [(s, partial(self._connect, s.path.name.split(".")[0])) for s in spools], say
@@ -47,6 +49,15 @@ class Lineage:
             "ediffi.state": "running",
         }
         self._keep({"do": "open", "tags": tags})
+
+    def _open(self, name: str) -> Spool:
+        place = folder(self.store) / "mlflow-spool"
+        try:
+            return Spool(place / name)
+        except OSError as error:  # a home that is read-only, as in some containers
+            aside = Path(tempfile.gettempdir()) / "ediffi-mlflow-spool"
+            self.say(f"{place} cannot be written ({error}); the record waits in {aside} instead")
+            return Spool(aside / name)
 
     def _older(self) -> list[Spool]:
         """What earlier executions of this pipeline could not deliver."""

@@ -32,7 +32,8 @@ class Spool:
         self._drop_torn_line()
         self._lock = threading.Lock()
         self._out = path.open("ab")
-        self.delivered = int(self.mark.read_text()) if self.mark.exists() else 0
+        noted = self.mark.read_bytes() if self.mark.exists() else b""
+        self.delivered = int(noted) if noted.isdigit() else 0  # delivering twice does no harm
         if self.delivered > path.stat().st_size:  # a kill came while the file was begun anew
             self.delivered = 0
 

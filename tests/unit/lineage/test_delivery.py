@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -128,6 +129,19 @@ def test_what_mlflow_refuses_is_said_once_and_holds_nothing_up(driver):
     [refused, summary] = mine.said
     assert refused.startswith(f"MLflow does not take metrics {NODE} (") and "no/such?key" in refused
     assert summary == "the MLflow record lacks 10 items that it did not take"
+
+
+def test_where_the_spool_cannot_be_kept_another_place_is_found(driver, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "store/mlflow-spool").write_text("in the way")
+    mine = driver()
+    mine.start()
+    mine.report(1, loss=0.5)
+    assert mine.lineage.spool.path.is_relative_to(tmp_path / "ediffi-mlflow-spool")
+    mine.close()
+    assert points(mine.lineage.uri, "loss") == [(1, 0.5)]
+    [said] = mine.said
+    assert "mlflow-spool cannot be written" in said
 
 
 @pytest.mark.parametrize("which", ["sqlite", "server"])

@@ -61,6 +61,14 @@ def test_a_kill_while_it_is_begun_anew_loses_nothing(path):
     assert items(Spool(path)) == [{"n": 0}]
 
 
+@pytest.mark.parametrize("noted", [b"", b"\0\0\0"])
+def test_without_a_sound_note_everything_is_delivered_again(path, noted):
+    spool = Spool(path)
+    spool.append({"n": 0})
+    spool.mark.write_bytes(noted)
+    assert items(Spool(path)) == [{"n": 0}]
+
+
 def test_all_delivered_leaves_no_file(path):
     spool = Spool(path)
     spool.append({"n": 0})
