@@ -54,8 +54,8 @@ class Console:
             self.live.stop()
 
     def say(self, text: str) -> None:
-        self.rich.print(f"[{clock(time.monotonic() - self.begun):>5}] ", end="", markup=False)
-        self.rich.print(text, markup=False)
+        # In one piece: the live lines below would be drawn over a beginning without its end.
+        self.rich.print(f"[{clock(time.monotonic() - self.begun):>5}] {text}", markup=False)
         sys.stdout.flush()
 
     def state(self, node: str, state: str) -> None:
@@ -91,7 +91,8 @@ class Console:
             if row.get("rows", 0) > rows:
                 track["rows_per_s"] = (row["rows"] - rows) / seconds
 
-    def line(self, node: str) -> str:
+    def line(self, node: str, width: int | None = None) -> str:
+        """A running node's line; two where one would be wider than a terminal."""
         track = self.running[node]
         if "done" not in track:
             return f"{node:<22} {clock(time.monotonic() - track['since'])}"
@@ -108,17 +109,21 @@ class Console:
                 else speed(rate, track["unit"]),
                 f"{clock((track['of'] - track['done']) / rate)} left",
             ]
+        kept = []
         if "checkpoint" in track:
             images, then = track["checkpoint"]
-            parts.append(f"saved {images:,} ({clock(time.monotonic() - then)} ago)")
+            kept.append(f"saved {images:,} ({clock(time.monotonic() - then)} ago)")
         if "pictures" in track:
-            parts.append(f"pictures in {track['pictures']}")
-        return "  ".join(parts)
+            kept.append(f"pictures in {track['pictures']}")
+        whole = "  ".join(parts + kept)
+        if not kept or width is None or len(whole) <= width:
+            return whole
+        return "  ".join(parts) + "\n" + " " * 24 + "  ".join(kept)
 
     def tick(self) -> None:
         """Refreshes the live lines, or prints plain ones every few seconds."""
         if self.live:
-            lines = "\n".join(self.line(n) for n in self.running)
+            lines = "\n".join(self.line(n, self.rich.width) for n in self.running)
             self.live.update(Text(lines, no_wrap=True, overflow="ellipsis"))
             return
         now = time.monotonic()

@@ -1,6 +1,10 @@
 """What a running node's line says."""
 
+import io
+
 import pytest
+from rich.console import Console as Rich
+from rich.live import Live
 
 from pipelines import console
 from pipelines.console import Console
@@ -61,6 +65,23 @@ def test_it_says_what_was_saved_when_and_where_the_pictures_are(at, capsys):
         "saved 64 (1:15 ago)",
         "pictures in store/nodes/train/base/E0_0-1/samples",
     ]
+    first, second = shown.line(node, width=80).split("\n")
+    assert first.endswith("64/640 images") and second.split("  ")[-2] == "saved 64 (1:15 ago)"
+    assert "\n" not in shown.line(node, width=140)
+
+
+def test_on_a_terminal_a_line_keeps_its_time(at):
+    """What is printed above the live lines goes out with no erasing within it."""
+    out = io.StringIO()
+    with Console() as shown:
+        shown.rich = Rich(file=out, force_terminal=True, soft_wrap=True, highlight=False)
+        shown.live = Live(console=shown.rich, refresh_per_second=2, transient=True)
+        shown.live.start()
+        shown.state("train/base/E0_0", "running")
+        shown.tick()
+        shown.say("something happened")
+    assert "[ 0:00] train/base/E0_0 started" in out.getvalue()
+    assert "[ 0:00] something happened" in out.getvalue()
 
 
 def test_plain_lines_come_less_often_in_a_long_run(at, capsys):
