@@ -12,7 +12,9 @@ from rich.text import Text
 
 from pipelines.data.cost import gigabytes
 
-PLAIN_EVERY_S = 10.0
+PLAIN_EVERY_S, PLAIN_LATER_S = 10.0, 60.0
+LATER_S = 600.0
+"""From when on plain lines come less often: a log of days is to stay readable."""
 
 
 def clock(seconds: float) -> str:
@@ -52,8 +54,8 @@ class Console:
             self.live.stop()
 
     def say(self, text: str) -> None:
-        self.rich.print(f"[{clock(time.monotonic() - self.begun):>5}] ", end="", markup=False)
-        self.rich.print(text, markup=False)
+        # In one piece: the live lines below would be drawn over a beginning without its end.
+        self.rich.print(f"[{clock(time.monotonic() - self.begun):>5}] {text}", markup=False)
         sys.stdout.flush()
 
     def state(self, node: str, state: str) -> None:
@@ -66,9 +68,17 @@ class Console:
     def report(self, node: str, row: dict[str, Any]) -> None:
         if message := row.get("message"):
             self.say(f"{node} {message}")
-        if node not in self.running or "done" not in row:
+        if picture := row.get("picture"):
+            self.say(f"{node} drew {picture}")
+        if node not in self.running:
             return
         now, track = time.monotonic(), self.running[node]
+        if "checkpoint" in row:
+            track["checkpoint"] = (row["checkpoint"], now)
+        if picture:
+            track["pictures"] = picture.rpartition("/")[0]
+        if "done" not in row:
+            return
         track.setdefault("first", (now, row["done"], row.get("rows", 0)))
         track.update(
             {k: row[k] for k in ("done", "of", "unit", "loss", "rows", "bytes") if k in row}
@@ -81,7 +91,8 @@ class Console:
             if row.get("rows", 0) > rows:
                 track["rows_per_s"] = (row["rows"] - rows) / seconds
 
-    def line(self, node: str) -> str:
+    def line(self, node: str, width: int | None = None) -> str:
+        """A running node's line; two where one would be wider than a terminal."""
         track = self.running[node]
         if "done" not in track:
             return f"{node:<22} {clock(time.monotonic() - track['since'])}"
@@ -98,14 +109,26 @@ class Console:
                 else speed(rate, track["unit"]),
                 f"{clock((track['of'] - track['done']) / rate)} left",
             ]
-        return "  ".join(parts)
+        kept = []
+        if "checkpoint" in track:
+            images, then = track["checkpoint"]
+            kept.append(f"saved {images:,} ({clock(time.monotonic() - then)} ago)")
+        if "pictures" in track:
+            kept.append(f"pictures in {track['pictures']}")
+        whole = "  ".join(parts + kept)
+        if not kept or width is None or len(whole) <= width:
+            return whole
+        return "  ".join(parts) + "\n" + " " * 24 + "  ".join(kept)
 
     def tick(self) -> None:
         """Refreshes the live lines, or prints plain ones every few seconds."""
         if self.live:
-            self.live.update(Text("\n".join(self.line(n) for n in self.running)))
-        elif time.monotonic() - self.shown > PLAIN_EVERY_S:
-            self.shown = time.monotonic()
+            lines = "\n".join(self.line(n, self.rich.width) for n in self.running)
+            self.live.update(Text(lines, no_wrap=True, overflow="ellipsis"))
+            return
+        now = time.monotonic()
+        if now - self.shown > (PLAIN_EVERY_S if now - self.begun < LATER_S else PLAIN_LATER_S):
+            self.shown = now
             for node in self.running:
                 self.say(self.line(node))
 

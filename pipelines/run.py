@@ -21,6 +21,7 @@ from pipelines import tree_view
 from pipelines.console import Console
 from pipelines.lineage import Lineage
 from pipelines.plan import Node, Plan, Verdict
+from pipelines.steps import meters
 from pipelines.steps.context import Board, Context, Result
 from pipelines.stopping import Stop, in_thread
 from pipelines.store.artifacts import Store
@@ -214,6 +215,8 @@ class Runner:
         self.manifests: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, BaseException] = {}
         self.board: Any = None
+        self.machine = meters.MachineMeter(store.root if store.is_local else None)
+        self.measured = time.monotonic()
         self.weight = self._weights()
 
     def run(self) -> bool:
@@ -335,7 +338,7 @@ class Runner:
         if node.kind in ORCHESTRATING:
             result = perform_step(node.kind, ctx, dict(node.settings), inputs)
         else:
-            task = ray.remote(num_cpus=node.cpus, max_retries=2)(perform_step)
+            task = ray.remote(num_cpus=node.cpus, max_retries=2)(measured_step)
             try:
                 result = ray.get(task.remote(node.kind, ctx, dict(node.settings), inputs))
             except ray.exceptions.RayTaskError as error:
@@ -351,10 +354,28 @@ class Runner:
         except ray.exceptions.RayActorError:
             return  # killed; Ray starts it again, and nothing but a few reports is lost
         for node, row in rows:
-            self.console.report(node, row)
-            self.lineage.report(node, row)
-            state = self.execution.nodes[node]
-            state.update({k: row[k] for k in ("done", "of", "unit") if k in row})
+            self.tell(node, row)
+        self.measure()
+
+    def tell(self, node: str, row: dict[str, Any]) -> None:
+        state = self.execution.nodes[node]
+        state.update(
+            {k: row[k] for k in ("done", "of", "unit", "checkpoint", "picture") if k in row}
+        )
+        self.lineage.report(node, {"images": state.get("done", 0), **row})
+        if "picture" in row:
+            row = {**row, "picture": shown(self.store.full(row["picture"]))}
+        self.console.report(node, row)
+
+    def measure(self) -> None:
+        """Adds the machine's numbers to the nodes at work, if it is the one they work on."""
+        now = time.monotonic()
+        if os.environ.get("RAY_ADDRESS") or now - self.measured < meters.EVERY_S:
+            return
+        self.measured, numbers = now, self.machine.read()
+        for node, state in self.execution.nodes.items():
+            if state["state"] == "running":
+                self.tell(node, {"time_ms": int(time.time() * 1000), "metrics": numbers})
 
     def set_state(self, verdict: Verdict, state: str, **more: Any) -> None:
         self.console.state(verdict.node.id, state)
@@ -399,12 +420,25 @@ def reason(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def shown(place: str) -> str:
+    """A path as short as it can be said from here; a bucket's address as it is."""
+    return place if "://" in place else min(place, os.path.relpath(place), key=len)
+
+
 def perform_step(
     kind: str, ctx: Context, settings: dict[str, Any], inputs: dict[str, str]
 ) -> Result:
     """Calls the step of a kind; where it runs is the caller's business."""
     result: Result = import_module(f"pipelines.steps.{kind}").step(ctx, settings, inputs)
     return result
+
+
+def measured_step(
+    kind: str, ctx: Context, settings: dict[str, Any], inputs: dict[str, str]
+) -> Result:
+    """A step that has its process to itself, with the process's numbers in the record."""
+    with meters.metered(ctx):
+        return perform_step(kind, ctx, settings, inputs)
 
 
 def commit(

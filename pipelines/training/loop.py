@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ediffi_core.conditioning import Conditioning
+from pipelines.steps.meters import SystemMeter
 from pipelines.training import notice
 from pipelines.training.build import Parts
 from pipelines.training.finish import finish, write_snapshots
@@ -35,6 +36,7 @@ class Trainer:
         self.batch: int = self.options["batch"]
         self.total: int = parts.settings["images"]
         self.agreement, self.pulse = Agreement(self.world), Pulse(self.world)
+        self.system = SystemMeter()
         self.images = 0
         self.skipped: list[int] = []
         """Places of batches that were bad."""
@@ -122,7 +124,7 @@ class Trainer:
     def measured(self) -> dict[str, float]:
         found = self.meters.summary(self.batch)
         found["learning_rate"] = self.learning_rate(self.images - self.batch)
-        return found | self.parts.utilisation(found["images_per_s"])
+        return found | self.parts.utilisation(found["images_per_s"]) | self.system.read()
 
     def validated(self) -> dict[str, float]:
         """The averaged weights' losses, and those of the parent on the same draws."""

@@ -1,6 +1,10 @@
 """What a running node's line says."""
 
+import io
+
 import pytest
+from rich.console import Console as Rich
+from rich.live import Live
 
 from pipelines import console
 from pipelines.console import Console
@@ -44,3 +48,52 @@ def test_a_training_node_counts_images(at):
 
 def _row(done, *, rows, size):
     return {"done": done, "of": 128, "unit": "shards", "rows": rows, "bytes": int(size)}
+
+
+def test_it_says_what_was_saved_when_and_where_the_pictures_are(at, capsys):
+    shown = Console()
+    node = "train/base/E0_0"
+    shown.state(node, "running")
+    shown.report(node, {"done": 64, "of": 640, "unit": "images"})
+    shown.report(node, {"checkpoint": 64})
+    capsys.readouterr()
+    shown.report(node, {"picture": "store/nodes/train/base/E0_0-1/samples/000000064.png"})
+    told = capsys.readouterr().out
+    assert told.endswith(f"{node} drew store/nodes/train/base/E0_0-1/samples/000000064.png\n")
+    at(75)
+    assert shown.line(node).split("  ")[-2:] == [
+        "saved 64 (1:15 ago)",
+        "pictures in store/nodes/train/base/E0_0-1/samples",
+    ]
+    first, second = shown.line(node, width=80).split("\n")
+    assert first.endswith("64/640 images") and second.split("  ")[-2] == "saved 64 (1:15 ago)"
+    assert "\n" not in shown.line(node, width=140)
+
+
+def test_on_a_terminal_a_line_keeps_its_time(at):
+    """What is printed above the live lines goes out with no erasing within it."""
+    out = io.StringIO()
+    with Console() as shown:
+        shown.rich = Rich(file=out, force_terminal=True, soft_wrap=True, highlight=False)
+        shown.live = Live(console=shown.rich, refresh_per_second=2, transient=True)
+        shown.live.start()
+        shown.state("train/base/E0_0", "running")
+        shown.tick()
+        shown.say("something happened")
+    assert "[ 0:00] train/base/E0_0 started" in out.getvalue()
+    assert "[ 0:00] something happened" in out.getvalue()
+
+
+def test_plain_lines_come_less_often_in_a_long_run(at, capsys):
+    shown = Console()
+    shown.state("train/base/E0_0", "running")
+    capsys.readouterr()
+    printed = []
+    for second in range(0, 1800):
+        at(second)
+        shown.tick()
+        if capsys.readouterr().out:
+            printed.append(second)
+    early = [s for s in printed if s < 600]
+    late = [s for s in printed if s >= 660]
+    assert 50 <= len(early) <= 60 and 18 <= len(late) <= 20

@@ -1,0 +1,46 @@
+"""Which MLflow keeps the record, and where on this machine what belongs to it lies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from pipelines.store.artifacts import Store, sha256
+
+
+def tracking_uri(named: str | None, store: Store) -> str:
+    """The MLflow a spec names, else the environment's, else a SQLite file: see :func:`folder`."""
+    address = named or os.environ.get("MLFLOW_TRACKING_URI")
+    return address or f"sqlite:///{folder(store)}/mlflow.db"
+
+
+def folder(store: Store) -> Path:
+    """Where the record is kept if no MLflow is named, and the spool in any case: in the store.
+
+    SQLite cannot live in a bucket, whose record is kept in a folder of this machine's. Lost with
+    the machine or looked for on another, it is written again by the next run of the pipeline.
+    """
+    if store.is_local:
+        return Path(store.root)
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", store.root.partition("://")[2])[-60:].strip("-.")
+    return Path.home() / ".local/share/ediffi" / f"{name}-{sha256(store.root.encode())[:8]}"
+
+
+def quiet_mlflow() -> Any:
+    """The package, told to keep its news of tables, runs and files off the terminal.
+
+    And not to try for minutes by itself what fails: who calls it tries again, and knows when.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    return mlflow

@@ -1,0 +1,182 @@
+"""Everything reaches MLflow once, whatever MLflow or the driver goes through; no step waits."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from record_kit import NODE, Driver, points, runs_of
+from servers import silent
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+KILLED_DRIVER = """
+import os, signal, sys
+sys.path[:0] = [sys.argv[3]]
+from pathlib import Path
+from record_kit import Driver
+driver = Driver(Path(sys.argv[1]), sys.argv[2])
+driver.start()
+for at in range(500):
+    driver.report(at, loss=at / 2)
+driver.store.write("nodes/picture.png", b"a picture")
+driver.lineage.report("train/base/E0_0", {"time_ms": 1, "picture": "nodes/picture.png"})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_server_killed_and_started_again_has_every_point_once(driver, server):
+    server.start()
+    mine = driver(server.uri)
+    mine.start()
+    waits = []
+
+    def work(start):
+        for at in range(start, start + 1000):
+            before = time.perf_counter()
+            mine.report(at, loss=at / 2, gradient_norm=1.0)
+            waits.append(time.perf_counter() - before)
+
+    work(0)
+    mine.until(lambda: mine.lineage.spool.delivered > 0, "its first delivery")
+    server.kill()
+    work(1000)
+    mine.until(lambda: mine.lineage.delivery.away, "noticing the outage")
+    work(2000)
+    server.start()
+    mine.until(lambda: not mine.lineage.delivery.away, "noticing the end of it")
+    work(3000)
+    mine.close()
+
+    assert points(server.uri, "loss") == [(at, at / 2) for at in range(4000)]
+    assert len(points(server.uri, "gradient_norm")) == 4000
+    away, back = mine.said
+    assert " is away (connection " in away and "; the run goes on" in away and "is back" in back
+    # A call to the server takes 50 ms, one to a dead one longer: no report waited for any.
+    assert sorted(waits)[len(waits) // 2] < 0.005 and sum(waits) < 4.0
+    assert not mine.lineage.spool.path.parent.exists()
+
+
+def test_what_a_killed_driver_kept_the_next_one_delivers(driver, server, tmp_path):
+    here = Path(__file__).parent
+    end = subprocess.run(
+        [sys.executable, "-c", KILLED_DRIVER, tmp_path / "store", server.uri, here],
+        capture_output=True,
+        text=True,
+    )
+    assert end.returncode == -9, end.stderr
+    server.start()
+    second = driver(server.uri)
+    assert second.execution.attempt == 2
+    second.start()
+    second.report(500, loss=250.0)
+    second.close()
+    assert points(server.uri, "loss") == [(at, at / 2) for at in range(501)]
+    found = runs_of(server.uri)
+    assert len(found[""]) == len(found[NODE]) == 1
+    [picture] = second.lineage.writer.client.list_artifacts(found[NODE][0].info.run_id, "samples")
+    assert picture.path == "samples/picture.png"
+
+
+def test_what_a_finished_run_could_not_deliver_the_next_one_does(driver, server):
+    first = driver(server.uri)
+    first.start()
+    first.report(7, loss=0.5)
+    before = time.monotonic()
+    first.close(wait_away_s=1.0)
+    assert time.monotonic() - before < 30
+    assert "MLflow has yet to be told 4 items (connection refused)" in first.said[-1]
+    assert "the same command completes the record" in first.said[-1]
+
+    server.start()
+    second = driver(server.uri)
+    assert second.execution.id != first.execution.id
+    second.close()
+    assert points(server.uri, "loss") == [(7, 0.5)]
+    states = {r.data.tags["ediffi.execution"]: r.info.status for r in runs_of(server.uri)[""]}
+    assert states == {first.execution.id: "FINISHED", second.execution.id: "FINISHED"}
+    assert not second.lineage.spool.path.parent.exists()
+
+
+def test_a_server_that_never_answers_stops_nothing(driver, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with silent() as uri:
+        mine = driver(uri)
+        mine.start()
+        before = time.monotonic()
+        for at in range(1000):
+            mine.report(at, loss=0.5)
+        assert time.monotonic() - before < 1.0, "a report waited for the server"
+        mine.until(lambda: mine.said, "noticing")
+        before = time.monotonic()
+        mine.close(wait_s=120, wait_away_s=1)
+        assert time.monotonic() - before < 30
+    assert "is away (timed out)" in mine.said[0]
+    assert "yet to be told 1,003 items" in mine.said[-1]
+
+
+def test_what_mlflow_refuses_is_said_once_and_holds_nothing_up(driver):
+    mine = driver()
+    mine.start()
+    for at in range(100):
+        mine.report(at, loss=0.5)
+        if at % 10 == 0:
+            mine.report(at, **{"no/such?key": 1.0})
+    mine.close()
+    assert len(points(mine.lineage.uri, "loss")) == 100
+    [refused, summary] = mine.said
+    assert refused.startswith(f"MLflow does not take metrics {NODE} (") and "no/such?key" in refused
+    assert summary == "the MLflow record lacks 10 items that it did not take"
+
+
+def test_where_the_spool_cannot_be_kept_another_place_is_found(driver, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "store/mlflow-spool").write_text("in the way")
+    mine = driver()
+    mine.start()
+    mine.report(1, loss=0.5)
+    assert mine.lineage.spool.path.is_relative_to(tmp_path / "ediffi-mlflow-spool")
+    mine.close()
+    assert points(mine.lineage.uri, "loss") == [(1, 0.5)]
+    [said] = mine.said
+    assert "mlflow-spool cannot be written" in said
+
+
+@pytest.mark.parametrize("which", ["sqlite", "server"])
+def test_delivered_twice_is_recorded_once(driver, server, which):
+    """As when a kill comes after a delivery and before the note of it."""
+    if which == "server":
+        server.start()
+    uri = server.uri if which == "server" else None
+    first = driver(uri)
+    first.start()
+    for at in range(50):
+        first.report(at, loss=at / 2, broken=float("nan"), endless=float("inf"))
+    spool = first.lineage.spool
+    first.until(lambda: spool.is_empty, "the delivery of all")
+    first.lineage.delivery.finish(60, 60)
+    spool.mark.unlink()
+
+    second = driver(uri)
+    second.report(50, loss=25.0)
+    second.close()
+    address = second.lineage.uri
+    assert points(address, "loss") == [(at, at / 2) for at in range(51)]
+    assert len(points(address, "broken")) == len(points(address, "endless")) == 50
+    assert len(runs_of(address)[""]) == len(runs_of(address)[NODE]) == 1
+
+
+def test_keeping_a_row_costs_the_driver_a_fraction_of_a_millisecond(driver, capsys):
+    mine: Driver = driver()
+    mine.start()
+    before = time.perf_counter()
+    for at in range(10_000):
+        mine.report(at, loss=0.5, gradient_norm=1.0, images_per_s=3.0)
+    spent = time.perf_counter() - before
+    with capsys.disabled():
+        print(f"\n{spent / 10_000 * 1e6:.0f} µs a report")
+    mine.close()
+    assert spent / 10_000 < 0.0005
+    assert len(points(mine.lineage.uri, "loss")) == 10_000

@@ -1,0 +1,56 @@
+"""What a step reports comes out where people look: on the terminal, in the status, in MLflow."""
+
+import json
+from pathlib import Path
+
+import pytest
+from record_kit import NODE, points, runs_of
+
+from pipelines.console import Console
+from pipelines.run import Runner
+from pipelines.steps import meters
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def test_pictures_checkpoints_and_the_machines_numbers(driver, monkeypatch, capsys):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    mine = driver()
+    runner = Runner(mine.plan, mine.store, mine.execution, mine.lineage, Console())
+    runner.set_state(mine.plan.verdicts[NODE], "running")
+    mine.start()
+    picture = "nodes/train/base/E0_0-1/samples/000000064.png"
+    mine.store.write(picture, b"a picture")
+    row = {"time_ms": 1, "done": 64, "of": 256, "unit": "images", "images": 64}
+    runner.tell(NODE, {**row, "metrics": {"loss": 0.5}})
+    runner.tell(NODE, {"time_ms": 2, "checkpoint": 64})
+    runner.tell(NODE, {"time_ms": 3, "picture": picture})
+    runner.measure()  # too early
+    runner.measured -= meters.EVERY_S
+    runner.measure()
+    mine.close()
+
+    uri = mine.lineage.uri
+    assert points(uri, "loss") == [(64, 0.5)]
+    [(step, free)] = points(uri, "system/store_free_gb")
+    assert step == 64 and free > 0
+    [run] = runs_of(uri)[NODE]
+    place = mine.lineage.writer.client.download_artifacts(
+        run.info.run_id, "samples/000000064.png", str(mine.store.full(""))
+    )
+    assert Path(place).read_bytes() == b"a picture"
+    state = mine.execution.nodes[NODE]
+    assert (state["done"], state["checkpoint"], state["picture"]) == (64, 64, picture)
+    assert f"{NODE} drew " in capsys.readouterr().out
+    assert "saved 64 (" in runner.console.line(NODE)
+
+
+def test_the_machine_of_the_driver_says_nothing_of_a_cluster(driver, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
+    mine = driver()
+    runner = Runner(mine.plan, mine.store, mine.execution, mine.lineage, Console())
+    runner.set_state(mine.plan.verdicts[NODE], "running")
+    runner.measured -= meters.EVERY_S
+    runner.measure()
+    [only] = mine.lineage.spool.path.read_text().splitlines()
+    assert json.loads(only)["do"] == "open"

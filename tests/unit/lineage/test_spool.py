@@ -1,0 +1,89 @@
+"""What is on disk outlives its writer, and only whole lines count."""
+
+import pytest
+
+from pipelines.lineage import spool as module
+from pipelines.lineage.delivery import batches
+from pipelines.lineage.spool import Spool
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "spool" / "run.jsonl"
+
+
+def items(spool):
+    return [item for _, item in spool.waiting()]
+
+
+def metric(node, count):
+    return {"do": "metrics", "node": node, "values": [["loss", 0.5, 1, i] for i in range(count)]}
+
+
+def test_another_process_finds_what_was_kept_and_not_what_was_delivered(path):
+    first = Spool(path)
+    for n in range(3):
+        first.append({"n": n})
+    first.done_to(next(first.waiting())[0])
+    second = Spool(path)  # nobody closed the first
+    assert items(second) == [{"n": 1}, {"n": 2}] and second.left == 2
+    second.append({"n": 3})
+    assert items(second) == [{"n": 1}, {"n": 2}, {"n": 3}]
+
+
+def test_half_a_line_is_dropped_and_a_damaged_one_told(path):
+    Spool(path).append({"n": 0})
+    with path.open("ab") as file:
+        file.write(b'\0\0\0\n{"n": 1}\n{"n": ')
+    spool = Spool(path)
+    spool.append({"n": 2})
+    assert items(spool) == [{"n": 0}, None, {"n": 1}, {"n": 2}]
+
+
+def test_a_long_file_is_begun_anew_once_it_is_delivered(path, monkeypatch):
+    monkeypatch.setattr(module, "KEPT_BYTES", 100)
+    spool = Spool(path)
+    while path.stat().st_size <= 100:
+        spool.append({"n": 0})
+    ends = [end for end, _ in spool.waiting()]
+    spool.done_to(ends[-2])
+    assert spool.left == 1
+    spool.done_to(ends[-1])
+    assert path.stat().st_size == 0 and spool.is_empty
+    spool.append({"n": 1})
+    assert items(spool) == items(Spool(path)) == [{"n": 1}]
+
+
+def test_a_kill_while_it_is_begun_anew_loses_nothing(path):
+    spool = Spool(path)
+    spool.append({"n": 0})
+    spool.mark.write_text("5000")  # the file was cut, the note of it not yet written
+    assert items(Spool(path)) == [{"n": 0}]
+
+
+@pytest.mark.parametrize("noted", [b"", b"\0\0\0"])
+def test_without_a_sound_note_everything_is_delivered_again(path, noted):
+    spool = Spool(path)
+    spool.append({"n": 0})
+    spool.mark.write_bytes(noted)
+    assert items(Spool(path)) == [{"n": 0}]
+
+
+def test_all_delivered_leaves_no_file(path):
+    spool = Spool(path)
+    spool.append({"n": 0})
+    spool.done_to(path.stat().st_size)
+    spool.close()
+    assert not path.parent.exists()
+
+
+def test_points_of_one_run_that_follow_each_other_are_one_batch_of_a_thousand_at_most(path):
+    spool = Spool(path)
+    for item in [metric("a", 600), metric("a", 400), metric("a", 1), metric("b", 5)]:
+        spool.append(item)
+    spool.append({"do": "fail", "node": "b"})
+    spool.append(metric("b", 5))
+    sizes = [[len(i.get("values", ())) for i in batch] for _, batch in batches(spool)]
+    assert sizes == [[600, 400], [1], [5], [0], [5]]
+    ends = [end for end, _ in batches(spool)]
+    assert ends == sorted(set(ends)) and ends[-1] == path.stat().st_size
