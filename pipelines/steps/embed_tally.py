@@ -12,7 +12,10 @@ from pipelines.data.pool import shard_path
 from pipelines.store.dataset import table_of
 from pipelines.store.shards import Header
 
-BLOCK = 4096  # shards that become a part of the table together
+BLOCK = 1024  # shards that become a part of the table together
+
+LEFT = ("faults", "metadata", "tokens")
+"""Of a shard's row, what a table has no column for and what may be long."""
 
 
 class Tally:
@@ -68,7 +71,8 @@ class Tally:
             found = self.batches.setdefault(name, {"least": size, "most": size})
             found["least"], found["most"] = min(size, found["least"]), max(size, found["most"])
         usable = {side: facts["usable"][str(side)] for side in self.header.resolutions}
-        self._block.append({**facts, "usable": usable})
+        kept = {what: value for what, value in facts.items() if what not in LEFT}
+        self._block.append({**kept, "usable": usable})
         if len(self._block) >= BLOCK:
             self._close()
 
