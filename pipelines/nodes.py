@@ -68,7 +68,7 @@ def nodes_of(spec: Spec, sources: Mapping[str, Any]) -> list[Node]:
     for name, stage in spec.stages.items():
         trained = {**stage.experts, **({SINGLE: stage.single} if stage.single else {})}
         for expert in sorted(trained, key=_depth):
-            nodes.append(_train_node(spec, name, expert, trained[expert]))
+            nodes.append(_train_node(spec, sources, name, expert, trained[expert]))
         groups = {"ensemble": stage.ensemble}
         if stage is _first(spec):
             groups["root"] = [tree.ROOT]
@@ -184,7 +184,9 @@ def _bounds(interval: Interval) -> list[float]:
     return [interval.q_lo, interval.q_hi]
 
 
-def _train_node(spec: Spec, stage_name: str, name: str, expert: Expert) -> Node:
+def _train_node(
+    spec: Spec, sources: Mapping[str, Any], stage_name: str, name: str, expert: Expert
+) -> Node:
     stage = spec.stages[stage_name]
     single = name == SINGLE
     above = tree.ROOT if single else tree.parent(name)
@@ -218,7 +220,11 @@ def _train_node(spec: Spec, stage_name: str, name: str, expert: Expert) -> Node:
         settings=settings,
         inputs=inputs,
         observes={"validation": "embed/validation"},
-        runtime={**stage.cadence.model_dump(), "workers": stage.workers.model_dump()},
+        runtime={
+            **stage.cadence.model_dump(),
+            "workers": stage.workers.model_dump(),
+            "encoders": _Encoders.of(spec, sources).named,
+        },
         cpus=stage.workers.count * expert.cpus,
     )
 

@@ -27,7 +27,7 @@ class Parent:
 
     def check(self, interval: Interval) -> None:
         """ValueError unless the parent was trained on all of the child's noise levels."""
-        _, card = self.weights("ema")
+        _, card = read(self._file("ema"))
         theirs = card.interval
         if theirs.q_lo > interval.q_lo or theirs.q_hi < interval.q_hi:
             raise ValueError(
@@ -35,17 +35,21 @@ class Parent:
                 f"{theirs.q_hi:g}), which do not hold this expert's "
                 f"[{interval.q_lo:g}, {interval.q_hi:g}); branch from one that does"
             )
+        self._prove("ema", card)
 
-    def weights(self, which: Which) -> tuple[dict[str, Tensor], Card]:
+    def weights(self, which: Which) -> dict[str, Tensor]:
         """ValueError unless they are the very weights that the parent's manifest names."""
         weights, card = read(self._file(which))
+        self._prove(which, card)
+        return weights
+
+    def _prove(self, which: Which, card: Card) -> None:
         told = self.manifest["info"][SHA[which]]
         if card.weights_sha256 != told:
             raise ValueError(
                 f"{self._file(which)} holds weights {card.weights_sha256[:12]}…, the manifest of "
                 f"{self.manifest['name']} names {told[:12]}…; remove that node and run it again"
             )
-        return weights, card
 
     def denoiser(self) -> Denoiser:
         """The parent as it is used: averaged, without gradients."""

@@ -17,7 +17,7 @@ from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet, UNetConfig
 from pipelines.steps.context import Context
-from pipelines.store.dataset import Version
+from pipelines.store.dataset import Version, as_named
 from pipelines.store.order import Order
 from pipelines.store.reader import Reader
 from pipelines.training import pictures
@@ -48,6 +48,8 @@ class Parts:
 
         self.data = self._reader(inputs["data"])
         held_out = Reader(ctx.store, inputs["validation"], settings["resolution"])
+        self.data.version.check_encoders(as_named(ctx.runtime["encoders"]))
+        held_out.version.check_encoders(self.data.version.header.encoders)
         self.validation = Validation(held_out, settings, self.world)
 
         self.parent = None
@@ -117,7 +119,7 @@ class Parts:
         net.checkpointed = frozenset(self.workers["recompute"])
         model = Denoiser(net, self.settings["sigma_data"])
         if self.parent and (which := self.settings["start"]) in ("ema", "raw"):
-            model.load_state_dict(self.parent.weights(which)[0])
+            model.load_state_dict(self.parent.weights(which))
         model.to(self.world.device)
         if self.workers["channels_last"]:
             model.to(memory_format=torch.channels_last)

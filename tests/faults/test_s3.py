@@ -43,10 +43,13 @@ def nodes_of(store: Store) -> set[str]:
 
 def timeless(history: list[dict]) -> list[tuple]:
     """A curve without what a clock measured."""
-    clocked = {"images_per_s", "data_wait"}
+    clocked = {"images_per_s", "data_wait", "memory_gb", "tflops", "mfu"}
+
+    def lasts(key: str) -> bool:
+        return key not in clocked and not key.startswith("system/")
+
     return [
-        (row["images"], {k: v for k, v in row["metrics"].items() if k not in clocked})
-        for row in history
+        (row["images"], {k: v for k, v in row["metrics"].items() if lasts(k)}) for row in history
     ]
 
 
@@ -55,12 +58,13 @@ def told(name: str, data: bytes):
     if name == "dataset.parquet":
         table = pq.read_table(io.BytesIO(data))
         return table.schema.metadata, table.drop_columns("source").to_pylist()
+    name = name.rpartition("/")[2]
     if name == "history.jsonl":
         return timeless([json.loads(line) for line in data.splitlines()])
-    if name == "state.safetensors":
-        end = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8:end])["__metadata__"]["ediffi"])
-        return sha256(data[end:]), header["images"], timeless(header["history"])
+    if name == "manifest.json":  # of a node's last state, whose curve was clocked
+        record = json.loads(data)
+        files = {k: v for k, v in record["files"].items() if k != "history.jsonl"}
+        return {**record, "files": files, "sha256": None}
     if name == "stats.json":
         return {k: v for k, v in json.loads(data).items() if k != "seconds"}
     if name == "ensemble.json":

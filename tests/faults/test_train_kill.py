@@ -176,8 +176,9 @@ def victims(running, what):
     if what in ("worker", "write"):
         return workers_of(running)[-1:]
     if what == "ray":
-        others = [p for p in below if title(p).startswith("ray::")]
-        return others[:1]
+        # Not an agent, with which Ray ends its node: on one machine that is all of Ray.
+        ours = [p for p in below if title(p).startswith("ray::") and "Agent" not in title(p)]
+        return ours[-1:]
     return [running.pid, *(below if what == "pod" else ())]
 
 
