@@ -1,7 +1,7 @@
 """Checkpoints: everything that resuming needs, written while training goes on.
 
 A checkpoint is a folder: a safetensors file from every process, small files of the caller's, and
-``manifest.json``, which is written last and has the sha256 of all of them and of itself. One that
+``checkpoint.json``, which is written last and has the sha256 of all of them and of itself. One that
 is torn, damaged or another node's is passed over for the newest sound one, and that is said.
 """
 
@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from pipelines.store.artifacts import MANIFEST, Store, sha256
-from pipelines.training.manifest import Manifest, checked_extra, part_name
+from pipelines.store.artifacts import Store, sha256
+from pipelines.training.manifest import MANIFEST, Manifest, checked_extra, part_name
 from pipelines.training.part import Part
 from pipelines.training.peers import NonFinite, Peers, Unsound
 from pipelines.training.reading import Restored, load
@@ -251,14 +251,14 @@ class Checkpoints:
     def restore_from(
         self, folder: str, tensors: Mapping[str, Tensor], fingerprint: str
     ) -> Restored:
-        """Fills these tensors from one checkpoint, such as a parent's ``state``.
+        """Fills these tensors, all that it has or some, from one such as a parent's ``state``.
 
         Raises:
             ValueError: It is not sound, or of another node than the one of this fingerprint.
         """
         self._settle(wait=True)
         try:
-            return load(self.store, folder, None, fingerprint, tensors, self.peers)
+            return load(self.store, folder, None, fingerprint, tensors, self.peers, some=True)
         except Unsound as error:
             raise ValueError(
                 f"checkpoint {self.store.full(folder)} cannot be used: {error}; "

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.store.artifacts import MANIFEST, sha256
+from pipelines.store.artifacts import sha256
 from pipelines.training.peers import Unsound
+
+MANIFEST = "checkpoint.json"
+"""Named apart from a node's, whose folder the checkpoint lies in."""
 
 FORMAT = 1
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from pipelines.remote import StorageError
-from pipelines.store.artifacts import MANIFEST, Store, sha256
-from pipelines.training.manifest import Manifest, in_words
+from pipelines.store.artifacts import Store, sha256
+from pipelines.training.manifest import MANIFEST, Manifest, in_words
 from pipelines.training.peers import Peers, Unsound
 from pipelines.training.slices import Parts, held
 
@@ -35,6 +35,7 @@ def load(
     fingerprint: str,
     tensors: Mapping[str, Tensor],
     peers: Peers,
+    some: bool = False,
 ) -> Restored:
     """Fills the tensors from a checkpoint. All processes together; Unsound, too, is raised in all.
 
@@ -43,6 +44,7 @@ def load(
         images: that it must be of; None if any will do.
         fingerprint: of the node that it must be of.
         tensors: as they are laid out here. Untouched unless the checkpoint is sound.
+        some: whether it may have further tensors.
     """
 
     def begin() -> tuple[Manifest, dict[str, bytes]]:
@@ -65,7 +67,7 @@ def load(
 
     def match() -> Parts:
         parts = Parts([local(name) for name in manifest.parts])
-        parts.check(wanted)
+        parts.check(wanted, some)
         return parts
 
     wanted = {name: held(name, t, peers) for name, t in tensors.items()}

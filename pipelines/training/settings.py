@@ -135,6 +135,11 @@ class Workers(Strict):
     def sound(self) -> Self:
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise ValueError(f"`micro_batch:` must be at least 1 or auto, got {self.micro_batch}")
+        if self.micro_batch == "auto" and self.parallel != "ddp":
+            raise ValueError(
+                "`micro_batch: auto` is for `parallel: ddp`; split weights are gathered by all at "
+                "once, and one worker that is out of memory would leave the others waiting"
+            )
         if self.parallel != "ddp" and self.count == 1:
             raise ValueError(f"`parallel: {self.parallel}` splits over workers; set `count:` > 1")
         return self

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass
 
-from pipelines.store.artifacts import MANIFEST, Store
+from pipelines.store.artifacts import Store
+from pipelines.training.manifest import MANIFEST
 from pipelines.training.peers import Unsound
 from pipelines.training.reading import read_manifest
 

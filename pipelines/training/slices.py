@@ -138,11 +138,12 @@ class Parts:
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
                 raise Unsound(f"its part {number} cannot be read ({error!r})") from error
 
-    def check(self, wanted: Mapping[str, Held]) -> None:
-        """Unsound unless it has all rows of these tensors, and no others."""
-        for name in sorted(wanted.keys() ^ self._stored.keys()):
-            what = "has no" if name in wanted else "has an unknown"
-            raise Unsound(f"it {what} tensor {name!r}")
+    def check(self, wanted: Mapping[str, Held], some: bool) -> None:
+        """Unsound unless it has all rows of these tensors, and others only if some are wanted."""
+        for name in sorted(wanted.keys() - self._stored.keys()):
+            raise Unsound(f"it has no tensor {name!r}")
+        for name in sorted(self._stored.keys() - wanted.keys()) if not some else ():
+            raise Unsound(f"it has an unknown tensor {name!r}")
         for name, want in wanted.items():
             reached = 0
             for stored in sorted(self._stored[name], key=lambda s: s.start):

@@ -83,7 +83,7 @@ def test_a_kill_at_any_moment_leaves_the_older_one(tmp_path):
         images, said = restored(tmp_path)
         assert known <= images <= known + 1
         folders = [f for f in (tmp_path / NODE / "checkpoints").glob("*") if f.is_dir()]
-        unfinished = [f for f in folders if not (f / "manifest.json").exists()]
+        unfinished = [f for f in folders if not (f / "checkpoint.json").exists()]
         assert len(unfinished) <= 1
         assert len(folders) - len(unfinished) <= 3  # two, and one about to go
         assert len(said) <= len(unfinished)

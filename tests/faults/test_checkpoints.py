@@ -6,7 +6,10 @@ import shutil
 import pytest
 import torch
 from kit import SMOKE
+from PIL import Image
 
+from ediffi_core.checkpoint import read
+from ediffi_core.ema import reconstruct
 from pipelines import plan
 from pipelines.spec import load
 from pipelines.steps.context import Context
@@ -60,7 +63,7 @@ class Node:
         self.folder = root / self.verdict.folder
         self.board = Board()
 
-    def trainer(self, *, bad_loss=None, **runtime):
+    def trainer(self, *, bad_loss=None, settings=None, training=None, **runtime):
         """With a checkpoint every step."""
         node, self.board = self.verdict.node, Board()
         ctx = Context(
@@ -77,9 +80,10 @@ class Node:
             role: self.plan.verdicts[i].folder
             for role, i in {**node.inputs, **node.observes}.items()
         }
-        training = dict(node.settings["training"])
+        training = {**node.settings["training"], **(training or {})}
         training["bad_loss"] = {**training["bad_loss"], **(bad_loss or {})}
-        return Stopping(Parts(ctx, {**node.settings, "training": training}, inputs))
+        told = {**node.settings, **(settings or {}), "training": training}
+        return Stopping(Parts(ctx, told, inputs))
 
     def train(self, stop_at=None):
         """Trains to the end, or to the checkpoint of so many images; → what it said."""
@@ -131,7 +135,7 @@ def flip(folder):
 
 def flip_clock(folder):
     """Tensors untouched, but the images seen are 65 now."""
-    manifest = folder / "manifest.json"
+    manifest = folder / "checkpoint.json"
     text = manifest.read_text()
     assert text.count('"images": 64') == 1
     manifest.write_text(text.replace('"images": 64', '"images": 65'))
@@ -139,13 +143,13 @@ def flip_clock(folder):
 
 def foreign(folder):
     """Another node's: sound, but not of this one."""
-    manifest = folder / "manifest.json"
+    manifest = folder / "checkpoint.json"
     record = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**record, "fingerprint": "0" * 16}))
 
 
 def torn(folder):
-    (folder / "manifest.json").unlink()
+    (folder / "checkpoint.json").unlink()
 
 
 @pytest.mark.parametrize("damage", [cut, flip, flip_clock, foreign, torn])
@@ -223,6 +227,68 @@ def test_a_parent_whose_weights_are_others_is_refused(node, smoke):
         shutil.copy(other / file, parent / file)
     with pytest.raises(ValueError, match=r"holds weights .*, the manifest of base/E0_0 names"):
         node.train()
+
+
+def test_averages_of_growing_length_are_kept_and_survive_a_stop(node):
+    """From the snapshots a stored average comes back; a stop changes no byte of them."""
+    kept = {"training": {"snapshot_images": 64}}
+
+    def files():
+        return {f.name: f.read_bytes() for f in (node.folder / "snapshots").iterdir()}
+
+    outcome = node.trainer(**kept).train()
+    undisturbed = files()
+    lengths = (0.05, 0.1)
+    assert set(undisturbed) == {
+        f"{n:012d}-{length:g}.safetensors" for n in (64, 128) for length in lengths
+    }
+    assert {f"snapshots/{name}" for name in undisturbed} <= set(outcome["files"])
+    shutil.rmtree(node.folder)
+    stopped = node.trainer(**kept)
+    stopped.stop_at = 80
+    with pytest.raises(Stopped):
+        stopped.train()
+    node.trainer(**kept).train()
+    assert files() == undisturbed
+
+    found = [
+        (images, length, read(node.folder / f"snapshots/{images:012d}-{length:g}.safetensors")[0])
+        for images in (64, 128)
+        for length in lengths
+    ]
+    again = reconstruct(found, 128, 0.1)
+    for name, value in found[-1][2].items():
+        torch.testing.assert_close(again[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_child_may_carry_its_parents_optimizer_on(node):
+    """Its moments and their count are the parent's; a fresh one has none."""
+    fresh = node.trainer(settings={"start": "raw"})
+    shutil.rmtree(node.folder, ignore_errors=True)
+    carried = node.trainer(settings={"start": "raw", "optimizer": "carried"})
+
+    def steps(trainer):
+        return {float(slots["step"]) for slots in trainer.state.optimizer.state.values()}
+
+    assert (steps(fresh), steps(carried)) == ({0.0}, {256 / 16})
+    assert any(s["exp_avg"].any() for s in carried.state.optimizer.state.values())
+    assert carried.images == 0
+    for (name, a), b in zip(
+        fresh.parts.model.named_parameters(), carried.parts.model.parameters(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def test_pictures_are_drawn_at_milestones_and_kept(node):
+    outcome = node.trainer(picture_images=64).train()
+    drawn = [row["picture"] for row in node.board.rows if "picture" in row]
+    assert [d.rpartition("/")[2] for d in drawn] == ["000000000064.png", "000000000128.png"]
+    assert {f for f in outcome["files"] if f.startswith("samples/")} == {
+        f"samples/{d.rpartition('/')[2]}" for d in drawn
+    }
+    for path in drawn:
+        with Image.open(node.store.full(path)) as sheet:
+            assert sheet.width > 8 * 16  # eight scenes beside each other
 
 
 # -- leaving, and batches that cannot be learnt from ----------------------------------------------

@@ -31,7 +31,7 @@ def folder_of(store, node):
 
 
 def checkpoints(store, expert):
-    return sorted(folder_of(store, f"train/base/{expert}").glob("checkpoints/0*.safetensors"))
+    return sorted(folder_of(store, f"train/base/{expert}").glob("checkpoints/*/checkpoint.json"))
 
 
 def is_done(store, node):

@@ -1,5 +1,6 @@
 """Workers that are asked to leave, are lost, late or wrong: on Ray, with no training in them."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -25,6 +26,12 @@ WORKERS = {"gpus": 0, "retries": RETRIES}
 
 @pytest.fixture(scope="module")
 def ray():
+    with a_cluster() as ray:
+        yield ray
+
+
+@contextlib.contextmanager
+def a_cluster():
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
@@ -101,8 +108,17 @@ def test_a_mistake_of_one_rank_ends_the_node_at_once(node):
     assert node.said() == []
 
 
-def test_a_node_that_ray_will_take_away_is_left(node):
-    """Last, as on the drained node nothing can be started again."""
+def test_a_node_that_ray_will_take_away_is_left(ray, tmp_path):
+    """In a cluster of its own, as on the drained node nothing can be started again."""
+    ray.shutdown()
+    try:
+        with a_cluster() as own:
+            is_left(Node(own, tmp_path))
+    finally:
+        start_ray(2)  # for the tests that share one
+
+
+def is_left(node):
     from ray._raylet import GcsClient
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 

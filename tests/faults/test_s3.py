@@ -61,7 +61,7 @@ def told(name: str, data: bytes):
     name = name.rpartition("/")[2]
     if name == "history.jsonl":
         return timeless([json.loads(line) for line in data.splitlines()])
-    if name == "manifest.json":  # of a node's last state, whose curve was clocked
+    if name == "checkpoint.json":  # of a node's last state, whose curve was clocked
         record = json.loads(data)
         files = {k: v for k, v in record["files"].items() if k != "history.jsonl"}
         return {**record, "files": files, "sha256": None}

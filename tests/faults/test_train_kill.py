@@ -42,13 +42,13 @@ class Own:
 
     def saved(self, store):
         """Images of the newest committed checkpoint; 0 before the first."""
-        there = self.folder(store).glob("checkpoints/*/manifest.json")
+        there = self.folder(store).glob("checkpoints/*/checkpoint.json")
         return max((int(m.parent.name) for m in there), default=0)
 
     def is_writing(self, store):
         """Whether a checkpoint is half written."""
         folders = self.folder(store).glob("checkpoints/*")
-        return any(not (f / "manifest.json").exists() for f in folders)
+        return any(not (f / "checkpoint.json").exists() for f in folders)
 
     def left_over(self, store):
         root = self.root / store

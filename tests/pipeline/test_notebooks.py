@@ -4,10 +4,11 @@ import ast
 import contextlib
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
-from kit import SMOKE
+from kit import SMOKE, environment
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,8 @@ def play(notebook, folder, **env):
     ):
         after.callback(mlflow.set_tracking_uri, mlflow.get_tracking_uri())
         patch.chdir(folder)
+        for name in set(os.environ) - set(environment()):  # MLflow keeps its address there
+            patch.delenv(name)
         for name, value in env.items():
             patch.setenv(name, value)
         matplotlib.use("Agg")

@@ -24,7 +24,6 @@ def write_spec(to, workers=1, images=640, checkpoint_images=64, **more):
     from kit import SMOKE
 
     raw = yaml.safe_load(SMOKE.read_text())
-    del raw["stages"]["sr32"]
     base = raw["stages"]["base"]
     base |= {"experts": {"E0_0": {"images": images}}, "ensemble": ["E0_0"]}
     base["workers"] = {"count": workers, "timeout_s": 120, **more}
@@ -125,6 +124,7 @@ def main(spec, root):
 
     threading.Thread(target=tell, daemon=True).start()
     runner.perform(verdict)
+    runner.store.sweep()  # as every run ends
     print("is done", flush=True)
 
 

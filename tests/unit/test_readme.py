@@ -12,10 +12,13 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_its_spec_is_sound(tmp_path):
-    whole, part = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    whole, part, workers = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
     (tmp_path / "mine.yaml").write_text(whole)
     assert list(spec.load(tmp_path / "mine.yaml").stages) == ["base", "sr256"]
     spec.Spec.model_validate(yaml.safe_load(whole) | yaml.safe_load(part))
+    raw, more = yaml.safe_load(whole), yaml.safe_load(workers)
+    raw["stages"]["base"] |= more.pop("stages")["base"]
+    spec.Spec.model_validate(raw | more)
 
 
 def test_its_links_and_pictures_are_there():

@@ -9,6 +9,7 @@ from record_kit import NODE, points, runs_of
 from pipelines.console import Console
 from pipelines.run import Runner
 from pipelines.steps import meters
+from pipelines.stopping import Stop
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def test_pictures_checkpoints_and_the_machines_numbers(driver, monkeypatch, capsys):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     mine = driver()
-    runner = Runner(mine.plan, mine.store, mine.execution, mine.lineage, Console())
+    runner = Runner(mine.plan, mine.store, mine.execution, mine.lineage, Console(), Stop())
     runner.set_state(mine.plan.verdicts[NODE], "running")
     mine.start()
     picture = "nodes/train/base/E0_0-1/samples/000000064.png"
@@ -48,7 +49,7 @@ def test_pictures_checkpoints_and_the_machines_numbers(driver, monkeypatch, caps
 def test_the_machine_of_the_driver_says_nothing_of_a_cluster(driver, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
     mine = driver()
-    runner = Runner(mine.plan, mine.store, mine.execution, mine.lineage, Console())
+    runner = Runner(mine.plan, mine.store, mine.execution, mine.lineage, Console(), Stop())
     runner.set_state(mine.plan.verdicts[NODE], "running")
     runner.measured -= meters.EVERY_S
     runner.measure()

@@ -1,5 +1,7 @@
 """Several processes train what one would, whatever the weights are split over."""
 
+import time
+
 import pytest
 import torch
 from together import together
@@ -8,7 +10,7 @@ from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning, EmbeddingSpec
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet, UNetConfig
-from pipelines.training.parallel import World, split, whole
+from pipelines.training.parallel import Agreement, Pulse, World, split, whole
 from pipelines.training.settings import Training
 from pipelines.training.state import State
 from pipelines.training.step import Draws, Step
@@ -121,6 +123,38 @@ def test_bfloat16_is_near_and_its_weights_stay_float32(alone):
     found, norms = train(precision="bfloat16")
     assert {v.dtype for v in found.values()} == {torch.float32}
     assert norms == pytest.approx(alone[1], rel=0.1) and norms != alone[1]
+
+
+def hung():
+    """Rank 1 stops joining in; → what rank 0 says of it."""
+    world = World.join(torch.device("cpu"), timeout_s=4)
+    pulse = Pulse(world)
+    for place in range(3):
+        pulse.beat(place * BATCH)
+        world.total(torch.ones(1))
+        time.sleep(1.1)
+    if world.rank == 1:
+        time.sleep(10)
+        return None
+    try:
+        world.total(torch.ones(1))
+    except RuntimeError as error:
+        return world.lost(error), str(pulse.missing(error))
+
+
+def test_a_worker_that_does_not_answer_is_named():
+    (lost, said), _ = together(2, hung)
+    assert lost and "rank 1 was at 24" in said, said
+
+
+def test_asked_at_one_step_all_know_at_the_next():
+    assert together(2, asked) == [[False, False, True, False]] * 2
+
+
+def asked():
+    agreement = Agreement(World.join(torch.device("cpu"), timeout_s=30))
+    rank = torch.distributed.get_rank()
+    return [agreement.reached(rank == 1 and step == 1) for step in range(4)]
 
 
 def test_a_share_is_as_even_as_can_be():

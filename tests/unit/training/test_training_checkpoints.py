@@ -105,12 +105,12 @@ def test_its_files_are_plain_ones(kit):
     """Anyone can read them: safetensors and JSON."""
     kit.save(64)
     assert sorted(f.name for f in kit.of(64).iterdir()) == [
+        "checkpoint.json",
         "history.jsonl",
-        "manifest.json",
         "part-00000-of-00001.safetensors",
     ]
     assert same(load_file(kit.of(64) / "part-00000-of-00001.safetensors"), state(64))
-    manifest = json.loads((kit.of(64) / "manifest.json").read_text())
+    manifest = json.loads((kit.of(64) / "checkpoint.json").read_text())
     assert manifest["images"] == 64 and manifest["fingerprint"] == "0123"
 
 
@@ -371,7 +371,7 @@ def test_the_finished_state_is_apart(kit):
     assert found.images == 40 and same(tensors, state(40))
     with pytest.raises(ValueError, match="it is of node 0123, not of 89"):
         child.restore_from(f"{NODE}/state", tensors, "89")
-    (kit.folder.parent / "state" / "manifest.json").unlink()
+    (kit.folder.parent / "state" / "checkpoint.json").unlink()
     with pytest.raises(ValueError, match=r"not written to its end; run the node that makes it"):
         child.restore_from(f"{NODE}/state", tensors, "0123")
 

@@ -107,7 +107,7 @@ def test_every_process_writes_its_share(saved):
     for way in WAYS:
         files = sorted(folder(root, way).glob("part-*"))
         assert [f.name for f in files] == [f"part-0000{i}-of-00004.safetensors" for i in range(4)]
-        manifest = json.loads((folder(root, way) / "manifest.json").read_text())
+        manifest = json.loads((folder(root, way) / "checkpoint.json").read_text())
         assert len(manifest["files"]) == 5
 
 

@@ -1,0 +1,235 @@
+"""A training node on Ray against the same step in a plain script; and what its duties cost.
+
+Its own data, smoke's, are made first. Images a second are those between the first and the last step
+of a training, each in a process of its own with one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from harness import report
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/pipeline")]
+
+from train_kit import NODE, verdict_of, write_spec  # noqa: E402
+
+ROUNDS, IMAGES, WARM = 3, 1600, 320
+
+
+def prepared(folder: Path) -> tuple[Path, Path]:
+    """→ a spec of one expert with the demo's network, and a store in which its data are ready."""
+    from pipelines.run import Runner, start_ray
+    from pipelines.store.artifacts import Store
+
+    spec = write_spec(folder / "bench.yaml", images=IMAGES, checkpoint_images=10**9)
+    text = spec.read_text().replace("preset: smoke", "preset: demo")
+    spec.write_text(text.replace("log_images: 64", "log_images: 320"))
+    store = folder / "store"
+    for node in (
+        "data/train",
+        "data/validation",
+        "encoders/tiny",
+        "embed/train",
+        "embed/validation",
+    ):
+        made, _ = verdict_of(spec, store)
+        runner = Runner(made, Store.open(str(store)), None, None, None, None)  # type: ignore[arg-type]
+        runner.manifests = {v.node.id: dict(v.manifest) for v in made.verdicts.values() if v.cached}
+        if node == "data/train":
+            start_ray(made.spec.cpus)
+        runner.perform(made.verdicts[node])
+    import ray
+
+    ray.shutdown()
+    return spec, store
+
+
+# -- one training, in the process that is asked ----------------------------------------------------
+
+
+def context(spec: Path, store: Path, way: str, board: Any = None, **runtime: Any) -> Any:
+    """→ the parts of the node's training, in a folder of its own."""
+    from pipelines.steps.context import Context
+    from pipelines.store.artifacts import Store
+    from pipelines.training.build import Parts
+
+    made, verdict = verdict_of(spec, store)
+    node = verdict.node
+    ctx = Context(
+        node=node.id,
+        fingerprint=verdict.fingerprint,
+        store=Store.open(str(store)),
+        folder=f"bench/{way}-{time.time_ns()}",
+        cpus=1,
+        runtime={**node.runtime, **runtime},
+        board=board,
+        manifests={r: made.verdicts[i].manifest for r, i in node.inputs.items()},
+    )
+    reads = {**node.inputs, **node.observes}
+    inputs = {role: made.verdicts[i].folder for role, i in reads.items()}
+    return Parts(ctx, dict(node.settings), inputs)
+
+
+def timed(parts: Any) -> dict[str, float]:
+    """The loop itself, from after a few steps to the last; what follows the end is left out."""
+    from pipelines.training.loop import Trainer
+
+    moments: dict[int, float] = {}
+    step = parts.step
+
+    def clocked(index: Any, *rest: Any) -> Any:
+        moments[int(index[0])] = time.monotonic()
+        return step(index, *rest)
+
+    parts.step = clocked
+    trainer = Trainer(parts)
+    trainer.run_on()
+    trainer.checkpoints.wait()
+    last = max(moments)
+    waits = [r["metrics"]["data_wait"] for r in trainer.history if "data_wait" in r["metrics"]]
+    return {
+        "images_per_s": (last - WARM) / (moments[last] - moments[WARM]),
+        "first": min(moments.values()),
+        "data_wait": median(waits),
+    }
+
+
+def plain(spec: Path, store: Path) -> dict[str, float]:
+    """The same step without Ray, records or a stream: batches are read before the clock starts."""
+    parts = context(spec, store, "plain")
+    batch, rate = parts.options["batch"], parts.options["learning_rate"]
+    indices = [torch.arange(p, p + batch) for p in range(0, IMAGES, batch)]
+    batches = [parts.data.batch(index) for index in indices]
+    model, state, draws = parts.model, parts.state, parts.step.draws
+    from ediffi_core.precond import denoising_loss
+
+    for index, (x, cond) in zip(indices, batches):
+        if int(index[0]) == WARM:
+            began = time.monotonic()
+        sigma, eps = draws.sigma(index), draws.eps(index, x.shape[1:])
+        loss = denoising_loss(model, model.sigma_data, x, sigma, eps, draws.kept(index, cond))
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), parts.options["clip_norm"])
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        state.optimizer.step()
+        state.ema.update(model, int(index[-1]) + 1, batch)
+    return {"images_per_s": (IMAGES - WARM) / (time.monotonic() - began)}
+
+
+def on_ray(config: dict[str, Any]) -> dict[str, float]:
+    """What Ray Train's worker does here: the loop, and when its first step was."""
+    return timed(context(Path(config["spec"]), Path(config["store"]), "ray", config["board"]))
+
+
+def through_ray(spec: Path, store: Path, rounds: int) -> list[dict[str, float]]:
+    """Trainings one after another in one cluster, as a pipeline's nodes are."""
+    import bench_node
+    import ray
+
+    from pipelines.run import start_ray
+    from pipelines.steps.context import Board, Context
+    from pipelines.steps.train import train
+    from pipelines.store.artifacts import Store
+
+    start_ray(2)
+    board = ray.remote(num_cpus=0)(Board).remote()
+    _, verdict = verdict_of(spec, store)
+    ctx = Context(
+        node=NODE,
+        fingerprint="bench",
+        store=Store.open(str(store)),
+        folder="bench/driver",
+        cpus=1,
+        runtime=dict(verdict.node.runtime),
+        board=board,
+        manifests={},
+    )
+    found = []
+    for _ in range(rounds):
+        ready = time.monotonic()
+        config = {"spec": str(spec), "store": str(store), "board": board}
+        outcome = train(ctx, bench_node.on_ray, config)
+        found.append({**outcome, "fixed_s": outcome["first"] - ready})
+    ray.shutdown()
+    return found
+
+
+def alone(way: str, spec: Path, store: Path) -> Any:
+    """Runs one of the ways in a process of its own; → what it found."""
+    done = subprocess.run(
+        [sys.executable, __file__, way, str(spec), str(store)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        spec, store = prepared(Path(folder))
+        rounds = [
+            {way: alone(way, spec, store) for way in ("plain", "ray", "quiet", "saving", "told")}
+            for _ in range(ROUNDS)
+        ]
+    speed = {w: median(_flat(r[w])["images_per_s"] for r in rounds) for w in rounds[0]}
+    fixed = median(x["fixed_s"] for r in rounds for x in r["ray"])
+    saves, rows_told = IMAGES // 320 - 1, IMAGES // 16
+    per_save_s = (1 / speed["saving"] - 1 / speed["quiet"]) * IMAGES / saves
+    per_row_s = (1 / speed["told"] - 1 / speed["quiet"]) * IMAGES / rows_told
+    report(
+        "A training node",
+        [
+            f"The demo's base, batch 16, {IMAGES:,} images, one thread a process, medians of "
+            f"{ROUNDS} rounds.",
+            "",
+            "| | images/s | beside a plain script |",
+            "|---|---|---|",
+            f"| a plain script, its batches in memory | {speed['plain']:.1f} | 1.000 |",
+            f"| our loop on Ray Train | {speed['ray']:.1f} | {speed['ray'] / speed['plain']:.3f} |",
+            f"| our loop without Ray | {speed['quiet']:.1f} | "
+            f"{speed['quiet'] / speed['plain']:.3f} |",
+            "",
+            f"A checkpoint costs {max(0, per_save_s) * 1e3:.0f} ms of training, written beside it: "
+            f"{max(0, per_save_s) / 30:.2%} at one every 30 s. A row of metrics costs "
+            f"{max(0, per_row_s) * 1e3:.1f} ms: {max(0, per_row_s) / 10:.2%} at one every 10 s. "
+            f"Training waits for data "
+            f"{median(_flat(r['ray'])['data_wait'] for r in rounds):.2%} of the time. From ready "
+            f"to the first step a node takes {fixed:.1f} s.",
+        ],
+    )
+
+
+def _flat(found: Any) -> dict[str, float]:
+    """Of several trainings in one cluster the last, whose processes found all in memory."""
+    return found[-1] if isinstance(found, list) else found
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        main()
+    else:
+        way, spec, store = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+        if way == "plain":
+            found: Any = plain(spec, store)
+        elif way == "ray":
+            found = through_ray(spec, store, rounds=2)
+        elif way == "saving":
+            found = timed(context(spec, store, "saving", checkpoint_images=320))
+        elif way == "told":
+            found = timed(context(spec, store, "told", log_images=16))
+        else:
+            found = timed(context(spec, store, "quiet"))
+        print(json.dumps(found))
