@@ -40,3 +40,8 @@ def s3(s3_server, monkeypatch, tmp_path):
     kit.forget_connections()
     yield s3_server
     kit.forget_connections()
+
+
+def pytest_collection_modifyitems(items):
+    """Slow tests first: what is left at the end is then short, and no worker waits for another."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -207,18 +207,18 @@ class Parts:
         return {"tflops": flops / 1e12, "mfu": flops / (self._rate * self.world.size)}
 
     def draw(self, images: int) -> str:
-        """Writes a sheet of what the averaged weights make of fixed pictures; → its path."""
+        """Writes a sheet of what the averaged weights make of fixed pictures; → its file's name."""
         index = torch.arange(pictures.COUNT)
         x, cond = validation_pictures(self.validation.data, index, self.settings)
         with self.averaged() as model:
             found, columns = pictures.sheet(
                 model, self.put(x), cond.to(self.world.device), self.settings
             )
-        path = f"{self.ctx.folder}/samples/{images:012d}.png"
+        name = f"samples/{images:012d}.png"
         if self.world.is_first:
-            self.ctx.store.write(path, pictures.png(found, columns))
-            self.ctx.report(picture=path)
-        return path
+            self.ctx.store.write(f"{self.ctx.folder}/{name}", pictures.png(found, columns))
+            self.ctx.report(picture=f"{self.ctx.folder}/{name}")
+        return name
 
     def rows_of(self, place: int) -> str:
         """Which rows of the data set a batch is made of, for whoever looks into it."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ediffi_core.checkpoint import Card, to_bytes
+from pipelines.training.manifest import MANIFEST, part_name
 from pipelines.training.parallel import whole
 from pipelines.training.validation import FINAL_DRAWS, against
 
@@ -34,12 +35,14 @@ def finish(trainer: Trainer, trained_now: int) -> dict[str, Any]:
     theirs = parts.parents_losses(FINAL_DRAWS)
     if theirs is not None:
         metrics |= against(theirs, mine)
-    parts.draw(trainer.images)
+    drawn = parts.draw(trainer.images)
     if parts.world.is_first:
         store.write(f"{folder}/history.jsonl", trainer.lines())
     trainer.checkpoints.clear()
     parts.world.everyones(None)  # nobody leaves before all is written
-    kept = [f for f in store.files(folder) if f.startswith(("state/", "samples/", "snapshots/"))]
+    size = parts.world.size
+    state = [MANIFEST, "history.jsonl", *(part_name(rank, size) for rank in range(size))]
+    kept = sorted({*trainer.kept, drawn, *(f"state/{name}" for name in state)})
     return {
         "files": ["raw.safetensors", "ema.safetensors", "history.jsonl", *kept],
         "metrics": metrics,
@@ -53,10 +56,13 @@ def finish(trainer: Trainer, trained_now: int) -> dict[str, Any]:
     }
 
 
-def write_snapshots(parts: Parts, images: int) -> None:
-    """Averages of growing length, for :func:`ediffi_core.ema.reconstruct` to mix."""
+def write_snapshots(parts: Parts, images: int) -> list[str]:
+    """Averages of growing length, for :func:`ediffi_core.ema.reconstruct` to mix; → their files."""
+    names = []
     for length, weights in parts.state.powers.weights.items() if parts.state.powers else ():
-        write_weights(parts, f"snapshots/{images:012d}-{length:g}", images, weights)
+        names.append(f"snapshots/{images:012d}-{length:g}")
+        write_weights(parts, names[-1], images, weights)
+    return [f"{name}.safetensors" for name in names]
 
 
 def write_weights(parts: Parts, which: str, images: int, weights: dict[str, Tensor]) -> str:

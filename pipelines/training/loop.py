@@ -40,6 +40,9 @@ class Trainer:
         self.images = 0
         self.skipped: list[int] = []
         """Places of batches that were bad."""
+        self.kept: list[str] = []
+        """Pictures and snapshots so far, from the node's folder; a bucket may list them late."""
+
         self.history: list[dict[str, Any]] = []
         self.resume()
 
@@ -97,10 +100,10 @@ class Trainer:
             self.log(self.validated())
             self.meters.restart()
         if self.images < self.total and self.due("picture_images"):
-            self.parts.draw(self.images)
+            self.kept.append(self.parts.draw(self.images))
             self.meters.restart()
         if self.crosses(self.options["snapshot_images"]):
-            write_snapshots(self.parts, self.images)
+            self.kept += write_snapshots(self.parts, self.images)
         if self.images < self.total and self.due("checkpoint_images", "milestone_images"):
             self.save(milestone=self.due("milestone_images"))
 
@@ -159,7 +162,11 @@ class Trainer:
         self.checkpoints.save(
             self.images,
             self.state.tensors(),
-            {"skipped": self.skipped, "losses": list(self.meters.losses)},
+            {
+                "skipped": self.skipped,
+                "kept": self.kept,
+                "losses": list(self.meters.losses),
+            },
             files={"history.jsonl": self.lines()},
             milestone=milestone,
             to=to,
@@ -177,7 +184,7 @@ class Trainer:
                 self.save()  # to have somewhere to go back to
             return
         self.images = found.images
-        self.skipped = found.note["skipped"]
+        self.skipped, self.kept = found.note["skipped"], found.note["kept"]
         self.meters.losses.extend(found.note["losses"])
         self.history = [json.loads(line) for line in found.files["history.jsonl"].splitlines()]
         self.report(message=f"continues at {self.images:,} images")

@@ -141,7 +141,10 @@ def is_left(node):
     assert said.startswith("rank 0: node of rank [0] is being drained (preemption); ")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak)],
+)
 def test_a_driver_that_is_told_to_stop(smoke, tmp_path, capsys, number, code):
     """It has its workers save, says so, and the same command would go on."""
     store = smoke.copy(tmp_path / "store", "train/base/E1_1")
