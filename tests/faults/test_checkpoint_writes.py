@@ -84,7 +84,7 @@ def test_a_kill_at_any_moment_leaves_the_older_one(tmp_path):
         assert known <= images <= known + 1
         folders = [f for f in (tmp_path / NODE / "checkpoints").glob("*") if f.is_dir()]
         unfinished = [f for f in folders if not (f / "checkpoint.json").exists()]
-        assert len(unfinished) <= 1
+        assert len(unfinished) <= 2  # one half written, and one half removed
         assert len(folders) - len(unfinished) <= 3  # two, and one about to go
         assert len(said) <= len(unfinished)
         torn += len(unfinished)

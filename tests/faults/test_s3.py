@@ -141,7 +141,7 @@ def test_a_bucket_that_fails_gives_the_bytes_of_a_disk(
     smoke, s3, home, tmp_path, capsys, monkeypatch
 ):
     """The shared smoke run's, whose validation data are the user's here, and in the bucket."""
-    disk, bucket = Store.at(str(smoke.store)), Store.at("s3://bucket/store")
+    disk, bucket = Store.at(str(smoke.store)), Store.at("s3://bucket/smoke")
     [rows] = smoke.folder("data/validation").glob("*.parquet")
     Store.at("s3://bucket/data/scenes").write(rows.name, rows.read_bytes())
 
@@ -190,7 +190,7 @@ def test_a_bucket_that_fails_gives_the_bytes_of_a_disk(
 @pytest.mark.timeout(2 * DEMO_PATIENCE_S)
 def test_the_whole_demo_in_a_bucket_that_fails(s3, home, tmp_path):
     """Every node's files are a disk's, and so is what the model draws. The data, too, are there."""
-    disk, bucket = Store.at(str(tmp_path / "store")), Store.at("s3://bucket/store")
+    disk, bucket = Store.at(str(tmp_path / "store")), Store.at("s3://bucket/demo")
     texts, pictures, demo = [], [], SPECS / "demo.yaml"
     for store, rate, lag_s in ((disk, 0.0, 0.0), (bucket, RATE, LAG_S)):
         s3.faults.rate, s3.faults.lag_s = rate, lag_s
