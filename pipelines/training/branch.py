@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ediffi_core.checkpoint import Card, load_denoiser, read
+from ediffi_core.checkpoint import Card, read
 from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
+from ediffi_core.unet import UNet
 from pipelines.store.artifacts import Store
 
 Which = Literal["ema", "raw"]
@@ -25,35 +26,37 @@ class Parent:
     folder: str
     manifest: Mapping[str, Any]
 
-    def check(self, interval: Interval) -> None:
-        """ValueError unless the parent was trained on all of the child's noise levels."""
-        _, card = read(self._file("ema"))
-        theirs = card.interval
-        if theirs.q_lo > interval.q_lo or theirs.q_hi < interval.q_hi:
+    interval: Interval
+    """Of the child."""
+
+    def weights(self, which: Which) -> dict[str, Tensor]:
+        return self._read(which)[0]
+
+    def denoiser(self) -> Denoiser:
+        """The parent as it is used: averaged, without gradients."""
+        weights, card = self._read("ema")
+        denoiser = Denoiser(UNet(card.network), card.sigma_data)
+        denoiser.load_state_dict(weights)
+        return denoiser.eval().requires_grad_(False)
+
+    def _read(self, which: Which) -> tuple[dict[str, Tensor], Card]:
+        """ValueError unless it was trained on all of the child's noise levels, and these are the
+        very weights that its manifest names."""
+        weights, card = read(self._file(which))
+        theirs, mine = card.interval, self.interval
+        if theirs.q_lo > mine.q_lo or theirs.q_hi < mine.q_hi:
             raise ValueError(
                 f"parent {card.expert} was trained on quantiles [{theirs.q_lo:g}, "
                 f"{theirs.q_hi:g}), which do not hold this expert's "
-                f"[{interval.q_lo:g}, {interval.q_hi:g}); branch from one that does"
+                f"[{mine.q_lo:g}, {mine.q_hi:g}); branch from one that does"
             )
-        self._prove("ema", card)
-
-    def weights(self, which: Which) -> dict[str, Tensor]:
-        """ValueError unless they are the very weights that the parent's manifest names."""
-        weights, card = read(self._file(which))
-        self._prove(which, card)
-        return weights
-
-    def _prove(self, which: Which, card: Card) -> None:
         told = self.manifest["info"][SHA[which]]
         if card.weights_sha256 != told:
             raise ValueError(
                 f"{self._file(which)} holds weights {card.weights_sha256[:12]}…, the manifest of "
                 f"{self.manifest['name']} names {told[:12]}…; remove that node and run it again"
             )
-
-    def denoiser(self) -> Denoiser:
-        """The parent as it is used: averaged, without gradients."""
-        return load_denoiser(self._file("ema"))[0]
+        return weights, card
 
     def _file(self, which: Which) -> str:
         return str(self.store.local(f"{self.folder}/{which}.safetensors"))

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from pipelines.store.dataset import Version, as_named
 from pipelines.store.order import Order
 from pipelines.store.reader import Reader
 from pipelines.training import pictures
-from pipelines.training.branch import Parent
+from pipelines.training.branch import Parent, Which
 from pipelines.training.checkpoints import Checkpoints, Peers, Restored
 from pipelines.training.meters import Meters, flops_per_image, matrix_rate
 from pipelines.training.parallel import World, split, without_sync
@@ -54,8 +55,8 @@ class Parts:
 
         self.parent = None
         if "parent" in inputs:
-            self.parent = Parent(ctx.store, inputs["parent"], ctx.manifests["parent"])
-            self.parent.check(self.interval)
+            manifest = ctx.manifests["parent"]
+            self.parent = Parent(ctx.store, inputs["parent"], manifest, self.interval)
         self._parents: Tensor | None = None
 
         self.network = UNetConfig.from_dict(
@@ -118,7 +119,8 @@ class Parts:
             )
         net.checkpointed = frozenset(self.workers["recompute"])
         model = Denoiser(net, self.settings["sigma_data"])
-        if self.parent and (which := self.settings["start"]) in ("ema", "raw"):
+        if self.parent:  # one that continues takes all of the parent's state afterwards
+            which: Which = "raw" if self.settings["start"] == "raw" else "ema"
             model.load_state_dict(self.parent.weights(which))
         model.to(self.world.device)
         if self.workers["channels_last"]:
@@ -201,10 +203,12 @@ class Parts:
 
     def utilisation(self, images_per_s: float) -> dict[str, float]:
         """FLOP/s of forward and backward, and their share of what a matrix product gets here."""
-        if not hasattr(self, "_rate"):
-            self._rate = matrix_rate(self.world.device, self.options["precision"])
         flops = images_per_s * self.flops
         return {"tflops": flops / 1e12, "mfu": flops / (self._rate * self.world.size)}
+
+    @cached_property
+    def _rate(self) -> float:
+        return matrix_rate(self.world.device, self.options["precision"])
 
     def draw(self, images: int) -> str:
         """Writes a sheet of what the averaged weights make of fixed pictures; → its file's name."""

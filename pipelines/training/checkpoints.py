@@ -8,7 +8,6 @@ is torn, damaged or another node's is passed over for the newest sound one, and 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from pipelines.stopping import in_thread
 from pipelines.store.artifacts import Store, sha256
 from pipelines.training.manifest import MANIFEST, Manifest, checked_extra, part_name
 from pipelines.training.part import Part
@@ -114,7 +114,7 @@ class Checkpoints:
             return self._write(images, part, note, extras, milestone, to)
 
         self._unsound.discard(images)
-        self._images, self._writing = images, _in_background(write)
+        self._images, self._writing = images, in_thread(write)
 
     def poll(self) -> int | None:
         """Images of the newest checkpoint that was committed since this was last asked."""
@@ -264,17 +264,3 @@ class Checkpoints:
                 f"checkpoint {self.store.full(folder)} cannot be used: {error}; "
                 "run the node that makes it again"
             ) from error
-
-
-def _in_background(work: Callable[[], T]) -> Future[T]:
-    """In a thread that does not keep a process alive whose training has failed."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="checkpoint", daemon=True).start()
-    return future

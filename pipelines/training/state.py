@@ -49,7 +49,8 @@ class State:
 
     def tensors(self) -> dict[str, Tensor]:
         """By name; the very tensors, to be written or restored in place."""
-        found = self.weights() | {f"ema/{k}": v for k, v in self.ema.weights.items()}
+        found = {f"raw/{k}": v for k, v in self.model.state_dict().items()}
+        found |= {f"ema/{k}": v for k, v in self.ema.weights.items()}
         if self.powers:
             for length, average in self.powers.weights.items():
                 found |= {f"power/{length:g}/{k}": v for k, v in average.items()}
@@ -57,15 +58,6 @@ class State:
             for slot, value in self.optimizer.state[parameter].items():
                 found[f"optimizer/{name}/{slot}"] = value
         return {name: value.detach() for name, value in found.items()}
-
-    def weights(self) -> dict[str, Tensor]:
-        return {f"raw/{k}": v for k, v in self.model.state_dict().items()}
-
-    def average_anew(self) -> None:
-        """Lets the averages begin at the weights as they are."""
-        for average in (self.ema.weights, *(self.powers.weights.values() if self.powers else ())):
-            for name, value in self.model.state_dict().items():
-                average[name].copy_(value)
 
     @torch.no_grad()
     def swap(self) -> None:
