@@ -34,6 +34,16 @@ class Own:
             assert running.finish() == 0, running.text()
         return running.text()
 
+    def train_by_turns(self, store, *turns):
+        """By so many workers until so many images are saved, then killed; the last to its end."""
+        for workers, until in turns:
+            with self.driver(store, workers) as running:
+                if until is None:
+                    assert running.finish() == 0, running.text()
+                    break
+                running.until(lambda: self.saved(store) >= until, f"{until} images")  # noqa: B023
+                running.kill(workers=True)
+
     def folder(self, store):
         return next((self.root / store).glob(f"nodes/{NODE}-*"), self.root / "nothing")
 
@@ -85,13 +95,7 @@ def test_kills_with_two_workers_and_other_numbers_of_them(smoke, tmp_path):
     assert own.weights("killed") == own.weights("undisturbed")
     assert own.left_over("killed") == []
 
-    for workers, until in ((2, 64), (1, 192), (2, None)):
-        with own.driver("changed", workers) as running:
-            if until is None:
-                assert running.finish() == 0, running.text()
-                break
-            running.until(lambda: own.saved("changed") >= until, f"{until} images")  # noqa: B023
-            running.kill(workers=True)
+    own.train_by_turns("changed", (2, 64), (1, 192), (2, None))
     counts = {f.name.split("-")[-1] for f in (tmp_path / "changed/steps").iterdir()}
     assert counts == {"1.jsonl", "2.jsonl"}
     assert_same_stream(steps(tmp_path / "undisturbed"), steps(tmp_path / "changed"), 384)
@@ -111,13 +115,7 @@ def assert_same_stream(expected, found, images):
 def test_two_hundred_steps_by_two_workers_then_one_then_two(smoke, tmp_path):
     own = Own(smoke, tmp_path, images=3200)
     own.train("undisturbed", 2)
-    for workers, until in ((2, 1024), (1, 2048), (2, None)):
-        with own.driver("changed", workers) as running:
-            if until is None:
-                assert running.finish() == 0, running.text()
-                break
-            running.until(lambda: own.saved("changed") >= until, f"{until} images")  # noqa: B023
-            running.kill(workers=True)
+    own.train_by_turns("changed", (2, 1024), (1, 2048), (2, None))
     expected, found = steps(tmp_path / "undisturbed"), steps(tmp_path / "changed")
     assert_same_stream(expected, found, 3200)
     worst = max(abs(found[i]["loss"] / s["loss"] - 1) for i, s in expected.items())
