@@ -83,9 +83,17 @@ def classify(error: BaseException) -> Kind:
 
 
 def diagnose(error: BaseException) -> Failure:
-    """Of what a training raised, the error that explains the others."""
+    """Of what a training raised, the error that explains the others.
+
+    Of one kind, a rank's own death explains that another one lost its connection to it.
+    """
     order = list(Kind)
-    return min(_found(error, None), key=lambda f: (order.index(f.kind), f.rank or 0))
+
+    def explains(failure: Failure) -> tuple[int, bool, int]:
+        lost_another = _says(failure.cause, _PEER_LOST)
+        return order.index(failure.kind), lost_another, failure.rank or 0
+
+    return min(_found(error, None), key=explains)
 
 
 def _found(error: BaseException, rank: int | None) -> Iterator[Failure]:
@@ -154,6 +162,8 @@ def words(error: BaseException) -> str:
         return str(error)
     if isinstance(error, RayActorError) and not error.actor_init_failed:
         return "its node was taken away" if error.preempted else "its process died"
+    if said := next((text for text in _PEER_LOST if _says(error, (text,))), None):
+        return f"lost another rank ({said})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

@@ -68,8 +68,9 @@ def test_kinds(error, kind):
 @pytest.mark.parametrize(
     ("error", "rank", "said"),
     [
-        (of(rank0=CLOSED, rank3=DIED), 0, "Connection closed by peer"),
-        (of(rank0=LATE, rank1=CLOSED), 1, "rank 1: RuntimeError"),
+        (of(rank0=CLOSED), 0, "rank 0: lost another rank (Connection closed by peer)"),
+        (of(rank0=CLOSED, rank3=DIED), 3, "rank 3: its process died"),
+        (of(rank0=LATE, rank1=CLOSED), 1, "rank 1: lost another rank"),
         (of(rank0=LATE, rank1=KeyError("x"), rank2=DIED), 2, "rank 2: its process died"),
         (of(rank0=CLOSED, rank1=ValueError("write 8")), 1, "rank 1: ValueError: write 8"),
         (rays.ActorDiedError(), None, "the node's control: its process died"),
