@@ -20,7 +20,7 @@ from ediffi_core.encoders import encode_prompts
 from ediffi_core.guidance import guided
 from ediffi_core.noise import edm_grid
 from ediffi_core.sampling import SOLVERS
-from pipelines.cli import find_model
+from pipelines.cli.drawing import find_model
 from pipelines.demo.captions import DIGITS
 from pipelines.demo.scenes import INKS, PAPERS
 from pipelines.demo.scorer import Scorer

@@ -1,0 +1,61 @@
+"""The command itself, and what its verbs share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Train ensembles of expert denoisers as a workflow DAG, and draw with them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The pipeline's YAML.")]
+Storage = Annotated[str | None, typer.Option(help="Folder or URL of the store; else the spec's.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DEFAULT_STORAGE = "ediffi-store"
+
+
+def opened(spec_path: Path, storage: str | None) -> tuple[Any, Any, Any, Any]:
+    """Spec, store, plan, and the sources it was made for."""
+    from pipelines import plan, remote, sources, spec
+    from pipelines.store.artifacts import Store
+
+    loaded = spec.load(spec_path)
+    remote.use(loaded.s3.variables())
+    store = Store.at(storage or loaded.storage).greet()
+    found = sources.identify_all(loaded)
+    return loaded, store, plan.make(loaded, store, found), found
+
+
+def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) -> tuple[Any, Any]:
+    """The store, and the execution that was asked for (the last one by default)."""
+    from pipelines import remote
+    from pipelines import spec as specs
+    from pipelines.run import by_id, latest
+    from pipelines.store.artifacts import Store
+
+    pipeline = None
+    if spec is not None:
+        loaded = specs.load(spec)
+        remote.use(loaded.s3.variables())
+        pipeline, storage = loaded.name, storage or loaded.storage
+    store = Store.at(storage or DEFAULT_STORAGE).greet()
+    found = by_id(store, run_id) if run_id else latest(store, pipeline)
+    if found is None:
+        what = f"no run {run_id}" if run_id else "no run"
+        raise ValueError(
+            f"{what} in {store.root}; start one with `ediffi run SPEC`, or give --storage"
+        )
+    return store, found
+
+
+def writable(output: Path) -> None:
+    if not os.access(output.parent, os.W_OK):
+        raise ValueError(f"{output} cannot be written; give a place that can with --output")

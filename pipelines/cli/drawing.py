@@ -1,0 +1,111 @@
+"""Verbs that draw with a trained ensemble."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipelines.cli.app import DEFAULT_STORAGE, Storage, app, writable
+
+
+@app.command(
+    epilog='\b\nExamples:\n  ediffi sample digit-scenes "a red seven left of a green two"\n'
+    '  ediffi sample digit-scenes "a blue three and a red one" --paint "a blue three=0,0,0.4,1"\n'
+    '  ediffi sample digit-scenes "a blue three" --style picture.png --seed 3'
+)
+def sample(
+    model: Annotated[
+        str, typer.Argument(help="ensemble.json, a pipeline's name, or models:/NAME@ALIAS.")
+    ],
+    prompts: Annotated[list[str], typer.Argument(help="One or several prompts.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG to write.")] = Path("out.png"),
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance scale; 0 is none.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the base.")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="Of the base: euler, heun, deis1 to deis3 or dpm++2m.")
+    ] = None,
+    style: Annotated[
+        list[Path] | None, typer.Option(help="A picture whose style to take; several mix.")
+    ] = None,
+    paint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PHRASE=WHERE",
+            help="Where words of the prompt shall be: a black and white picture, or left,top,"
+            "right,bottom as parts of the sides.",
+        ),
+    ] = None,
+    strength: Annotated[float, typer.Option(min=0, help="Of what is painted.")] = 0.4,
+    stage: Annotated[
+        str | None, typer.Option(help="Draw up to this stage of the cascade; else to the last.")
+    ] = None,
+    residency: Annotated[
+        Literal["all", "current", "disk"],
+        typer.Option(
+            help="Experts on the device: all, the current one, or that and the rest on disk."
+        ),
+    ] = "all",
+    seed: int = 0,
+    n: Annotated[int, typer.Option("-n", min=1, help="Pictures a prompt.")] = 1,
+    scale: Annotated[int, typer.Option(min=1, help="Enlarges the pictures in the PNG.")] = 4,
+    storage: Storage = None,
+) -> None:
+    """Draws pictures for prompts with a trained ensemble."""
+    import math
+
+    writable(output)
+    place = find_model(model, storage)
+    from transformers.utils.logging import disable_progress_bar
+
+    from pipelines import painting
+    from pipelines.model import TextToImage, grid
+    from pipelines.painting import picture
+
+    disable_progress_bar()  # it would mix with an error's one line
+    wanted = [p for p in prompts for _ in range(n)]
+    pictures = TextToImage.load(place, residency).sample(
+        wanted,
+        guidance=guidance,
+        steps=steps,
+        solver=solver,
+        seed=seed,
+        style=[picture(p) for p in style or ()],
+        paint=painting.parse(paint, wanted, strength) if paint else None,
+        up_to=stage,
+    )
+    columns = n if n > 1 and len(prompts) > 1 else math.ceil(math.sqrt(len(wanted)))
+    grid(pictures, columns=columns, scale=scale).save(output)
+    typer.echo(f"{output}: {len(wanted)} picture{'s' * (len(wanted) > 1)}")
+
+
+def find_model(model: str, storage: str | None) -> Path:
+    """The ensemble.json behind a path, a pipeline's name or a registry address."""
+    from pipelines.run import latest
+    from pipelines.store.artifacts import Store
+
+    if model.endswith(".json"):
+        return Path(model)
+    store = Store.at(storage or DEFAULT_STORAGE).greet()
+    if model.startswith("models:/"):
+        from pipelines.lineage import quiet_mlflow, tracking_uri
+
+        mlflow = quiet_mlflow()
+        uri = tracking_uri(None, store)
+        mlflow.set_tracking_uri(uri)
+        try:
+            return next(Path(mlflow.artifacts.download_artifacts(model)).rglob("ensemble.json"))
+        except (mlflow.exceptions.MlflowException, StopIteration) as error:
+            raise ValueError(f"{model} is not in the registry at {uri} ({error})") from error
+    execution = latest(store, model)
+    if execution is None:
+        raise ValueError(
+            f"{model!r} is no ensemble.json, no models:/ address and no pipeline in {store.root}"
+        )
+    record = execution.nodes.get(f"promote/{model}", {})
+    if record.get("state") not in ("done", "reused"):
+        raise ValueError(f"{model} has no finished ensemble yet; see `ediffi status`")
+    return store.local(f"{record['folder']}/ensemble.json")
