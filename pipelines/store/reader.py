@@ -63,7 +63,7 @@ class Reader:
                 picture.
             cache_bytes: of row groups that are kept. With less than :class:`Order` needs, they
                 are read again; see :attr:`reads`.
-            requests: Row groups that are read at once.
+            requests: Row groups that are asked of a bucket at once.
             checksums: Verify every page's, for disks that are not trusted; a quarter of the speed
                 of reading.
         """
@@ -103,8 +103,8 @@ class Reader:
 
     def stream(self, indices: Iterable[Any], ahead: int = 4) -> Iterator[Batch]:
         """:meth:`batch` of each, in turn; the next ``ahead`` are made meanwhile."""
-        # Of a local file nothing is waited for but the copy: a second thread would fight the first
-        # for the interpreter. A bucket's answers are waited for, so there each batch has its own.
+        # Of a local file nothing is waited for but the copy, which a second thread would not make
+        # faster. A bucket's answers are waited for, so there each batch has a thread.
         makers = 1 if self.version.store.is_local else max(1, ahead)
         with ThreadPoolExecutor(makers, thread_name_prefix="batch") as pool:
             waiting: deque[Future[Batch]] = deque()
@@ -147,7 +147,15 @@ class Reader:
     # -- how -----------------------------------------------------------------------------------
 
     def _submit(self, key: tuple[int, int]) -> Future[RowGroup]:
-        return self._io.submit(self.files.read, *key, self.columns)
+        if not self.version.store.is_local:
+            return self._io.submit(self.files.read, *key, self.columns)
+        # A mapped file is not waited for: to hand it to another thread takes longer than to read.
+        future: Future[RowGroup] = Future()
+        try:
+            future.set_result(self.files.read(*key, self.columns))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
     def _at(self, numbers: Any) -> tuple[Ints, Ints]:
         numbers = np.asarray(numbers, np.int64)

@@ -19,11 +19,12 @@ from pipelines.remote import attempt
 from pipelines.store.artifacts import Store
 from pipelines.store.columns import Bytes, token_bytes
 from pipelines.store.dataset import Version
-from pipelines.store.shards import Header
+from pipelines.store.shards import Header, pixels_at
 
 OPEN_FILES = 256
 _TAIL = 1 << 16  # bytes; most footers are shorter, and come with the first request
 _GAP = 1 << 20  # bytes between columns that are cheaper to read than to ask twice
+_OVERHEAD = 4096  # bytes, about, of a row group's Python objects
 _PREFIX = 4  # bytes of a value's length, in Parquet's PLAIN encoding
 
 T = TypeVar("T")
@@ -39,10 +40,35 @@ class RowGroup:
     data: dict[str, Bytes]
     numbers: dict[str, Ints]
     bytes: int
-    """Of memory it holds; what is mapped from a file is not counted."""
+    """Of memory it holds, what says where its values are included; mapped files are not counted."""
 
     def value(self, column: str, row: int) -> Bytes:
         return self.data[column][self.starts[column][row] : self.ends[column][row]]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of a column's values: so many, times what other columns say of the row."""
+
+    bytes: int
+    times: tuple[str, ...] = ()
+
+
+def _plain_sizes(header: Header) -> dict[str, Size]:
+    """Column → the size of its values, of those that may stand plainly in the file."""
+    packing = header.packing
+    sizes = {}
+    for e in header.embeddings:
+        if e.kind == "sequence":
+            sizes[e.name] = Size(token_bytes(e.dim, packing.precision), (f"{e.name}_length",))
+        else:
+            sizes[e.name] = Size(token_bytes(e.dim, packing.pooled))
+    if packing.pictures == "raw":
+        for side in header.resolutions:
+            name = pixels_at(side)
+            whole = Size(3, (f"{name}_height", f"{name}_width"))
+            sizes[name] = whole if side in packing.full else Size(3 * side * side)
+    return sizes
 
 
 class ShardFiles:
@@ -53,11 +79,7 @@ class ShardFiles:
 
     def __init__(self, version: Version, *, checksums: bool = False) -> None:
         self.version, self.store, self.checksums = version, version.store, checksums
-        self._widths = {
-            e.name: token_bytes(e.dim, version.header.packing.precision)
-            for e in version.header.embeddings
-            if e.kind == "sequence" and not checksums
-        }
+        self._plain = {} if checksums else _plain_sizes(version.header)
         self._sizes = version.column("bytes")
         self._rows = version.column("rows")
         self._open: OrderedDict[int, Future[_Open]] = OrderedDict()
@@ -65,7 +87,7 @@ class ShardFiles:
 
     def read(self, shard: int, group: int, columns: list[str]) -> RowGroup:
         """A row group's columns."""
-        return self._explained(shard, lambda: self._file(shard).read(group, columns, self._widths))
+        return self._explained(shard, lambda: self._file(shard).read(group, columns, self._plain))
 
     def strings(self, shard: int, column: str) -> list[str]:
         """A whole column of strings."""
@@ -138,30 +160,31 @@ class _Open:
         """The same file, with what is about to be read of a row group at hand."""
         return self
 
-    def read(self, group: int, columns: list[str], widths: Mapping[str, int]) -> RowGroup:
+    def read(self, group: int, columns: list[str], plain: Mapping[str, Size]) -> RowGroup:
         """
         Args:
-            widths: sequence → bytes a token. Where the file keeps them as they are, they are not
-                copied: Arrow's decoder would, and half of a reader's time would go there.
+            plain: of columns that the file may keep as they are. Those are not copied: Arrow's
+                decoder would, and half of a reader's time would go there.
         """
         found = RowGroup({}, {}, {}, {}, 0)
-        lengths = {name: f"{name}_length" for name in columns if name in widths}
-        here = self.brought(group, [*columns, *lengths.values()])
-        table = here.table(group, [n for n in columns if n not in widths] + [*lengths.values()])
+        told = {n for name in columns if name in plain for n in plain[name].times}
+        here = self.brought(group, list({*columns, *told}))
+        table = here.table(group, [n for n in {*columns, *told} if n not in plain])
         held = table.nbytes
-        for name, length in lengths.items():
-            sizes = table[length].to_numpy() * np.int64(widths[name])
-            table = table.drop_columns([length])
-            plain = here._plain(group, name, sizes)
-            if plain is None:
+        for name in (n for n in columns if n in plain):
+            sizes = np.full(table.num_rows, plain[name].bytes, np.int64)
+            for factor in plain[name].times:
+                sizes *= table[factor].fill_null(0).to_numpy()
+            stands = here._plain(group, name, sizes)
+            if stands is None:
                 decoded = here.table(group, [name])
                 table = table.append_column(name, decoded[name])
                 held += decoded.nbytes
                 continue
-            found.data[name], found.starts[name], here_bytes = plain
+            found.data[name], found.starts[name], here_bytes = stands
             found.ends[name] = found.starts[name] + sizes
             held += here_bytes
-        for name in table.column_names:
+        for name in (n for n in table.column_names if n in columns):
             column = table[name]
             # Joining copies, even what is in one piece.
             column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
@@ -172,13 +195,14 @@ class _Open:
             ends = np.frombuffer(offsets, np.int64)[column.offset :]
             found.starts[name], found.ends[name] = ends[:-1], ends[1:]
             found.data[name] = np.frombuffer(data or b"", np.uint8)
-        return replace(found, bytes=held)
+        places = sum(found.starts[n].nbytes + found.ends[n].nbytes for n in found.starts)
+        return replace(found, bytes=held + places + _OVERHEAD)
 
     def _plain(self, group: int, name: str, lengths: Ints) -> tuple[Bytes, Ints, int] | None:
         """A column's values where they stand in the file; None if they are not plain there.
 
-        Of an uncompressed page of a required column, Parquet's PLAIN encoding is each value behind
-        its length (uint32); so where they begin follows from the lengths, and is checked by them.
+        Of an uncompressed page without nulls, Parquet's PLAIN encoding is each value behind its
+        length (uint32); so where they begin follows from the lengths, and is checked by them.
         """
         chunk = next(
             c

@@ -250,9 +250,9 @@ def _picture(pixels: Bytes | None, side: int, full: bool, packing: Packing) -> b
 
 
 def _compression(name: str, header: Header) -> str:
-    """PNG and JPEG are compressed already, and tokens hardly can be."""
+    """PNG and JPEG are compressed already, embeddings hardly can be, and raw pictures are raw."""
     if name in {pixels_at(r) for r in header.resolutions}:
-        return "zstd" if header.packing.pictures == "raw" else "none"
-    if name in {e.name for e in header.embeddings if e.kind == "sequence"}:
+        return "none"
+    if name in {e.name for e in header.embeddings}:
         return "zstd" if header.packing.zstd else "none"
     return "zstd"

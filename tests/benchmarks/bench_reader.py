@@ -112,9 +112,8 @@ def opened(store: Store, folder: str = "dataset") -> Reader:
     )
     # What the order needs, so every epoch reads every row group from its file once.
     groups = 3 * lanes * (window // rows + 2) // 2
-    return Reader(
-        store, version, SIDE, order=order, cache_bytes=groups * rows * (3 * SIDE**2 + 2 * POOLED)
-    )
+    held = Reader(store, version, SIDE).files.read(0, 0, version.header.columns(SIDE)).bytes
+    return Reader(store, version, SIDE, order=order, cache_bytes=groups * held)
 
 
 def ours(store: Store, ahead: int) -> Pass:
