@@ -108,18 +108,20 @@ def read_as(
     """Reads a checkpoint that the caller takes for something; ValueError if it is something else.
 
     Args:
-        expert, interval: what the caller takes it for.
+        expert: whom the caller takes it for.
+        interval: where it shall work: all of it, or a part of what it was trained on.
     """
     weights, card = read(path)
-    for what, given, found in (
-        ("expert", expert, card.expert),
-        ("interval", interval, card.interval),
-    ):
-        if given is not None and given != found:
-            raise ValueError(
-                f"{path} holds {what} {found}, but {given} was asked for; "
-                "name the right checkpoint or train this expert"
-            )
+    if expert is not None and expert != card.expert:
+        raise ValueError(
+            f"{path} holds expert {card.expert}, but {expert} was asked for; "
+            "name the right checkpoint or train this expert"
+        )
+    if interval is not None and not card.interval.holds(interval):
+        raise ValueError(
+            f"{path} was trained on {card.interval}, and is to work on {interval}; "
+            "name the right checkpoint or train this expert"
+        )
     return weights, card
 
 
@@ -129,7 +131,7 @@ def load_denoiser(
     """Builds the network a checkpoint describes and fills it; on CPU, in eval mode.
 
     Args:
-        expert, interval: what the caller takes it for; ValueError if the checkpoint differs.
+        expert, interval: as :func:`read_as` checks them.
     """
     weights, card = read_as(path, expert=expert, interval=interval)
     denoiser = Denoiser(UNet(card.network), card.sigma_data)

@@ -46,6 +46,10 @@ class Interval:
                 "write quantiles of p(σ), lowest noise first"
             )
 
+    def holds(self, other: Interval) -> bool:
+        """Whether the other is within this one."""
+        return self.q_lo <= other.q_lo and other.q_hi <= self.q_hi
+
     def bounds(self, noise: NoiseDistribution) -> tuple[float, float]:
         """``(σ_lo, σ_hi)``: the expert works on σ_lo <= σ < σ_hi; 0 and inf at the ends."""
         lo, hi = noise.sigma(torch.tensor([self.q_lo, self.q_hi], dtype=torch.float64)).tolist()

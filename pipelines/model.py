@@ -31,6 +31,7 @@ from pipelines.store.artifacts import Store
 MANIFEST = "ensemble.json"
 Residency = Literal["all", "current", "disk"]
 Pictures = np.ndarray[Any, np.dtype[np.uint8]]
+Weights = Mapping[str, Mapping[str, Any]]
 
 
 def encoder_places(store: Store, folder: str | None, named: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,29 +89,42 @@ def _loading(role: str, name: str) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True)
+class Seat:
+    """A place in an ensemble: an interval, and who works on it."""
+
+    path: str
+    """Of the weights, in the store."""
+
+    expert: str
+    """Whose they are: the seat's own, or an ancestor's that it did not beat."""
+
+    interval: Interval
+
+
 def load_ensemble(
     store: Store,
-    experts: Mapping[str, tuple[str, Interval]],
+    seats: Mapping[str, Seat],
     residency: Residency = "all",
     device: torch.device | str = "cpu",
 ) -> Ensemble:
-    """Name → (weights' path in the store, interval) becomes an ensemble.
+    """Name → seat becomes an ensemble.
 
     ValueError if the intervals do not cover p(σ) once, a checkpoint is damaged, is another
-    expert's, or was trained on another interval, or the experts are of different kinds.
+    expert's, or was not trained on its seat's interval, or the experts are of different kinds.
 
     Args:
         residency: where the experts' weights are: ``all`` on the device, ``current`` one of them
             there and the others in host memory, ``disk`` one there and the next being read.
     """
     read = {
-        name: read_as(store.local(path), expert=name, interval=interval)
-        for name, (path, interval) in experts.items()
+        seat.path: read_as(store.local(seat.path), expert=seat.expert, interval=seat.interval)
+        for seat in seats.values()
     }
     cards = [card for _, card in read.values()]
     if len({(c.noise, c.network, c.sigma_data) for c in cards}) > 1:
         raise ValueError(
-            f"experts {', '.join(experts)} differ in noise distribution, network or sigma_data; "
+            f"experts {', '.join(seats)} differ in noise distribution, network or sigma_data; "
             "an ensemble needs one of each"
         )
 
@@ -119,40 +133,45 @@ def load_ensemble(
         denoiser.load_state_dict(weights)
         return denoiser.eval().requires_grad_(False).to(device)
 
-    intervals = {name: interval for name, (_, interval) in experts.items()}
     if residency == "all":
-        loaded = [Expert(n, intervals[n], built(weights)) for n, (weights, _) in read.items()]
+        once = {path: built(weights) for path, (weights, _) in read.items()}
+        loaded = [Expert(name, s.interval, once[s.path]) for name, s in seats.items()]
         return Ensemble(loaded, cards[0].noise)
     load: dict[str, Load] = {}
-    for name, (weights, _) in read.items():
-        place = store.local(experts[name][0])
+    for name, seat in seats.items():
+        place = store.local(seat.path)
         load[name] = (
-            partial(lambda w: w, weights)
+            partial(lambda w: w, read[seat.path][0])
             if residency == "current"
             else partial(lambda p: read_as(p)[0], place)
         )
     slot = built(next(iter(read.values()))[0])
+    intervals = {name: seat.interval for name, seat in seats.items()}
     return SwappedEnsemble(slot, intervals, load, cards[0].noise)
 
 
 def load_stages(
     store: Store,
     stages: Sequence[Mapping[str, Any]],
-    weights: Callable[[str, str], str],
+    weights: Weights,
     residency: Residency = "all",
     device: torch.device | str = "cpu",
 ) -> list[CascadeStage]:
     """A node's stage settings become a cascade.
 
     Args:
-        weights: (stage, expert) → the path of its weights in the store.
+        weights: ``stage/seat`` → the path of the weights in the store, and whose they are.
     """
+
+    def at(seat: str) -> tuple[str, str]:
+        return weights[seat]["path"], weights[seat]["expert"]
+
     return [
         CascadeStage(
             name=s["name"],
             denoiser=load_ensemble(
                 store,
-                {e: (weights(s["name"], e), Interval(*q)) for e, q in s["experts"].items()},
+                {e: Seat(*at(f"{s['name']}/{e}"), Interval(*q)) for e, q in s["experts"].items()},
                 residency,
                 device,
             ),
@@ -202,14 +221,8 @@ class TextToImage:
             raise ValueError(f"there is no ensemble at {manifest}; give the path of its {MANIFEST}")
         try:
             d = json.loads(file.read_text())
-            store, weights = Store.at(d["store"]), d["weights"]
-            stages = load_stages(
-                store,
-                d["stages"],
-                lambda s, e: weights[f"{s}/{e}"]["path"],
-                residency,
-                device,
-            )
+            store = Store.at(d["store"])
+            stages = load_stages(store, d["stages"], d["weights"], residency, device)
             places = encoder_places(store, d["encoders_folder"], d["encoders"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{manifest} is no ensemble manifest ({error!r})") from error

@@ -9,22 +9,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 from pipelines.data.cost import gigabytes
-from pipelines.nodes import SINGLE, Node, interval_of, nodes_of
-from pipelines.spec import Spec
+from pipelines.differences import difference
+from pipelines.growth import Tree, grow
+from pipelines.nodes import SINGLE, Given, Node, dag_of, interval_of, nodes_of
+from pipelines.nodes.again import again_nodes
+from pipelines.nodes.champion import Champion
+from pipelines.nodes.judges import comparison
+from pipelines.spec import Expert, Spec
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import FILE, Version
 
-__all__ = ["SINGLE", "Node", "Plan", "Verdict", "interval_of", "make", "nodes_of"]
+__all__ = ["SINGLE", "Given", "Node", "Plan", "Verdict", "interval_of", "make", "nodes_of"]
 
 # The version of each kind's result; raising one makes every node of the kind run again.
-FORMATS = {"data": 1, "encoders": 2, "embed": 3, "train": 3, "evaluate": 3, "promote": 2}
-
-SHOWN = 40  # characters of a setting's value in a reason
+FORMATS = {
+    "data": 1,
+    "encoders": 2,
+    "embed": 3,
+    "train": 3,
+    "adopt": 1,
+    "evaluate": 4,
+    "promote": 3,
+    "gate": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +64,31 @@ class Plan:
     """Nodes in an order in which each comes after what it needs."""
 
     spec: Spec
+    """With the experts that adaptive trees have by now."""
+
     verdicts: dict[str, Verdict]
+    fingerprint: str
+    """Of the whole: what is the same execution. It stays while a tree grows."""
+
+    trees: Mapping[str, Tree]
+    """Stage → its tree, of those that grow."""
+
+    again: Callable[[], Plan]
+    """The plan anew: as far as it has grown by what the store now holds."""
 
     @property
-    def fingerprint(self) -> str:
-        """Of the whole: the same nodes with the same fingerprints are the same execution."""
-        return digest({i: v.fingerprint for i, v in self.verdicts.items()})
+    def is_growing(self) -> bool:
+        return any(not tree.is_grown for tree in self.trees.values())
+
+    def news(self, before: Mapping[str, Verdict]) -> list[str]:
+        """In words, what has been decided on the experts that were not done before."""
+        lines = []
+        for stage, tree in self.trees.items():
+            for d in tree.decisions:
+                old = before.get(f"train/{stage}/{d.expert}")
+                if old is None or not old.cached:
+                    lines.append(f"{stage} grows: {d.expert} {d.gained}; {d.then}")
+        return lines[-1:]
 
 
 def digest(value: Any) -> str:
@@ -68,30 +99,115 @@ def folder_of(node: Node, fingerprint: str) -> str:
     return f"nodes/{node.id}-{fingerprint}"
 
 
-def make(spec: Spec, store: Store, sources: Mapping[str, Any]) -> Plan:
-    """Works out every node's fingerprint and what the store already has of it."""
-    verdicts: dict[str, Verdict] = {}
-    files = cache(store.files)  # versions share their pools
-    for node in nodes_of(spec, sources):
-        fingerprint = digest(
-            {
-                "kind": node.kind,
-                "format": FORMATS[node.kind],
-                "settings": node.settings,
-                "inputs": {role: verdicts[i].fingerprint for role, i in node.inputs.items()},
-            }
+def make(
+    spec: Spec,
+    store: Store,
+    sources: Mapping[str, Any],
+    *,
+    champion: Champion | None = None,
+    warm: bool = False,
+) -> Plan:
+    """Works out every node's fingerprint and what the store already has of it.
+
+    An adaptive tree is grown by what the store has of its experts, until one must be trained.
+
+    Args:
+        champion: the ensemble that a new one has to beat.
+        warm: retrain the champion's experts with new data, instead of training the spec's trees.
+    """
+    known = _Known(store)
+    nodes_now = partial(again_nodes, champion=champion) if warm and champion else dag_of
+    trees = {name: Tree(experts=()) for name, stage in spec.stages.items() if stage.adaptive}
+    first: str | None = None
+    while True:
+        grown = as_grown(spec, trees)
+        nodes, cascade = nodes_now(grown, sources)
+        verdicts = known.verdicts(nodes)
+        first = first or _identity(spec, verdicts)
+        known_by = {i: v.fingerprint for i, v in verdicts.items()}
+        more = comparison(grown, sources, cascade, champion, known_by)
+        verdicts = known.verdicts([*nodes, *more])
+        found = {name: _grown(grown, name, verdicts) for name in trees}
+        if found == trees or warm:
+            return Plan(
+                spec=grown,
+                verdicts=verdicts,
+                fingerprint=first,
+                trees={} if warm else trees,
+                again=lambda: make(spec, store, sources, champion=champion, warm=warm),
+            )
+        trees = found
+
+
+def _identity(spec: Spec, verdicts: Mapping[str, Verdict]) -> str:
+    fingerprints = {i: v.fingerprint for i, v in verdicts.items()}
+    grows = {n: s.adaptive.model_dump() for n, s in spec.stages.items() if s.adaptive}
+    return digest([fingerprints, grows] if grows else fingerprints)
+
+
+def as_grown(spec: Spec, trees: Mapping[str, Tree]) -> Spec:
+    """The spec with the experts that its adaptive trees have."""
+    stages = dict(spec.stages)
+    for name, tree in trees.items():
+        stage = stages[name]
+        assert stage.adaptive is not None
+        child = Expert(images=stage.adaptive.images, cpus=stage.adaptive.cpus)
+        experts = {**stage.experts, **dict.fromkeys(tree.experts, child)}
+        stages[name] = stage.model_copy(
+            update={"experts": experts, "ensemble": list(tree.ensemble)}
         )
-        folder = folder_of(node, fingerprint)
-        manifest = store.manifest(folder)
-        lost = _lost_shards(store, folder, manifest, files) if manifest else ""
+    return spec.model_copy(update={"stages": stages})
+
+
+def _grown(spec: Spec, stage: str, verdicts: Mapping[str, Verdict]) -> Tree:
+    settings = spec.stages[stage].adaptive
+    assert settings is not None
+    found = {}
+    for name in spec.stages[stage].experts:
+        verdict = verdicts[f"train/{stage}/{name}"]
+        if verdict.manifest and "val_gain" in verdict.manifest["metrics"]:
+            found[name] = verdict.manifest["metrics"]
+    return grow(settings, found)
+
+
+class _Known:
+    """What the store has; looked up once, however often a plan is made of it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.files = cache(store.files)  # versions share their pools
+        self.found: dict[str, Verdict] = {}
+
+    def verdicts(self, nodes: list[Node]) -> dict[str, Verdict]:
+        made: dict[str, Verdict] = {}
+        for node in nodes:
+            fingerprint = digest(
+                {
+                    "kind": node.kind,
+                    "format": FORMATS[node.kind],
+                    "settings": node.settings,
+                    "inputs": {role: made[i].fingerprint for role, i in node.inputs.items()}
+                    | {role: given.fingerprint for role, given in node.given.items()},
+                }
+            )
+            folder = folder_of(node, fingerprint)
+            if folder not in self.found:
+                self.found[folder] = self._look(node, fingerprint, folder, made)
+            made[node.id] = replace(self.found[folder], node=node)
+        return made
+
+    def _look(
+        self, node: Node, fingerprint: str, folder: str, made: Mapping[str, Verdict]
+    ) -> Verdict:
+        manifest = self.store.manifest(folder)
+        lost = _lost_shards(self.store, folder, manifest, self.files) if manifest else ""
         if lost:
             manifest, why = None, lost
         elif manifest:
             why = f"done before: settings and inputs unchanged ({fingerprint[:8]})"
         else:
-            why = _why_not(node, fingerprint, store, verdicts)
-        verdicts[node.id] = Verdict(node=node, fingerprint=fingerprint, manifest=manifest, why=why)
-    return Plan(spec=spec, verdicts=verdicts)
+            why = _why_not(node, fingerprint, self.store, made)
+        return Verdict(node=node, fingerprint=fingerprint, manifest=manifest, why=why)
 
 
 def _lost_shards(
@@ -123,10 +239,10 @@ def _why_not(node: Node, fingerprint: str, store: Store, verdicts: Mapping[str, 
     changed = data_changed(was.pop("source", None), now.pop("source", None))
     changed += difference(was, now)
     old = {role: i["fingerprint"] for role, i in before["inputs"].items()}
+    read = {role: (i, verdicts[i].fingerprint) for role, i in node.inputs.items()}
+    read |= {role: (role, given.fingerprint) for role, given in node.given.items()}
     changed += [
-        f"input {i} changed"
-        for role, i in node.inputs.items()
-        if old.get(role) != verdicts[i].fingerprint
+        f"input {i} changed" for role, (i, is_now) in read.items() if old.get(role) != is_now
     ]
     if not changed:
         return (
@@ -141,18 +257,3 @@ def data_changed(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -
         return difference(old, new, "source")
     sizes = [f"{d['shards']:,} shards, {gigabytes(d['bytes'])}" for d in (old, new)]
     return ["its data changed" + (f" ({sizes[0]} → {sizes[1]})" if sizes[0] != sizes[1] else "")]
-
-
-def difference(old: Any, new: Any, at: str = "") -> list[str]:
-    """Every leaf that differs, as ``key: old → new``."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        out: list[str] = []
-        for key in sorted({*old, *new}):
-            out += difference(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
-        return out
-    return [] if old == new else [f"{at}: {short(old)} → {short(new)}"]
-
-
-def short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"

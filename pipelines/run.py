@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from pipelines import tree_view
 from pipelines.console import Console
 from pipelines.lineage import Lineage
-from pipelines.plan import Node, Plan, Verdict
+from pipelines.plan import Given, Node, Plan, Verdict
 from pipelines.steps import meters
 from pipelines.steps.context import Board, Context, Result
 from pipelines.stopping import Stop, in_thread
@@ -28,7 +28,7 @@ from pipelines.store.artifacts import Store
 from pipelines.training.notice import Preempted
 
 # Steps that themselves hand work to Ray run in the driver; the others run as a Ray task.
-ORCHESTRATING = {"train", "embed"}
+ORCHESTRATING = {"train", "embed", "adopt", "gate"}
 LOOKERS = 5  # `ediffi status` holds a driver's lock for as long as it takes to look
 START_ATTEMPTS = 3  # a busy machine may not start Ray within the 30 s that Ray gives itself
 GRACE_S = 25.0  # of the half minute that a pod has between SIGTERM and SIGKILL
@@ -221,14 +221,7 @@ class Runner:
 
     def run(self) -> bool:
         """Runs to the end; True if every node is done."""
-        for verdict in self.plan.verdicts.values():
-            if verdict.manifest is not None:
-                self.manifests[verdict.node.id] = dict(verdict.manifest)
-                self.set_state(verdict, "reused")
-                self.lineage.reused(verdict, self.manifests[verdict.node.id])
-        todo = [v for v in self.plan.verdicts.values() if not v.cached]
-        for verdict in todo:
-            self.set_state(verdict, "waiting")
+        todo = self.sort_out(self.plan.verdicts)
         if todo:
             self.console.say("starting Ray")
             start_ray(self.plan.spec.cpus, self.plan.spec.s3.variables())
@@ -240,6 +233,28 @@ class Runner:
         self.save_tree()
         self.store.sweep()
         return not self.failed
+
+    def sort_out(self, verdicts: Mapping[str, Verdict]) -> list[Verdict]:
+        """Takes what is done already; → what is to be done."""
+        for verdict in verdicts.values():
+            if verdict.manifest is not None:
+                self.manifests[verdict.node.id] = dict(verdict.manifest)
+                self.set_state(verdict, "reused")
+                self.lineage.reused(verdict, self.manifests[verdict.node.id])
+        todo = [v for v in verdicts.values() if not v.cached]
+        for verdict in todo:
+            self.set_state(verdict, "waiting")
+        return todo
+
+    def grow(self) -> list[Verdict]:
+        """Nodes that the plan has now that it had not before: of trees that are being grown."""
+        before = self.plan.verdicts
+        self.plan = self.lineage.plan = self.plan.again()
+        new = {i: v for i, v in self.plan.verdicts.items() if i not in before}
+        for line in self.plan.news(before):
+            self.console.say(line)
+        self.weight = self._weights()
+        return self.sort_out(new)
 
     def work(self, todo: list[Verdict]) -> None:
         import ray
@@ -304,6 +319,8 @@ class Runner:
             self.set_state(verdict, "done")
             self.lineage.finished(verdict, manifest)
             self.console.done(node.id, manifest)
+            if self.plan.is_growing and node.kind == "train":
+                waiting |= {v.node.id: v for v in self.grow()}
             return
         self.failed[node.id] = error
         self.set_state(verdict, "failed", error=reason(error))
@@ -331,10 +348,12 @@ class Runner:
             cpus=node.cpus,
             runtime=dict(node.runtime),
             board=self.board,
-            manifests={role: self.manifests[i] for role, i in node.inputs.items()},
+            manifests={role: self.manifests[i] for role, i in node.inputs.items()}
+            | {role: finished(self.store, given) for role, given in node.given.items()},
         )
         reads = {**node.inputs, **node.observes}
         inputs = {role: self.plan.verdicts[i].folder for role, i in reads.items()}
+        inputs |= {role: given.folder for role, given in node.given.items()}
         if node.kind in ORCHESTRATING:
             result = perform_step(node.kind, ctx, dict(node.settings), inputs)
         else:
@@ -425,6 +444,18 @@ def shown(place: str) -> str:
     return place if "://" in place else min(place, os.path.relpath(place), key=len)
 
 
+def finished(store: Store, given: Given) -> dict[str, Any]:
+    """The manifest of another plan's node."""
+    manifest = store.manifest(given.folder)
+    if manifest is None:
+        raise ValueError(f"{store.full(given.folder)} is lost; run the pipeline that made it again")
+    return manifest
+
+
+def node_of(given: Given) -> str:
+    return given.folder.removeprefix("nodes/").removesuffix(f"-{given.fingerprint}")
+
+
 def perform_step(
     kind: str, ctx: Context, settings: dict[str, Any], inputs: dict[str, str]
 ) -> Result:
@@ -449,6 +480,10 @@ def commit(
     inputs = {
         role: {"node": i, "fingerprint": manifests[i]["fingerprint"]}
         for role, i in node.inputs.items()
+    }
+    inputs |= {
+        role: {"node": node_of(given), "fingerprint": given.fingerprint}
+        for role, given in node.given.items()
     }
     manifest = store.commit(
         verdict.folder,

@@ -24,6 +24,8 @@ from ediffi_core.sampling import SOLVERS
 from ediffi_core.unet import PRESETS
 from pipelines.data.cost import ASSUMED, GPUS
 from pipelines.data.settings import Source
+from pipelines.growth import Adaptive
+from pipelines.judging import Promotion, Retraining
 from pipelines.strict import Strict
 from pipelines.training.settings import Cadence, Training, Workers
 
@@ -201,7 +203,14 @@ class Stage(Strict):
     cadence: Cadence = Cadence()
     workers: Workers = Workers()
     experts: dict[str, Expert]
-    ensemble: list[str]
+    ensemble: list[str] = Field(default_factory=list)
+    adaptive: Adaptive | None = None
+    """Grows the tree below ``E0_0`` by what is gained, in place of a list of experts."""
+
+    adopt: Literal["better", "always"] = "better"
+    """Whether an expert that did not beat its parent gives its seat to the nearest ancestor that
+    did."""
+
     single: Expert | None = None
     """Trains the root on, to this many images in all: the equal-budget comparison."""
 
@@ -224,11 +233,18 @@ class Stage(Strict):
                 raise ValueError(
                     f"`ensemble:` names {name}, which `experts:` lacks" + near(name, self.experts)
                 )
-        tree.check_cover(tree.intervals_of(self.ensemble))
+        if self.adaptive and (set(self.experts) != {tree.ROOT} or self.ensemble):
+            raise ValueError(
+                f"`adaptive:` decides on the experts: name {tree.ROOT} alone, and no `ensemble:`"
+            )
+        if not self.adaptive:
+            tree.check_cover(tree.intervals_of(self.ensemble))
         if tree.COMPLEMENT in self.experts and tree.COMPLEMENT not in self.ensemble:
             raise ValueError(f"{tree.COMPLEMENT} is trained but `ensemble:` does not use it")
         batch = self.training.batch
         trained = {**self.experts, **({"single": self.single} if self.single else {})}
+        if self.adaptive:
+            trained["adaptive"] = Expert(images=self.adaptive.images, cpus=self.adaptive.cpus)
         for name, expert in trained.items():
             if expert.images % batch:
                 fit = max(batch, round(expert.images / batch) * batch)
@@ -329,11 +345,14 @@ class Spec(Strict):
     """The cascade, from the smallest pictures to the largest."""
 
     evaluate: Evaluate = Evaluate()
+    promotion: Promotion = Promotion()
+    retraining: Retraining = Retraining()
 
     @model_validator(mode="after")
     def fits(self) -> Self:
         for name, stage in self.stages.items():
-            needed = stage.workers.count * max(e.cpus for e in stage.experts.values())
+            cpus = [e.cpus for e in (*stage.experts.values(), stage.adaptive) if e]
+            needed = stage.workers.count * max(cpus)
             if needed > self.cpus:
                 raise ValueError(
                     f"stage {name}: {stage.workers.count} workers need {needed} CPUs at once, "

@@ -12,7 +12,7 @@ from pipelines.plan import SINGLE, Plan
 
 def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str, Any]:
     """Every expert with its interval, budget, state and gain; the evaluations beside it."""
-    stages = {}
+    stages: dict[str, dict[str, Any]] = {}
     for stage_name, stage in plan.spec.stages.items():
         experts = {}
         for verdict in plan.verdicts.values():
@@ -45,7 +45,18 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
             and v.node.name.startswith(f"{stage_name}/")
             and i in manifests
         }
+        chosen = manifests.get(f"adopt/{stage_name}", {}).get("info", {})
+        for role, why in chosen.get("refused", {}).items():
+            if (name := role.rpartition("/")[2]) in experts:
+                experts[name] |= {"adopted": False, "why": why}
         stages[stage_name] = {"experts": experts, "evaluations": evaluations}
+        if "seats" in chosen:
+            stages[stage_name]["seats"] = chosen["seats"]
+        if grown := plan.trees.get(stage_name):
+            stages[stage_name] |= {
+                "decisions": [decision.row() for decision in grown.decisions],
+                "end": grown.end,
+            }
     return {
         "pipeline": plan.spec.name,
         "execution": execution.id if execution else None,

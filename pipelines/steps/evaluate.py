@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any, cast
@@ -22,22 +23,27 @@ from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet
 from pipelines.model import draw, grid, load_clip, load_stages
 from pipelines.steps.context import Context, Result
+from pipelines.steps.seats import weights_of
 from pipelines.store.reader import Reader
 from pipelines.training.validation import validation_pictures
 
 GRID = 16
 SHOWN_SIDE = 96  # of a picture in the sample sheet
+LOSSES = "losses.json"  # of the same draws for whoever is measured on the same pictures
 LOSS_DRAWS = 1024
 UNTRAINED_CAPTIONS = 32
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
     torch.set_num_threads(ctx.cpus)
-    stages = load_stages(
-        ctx.store, settings["stages"], lambda s, e: f"{inputs[f'{s}/{e}']}/ema.safetensors"
-    )
-    mine, how = stages[-1], settings["stages"][-1]
-    shards = Reader(ctx.store, inputs["validation"], mine.resolution)
+    how = settings["stages"][-1]
+    shards = Reader(ctx.store, inputs["validation"], how["resolution"])
+    encoders = shards.version.header.encoders
+    if strange := other_encoders(ctx, settings, encoders):
+        return Result(files=[], info={"strange": strange})
+    weights = weights_of(ctx, settings["stages"], inputs)
+    stages = load_stages(ctx.store, settings["stages"], weights)
+    mine = stages[-1]
     count = min(settings["captions"], len(shards))
     captions = shards.captions(range(count))
     real, cond = shards.rows(range(count))
@@ -53,7 +59,9 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     pictures = drawn[mine.name].numpy()
     clip = scoring_clip(ctx, settings, inputs)
     metrics = similarity(clip, pictures, as_bytes(real), captions)
-    metrics |= validation(cast(Ensemble, mine.denoiser), shards, {**settings, **how}, ctx)
+    losses = validation(cast(Ensemble, mine.denoiser), shards, {**settings, **how}, ctx)
+    metrics["val_loss"] = float(losses.mean())
+    ctx.store.write_json(f"{ctx.folder}/{LOSSES}", losses.tolist())
     if settings["scorer"]:
         metrics |= alignment(pictures, captions, "")
         if settings["controls"]:
@@ -73,7 +81,29 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     grid(pictures[:GRID], columns=8, scale=scale).save(sheet, format="PNG")
     ctx.store.write(f"{ctx.folder}/samples.png", sheet.getvalue())
     ctx.store.write(f"{ctx.folder}/captions.txt", "\n".join(captions[:GRID]).encode())
-    return Result(files=["samples.png", "captions.txt"], metrics=metrics)
+    files = ["samples.png", "captions.txt", LOSSES]
+    return Result(
+        files=files, metrics=metrics, info={"encoders": {r: dict(e) for r, e in encoders.items()}}
+    )
+
+
+def other_encoders(
+    ctx: Context, settings: Mapping[str, Any], here: Mapping[str, Mapping[str, str]]
+) -> str | None:
+    """In words, that the models were trained with other encoders than these pictures'."""
+    theirs = settings.get("trained_with")
+    if theirs is None or {r: known(e) for r, e in theirs.items()} == {
+        r: known(e) for r, e in here.items()
+    }:
+        return None
+    why = "the champion was trained with other encoders, so the two cannot be compared"
+    ctx.report(message=why)
+    return why
+
+
+def known(encoder: Mapping[str, str]) -> tuple[str, str]:
+    """By its weights where they were hashed: a folder may have moved."""
+    return encoder.get("sha256") or encoder["name"], encoder["dtype"]
 
 
 def scoring_clip(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> CLIP:
@@ -88,8 +118,8 @@ def scoring_clip(ctx: Context, settings: dict[str, Any], inputs: dict[str, str])
 
 def validation(
     ensemble: Ensemble, shards: Reader, settings: dict[str, Any], ctx: Context
-) -> dict[str, float]:
-    """The denoising loss over all noise levels, each by the expert whose it is."""
+) -> torch.Tensor:
+    """The denoising losses over all noise levels, each by the expert whose it is."""
     _, losses = validation_losses(
         ensemble,
         ensemble.experts[0].denoiser.sigma_data,
@@ -100,7 +130,7 @@ def validation(
         noise=ensemble.noise,
         seed=settings["seed"],
     )
-    return {"val_loss": float(losses.mean())}
+    return losses
 
 
 def untrained(stage: CascadeStage) -> CascadeStage:

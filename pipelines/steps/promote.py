@@ -6,20 +6,15 @@ from typing import Any
 
 from pipelines.model import MANIFEST, load_stages
 from pipelines.steps.context import Context, Result
+from pipelines.steps.seats import weights_of
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
     stages = settings["stages"]
-    weights = {
-        role: {
-            "path": f"{inputs[role]}/ema.safetensors",
-            "sha256": ctx.manifests[role]["info"]["weights_sha256"],
-            "fingerprint": ctx.manifests[role]["fingerprint"],
-        }
-        for role in (f"{s['name']}/{e}" for s in stages for e in s["experts"])
-    }
+    weights = weights_of(ctx, stages, inputs)
     # Loading it proves that it can be loaded: every checkpoint sound, p(σ) covered once.
-    load_stages(ctx.store, stages, lambda stage, expert: weights[f"{stage}/{expert}"]["path"])
+    load_stages(ctx.store, stages, weights)
+    last = ctx.manifests[f"evaluation/{stages[-1]['name']}"]
     manifest = {
         "model": settings["model"],
         "store": ctx.store.root,
@@ -27,7 +22,20 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         "weights": weights,
         "encoders_folder": inputs.get("encoders"),
         "encoders": ctx.runtime["encoders"],
+        "trained_with": last["info"]["encoders"],
+        "data": {
+            "train": {
+                "folder": inputs["data"],
+                "fingerprint": ctx.manifests["data"]["fingerprint"],
+            },
+            "validation": read_by(last, "validation"),
+        },
     }
     ctx.store.write_json(f"{ctx.folder}/{MANIFEST}", manifest)
-    last = stages[-1]["name"]
-    return Result(files=[MANIFEST], metrics=dict(ctx.manifests[f"evaluation/{last}"]["metrics"]))
+    return Result(files=[MANIFEST], metrics=dict(last["metrics"]))
+
+
+def read_by(manifest: dict[str, Any], role: str) -> dict[str, str]:
+    """The result that a finished node has read."""
+    of = manifest["inputs"][role]
+    return {"folder": f"nodes/{of['node']}-{of['fingerprint']}", "fingerprint": of["fingerprint"]}

@@ -44,7 +44,7 @@ class Parent:
         very weights that its manifest names."""
         weights, card = read(self._file(which))
         theirs, mine = card.interval, self.interval
-        if theirs.q_lo > mine.q_lo or theirs.q_hi < mine.q_hi:
+        if not theirs.holds(mine):
             raise ValueError(
                 f"parent {card.expert} was trained on quantiles [{theirs.q_lo:g}, "
                 f"{theirs.q_hi:g}), which do not hold this expert's "

@@ -56,7 +56,7 @@ class Node:
     """The node E1_1 of the smoke pipeline, trained in this process into a store of its own."""
 
     def __init__(self, smoke, root):
-        unread = ("data", "encoders", "evaluate", "promote", "train/sr32")
+        unread = ("data", "encoders", "adopt", "evaluate", "promote", "train/sr32")
         self.store = Store.at(str(smoke.copy(root, NODE, *unread)))
         self.plan = plan.make(load(SMOKE), self.store, {})
         self.verdict = self.plan.verdicts[NODE]

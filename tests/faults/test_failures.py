@@ -75,7 +75,9 @@ def test_a_node_that_fails_stops_only_what_needs_it(smoke, tmp_path, capsys):
     store = smoke.copy(
         tmp_path / "store",
         "train/base/E1_",
+        "adopt/base",
         "evaluate/base/ensemble",
+        "evaluate/sr32",
         "promote",
     )
     blocked = store / "nodes/train/base" / smoke.folder("train/base/E1_1").name / "ema.safetensors"
@@ -96,7 +98,8 @@ def test_a_node_that_fails_stops_only_what_needs_it(smoke, tmp_path, capsys):
     for node, record in status["nodes"].items():
         by_state.setdefault(record["state"], set()).add(node)
     assert by_state.pop("failed") == {"train/base/E1_1"}
-    assert by_state.pop("skipped") == {"evaluate/base/ensemble", "promote/smoke"}
+    skipped = {"adopt/base", "evaluate/base/ensemble", "evaluate/sr32/ensemble", "promote/smoke"}
+    assert by_state.pop("skipped") == skipped
     assert by_state.pop("done") == {"train/base/E1_0"}
     assert by_state.keys() == {"reused"}
     assert list(store.glob("nodes/train/base/E1_0-*/manifest.json"))

@@ -11,9 +11,11 @@ from pipelines.steps.context import Result
 from pipelines.store.artifacts import Store
 
 DEMO = yaml.safe_load((SPECS / "demo.yaml").read_text())
+TRAINED = {"train", "adopt", "evaluate", "promote"}
 AFTER_E1_1 = {
     "train/base/E1_1",
     "train/base/E2_3",
+    "adopt/base",
     "evaluate/base/ensemble",
     "evaluate/sr32/ensemble",
     "evaluate/sr64/ensemble",
@@ -63,7 +65,7 @@ def test_one_experts_setting_reruns_it_and_what_follows(done):
     assert {i for i, v in verdicts.items() if not v.cached} == AFTER_E1_1
     assert "images: 2400 → 2416" in verdicts["train/base/E1_1"].why
     assert "input train/base/E1_1 changed" in verdicts["train/base/E2_3"].why
-    assert "input train/base/E2_3 changed" in verdicts["evaluate/base/ensemble"].why
+    assert "input adopt/base changed" in verdicts["evaluate/base/ensemble"].why
 
 
 def test_an_unchanged_spec_runs_nothing(done):
@@ -111,8 +113,8 @@ def test_how_a_run_is_done_changes_no_fingerprint(store, changes):
     ("changes", "touched"),
     [
         ({"name": "other"}, None),
-        ({"seed": 8}, {"data", "encoders", "embed", "train", "evaluate", "promote"}),
-        ({"encoders__clip_images": 256}, {"encoders", "embed", "train", "evaluate", "promote"}),
+        ({"seed": 8}, {"data", "encoders", "embed", *TRAINED}),
+        ({"encoders__clip_images": 256}, {"encoders", "embed", *TRAINED}),
         ({"evaluate__captions": 3}, {"evaluate", "promote"}),
         ({"stages__base__sampling__steps": 3}, {"evaluate", "promote"}),
     ],
@@ -187,7 +189,7 @@ def test_nodes_come_after_what_they_need(store):
     for verdict in made(store).verdicts.values():
         assert set(verdict.node.needs) <= seen, verdict.node.id
         seen.add(verdict.node.id)
-    assert len(seen) == 21
+    assert len(seen) == 24
 
 
 def test_the_plan_shows_every_interval(store):
@@ -205,4 +207,4 @@ def test_the_plan_shows_every_interval(store):
     for expert, word in {"E0_0": "all σ", "E2_3": "σ ≥", "M_C": "≤ σ <", "E1_0": "σ <"}.items():
         [line] = [x for x in lines if x.split()[1:2] == [f"train/base/{expert}"]]
         assert word in line
-    assert "21 to run, 0 reused" in lines[-1]
+    assert "24 to run, 0 reused" in lines[-1]

@@ -177,7 +177,7 @@ def test_a_checkpoint_taken_for_another_is_refused(tmp_path, card, make_net):
     path.write_bytes(to_bytes(Denoiser(make_net(), 0.6).state_dict(), card)[0])
     with pytest.raises(ValueError, match="holds expert E2_3, but E2_2 was asked for"):
         load_denoiser(path, expert="E2_2")
-    with pytest.raises(ValueError, match=r"holds interval .*0.75.* was asked for"):
+    with pytest.raises(ValueError, match=r"was trained on .*0.75.*, and is to work on .*0.5"):
         load_denoiser(path, interval=interval("E2_2"))
     load_denoiser(path)
 
@@ -189,3 +189,9 @@ def test_a_card_survives_json(card):
     assert json.loads(text)["format"] == checkpoint.FORMAT
     root = dataclasses.replace(card, parent=None, interval=Interval(0, 1))
     assert Card.from_json(root.to_json()) == root
+
+
+def test_a_checkpoint_may_work_on_a_part_of_its_interval(tmp_path, card, make_net):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(to_bytes(Denoiser(make_net(), 0.6).state_dict(), card)[0])
+    load_denoiser(path, interval=interval("E3_7"))

@@ -1,0 +1,22 @@
+"""What differs between two settings, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHOWN = 40  # characters of a value
+
+
+def difference(old: Any, new: Any, at: str = "") -> list[str]:
+    """Every leaf that differs, as ``key: old → new``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        out: list[str] = []
+        for key in sorted({*old, *new}):
+            out += difference(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
+        return out
+    return [] if old == new else [f"{at}: {short(old)} → {short(new)}"]
+
+
+def short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"

@@ -1,0 +1,163 @@
+"""Who sits in an ensemble, and which of two ensembles is the better one."""
+
+import json
+
+import pytest
+
+from pipelines.steps import adopt, gate
+from pipelines.steps.context import Context
+from pipelines.store.artifacts import Store
+
+
+def trained(gain=None, low=None):
+    metrics = {"val_loss": 0.1}
+    if gain is not None:
+        metrics |= {"val_gain": gain, "val_gain_low": low, "val_gain_high": 2 * gain - low}
+    return {"metrics": metrics, "info": {}}
+
+
+def context(tmp_path, manifests):
+    return Context(
+        node="adopt/base",
+        fingerprint="f",
+        store=Store.at(str(tmp_path)),
+        folder="nodes/x",
+        cpus=0,
+        runtime={},
+        manifests=manifests,
+        board=None,
+    )
+
+
+EXPERTS = {
+    "base/E0_0": trained(),
+    "base/E1_1": trained(0.01, 0.005),
+    "base/E2_3": trained(0.01, -0.001),
+    "base/M_C": trained(-0.01, -0.02),
+    "base/E1_0": trained(0.02, 0.001),
+}
+LINES = {
+    "E2_3": ["base/E2_3", "base/E1_1", "base/E0_0"],
+    "M_C": ["base/M_C", "base/E0_0"],
+    "E1_0": ["base/E1_0", "base/E0_0"],
+}
+
+
+def test_a_seat_goes_to_the_nearest_that_beat_its_parent(tmp_path):
+    found = adopt.step(context(tmp_path, EXPERTS), {"rule": "better", "seats": LINES}, {})
+    assert found.info["seats"] == {"E2_3": "base/E1_1", "M_C": "base/E0_0", "E1_0": "base/E1_0"}
+    assert found.info["refused"] == {
+        "base/E2_3": "its gain over its parent is +0.0100 [-0.0010, +0.0210]",
+        "base/M_C": "its gain over its parent is -0.0100 [-0.0200, +0.0000]",
+    }
+    assert found.metrics == {"adopted": 1, "refused": 2}
+
+
+def test_all_are_adopted_where_the_spec_says_so(tmp_path):
+    found = adopt.step(context(tmp_path, EXPERTS), {"rule": "always", "seats": LINES}, {})
+    assert found.info["seats"] == {seat: line[0] for seat, line in LINES.items()}
+    assert found.info["refused"] == {}
+
+
+def test_whoever_fails_with_its_parents_leaves_the_seat_to_the_root(tmp_path):
+    experts = {**EXPERTS, "base/E1_1": trained(0.0, -0.01)}
+    found = adopt.step(context(tmp_path, experts), {"rule": "better", "seats": LINES}, {})
+    assert found.info["seats"]["E2_3"] == "base/E0_0"
+    assert set(found.info["refused"]) == {"base/E2_3", "base/E1_1", "base/M_C"}
+
+
+class Two:
+    """An ensemble and a champion, measured on two stages."""
+
+    def __init__(self, root):
+        self.root, self.inputs, self.manifests = root, {"candidate": "nodes/promote"}, {}
+        self.manifests["candidate"] = {"metrics": {}, "info": {}}
+
+    def measured(self, role, losses, **metrics):
+        folder = f"nodes/evaluate/{role}"
+        (self.root / folder).mkdir(parents=True)
+        (self.root / folder / "losses.json").write_text(json.dumps(losses))
+        self.inputs[role] = folder
+        metrics["val_loss"] = sum(losses) / len(losses)
+        self.manifests[role] = {"metrics": metrics, "info": {}}
+
+    def decide(self, **rule):
+        settings = {"rule": {"metric": "val_loss", "margin": 0.0, **rule}, "champion": "c" * 16}
+        found = gate.step(context(self.root, self.manifests), settings, self.inputs)
+        assert json.loads((self.root / "nodes/x/decision.json").read_text()) == found.info
+        return found.info
+
+
+@pytest.fixture
+def two(tmp_path):
+    return Two(tmp_path)
+
+
+def losses(better=0.0):
+    return [0.1 + 0.01 * (i % 7) - better * (1 + 0.1 * (i % 3)) for i in range(64)]
+
+
+def test_better_on_one_stage_and_no_worse_on_the_other_wins(two):
+    for stage, gain in (("base", 0.01), ("sr", 0.0)):
+        two.measured(f"ensemble/{stage}", losses(gain))
+        two.measured(f"champion/{stage}", losses())
+    found = two.decide()
+    assert found["wins"]
+    assert found["why"] == "val_loss of base is better than the champion's: 0.1185 against 0.1295"
+    assert [row["on"] for row in found["compared"]] == ["base", "sr"]
+
+
+def test_the_same_is_no_better(two):
+    two.measured("ensemble/base", losses())
+    two.measured("champion/base", losses())
+    found = two.decide()
+    assert not found["wins"] and "is no better than the champion's" in found["why"]
+
+
+def test_worse_on_the_champions_own_data_loses(two):
+    for role, gain in (("", 0.01), ("-before", -0.005)):
+        two.measured(f"ensemble{role}/base", losses(gain))
+        two.measured(f"champion{role}/base", losses())
+    found = two.decide()
+    assert not found["wins"]
+    assert found["why"].startswith("val_loss of base on the champion's data is worse than")
+
+
+def test_a_gain_within_the_margin_is_none(two):
+    two.measured("ensemble/base", losses(0.01))
+    two.measured("champion/base", losses())
+    assert not two.decide(margin=0.2)["wins"] and two.decide(margin=0.01)["wins"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "mine", "wins"),
+    [
+        ("alignment", 0.4, True),
+        ("alignment", 0.2, False),
+        ("frechet_distance", 0.2, True),
+        ("frechet_distance", 0.4, False),
+    ],
+)
+def test_other_metrics_have_their_own_direction(two, metric, mine, wins):
+    two.measured("ensemble/base", losses(), **{metric: mine})
+    two.measured("champion/base", losses(), **{metric: 0.3})
+    assert two.decide(metric=metric)["wins"] == wins
+
+
+def test_a_metric_that_was_not_measured_is_a_mistake(two):
+    two.measured("ensemble/base", losses())
+    two.measured("champion/base", losses())
+    with pytest.raises(ValueError, match="was not measured here; choose another"):
+        two.decide(metric="alignment")
+
+
+def test_other_encoders_are_not_compared(two):
+    two.measured("ensemble/base", losses(0.05))
+    two.measured("champion/base", losses())
+    two.manifests["champion/base"]["info"]["strange"] = "the champion was trained with others"
+    assert two.decide() == {
+        "wins": False,
+        "why": "the champion was trained with others",
+        "champion": "c" * 16,
+        "compared": [],
+    }
