@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import logging
 import os
 import time
 import traceback
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pipelines import tree_view
+from pipelines.cluster import start_ray
 from pipelines.console import Console
+from pipelines.execution import Execution
 from pipelines.lineage import Lineage
 from pipelines.plan import Given, Node, Plan, Verdict
 from pipelines.steps import meters
@@ -29,173 +25,7 @@ from pipelines.training.notice import Preempted
 
 # Steps that themselves hand work to Ray run in the driver; the others run as a Ray task.
 ORCHESTRATING = {"train", "embed", "adopt", "gate"}
-LOOKERS = 5  # `ediffi status` holds a driver's lock for as long as it takes to look
-START_ATTEMPTS = 3  # a busy machine may not start Ray within the 30 s that Ray gives itself
 GRACE_S = 25.0  # of the half minute that a pod has between SIGTERM and SIGKILL
-SPARE_CPUS = 2  # for reads: Ray Data hangs when actors hold every CPU
-
-
-@dataclass
-class Execution:
-    """One run of a plan; kept in the store, so that it can be looked at and continued."""
-
-    id: str
-    pipeline: str
-    fingerprint: str
-    attempt: int
-    state: str = "running"
-    started: str = ""
-    nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    tracking: dict[str, Any] = field(default_factory=dict)
-
-    def save(self, store: Store) -> None:
-        store.write_json(f"executions/{self.id}.json", self.__dict__)
-        store.write_json(f"executions/{self.pipeline}.latest.json", {"id": self.id})
-
-
-def latest(store: Store, pipeline: str | None = None) -> Execution | None:
-    """The last execution of a pipeline, or of any."""
-    if pipeline is None:
-        names = [f for f in store.files("executions") if f.endswith(".latest.json")]
-        found = [latest(store, name.removesuffix(".latest.json")) for name in names]
-        return max((e for e in found if e), key=lambda e: e.started, default=None)
-    pointer = store.read_json(f"executions/{pipeline}.latest.json")
-    return by_id(store, pointer["id"]) if pointer else None
-
-
-def by_id(store: Store, execution: str) -> Execution | None:
-    record = store.read_json(f"executions/{execution}.json")
-    return Execution(**record) if record else None
-
-
-@contextlib.contextmanager
-def only_driver(store: Store, pipeline: str) -> Iterator[None]:
-    """Holds the pipeline for this process; ValueError if another works on it.
-
-    A bucket has no lock to hold. There it is for whoever starts drivers to start one at a time, as
-    a Job or a CronJob with ``concurrencyPolicy: Forbid`` does; two would end in the same results,
-    each file being whole whoever wrote it, but do the work twice.
-    """
-    if not store.is_local:
-        yield
-        return
-    place = Path(store.full(f"executions/.{pipeline}.lock"))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("a+") as lock:
-        try:
-            _lock(lock)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ValueError(
-                f"pipeline {pipeline} is being run already (process {lock.read().strip()}); "
-                "watch it with `ediffi status`"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
-
-
-def _lock(file: TextIO) -> None:
-    """Takes the lock, in spite of those who only look whether it is taken."""
-    for attempt in range(LOOKERS + 1):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if attempt == LOOKERS:
-                raise
-            time.sleep(0.1)
-
-
-def is_driven(store: Store, pipeline: str) -> bool | None:
-    """Whether a living driver holds the pipeline; None if it cannot be told, as in a bucket."""
-    if not store.is_local:
-        return None
-    place = Path(store.full(f"executions/.{pipeline}.lock"))
-    if not place.exists():
-        return False
-    with place.open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def begin(plan: Plan, store: Store) -> Execution:
-    """Continues the last execution if it was stopped before its end, else starts a new one."""
-    last = latest(store, plan.spec.name)
-    unfinished = last and last.state in ("running", "interrupted")
-    if last and unfinished and last.fingerprint == plan.fingerprint:
-        last.state = "running"
-        last.attempt += 1
-        return last
-    if last and last.state == "running":
-        last.state = "killed"
-        last.save(store)
-    now = datetime.now(UTC)
-    return Execution(
-        id=f"{plan.spec.name}-{now:%Y%m%d-%H%M%S-%f}",
-        pipeline=plan.spec.name,
-        fingerprint=plan.fingerprint,
-        attempt=1,
-        started=now.isoformat(timespec="seconds"),
-    )
-
-
-def start_ray(cpus: int, variables: Mapping[str, str] | None = None) -> None:
-    """Connects to the cluster in RAY_ADDRESS, or starts one on this machine.
-
-    Args:
-        variables: of the environment that a cluster's processes need; those on this machine have
-            this process's.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a second shell gets 401 on loopback
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ speaks on stderr
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    import ray
-
-    if not os.environ.get("RAY_ADDRESS"):
-        # One machine is not preempted; the watcher is a process of each training node.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    where: dict[str, Any] = {
-        "address": "local",  # else it would be one that somebody started here with `ray start`
-        "num_cpus": cpus + SPARE_CPUS,
-        "include_dashboard": False,
-        "object_store_memory": 512 * 2**20,
-    }
-    if os.environ.get("RAY_ADDRESS"):
-        where = {"runtime_env": {"env_vars": dict(variables)}} if variables else {}
-    for attempt in range(START_ATTEMPTS):
-        try:
-            with stderr_closed():
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
-            break
-        except Exception as error:  # Ray's own class for it is Exception
-            if "timed out during startup" not in str(error) or attempt + 1 == START_ATTEMPTS:
-                raise
-            ray.shutdown()
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    for noisy in ("ray.data", "ray.train"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-
-
-@contextlib.contextmanager
-def stderr_closed() -> Iterator[None]:
-    """Nothing reaches stderr meanwhile, not from C++ either: it is for the user's mistakes."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 class Runner:

@@ -38,7 +38,7 @@ def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) 
     """The store, and the execution that was asked for (the last one by default)."""
     from pipelines import remote
     from pipelines import spec as specs
-    from pipelines.run import by_id, latest
+    from pipelines.execution import by_id, latest
     from pipelines.store.artifacts import Store
 
     pipeline = None

@@ -84,7 +84,7 @@ def sample(
 
 def find_model(model: str, storage: str | None) -> Path:
     """The ensemble.json behind a path, a pipeline's name or a registry address."""
-    from pipelines.run import latest
+    from pipelines.execution import latest
     from pipelines.store.artifacts import Store
 
     if model.endswith(".json"):

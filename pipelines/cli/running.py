@@ -35,9 +35,11 @@ def run(spec: SpecPath, storage: Storage = None) -> None:
     """Runs a pipeline, or goes on where a kill stopped it."""
     from pipelines import tree_view
     from pipelines.console import Console
+    from pipelines.execution import begin
+    from pipelines.lease import only_driver
     from pipelines.lineage import Lineage
     from pipelines.remote import StorageError
-    from pipelines.run import Runner, begin, only_driver, reason
+    from pipelines.run import Runner, reason
     from pipelines.stopping import Stop
     from pipelines.store.artifacts import Store
 
@@ -84,7 +86,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Says how the last run stands, node by node."""
-    from pipelines.run import is_driven
+    from pipelines.lease import is_driven
 
     store, execution = asked_execution(spec, storage, None)
     if execution.state == "running":

@@ -126,7 +126,7 @@ def make_encoders(folder: Path, captions: Sequence[str], pictures: Sequence[byte
 
 
 def main() -> None:
-    from pipelines.run import start_ray
+    from pipelines.cluster import start_ray
 
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--rounds", type=int, default=ROUNDS)

@@ -28,7 +28,8 @@ ROUNDS, IMAGES, WARM = 3, 1600, 320
 
 def prepared(folder: Path) -> tuple[Path, Path]:
     """→ a spec of one expert with the demo's network, and a store in which its data are ready."""
-    from pipelines.run import Runner, start_ray
+    from pipelines.cluster import start_ray
+    from pipelines.run import Runner
     from pipelines.store.artifacts import Store
 
     spec = write_spec(folder / "bench.yaml", images=IMAGES, checkpoint_images=10**9)
@@ -138,7 +139,7 @@ def through_ray(spec: Path, store: Path, rounds: int) -> list[dict[str, float]]:
     import bench_node
     import ray
 
-    from pipelines.run import start_ray
+    from pipelines.cluster import start_ray
     from pipelines.steps.context import Board, Context
     from pipelines.steps.train import train
     from pipelines.store.artifacts import Store

@@ -11,7 +11,7 @@ import notice_kit
 import pytest
 from kit import PATIENCE_S, SMOKE, call, descendants, driver, is_alive, strict_json, title
 
-from pipelines.run import start_ray
+from pipelines.cluster import start_ray
 from pipelines.steps.context import Board, Context
 from pipelines.steps.train import train
 from pipelines.stopping import in_thread

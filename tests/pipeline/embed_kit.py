@@ -157,7 +157,7 @@ class Pool:
 
 
 if __name__ == "__main__":
-    from pipelines.run import start_ray
+    from pipelines.cluster import start_ray
 
     found, manifest = embed(Path(sys.argv[1]), sys.argv[3], start_ray)
     print(found.why, manifest["metrics"]["encoded_now"])

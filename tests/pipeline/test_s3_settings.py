@@ -7,10 +7,11 @@ import pytest
 from kit import SMOKE, call, spec_with
 from s3 import KEY, SECRET
 
-from pipelines import run
+from pipelines import cluster
+from pipelines.execution import Execution
+from pipelines.lease import is_driven
 from pipelines.lineage import tracking_uri
 from pipelines.plan import make
-from pipelines.run import Execution, is_driven
 from pipelines.spec import load
 from pipelines.store.artifacts import Store
 
@@ -32,7 +33,7 @@ def test_a_cluster_gets_what_the_spec_says_and_nothing_else(s3, tmp_path, ray_in
     settings = {"endpoint_url": s3.endpoint, "key": KEY, "secret": SECRET}
     spec = load(spec_with(tmp_path / "a.yaml", lambda raw: raw.update(s3=settings)))
     os.environ["RAY_ADDRESS"] = "ray://somewhere"
-    run.start_ray(2, spec.s3.variables())
+    cluster.start_ray(2, spec.s3.variables())
     assert ray_init["runtime_env"] == {
         "env_vars": {
             "AWS_ENDPOINT_URL": s3.endpoint,
@@ -47,7 +48,7 @@ def test_a_cluster_gets_what_the_spec_says_and_nothing_else(s3, tmp_path, ray_in
 
 def test_a_cluster_keeps_its_own_settings_if_the_spec_says_nothing(s3, ray_init):
     os.environ["RAY_ADDRESS"] = "ray://somewhere"
-    run.start_ray(2, load(SMOKE).s3.variables())
+    cluster.start_ray(2, load(SMOKE).s3.variables())
     assert "runtime_env" not in ray_init
 
 

@@ -94,7 +94,8 @@ def steps(root):
 def main(spec, root):
     import ray
 
-    from pipelines.run import Runner, start_ray
+    from pipelines.cluster import start_ray
+    from pipelines.run import Runner
     from pipelines.steps import train
     from pipelines.steps.context import Board
     from pipelines.store.artifacts import Store

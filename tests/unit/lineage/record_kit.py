@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from pipelines import plan, run, sources, spec
+from pipelines import execution, plan, sources, spec
 from pipelines.lineage import Lineage, quiet_mlflow
 from pipelines.store.artifacts import Store
 
@@ -19,7 +19,7 @@ class Driver:
         self.store = Store.open(str(root))
         loaded = spec.load(SMOKE).model_copy(update={"tracking": uri})
         self.plan = plan.make(loaded, self.store, sources.identify_all(loaded))
-        self.execution = run.begin(self.plan, self.store)
+        self.execution = execution.begin(self.plan, self.store)
         self.execution.save(self.store)
         self.said: list[str] = []
         self.lineage = Lineage(self.plan, self.store, self.execution, self.said.append)
