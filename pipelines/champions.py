@@ -70,7 +70,9 @@ class Book:
     def marks(self, fingerprint: str) -> list[str]:
         """``champion``, ``candidate``, both or neither."""
         held = {"champion": self.champion, "candidate": self.candidate}
-        return [alias for alias, entry in held.items() if entry and entry.fingerprint == fingerprint]
+        return [
+            alias for alias, entry in held.items() if entry and entry.fingerprint == fingerprint
+        ]
 
     def find(self, model: str, name: str) -> Entry:
         """By alias, version, or the start of a fingerprint; ValueError if there is no such one."""

@@ -73,6 +73,9 @@ class Plan:
     trees: Mapping[str, Tree]
     """Stage → its tree, of those that grow."""
 
+    champion: Champion | None
+    """The ensemble to be beaten."""
+
     again: Callable[[], Plan]
     """The plan anew: as far as it has grown by what the store now holds."""
 
@@ -134,6 +137,7 @@ def make(
                 verdicts=verdicts,
                 fingerprint=first,
                 trees={} if warm else trees,
+                champion=champion,
                 again=lambda: make(spec, store, sources, champion=champion, warm=warm),
             )
         trees = found

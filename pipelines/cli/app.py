@@ -22,16 +22,29 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 DEFAULT_STORAGE = "ediffi-store"
 
 
-def opened(spec_path: Path, storage: str | None) -> tuple[Any, Any, Any, Any]:
-    """Spec, store, plan, and the sources it was made for."""
+def opened(
+    spec_path: Path, storage: str | None, *, retrains: bool = False
+) -> tuple[Any, Any, Any, Any]:
+    """Spec, store, plan, and the sources it was made for.
+
+    Args:
+        retrains: whether the plan shall go on from the champion; ValueError if there is none.
+    """
     from pipelines import plan, remote, sources, spec
+    from pipelines.nodes.champion import Champion
     from pipelines.store.artifacts import Store
 
     loaded = spec.load(spec_path)
     remote.use(loaded.s3.variables())
     store = Store.at(storage or loaded.storage).greet()
     found = sources.identify_all(loaded)
-    return loaded, store, plan.make(loaded, store, found), found
+    champion = Champion.standing(store, loaded.name)
+    if retrains and champion is None:
+        raise ValueError(
+            f"{loaded.name} has no champion in {store.root} to go on from; `ediffi run` trains one"
+        )
+    made = plan.make(loaded, store, found, champion=champion, warm=retrains)
+    return loaded, store, made, found
 
 
 def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) -> tuple[Any, Any]:

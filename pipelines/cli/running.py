@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipelines.cli.app import AsJson, SpecPath, Storage, app, asked_execution, opened
-
-RECORD_WHEN_STOPPED_S = 5.0
 
 
 @app.command(name="plan", epilog="Example:  ediffi plan pipelines/specs/demo.yaml")
@@ -33,48 +30,38 @@ def show_plan(spec: SpecPath, storage: Storage = None, as_json: AsJson = False) 
 @app.command(epilog="Example:  ediffi run pipelines/specs/demo.yaml")
 def run(spec: SpecPath, storage: Storage = None) -> None:
     """Runs a pipeline, or goes on where a kill stopped it."""
-    from pipelines import tree_view
-    from pipelines.console import Console
-    from pipelines.execution import begin
-    from pipelines.lease import only_driver
-    from pipelines.lineage import Lineage
-    from pipelines.remote import StorageError
-    from pipelines.run import Runner, reason
-    from pipelines.stopping import Stop
-    from pipelines.store.artifacts import Store
+    from pipelines.drive import drive
 
-    loaded, store, made, _ = opened(spec, storage)
-    store = Store.open(store.root)
-    with only_driver(store, loaded.name), Console() as console, Stop() as stop:
-        execution = begin(made, store)
-        execution.save(store)
-        again = f", attempt {execution.attempt}" if execution.attempt > 1 else ""
-        console.say(f"{execution.id}{again}: {len(made.verdicts)} nodes in {store.root}")
-        for verdict in made.verdicts.values():
-            if verdict.cached:
-                console.say(f"{verdict.node.id} reused: {verdict.why}")
-        lineage = Lineage(made, store, execution, console.say)
-        runner = Runner(made, store, execution, lineage, console, stop)
-        good = runner.run()
-        if stop.signal and execution.state == "interrupted":
-            lineage.close(execution.state, runner.manifests, RECORD_WHEN_STOPPED_S)
-            execution.save(store)
-            console.say("interrupted; the same command goes on from here")
-            raise SystemExit(128 + stop.signal)
-        console.say("finishing the MLflow record")
-        lineage.close(execution.state, runner.manifests)
-        execution.save(store)
-        here = " on this machine, as a bucket cannot hold it" if lineage.is_aside else ""
-        console.say(f"{execution.state}; record: {lineage.uri}{here}")
-    typer.echo("\n" + tree_view.text(tree_view.build(made, execution, runner.manifests)))
-    if good and (promoted := made.verdicts.get(f"promote/{loaded.name}")):
-        path = store.full(f"{promoted.folder}/ensemble.json")
-        typer.echo(f"\nensemble: {os.path.relpath(path) if store.is_local else path}")
-    if not good:
-        mistakes = all(isinstance(e, ValueError | StorageError) for e in runner.failed.values())
-        for node, error in runner.failed.items():
-            typer.echo(f"ediffi: {node}: {reason(error)}", err=True)
-        raise SystemExit(2 if mistakes else 1)
+    _, store, made, _ = opened(spec, storage)
+    finish(*drive(made, store))
+
+
+@app.command(epilog="Example:  ediffi retrain pipelines/specs/demo.yaml")
+def retrain(spec: SpecPath, storage: Storage = None) -> None:
+    """Goes on from the champion with new data, and keeps the better of the two.
+
+    Every expert of the champion's is trained on for a part of its images; the result is compared
+    with the champion on old and new validation data. Without new data nothing is done.
+    """
+    from pipelines.drive import drive
+    from pipelines.retrain import why_not
+
+    _, store, made, sources = opened(spec, storage, retrains=True)
+    assert made.champion is not None
+    if reason := why_not(made, store, sources, made.champion):
+        typer.echo(f"skipped: {reason}")
+        return
+    finish(*drive(made, store))
+
+
+def finish(code: int, shown: str, wrong: list[str]) -> None:
+    """Says how a run ended, and ends with its code."""
+    if shown:
+        typer.echo(shown)
+    for line in wrong:
+        typer.echo(f"ediffi: {line}", err=True)
+    if code:
+        raise SystemExit(code)
 
 
 @app.command(epilog="Example:  ediffi status --json")

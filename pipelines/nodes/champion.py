@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines import champions
 from pipelines.nodes.node import Given
 from pipelines.store.artifacts import Store
 
@@ -22,6 +23,12 @@ class Champion:
 
     settings: Mapping[str, Mapping[str, Any]]
     """``stage/seat`` → how whoever sits there was trained."""
+
+    @staticmethod
+    def standing(store: Store, model: str) -> Champion | None:
+        """The one that a new ensemble has to beat, if there is one."""
+        entry = champions.read(store, model).champion
+        return Champion.of(store, entry.folder, entry.fingerprint) if entry else None
 
     @staticmethod
     def of(store: Store, folder: str, fingerprint: str) -> Champion:
