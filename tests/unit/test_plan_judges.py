@@ -1,40 +1,19 @@
 """Plans that grow, plans with a champion, and plans of a retraining: from a store, without Ray."""
 
-import json
-
 import pytest
-import yaml
+from plan_kit import Crowned, finish, spec
 
 from ediffi_core import tree
 from pipelines import plan
-from pipelines.nodes.champion import Champion
-from pipelines.spec import Spec
 from pipelines.store.artifacts import Store
 
 ADAPTIVE = {"budget": 128 * 6, "images": 128}
-
-
-def spec(change=lambda raw: None):
-    from pathlib import Path
-
-    raw = yaml.safe_load(Path("pipelines/specs/smoke.yaml").read_text())
-    change(raw)
-    return Spec.model_validate(raw)
 
 
 def grows(raw):
     base = raw["stages"]["base"]
     base |= {"experts": {"E0_0": {"images": 256}}, "adaptive": ADAPTIVE}
     del base["ensemble"], base["single"]
-
-
-def finish(store, verdict, **more):
-    """As if the node had been run."""
-    store.write(f"{verdict.folder}/result", b"x")
-    inputs = {r: {"node": i, "fingerprint": "f"} for r, i in verdict.node.inputs.items()}
-    settings = json.loads(json.dumps(verdict.node.settings))
-    told = {"fingerprint": verdict.fingerprint, "settings": settings, "inputs": inputs}
-    return store.commit(verdict.folder, ["result"], {**told, "metrics": {}, "info": {}, **more})
 
 
 def gained(gain):
@@ -105,37 +84,6 @@ def test_the_same_store_grows_the_same_tree(store):
 def test_a_tree_with_a_list_of_experts_does_not_grow(store):
     made = plan.make(spec(), store, {})
     assert made.trees == {} and not made.is_growing
-
-
-class Crowned:
-    """A champion of the smoke spec, as its promote node left it."""
-
-    def __init__(self, store, change=lambda raw: None):
-        self.store = store
-        made = plan.make(spec(change), store, {})
-        by_id = made.verdicts
-        for verdict in by_id.values():
-            if verdict.node.kind == "train":
-                finish(store, verdict, metrics={"val_loss": 0.1}, kind="train")
-        promoted = by_id["promote/smoke"]
-        stages = [dict(s) for s in promoted.node.settings["stages"]]
-        weights = {}
-        for stage in stages:
-            for seat in stage["experts"]:
-                at = by_id[f"train/{stage['name']}/{seat}"]
-                weights[f"{stage['name']}/{seat}"] = {
-                    "path": f"{at.folder}/ema.safetensors",
-                    "fingerprint": at.fingerprint,
-                    "expert": seat,
-                }
-        data = {s: by_id[f"embed/{s}"] for s in ("train", "validation")}
-        read = {s: {"folder": v.folder, "fingerprint": v.fingerprint} for s, v in data.items()}
-        manifest = {"stages": stages, "weights": weights, "data": read, "trained_with": {}}
-        store.write_json(f"{promoted.folder}/ensemble.json", manifest)
-        self.champion = Champion.of(store, promoted.folder, promoted.fingerprint)
-
-    def plan(self, change=lambda raw: None, **how):
-        return plan.make(spec(change), self.store, {}, champion=self.champion, **how)
 
 
 def longer(raw):
