@@ -19,7 +19,9 @@ from pipelines.lineage.writer import Writer
 from pipelines.plan import Plan, Verdict
 from pipelines.store.artifacts import Store, sha256
 
-SHOWN = (".png", "captions.txt", "ensemble.json")  # files of a node that the record shows
+SHOWN = (".png", "captions.txt", "ensemble.json", "decision.json")
+"""Files of a node that the record shows."""
+
 PARAMS, PARAM_CHARACTERS, TAG_CHARACTERS = 100, 6000, 5000  # MLflow's limits a call, or below them
 WAIT_S, WAIT_AWAY_S = 120.0, 15.0
 
@@ -103,10 +105,25 @@ class Lineage:
 
     def finished(self, verdict: Verdict, manifest: dict[str, Any]) -> None:
         self._keep(self._finish(verdict, manifest, "done"))
+        self._decided(verdict, manifest)
 
     def reused(self, verdict: Verdict, manifest: dict[str, Any]) -> None:
         begin, finish = self._begin(verdict, "reused"), self._finish(verdict, manifest, "reused")
         self._keep({"do": "reused", "begin": begin, "finish": finish})
+        self._decided(verdict, manifest)
+
+    def _decided(self, verdict: Verdict, manifest: dict[str, Any]) -> None:
+        """Says at the experts' own runs which are adopted, and why others are not."""
+        if verdict.node.kind != "adopt":
+            return
+        refused = manifest["info"]["refused"]
+        for role, node in verdict.node.inputs.items():
+            tags = {"ediffi.adopted": "no" if role in refused else "yes"}
+            if role in refused:
+                tags["ediffi.refused"] = refused[role]
+            elif role not in manifest["info"]["seats"].values():
+                continue
+            self._keep({"do": "label", "node": node, "tags": tags})
 
     def failed(self, verdict: Verdict, error: str) -> None:
         self._keep({"do": "fail", "node": verdict.node.id, "error": error[:TAG_CHARACTERS]})
@@ -208,6 +225,8 @@ class Lineage:
                 "ediffi.sigma_hi": f"{high:.6g}",
                 "ediffi.parent": node.inputs.get("parent", ""),
             }
+            if warm := node.given.get("parent"):
+                tags["ediffi.parent"] = warm.folder.removeprefix("nodes/")
             if expert.startswith("E"):
                 tags["ediffi.level"] = expert[1:].split("_")[0]
         return tags

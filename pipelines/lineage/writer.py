@@ -130,6 +130,11 @@ class Writer:
         self.client.set_terminated(run, "FINISHED", item["time_ms"])
         self.ended.add(node)
 
+    def _label(self, item: Item) -> None:
+        """What was decided of a node after its end; one that this execution lacks is passed by."""
+        if item["node"] in self.runs:
+            self._tag(item["node"], item["tags"])
+
     def _reused(self, item: Item) -> None:
         """A node that needed no work, or whose record a kill kept from its end."""
         node = item["begin"]["node"]
