@@ -1,11 +1,24 @@
 """Whole smoke pipelines under random SIGKILLs, twenty of them and more. Run by `make soak`."""
 
+import json
 import os
 import random
+import re
 import time
 
 import pytest
-from kit import PATIENCE_S, SMOKE, Driver, descendants, is_alive, kill, shards_of, title, versions
+from kit import (
+    PATIENCE_S,
+    SMOKE,
+    SPECS,
+    Driver,
+    descendants,
+    is_alive,
+    kill,
+    shards_of,
+    title,
+    versions,
+)
 
 KILLS = int(os.environ.get("EDIFFI_SOAK_KILLS", "20"))
 SEED = int(os.environ.get("EDIFFI_SOAK_SEED", "0"))
@@ -86,3 +99,70 @@ def test_random_kills_change_no_byte_and_leave_nothing(smoke, tmp_path):
         assert [*store.rglob(".*.tmp"), *store.glob("ray-train")] == []
     wait_for_the_dead(seen)
     assert not {p for p in descendants(os.getpid()) if "ray" in title(p)}
+
+
+# -- the whole demo ------------------------------------------------------------------------------
+
+DEMO = SPECS / "demo.yaml"
+TIMED = ("history.jsonl", "checkpoint.json", "stats.json")
+"""Files that say when something was done."""
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(6 * 3600)
+def test_kills_of_the_demos_driver_change_nothing(tmp_path):
+    """Twenty, each followed by the same command; beside a run that nobody disturbed."""
+    calm = tmp_path / "calm"
+    undisturbed = Driver(DEMO, calm, tmp_path / "calm.log")
+    assert undisturbed.finish() == 0, undisturbed.text()
+    rng, kills, turn, seen = random.Random(SEED), 0, 0, set(undisturbed.seen)
+    while kills < KILLS:
+        turn += 1
+        store, said, code = tmp_path / f"store{turn}", "", None
+        while code != 0:
+            running = Driver(DEMO, store, tmp_path / f"log-{turn}-{kills}")
+            until = time.monotonic() + rng.uniform(3, LONGEST_S)
+            while time.monotonic() < until and running.process.poll() is None:
+                time.sleep(0.1)
+                running.look()
+            if running.process.poll() is None:
+                kill(running.pid)
+                kills += 1
+                print(f"{time.strftime('%H:%M:%S')} kill {kills} of the demo's driver", flush=True)
+            code, said = running.finish(), said + running.text()
+            seen |= running.seen
+        assert_equal(calm, store)
+        assert_recorded(store)
+        done = re.findall(r"\] (train/\S+) done in", said)
+        assert len(done) == len(set(done)), "a node was trained twice"
+    wait_for_the_dead(seen)
+
+
+def assert_equal(calm, store):
+    """All that determines pictures, and all that was measured; and who is champion."""
+    nodes = {f.parent.relative_to(calm): f for f in calm.glob("nodes/**/manifest.json")}
+    assert {f.parent.relative_to(store) for f in store.glob("nodes/**/manifest.json")} == set(nodes)
+    for folder, file in nodes.items():
+        mine, theirs = (json.loads(f.read_text()) for f in (store / folder / file.name, file))
+        assert mine["metrics"] == theirs["metrics"], folder
+        for name, entry in theirs["files"].items():
+            if not name.endswith(TIMED) and not name.endswith("ensemble.json"):  # names the store
+                assert mine["files"][name] == entry, (folder, name)
+    books = [json.loads((s / "registry/digit-scenes.json").read_text()) for s in (calm, store)]
+    assert books[0]["champion"]["fingerprint"] == books[1]["champion"]["fingerprint"]
+    assert [len(book["history"]) for book in books] == [2, 2]
+
+
+def assert_recorded(store):
+    """No run is left RUNNING, and every node has one that ended well."""
+    from pipelines.lineage import quiet_mlflow
+
+    client = quiet_mlflow().MlflowClient(f"sqlite:///{store}/mlflow.db")
+    experiment = client.get_experiment_by_name("digit-scenes").experiment_id
+    runs = client.search_runs([experiment], max_results=1000)
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    nodes = [r.data.tags["ediffi.node"] for r in runs if "ediffi.node" in r.data.tags]
+    manifests = list(store.glob("nodes/**/manifest.json"))
+    assert len(nodes) == len(set(nodes)) == len(manifests)
+    aliases = client.get_registered_model("digit-scenes").aliases
+    assert set(aliases) >= {"champion", "candidate"}
