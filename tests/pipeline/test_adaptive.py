@@ -1,4 +1,4 @@
-"""A tree that grows while it is trained, on Ray: what is decided, and that a rerun decides alike."""
+"""A tree that grows while it is trained: what it decides, and that a rerun decides alike."""
 
 import pytest
 from kit import ediffi, said, spec_with, strict_json
