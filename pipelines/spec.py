@@ -22,7 +22,7 @@ from ediffi_core import tree
 from ediffi_core.noise import NoiseDistribution
 from ediffi_core.sampling import SOLVERS
 from ediffi_core.unet import PRESETS
-from pipelines.data.cost import ASSUMED, GPUS
+from pipelines.data.cost import ASSUMED, known_gpu
 from pipelines.data.settings import Source
 from pipelines.strict import Strict
 from pipelines.training.settings import Cadence, Training, Workers
@@ -121,9 +121,7 @@ class Embedding(Strict):
     @field_validator("gpu")
     @classmethod
     def known(cls, gpu: str) -> str:
-        if gpu not in GPUS:
-            raise ValueError(f"{gpu!r} is unknown; there are {', '.join(GPUS)}")
-        return gpu
+        return known_gpu(gpu)
 
     @property
     def packing(self) -> dict[str, Any]:
