@@ -291,6 +291,7 @@ def _evaluate_node(
             "encoders": encoders.named,
             "scoring_clip": spec.evaluate.clip,
         },
+        cpus=spec.evaluate.cpus,
     )
 
 

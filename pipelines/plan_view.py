@@ -19,16 +19,6 @@ def sigma_range(node: Node) -> dict[str, float | None] | None:
     return {"sigma_lo": low, "sigma_hi": None if high == float("inf") else high}
 
 
-def images_to_train(plan: Plan, node: Node) -> int | None:
-    """Images a training node adds; one that continues its parent does not repeat the parent's."""
-    if node.kind != "train":
-        return None
-    images: int = node.settings["images"]
-    if node.settings["start"] == "continue":
-        images -= plan.verdicts[node.inputs["parent"]].node.settings["images"]
-    return images
-
-
 def waits_for(plan: Plan, node: Node) -> list[str]:
     """What a node waits for that must run itself; what that waits for in turn goes unsaid."""
     running = [n for n in node.needs if not plan.verdicts[n].cached]

@@ -31,10 +31,10 @@ class Group(Strict):
     def known(cls, gpu: str) -> str:
         return known_gpu(gpu)
 
-    def flops(self, precision: str) -> float:
-        """FLOP/s that one GPU is reckoned to do."""
+    def peak(self, precision: str) -> float:
+        """FLOP/s of one GPU at best; ``precision`` is float32 or bfloat16."""
         peak: float = getattr(GPUS[self.gpu], precision)
-        return peak * self.utilisation
+        return peak
 
 
 class Cluster(Strict):
