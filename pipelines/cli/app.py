@@ -22,15 +22,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 DEFAULT_STORAGE = "ediffi-store"
 
 
-def opened(spec_path: Path, storage: str | None) -> tuple[Any, Any, Any, Any]:
-    """Spec, store, plan, and the sources it was made for."""
+def opened(spec_path: Path, storage: str | None, assume: bool = False) -> tuple[Any, Any, Any, Any]:
+    """Spec, store, plan, and the sources it was made for.
+
+    Args:
+        assume: looks neither into the spec's store, as if nothing were done, nor at data whose size
+            the spec gives as ``pairs:``.
+    """
     from pipelines import plan, remote, sources, spec
     from pipelines.store.artifacts import Store
 
     loaded = spec.load(spec_path)
     remote.use(loaded.s3.variables())
-    store = Store.at(storage or loaded.storage).greet()
-    found = sources.identify_all(loaded)
+    nowhere = os.devnull if assume else None  # a store with nothing in it
+    store = Store.at(storage or nowhere or loaded.storage).greet()
+    found = sources.identify_all(loaded, assume)
     return loaded, store, plan.make(loaded, store, found), found
 
 

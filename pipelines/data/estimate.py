@@ -80,9 +80,7 @@ def _embedding(spec: Spec) -> Embedding:
     return spec.embedding.model_copy(update={"gpu": spec.cluster.groups[group].gpu})
 
 
-def _assumed(
-    spec: Spec, recipe: Mapping[str, Any], pairs: int, made: str | None
-) -> dict[str, Any]:
+def _assumed(spec: Spec, recipe: Mapping[str, Any], pairs: int, made: str | None) -> dict[str, Any]:
     """Of data that nobody looked at, all new."""
     encoders = None if made else spec.encoders
     work = _cost(pairs, 1.0, {}, recipe, encoders, _embedding(spec))

@@ -101,7 +101,16 @@ class Source(Strict):
     def no_idle_setting(self) -> Self:
         if self.make:
             unset = Source.model_construct()
-            for name in ("format", "image", "caption", "captions", "key", "scores", "filters", "pairs"):
+            for name in (
+                "format",
+                "image",
+                "caption",
+                "captions",
+                "key",
+                "scores",
+                "filters",
+                "pairs",
+            ):
                 if getattr(self, name) != getattr(unset, name):
                     raise ValueError(f"`{name}:` is for data of your own; remove it, or `make:`")
         for name in self.filters.scores:

@@ -22,6 +22,7 @@ from pipelines.plan import Node, Plan, images_to_train
 from pipelines.planning.cluster import EMBEDDING, Cluster, Group
 from pipelines.planning.network import Size, size_of
 from pipelines.planning.networks import config_of
+from pipelines.planning.words import number
 from pipelines.spec import Spec
 
 CPU = "CPU"
@@ -91,7 +92,7 @@ def costs_of(plan: Plan, cluster: Cluster, ahead: Mapping[str, Any]) -> dict[str
         elif node.kind == "embed":
             found[node.id] = _embed(plan.spec, node, cluster, ahead.get(node.id, {}))
         elif node.kind == "evaluate":
-            found[node.id] = _evaluate(plan.spec, node)
+            found[node.id] = evaluation(plan.spec, node)
         else:
             found[node.id] = Cost()
     return found
@@ -169,7 +170,7 @@ def _train(plan: Plan, node: Node, cluster: Cluster, speeds: Mapping[str, Speed]
         group=where,
         gang=gang or node.cpus,
         money=_money(group, gang, seconds) if group else 0.0,
-        how=f"{how}: {a_second:,.0f} images/s" if a_second >= 10 else f"{how}: {a_second:.3g} images/s",
+        how=f"{how}: {number(a_second)} images/s",
         **stored,
     )
 
@@ -268,7 +269,7 @@ def _embed(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]) ->
     )
 
 
-def _evaluate(spec: Spec, node: Node) -> Cost:
+def evaluation(spec: Spec, node: Node) -> Cost:
     """Pictures × each stage's evaluations × a forward pass at the whole side, twice with guidance;
     and the validation loss at the trained side. Evaluation works on CPUs."""
     from pipelines.steps.evaluate import LOSS_DRAWS, UNTRAINED_CAPTIONS

@@ -148,9 +148,9 @@ def size_of(config: UNetConfig, side: int | None = None) -> Size:
     return Size(count.parameters, count.flops)
 
 
-def embeddings(t5: int, clip_text: int, clip: int, more: Iterable[EmbeddingSpec] = ()) -> tuple[
-    EmbeddingSpec, ...
-]:
+def embeddings(
+    t5: int, clip_text: int, clip: int, more: Iterable[EmbeddingSpec] = ()
+) -> tuple[EmbeddingSpec, ...]:
     """What a network reads of encoders of these widths, in the paper's order."""
     return (
         EmbeddingSpec(name="clip_text", dim=clip_text, kind="sequence"),

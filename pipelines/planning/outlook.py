@@ -8,7 +8,9 @@ from typing import Any
 
 from pipelines.plan import Plan, ways_to_end
 from pipelines.planning.cluster import Cluster
-from pipelines.planning.costs import CPU, Cost, costs_of
+from pipelines.planning.costs import CPU, TRAINING_PASSES, Cost, costs_of, stage_of
+from pipelines.planning.network import size_of
+from pipelines.planning.networks import config_of
 from pipelines.planning.simulate import Schedule, Task, simulate
 
 
@@ -56,6 +58,23 @@ def look_ahead(plan: Plan, ahead: Mapping[str, Any]) -> Outlook | None:
     capacity = {name: float(group.count) for name, group in cluster.groups.items()}
     schedule = simulate(tasks, {**capacity, CPU: float(plan.spec.cpus)})
     return Outlook(cluster=cluster, costs=costs, schedule=schedule)
+
+
+def reckoned(plan: Plan, outlook: Outlook) -> list[list[str]]:
+    """A row for every stage, embedding and evaluation: what its figures were worked out from."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, cost in outlook.costs.items():
+        node = plan.verdicts[name].node
+        if not cost.how:
+            continue
+        what = stage_of(node) if node.kind in ("train", "embed") else node.kind
+        told = ""
+        if node.kind == "train":
+            size = size_of(config_of(plan.spec, what))
+            gflops = TRAINING_PASSES * size.flops / 1e9
+            told = f"{size.parameters:,} parameters, {gflops:,.4g} GFLOPs an image; "
+        found.setdefault((what, cost.how), [what, told + cost.how])
+    return list(found.values())
 
 
 def as_data(outlook: Outlook) -> dict[str, Any]:

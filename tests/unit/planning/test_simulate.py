@@ -1,4 +1,4 @@
-"""The simulator against what any schedule must keep to, on random graphs, and against hand counts."""
+"""The simulator: what any schedule must keep to, on random graphs, and counts by hand."""
 
 import random
 
