@@ -24,7 +24,17 @@ from pipelines.spec import Expert, Spec
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import FILE, Version
 
-__all__ = ["SINGLE", "Given", "Node", "Plan", "Verdict", "interval_of", "make", "nodes_of"]
+__all__ = [
+    "SINGLE",
+    "Given",
+    "Node",
+    "Plan",
+    "Verdict",
+    "interval_of",
+    "make",
+    "nodes_of",
+    "ways_to_end",
+]
 
 # The version of each kind's result; raising one makes every node of the kind run again.
 FORMATS = {
@@ -92,6 +102,29 @@ class Plan:
                 if old is None or not old.cached:
                     lines.append(f"{stage} grows: {d.expert} {d.gained}; {d.then}")
         return lines[-1:]
+
+
+def images_to_train(plan: Plan, node: Node) -> int | None:
+    """Images a training node adds; one that continues its parent does not repeat the parent's."""
+    if node.kind != "train":
+        return None
+    images: int = node.settings["images"]
+    if node.settings["start"] == "continue":
+        images -= plan.verdicts[node.inputs["parent"]].node.settings["images"]
+    return images
+
+
+def ways_to_end(plan: Plan) -> dict[str, float]:
+    """Images from the start of each node to the end of the longest way behind it.
+
+    A run starts what is ready in the order of these, the longest first.
+    """
+    ways: dict[str, float] = {}
+    for verdict in reversed(plan.verdicts.values()):
+        node = verdict.node
+        behind = [ways[v.node.id] for v in plan.verdicts.values() if node.id in v.node.needs]
+        ways[node.id] = float(node.settings.get("images", 1)) + max(behind, default=0)
+    return ways
 
 
 def digest(value: Any) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ediffi_core.noise import Interval, NoiseDistribution
 from pipelines.data import estimate
-from pipelines.plan import Node, Plan
+from pipelines.data.cost import gigabytes
+from pipelines.plan import SINGLE, Node, Plan, Verdict, images_to_train
+from pipelines.planning.costs import CPU
+from pipelines.planning.outlook import Outlook, as_data, cost_as_data, reckoned
+from pipelines.planning.words import duration, number, rows_of
 from pipelines.tree_view import interval_text
 
 
@@ -19,14 +23,33 @@ def sigma_range(node: Node) -> dict[str, float | None] | None:
     return {"sigma_lo": low, "sigma_hi": None if high == float("inf") else high}
 
 
-def images_to_train(plan: Plan, node: Node) -> int | None:
-    """Images a training node adds; one that continues its parent does not repeat the parent's."""
-    if node.kind != "train":
-        return None
-    images: int = node.settings["images"]
-    if node.settings["start"] == "continue":
-        images -= plan.verdicts[node.inputs["parent"]].node.settings["images"]
-    return images
+def parent_of(plan: Plan, node: Node) -> str | None:
+    """The expert that a node is drawn below."""
+    parent = node.inputs.get("parent")
+    return parent if parent in plan.verdicts else None
+
+
+def in_tree(plan: Plan) -> Iterator[tuple[str, Verdict]]:
+    """Every node with the branches before its name: experts below their parents, high noise first,
+    all else in the plan's order."""
+
+    def below(parent: str | None, lines: str) -> Iterator[tuple[str, Verdict]]:
+        mine = [v for v in plan.verdicts.values() if parent_of(plan, v.node) == parent]
+        if parent is not None:
+            mine.sort(key=lambda v: _place(v.node))
+        for v in mine:
+            last = v is mine[-1]
+            yield ("" if parent is None else lines + ("└─ " if last else "├─ ")), v
+            yield from below(
+                v.node.id, "" if parent is None else lines + ("   " if last else "│  ")
+            )
+
+    return below(None, "")
+
+
+def _place(node: Node) -> tuple[bool, float]:
+    sigma = sigma_range(node) or {}
+    return node.settings.get("expert") == SINGLE, -(sigma.get("sigma_lo") or 0.0)
 
 
 def waits_for(plan: Plan, node: Node) -> list[str]:
@@ -41,7 +64,9 @@ def _above(plan: Plan, node_id: str) -> set[str]:
     return set(needs).union(*(_above(plan, n) for n in needs))
 
 
-def data(plan: Plan, ahead: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def data(
+    plan: Plan, ahead: Mapping[str, Any] | None = None, outlook: Outlook | None = None
+) -> dict[str, Any]:
     """Args: ahead: of embed nodes, as :func:`pipelines.data.estimate.ahead` reckons."""
     nodes = [
         {
@@ -50,31 +75,94 @@ def data(plan: Plan, ahead: Mapping[str, Any] | None = None) -> dict[str, Any]:
             "cached": v.cached,
             "why": v.why,
             "waits_for": v.node.needs,
+            "parent": parent_of(plan, v.node),
             "cpus": v.node.cpus,
             "images": images_to_train(plan, v.node),
             "sigma": sigma_range(v.node),
             "folder": v.folder,
             **({"work": ahead[v.node.id]} if ahead and v.node.id in ahead else {}),
+            **({"cost": cost_as_data(outlook, v.node.id)} if outlook else {}),
         }
         for v in plan.verdicts.values()
     ]
-    return {"pipeline": plan.spec.name, "fingerprint": plan.fingerprint, "nodes": nodes}
+    found = {"pipeline": plan.spec.name, "fingerprint": plan.fingerprint, "nodes": nodes}
+    return {**found, "outlook": as_data(outlook)} if outlook else found
 
 
-def text(plan: Plan, ahead: Mapping[str, Any] | None = None) -> str:
-    lines, total = [f"{plan.spec.name}: {len(plan.verdicts)} nodes", ""], 0
-    for v in plan.verdicts.values():
-        sigma, images = sigma_range(v.node), images_to_train(plan, v.node)
-        if images and not v.cached:
-            total += images
-        what = f"{interval_text(sigma):<24} {images:>8,} images" if sigma else " " * 40
-        lines.append(
-            f"{'reuse' if v.cached else 'run  '}  {v.node.id:<24} {what}  {v.why}".rstrip()
-        )
-        if not v.cached and (waits := waits_for(plan, v.node)):
-            lines.append(f"         waits for {', '.join(waits)}")
+def text(plan: Plan, ahead: Mapping[str, Any] | None = None, outlook: Outlook | None = None) -> str:
+    shown = list(in_tree(plan))
+    cells = [
+        [
+            f"{'reuse' if v.cached else 'run':<5}  {branches}{v.node.id}",
+            *_of_expert(plan, v.node),
+            *(_figures(outlook, v.node.id) if outlook else ()),
+            v.why,
+        ]
+        for branches, v in shown
+    ]
+    lines = [f"{plan.spec.name}: {len(plan.verdicts)} nodes", ""]
+    for row, (branches, v) in zip(rows_of(cells, right=range(2, len(cells[0]) - 1)), shown):
+        lines.append(row)
+        waits = [] if v.cached else waits_for(plan, v.node)
+        if waits and waits != [parent_of(plan, v.node)]:
+            lines.append(f"         {' ' * len(branches)}waits for {', '.join(waits)}")
         if ahead and v.node.id in ahead:
             lines += [f"         {line}" for line in estimate.lines(ahead[v.node.id])]
-    run = sum(not v.cached for v in plan.verdicts.values())
-    lines += ["", f"{run} to run, {len(plan.verdicts) - run} reused; {total:,} images to train"]
-    return "\n".join(lines)
+    todo = [v for v in plan.verdicts.values() if not v.cached]
+    total = sum(images_to_train(plan, v.node) or 0 for v in todo)
+    reused = len(plan.verdicts) - len(todo)
+    lines += ["", f"{len(todo)} to run, {reused} reused; {total:,} images to train"]
+    return "\n".join([*lines, *(summary(plan, outlook) if outlook else ())])
+
+
+def _of_expert(plan: Plan, node: Node) -> list[str]:
+    sigma, images = sigma_range(node), images_to_train(plan, node)
+    return [interval_text(sigma), f"{images:,} images"] if sigma else ["", ""]
+
+
+def _figures(outlook: Outlook, node: str) -> list[str]:
+    """GPU-hours, storage, money and time of a node that must run; nothing where they are none."""
+    cost = outlook.costs.get(node)
+    if cost is None:
+        return [""] * 4
+    return [
+        f"{number(cost.gpu_hours)} GPU-h" if cost.gpu_hours else "",
+        gigabytes(cost.kept_bytes) if cost.kept_bytes else "",
+        f"{number(cost.money)} {outlook.cluster.currency}" if cost.money else "",
+        duration(cost.seconds) if cost.seconds else "",
+    ]
+
+
+def summary(plan: Plan, outlook: Outlook) -> list[str]:
+    """What it comes to, what it waits for, and how the figures were reckoned."""
+    schedule, cluster = outlook.schedule, outlook.cluster
+    sizes = [
+        f"{plan.spec.cpus} CPUs" if g == CPU else f"{n.count:,} {n.gpu} ({g})"
+        for g, n in ((g, cluster.groups.get(g)) for g in outlook.groups)
+        if g == CPU or n
+    ]
+    tightest = max(schedule.bounds, key=lambda b: schedule.bounds[b])
+    rows = [
+        [
+            "cost",
+            f"{number(outlook.total('gpu_hours'))} GPU-hours, "
+            f"{number(outlook.total('money'))} {cluster.currency}",
+        ],
+        [
+            "storage",
+            f"{gigabytes(outlook.total('kept_bytes'))} kept of "
+            f"{gigabytes(outlook.total('written_bytes'))} written",
+        ],
+        ["time", f"{duration(schedule.makespan)} on {', '.join(sizes)}"],
+        [
+            "",
+            f"{schedule.above * 100:.1f} % above the lower bound: {tightest}, "
+            f"{duration(schedule.bound)}",
+        ],
+        ["idle", ", ".join(f"{g} {schedule.idle(g) * 100:.0f} %" for g in outlook.groups)],
+        [
+            "critical path",
+            f"{duration(schedule.critical_seconds)}: {' → '.join(schedule.critical)}",
+        ],
+    ]
+    return ["", *rows_of(rows), "", "reckoned by", *rows_of(reckoned(plan, outlook))]

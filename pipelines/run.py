@@ -16,7 +16,7 @@ from pipelines.cluster import start_ray
 from pipelines.console import Console
 from pipelines.execution import Execution
 from pipelines.lineage import Lineage
-from pipelines.plan import Given, Node, Plan, Verdict
+from pipelines.plan import Given, Node, Plan, Verdict, ways_to_end
 from pipelines.steps import meters
 from pipelines.steps.context import Board, Context, Result
 from pipelines.stopping import Stop, in_thread
@@ -47,7 +47,7 @@ class Runner:
         self.board: Any = None
         self.machine = meters.MachineMeter(store.root if store.is_local else None)
         self.measured = time.monotonic()
-        self.weight = self._weights()
+        self.weight = ways_to_end(plan)
 
     def run(self) -> bool:
         """Runs to the end; True if every node is done."""
@@ -83,7 +83,7 @@ class Runner:
         new = {i: v for i, v in self.plan.verdicts.items() if i not in before}
         for line in self.plan.news(before):
             self.console.say(line)
-        self.weight = self._weights()
+        self.weight = ways_to_end(self.plan)
         return self.sort_out(new)
 
     def work(self, todo: list[Verdict]) -> None:
@@ -248,17 +248,6 @@ class Runner:
             if found & set(verdict.node.needs):
                 found.add(verdict.node.id)
         return found - {node}
-
-    def _weights(self) -> dict[str, float]:
-        """Images from the start of a node to the end of the longest way behind it."""
-        weight: dict[str, float] = {}
-        for verdict in reversed(self.plan.verdicts.values()):
-            node = verdict.node
-            behind = [
-                weight[v.node.id] for v in self.plan.verdicts.values() if node.id in v.node.needs
-            ]
-            weight[node.id] = float(node.settings.get("images", 1)) + max(behind, default=0)
-        return weight
 
 
 def reason(error: BaseException) -> str:

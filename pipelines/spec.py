@@ -22,10 +22,11 @@ from ediffi_core import tree
 from ediffi_core.noise import NoiseDistribution
 from ediffi_core.sampling import SOLVERS
 from ediffi_core.unet import PRESETS
-from pipelines.data.cost import ASSUMED, GPUS
+from pipelines.data.cost import ASSUMED, known_gpu
 from pipelines.data.settings import Source
 from pipelines.growth import Adaptive
 from pipelines.judging import Promotion, Retraining
+from pipelines.planning.cluster import EMBEDDING, Cluster
 from pipelines.strict import Strict
 from pipelines.training.settings import Cadence, Training, Workers
 
@@ -123,9 +124,7 @@ class Embedding(Strict):
     @field_validator("gpu")
     @classmethod
     def known(cls, gpu: str) -> str:
-        if gpu not in GPUS:
-            raise ValueError(f"{gpu!r} is unknown; there are {', '.join(GPUS)}")
-        return gpu
+        return known_gpu(gpu)
 
     @property
     def packing(self) -> dict[str, Any]:
@@ -277,6 +276,8 @@ class Evaluate(Strict):
     encoders of the demo bring a scorer of their own."""
 
     clip_pretrained: str = "openai"
+    cpus: int = Field(1, ge=1)
+    """That draw and measure together."""
 
 
 class S3(Strict):
@@ -347,6 +348,8 @@ class Spec(Strict):
     evaluate: Evaluate = Evaluate()
     promotion: Promotion = Promotion()
     retraining: Retraining = Retraining()
+    cluster: Cluster | None = None
+    """What the plan reckons time and money with; see :mod:`pipelines.planning.cluster`."""
 
     @model_validator(mode="after")
     def fits(self) -> Self:
@@ -357,6 +360,21 @@ class Spec(Strict):
                 raise ValueError(
                     f"stage {name}: {stage.workers.count} workers need {needed} CPUs at once, "
                     f"`cpus:` allows {self.cpus}"
+                )
+        if self.evaluate.cpus > self.cpus:
+            raise ValueError(
+                f"`evaluate.cpus: {self.evaluate.cpus}` is more than `cpus:` allows ({self.cpus})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def known_cluster(self) -> Self:
+        known = {*self.stages, EMBEDDING}
+        for stage in self.cluster.stages if self.cluster else ():
+            if stage not in known:
+                raise ValueError(
+                    f"`cluster.stages` names {stage!r}; there are {', '.join(sorted(known))}"
+                    + near(stage, known)
                 )
         return self
 

@@ -23,11 +23,13 @@ DEFAULT_STORAGE = "ediffi-store"
 
 
 def opened(
-    spec_path: Path, storage: str | None, *, retrains: bool = False
+    spec_path: Path, storage: str | None, *, assume: bool = False, retrains: bool = False
 ) -> tuple[Any, Any, Any, Any]:
     """Spec, store, plan, and the sources it was made for.
 
     Args:
+        assume: looks neither into the spec's store, as if nothing were done, nor at data whose size
+            the spec gives as ``pairs:``.
         retrains: whether the plan shall go on from the champion; ValueError if there is none.
     """
     from pipelines import plan, remote, sources, spec
@@ -36,8 +38,9 @@ def opened(
 
     loaded = spec.load(spec_path)
     remote.use(loaded.s3.variables())
-    store = Store.at(storage or loaded.storage).greet()
-    found = sources.identify_all(loaded)
+    nowhere = os.devnull if assume else None  # a store with nothing in it
+    store = Store.at(storage or nowhere or loaded.storage).greet()
+    found = sources.identify_all(loaded, assume)
     champion = Champion.standing(store, loaded.name)
     if retrains and champion is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Verbs that plan a pipeline, run it, and say how it stands."""
+"""Verbs that run a pipeline, and say how it stands."""
 
 from __future__ import annotations
 
@@ -9,22 +9,6 @@ from typing import Annotated
 import typer
 
 from pipelines.cli.app import AsJson, SpecPath, Storage, app, asked_execution, opened
-
-
-@app.command(name="plan", epilog="Example:  ediffi plan pipelines/specs/demo.yaml")
-def show_plan(spec: SpecPath, storage: Storage = None, as_json: AsJson = False) -> None:
-    """Says what a run would do, and why.
-
-    Every node: what it waits for, its σ interval, the images to train, cached or why not; and of
-    your own data what is still to embed, and what that will cost.
-    """
-    from pipelines import plan_view
-    from pipelines.data import estimate
-
-    _, store, made, sources = opened(spec, storage)
-    work = estimate.ahead(made, store, sources)
-    shown = json.dumps(plan_view.data(made, work), indent=1) if as_json else None
-    typer.echo(shown or plan_view.text(made, work))
 
 
 @app.command(epilog="Example:  ediffi run pipelines/specs/demo.yaml")

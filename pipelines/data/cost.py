@@ -37,6 +37,13 @@ GPUS = {
 }
 
 
+def known_gpu(gpu: str) -> str:
+    """ValueError with those that are known, for another."""
+    if gpu not in GPUS:
+        raise ValueError(f"{gpu!r} is unknown; there are {', '.join(GPUS)}")
+    return gpu
+
+
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
     """What is taken for granted where nothing was measured. All are ours unless said otherwise."""

@@ -16,7 +16,8 @@ from pipelines.data.folder import is_image
 from pipelines.data.pool import pool_of, whole_in
 from pipelines.data.shard import SourceShard
 from pipelines.plan import Plan, Verdict, folder_of
-from pipelines.spec import Embedding, Encoders
+from pipelines.planning.cluster import EMBEDDING
+from pipelines.spec import Embedding, Encoders, Spec
 from pipelines.store.artifacts import Store
 
 LOCAL_FOOTERS, REMOTE_FOOTERS = 256, 16
@@ -35,6 +36,9 @@ def ahead(plan: Plan, store: Store, sources: Mapping[str, Any]) -> dict[str, dic
         if node.kind == "embed" and not verdict.cached and node.name in sources:
             encoders = node.inputs.get("encoders")
             made = plan.verdicts[encoders].fingerprint if encoders else None
+            if pairs := sources[node.name].get("pairs"):
+                found[name] = _assumed(plan.spec, node.settings["recipe"], pairs, made)
+                continue
             shards = sources[node.name]["listed"]
             found[name] = _work(plan, store, verdict, shards, made)
     return found
@@ -65,7 +69,22 @@ def _work(
     read, how = _pairs(todo, last)
     kept = last["rows"] / last["read"] if last.get("read") else 1.0
     encoders = None if made else plan.spec.encoders
-    return work | _cost(read, kept, last, recipe, encoders, plan.spec.embedding) | {"pairs_by": how}
+    how_done = _embedding(plan.spec)
+    return work | _cost(read, kept, last, recipe, encoders, how_done) | {"pairs_by": how}
+
+
+def _embedding(spec: Spec) -> Embedding:
+    """Counted in the GPUs of the cluster's group, where the spec names one."""
+    if spec.cluster is None or (group := spec.cluster.group_of(EMBEDDING)) is None:
+        return spec.embedding
+    return spec.embedding.model_copy(update={"gpu": spec.cluster.groups[group].gpu})
+
+
+def _assumed(spec: Spec, recipe: Mapping[str, Any], pairs: int, made: str | None) -> dict[str, Any]:
+    """Of data that nobody looked at, all new."""
+    encoders = None if made else spec.encoders
+    work = _cost(pairs, 1.0, {}, recipe, encoders, _embedding(spec))
+    return {"to_embed": None, **work, "pairs_by": "assumed"}
 
 
 def _to_embed(store: Store, pool: str, shards: list[SourceShard]) -> list[SourceShard]:
@@ -165,13 +184,14 @@ def _cost(
         pictures = (recipe["resolutions"], recipe["full"], packing["pictures"])
         a_pair = sum(texts.values()) + cost.picture_bytes(*pictures, assumed)
     hours: dict[str, float | None] = {"t5": None, "clip": None}
+    flops: dict[str, float | None] = {"t5": None, "clip": None}
     captions = max(read, rows)  # a picture may have several
     if encoders and t5:
-        flops = cost.t5_flops(t5, captions, tokens["t5"])
-        hours["t5"] = cost.gpu_hours(flops, encoders.t5_dtype, assumed)
+        flops["t5"] = cost.t5_flops(t5, captions, tokens["t5"])
+        hours["t5"] = cost.gpu_hours(flops["t5"], encoders.t5_dtype, assumed)
     if clip:
-        flops = cost.clip_flops(clip, captions, tokens["clip_text"])
-        hours["clip"] = cost.gpu_hours(flops, "float32", assumed)
+        flops["clip"] = cost.clip_flops(clip, captions, tokens["clip_text"])
+        hours["clip"] = cost.gpu_hours(flops["clip"], "float32", assumed)
     return {
         "pairs": round(read),
         "kept": kept,
@@ -179,6 +199,7 @@ def _cost(
         "measured": bool(last),
         "bytes_a_pair": a_pair and round(a_pair),
         "bytes": a_pair and round(a_pair * rows),
+        "flops": flops,
         "gpu_hours": hours,
         "gpu": assumed.gpu,
         "utilisation": assumed.utilisation,
@@ -188,6 +209,8 @@ def _cost(
 
 def lines(work: Mapping[str, Any]) -> list[str]:
     """The same in words, a line for the shards, the rows and the GPUs."""
+    if work["to_embed"] is None:
+        return _words(work)
     few = f"{work['to_embed']:,} of {work['source_shards']:,} shards to embed"
     again = "whose files are lost" if work["lost"] else "by a new recipe"
     told = [
@@ -201,14 +224,16 @@ def lines(work: Mapping[str, Any]) -> list[str]:
     if not work["compared"] and work["to_embed"]:
         told = []  # all are new where nothing was before
     found = [(f"{few}: {', '.join(told)}" if told else few) + gone]
-    if not work["to_embed"]:
-        return found
+    return [*found, *_words(work)] if work["to_embed"] else found
+
+
+def _words(work: Mapping[str, Any]) -> list[str]:
     tokens = work["tokens"]
     source = "as before" if work["measured"] else "assumed"
     size = work["bytes"]
     space = f"about {cost.gigabytes(size)} of shards" if size else "shards of unknown size"
     share = f", {work['kept'] * 100:.1f} % of them kept as before" if work["kept"] < 1 else ""
-    found.append(f"{work['pairs']:,} pairs ({work['pairs_by']}{share})")
+    found = [f"{work['pairs']:,} pairs ({work['pairs_by']}{share})"]
     found.append(
         f"{space}, at {tokens['t5']:.0f} T5 and {tokens['clip_text']:.0f} CLIP tokens a "
         f"caption ({source})"

@@ -81,6 +81,10 @@ class Source(Strict):
 
     filters: Filters = Filters()
 
+    pairs: int | None = Field(None, ge=1)
+    """How many it is thought to hold: what ``ediffi plan --assume`` reckons with, which does not
+    look at it."""
+
     make: Literal["digit-scenes"] | None = None
     """Draws DigitScenes instead of reading ``path``."""
 
@@ -97,7 +101,16 @@ class Source(Strict):
     def no_idle_setting(self) -> Self:
         if self.make:
             unset = Source.model_construct()
-            for name in ("format", "image", "caption", "captions", "key", "scores", "filters"):
+            for name in (
+                "format",
+                "image",
+                "caption",
+                "captions",
+                "key",
+                "scores",
+                "filters",
+                "pairs",
+            ):
                 if getattr(self, name) != getattr(unset, name):
                     raise ValueError(f"`{name}:` is for data of your own; remove it, or `make:`")
         for name in self.filters.scores:

@@ -175,6 +175,7 @@ def evaluate_node(
             "encoders": encoders.named,
             "scoring_clip": spec.evaluate.clip,
         },
+        cpus=spec.evaluate.cpus,
     )
 
 

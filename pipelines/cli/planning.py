@@ -1,0 +1,58 @@
+"""Verbs that say what a pipeline would do, before it does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.app import AsJson, SpecPath, Storage, app, opened, writable
+
+Assume = Annotated[
+    bool,
+    typer.Option(
+        "--assume", help="Look at neither store nor data: nothing done, data as `pairs:` says."
+    ),
+]
+
+
+@app.command(name="plan", epilog="Example:  ediffi plan pipelines/specs/demo.yaml")
+def show_plan(
+    spec: SpecPath,
+    storage: Storage = None,
+    as_json: AsJson = False,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the schedule on the spec's cluster.")
+    ] = None,
+    assume: Assume = False,
+) -> None:
+    """Says what a run would do, and why.
+
+    Every node: what it waits for, its σ interval, the images to train, cached or why not; and of
+    your own data what is still to embed, and what that will cost. With a `cluster:` in the spec
+    also GPU-hours, storage, money and time, of each node and in all.
+    """
+    from pipelines import plan_view
+    from pipelines.data import estimate
+    from pipelines.planning import gantt, lint, outlook
+
+    loaded, store, made, sources = opened(spec, storage, assume=assume)
+    work = estimate.ahead(made, store, sources)
+    findings = lint.check(loaded, made)
+    errors = [f for f in findings if f.is_error]
+    seen = None if errors else outlook.look_ahead(made, work)
+    if svg:
+        if loaded.cluster is None:
+            raise ValueError("--svg draws what runs when, which takes a `cluster:` in the spec")
+        writable(svg)
+    if as_json:
+        told = {**plan_view.data(made, work, seen), "findings": [f.__dict__ for f in findings]}
+        typer.echo(json.dumps(told, indent=1))
+    else:
+        typer.echo(plan_view.text(made, work, seen))
+        typer.echo("".join(f"\n{f}" for f in findings if not f.is_error), nl=bool(findings))
+    lint.refuse(findings)
+    if svg and seen:
+        svg.write_text(gantt.svg(made, seen))

@@ -1,0 +1,1 @@
+"""What a pipeline will do and cost, and what is wrong with it, before it runs."""

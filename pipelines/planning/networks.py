@@ -1,0 +1,44 @@
+"""The networks that a spec's stages train, with what its encoders will tell them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ediffi_core.conditioning import EmbeddingSpec
+from ediffi_core.unet import PRESETS, UNetConfig
+from ediffi_core.unet.config import PAPER_EMBEDDINGS
+from pipelines.data.cost import clip_size, t5_size
+from pipelines.planning.network import embeddings
+from pipelines.spec import Encoders, Spec
+
+
+def config_of(spec: Spec, stage_name: str) -> UNetConfig:
+    """As a training node of the stage builds it."""
+    stage = spec.stages[stage_name]
+    preset = PRESETS[stage.network.preset]
+    return replace(
+        preset,
+        resolution=stage.crop or stage.resolution,
+        channels=stage.network.channels or preset.channels,
+        embeddings=embeddings_of(spec.encoders),
+    )
+
+
+def embeddings_of(encoders: Encoders) -> tuple[EmbeddingSpec, ...]:
+    """Of encoders whose size is not known here, the paper's widths."""
+    more = [
+        EmbeddingSpec(name=name, dim=given.dim, kind=given.kind)
+        for name, given in encoders.more.items()
+    ]
+    if encoders.make:
+        from pipelines.demo.encoders import T5_WIDTH, WIDTH
+
+        return embeddings(T5_WIDTH, WIDTH, WIDTH, more)
+    width = {s.name: s.dim for s in PAPER_EMBEDDINGS}
+    t5, clip = t5_size(encoders.t5), clip_size(encoders.clip)
+    return embeddings(
+        t5.width if t5 else width["t5"],
+        clip.text.width if clip else width["clip_text"],
+        clip.dim if clip else width["clip_image"],
+        more,
+    )

@@ -1,0 +1,117 @@
+"""The simulator: what any schedule must keep to, on random graphs, and counts by hand."""
+
+import random
+
+import pytest
+
+from pipelines.planning.simulate import Task, simulate
+
+CAPACITY = {"big": 8, "small": 3}
+
+
+def randomly(seed, count=25):
+    """A random DAG; a task in five needs no GPU, and some last no time."""
+    dice = random.Random(seed)
+    tasks = []
+    for i in range(count):
+        group = dice.choice(["big", "big", "small", "small", ""])
+        tasks.append(
+            Task(
+                name=f"t{i}",
+                seconds=dice.choice([0.0, 1.0, dice.uniform(0.1, 9)]),
+                needs=[f"t{n}" for n in range(i) if dice.random() < 0.12],
+                group=group,
+                gang=dice.randint(1, CAPACITY[group]) if group else 0,
+                priority=dice.random(),
+            )
+        )
+    return tasks
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_schedule_keeps_to_the_rules(seed):
+    tasks = randomly(seed)
+    found = simulate(tasks, CAPACITY)
+    assert found.starts.keys() == {t.name for t in tasks}
+    for t in tasks:
+        assert all(found.end(n) <= found.starts[t.name] for n in t.needs)
+    for group, size in CAPACITY.items():
+        mine = [t for t in tasks if t.group == group and t.seconds]
+        for moment in {found.starts[t.name] for t in mine}:
+            held = [t.gang for t in mine if found.starts[t.name] <= moment < found.end(t.name)]
+            assert sum(held) <= size
+        assert -1e-9 <= found.idle(group) <= 1
+    assert found.makespan >= found.bound - 1e-9
+    # Graham: list scheduling never waits without cause, so all is done within the sum.
+    assert found.makespan <= sum(t.seconds for t in tasks) + 1e-9
+    assert found.critical_seconds == pytest.approx(longest(tasks))
+    pairs = zip(found.critical, found.critical[1:])
+    assert all(a in found.tasks[b].needs for a, b in pairs)
+
+
+def longest(tasks):
+    """By another way than the simulator's: in the order in which they are given."""
+    until = {}
+    for t in tasks:
+        until[t.name] = t.seconds + max((until[n] for n in t.needs), default=0.0)
+    return max(until.values())
+
+
+def test_a_task_starts_at_once_or_when_another_ends():
+    for seed in range(30):
+        tasks = randomly(seed)
+        found = simulate(tasks, CAPACITY)
+        ends = {found.end(t.name) for t in tasks}
+        assert all(found.starts[t.name] in ends | {0.0} for t in tasks)
+
+
+def test_the_longest_way_goes_first():
+    """Two trees share a group: the higher priority starts, the other waits for its gang."""
+    tasks = [
+        Task(name="short", seconds=1, group="g", gang=4, priority=1),
+        Task(name="long", seconds=5, group="g", gang=4, priority=9),
+        Task(name="after", seconds=5, needs=["long"], group="g", gang=4, priority=4),
+    ]
+    found = simulate(tasks, {"g": 4})
+    assert dict(found.starts) == {"long": 0, "after": 5, "short": 10}
+    assert (found.makespan, found.bound, found.above, found.idle("g")) == (11, 11, 0, 0)
+    assert found.critical == ["long", "after"]
+
+
+def test_a_small_one_goes_ahead_of_a_gang_that_does_not_fit():
+    tasks = [
+        Task(name="now", seconds=4, group="g", gang=2, priority=3),
+        Task(name="gang", seconds=1, group="g", gang=3, priority=2),
+        Task(name="small", seconds=2, group="g", gang=1, priority=1),
+    ]
+    found = simulate(tasks, {"g": 3})
+    assert dict(found.starts) == {"now": 0, "small": 0, "gang": 4}
+    assert found.idle("g") == pytest.approx(1 - (8 + 3 + 2) / 15)
+
+
+def test_groups_work_side_by_side_and_what_needs_no_gpu_beside_all():
+    tasks = [
+        Task(name="a", seconds=3, group="x", gang=1),
+        Task(name="b", seconds=4, group="y", gang=2),
+        Task(name="c", seconds=5),
+    ]
+    found = simulate(tasks, {"x": 1, "y": 2})
+    assert found.makespan == 5 and set(found.starts.values()) == {0}
+
+
+def test_a_gang_that_never_fits_is_named():
+    with pytest.raises(ValueError, match="train/base/E0_0 needs 9 of a100 at once, which has 8"):
+        simulate([Task(name="train/base/E0_0", seconds=1, group="a100", gang=9)], {"a100": 8})
+
+
+def test_a_circle_is_named():
+    tasks = [Task(name="a", seconds=1, needs=["b"]), Task(name="b", seconds=1, needs=["a"])]
+    with pytest.raises(ValueError, match="a, b wait for each other"):
+        simulate(tasks, {})
+
+
+def test_nothing_to_do_takes_no_time():
+    found = simulate([], {"g": 1})
+    assert (found.makespan, found.bound, found.above, found.idle("g"), found.critical) == (
+        (0, 0, 0, 0, [])
+    )
