@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -102,6 +103,22 @@ def test_workers_that_leave_are_lost_late_or_wrong_are_started_again(node):
     assert "(stalled); " in late and late.endswith("attempt 1 of 1")
     assert wrong.startswith("rank 1: KeyError: 'no such tensor' (bug); ")
     eventually(lambda: not [p for p in node.pids() if is_alive(p) and "ray::" in title(p)])
+
+
+@pytest.mark.soak
+def test_a_driver_that_trains_often_leaves_no_file_open_and_no_shared_memory(node):
+    def held():
+        shared = os.statvfs("/dev/shm")
+        used = (shared.f_blocks - shared.f_bfree) * shared.f_frsize
+        return len(list(Path("/proc/self/fd").iterdir())), used
+
+    node.train("SIGTERM", "SIGKILL")  # opens what stays open: Ray's connections and logs
+    files, used = held()
+    for _ in range(5):
+        shutil.rmtree(node.root / "attempts")
+        node.train("SIGTERM", "SIGKILL")
+    eventually(lambda: held()[0] <= files)
+    assert held()[1] <= used + 2**20
 
 
 def test_a_mistake_of_one_rank_ends_the_node_at_once(node):
