@@ -104,7 +104,7 @@ def no_checkpoint(_: Spec, name: str, stage: Stage) -> Found:
         yield _warning(
             name,
             key,
-            f"{_names(short)} would save no checkpoint before the end, so that a kill costs all of it: "
+            f"{_names(short)} would save no checkpoint before the end, and a kill costs all: "
             f"`{key}` is {every:,}; write {max(stage.training.batch, min(short.values()) // 4):,}",
         )
 
