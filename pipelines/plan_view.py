@@ -136,11 +136,8 @@ def _figures(outlook: Outlook, node: str) -> list[str]:
 def summary(plan: Plan, outlook: Outlook) -> list[str]:
     """What it comes to, what it waits for, and how the figures were reckoned."""
     schedule, cluster = outlook.schedule, outlook.cluster
-    sizes = [
-        f"{plan.spec.cpus} CPUs" if g == CPU else f"{n.count:,} {n.gpu} ({g})"
-        for g, n in ((g, cluster.groups.get(g)) for g in outlook.groups)
-        if g == CPU or n
-    ]
+    sizes = [f"{g.count:,} {g.gpu} ({n})" for n, g in cluster.groups.items()]
+    sizes += [f"{plan.spec.cpus} CPUs"] if CPU in outlook.groups else []
     tightest = max(schedule.bounds, key=lambda b: schedule.bounds[b])
     rows = [
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -56,3 +57,25 @@ def show_plan(
     lint.refuse(findings)
     if svg and seen:
         svg.write_text(gantt.svg(made, seen))
+
+
+@app.command(epilog="Example:  ediffi diff pipelines/specs/demo.yaml mine.yaml")
+def diff(
+    old: Annotated[Path, typer.Argument(metavar="SPEC_A", help="A pipeline's YAML.")],
+    new: Annotated[Path, typer.Argument(metavar="SPEC_B", help="Another's, or a changed one.")],
+    as_json: AsJson = False,
+    assume: Assume = False,
+) -> None:
+    """Says which nodes of two pipelines differ, and why.
+
+    New, gone, changed by a setting, or changed only because what they read did; and those that give
+    the same result but are made otherwise. No store is looked at.
+    """
+    from pipelines.planning import diff as differences
+
+    before, after = (opened(path, os.devnull, assume)[2] for path in (old, new))
+    found = differences.compare(before, after)
+    if as_json:
+        typer.echo(json.dumps([d.__dict__ for d in found], indent=1))
+    else:
+        typer.echo(differences.text(before, after, found))

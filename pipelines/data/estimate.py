@@ -187,11 +187,11 @@ def _cost(
     flops: dict[str, float | None] = {"t5": None, "clip": None}
     captions = max(read, rows)  # a picture may have several
     if encoders and t5:
-        flops["t5"] = cost.t5_flops(t5, captions, tokens["t5"])
-        hours["t5"] = cost.gpu_hours(flops["t5"], encoders.t5_dtype, assumed)
+        flops["t5"] = needed = cost.t5_flops(t5, captions, tokens["t5"])
+        hours["t5"] = cost.gpu_hours(needed, encoders.t5_dtype, assumed)
     if clip:
-        flops["clip"] = cost.clip_flops(clip, captions, tokens["clip_text"])
-        hours["clip"] = cost.gpu_hours(flops["clip"], "float32", assumed)
+        flops["clip"] = needed = cost.clip_flops(clip, captions, tokens["clip_text"])
+        hours["clip"] = cost.gpu_hours(needed, "float32", assumed)
     return {
         "pairs": round(read),
         "kept": kept,

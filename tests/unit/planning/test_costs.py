@@ -1,0 +1,188 @@
+"""What a plan costs, against figures worked out by hand."""
+
+import pytest
+from planning_kit import edited, planned
+
+from ediffi_core.unet import SIZES
+from pipelines import plan, plan_view, sources
+from pipelines.data import estimate
+from pipelines.planning.cluster import Cluster
+from pipelines.planning.costs import CPU_FLOPS, START_S, Cost, costs_of
+from pipelines.planning.network import size_of
+from pipelines.planning.networks import config_of
+from pipelines.planning.outlook import look_ahead, reckoned
+from pipelines.run import commit
+from pipelines.steps.context import Result
+from pipelines.store.artifacts import Store
+
+BASE = {
+    "resolution": 64,
+    "network": {"preset": "base64"},
+    "training": {"batch": 256, "precision": "bfloat16"},
+    "workers": {"count": 4, "gpus": 2},
+    "cadence": {"checkpoint_images": 2560, "milestone_images": 10240, "keep": 3},
+    "experts": {"E0_0": {"images": 25600}},
+    "ensemble": ["E0_0"],
+}
+GROUPS = {"fast": {"gpu": "A100", "count": 8, "price": 2.5, "utilisation": 0.4}}
+OWN = {
+    "data": {s: {"path": f"s3://nowhere/{s}", "pairs": 10**6} for s in ("train", "validation")},
+    "encoders": {"t5_dtype": "bfloat16"},
+    "stages": {"base": BASE},
+    "cpus": 4,
+    "cluster": {"groups": GROUPS},
+}
+
+
+def own(**changes):
+    return edited(**{**OWN, **changes})
+
+
+def costs(spec):
+    made = planned(spec)
+    found = look_ahead(made, estimate.ahead(made, Store.at("/dev/null"), _assumed(spec)))
+    return found.costs
+
+
+def _assumed(spec):
+    return sources.identify_all(spec, assume=True)
+
+
+def test_training_is_three_passes_an_image_over_what_the_gang_does():
+    cost = costs(own())["train/base/E0_0"]
+    flops = 25600 * 3 * SIZES["base64"].gflops * 1e9
+    assert cost.flops == pytest.approx(flops, rel=1e-3)
+    seconds = START_S + flops / (8 * 312e12 * 0.4)
+    assert cost.seconds == pytest.approx(seconds, rel=1e-3)
+    assert (cost.group, cost.gang) == ("fast", 8)
+    assert cost.gpu_hours == pytest.approx(8 * seconds / 3600, rel=1e-3)
+    assert cost.money == pytest.approx(2.5 * cost.gpu_hours)
+    assert cost.how.startswith("8 A100 × 312 TFLOP/s (bfloat16) × 40 % (assumed)")
+
+
+def test_a_checkpoint_is_four_times_the_weights_and_averages_come_on_top():
+    weights = 4 * SIZES["base64"].parameters
+    cost = costs(own())["train/base/E0_0"]
+    # Raw and EMA, the last state, two milestones of 25,600 images; nine checkpoints in all.
+    assert cost.kept_bytes == weights * (2 + 4 + 2 * 4)
+    assert cost.scratch_bytes == 4 * weights * (3 + 1)
+    assert cost.written_bytes == cost.kept_bytes + (9 - 2) * 4 * weights
+    spec = own(stages__base__training__snapshot_images=5120)
+    more = costs(spec)["train/base/E0_0"]
+    # Two lengths more a checkpoint, and two averages at each of five snapshots.
+    assert more.kept_bytes == weights * (2 + 3 * 6 + 5 * 2)
+
+
+def test_float32_is_counted_at_its_own_peak():
+    half = costs(own())["train/base/E0_0"].seconds - START_S
+    whole = costs(own(stages__base__training__precision="float32"))["train/base/E0_0"].seconds
+    assert (whole - START_S) / half == pytest.approx(312 / 19.5)
+
+
+def test_the_slower_encoder_sets_embedding_s_time():
+    spec = own(embedding={"t5": {"actors": 1, "gpus": 1}, "clip": {"actors": 3, "gpus": 1}})
+    cost = costs(spec)["embed/train"]
+    clip = 1e6 * 165.47e9  # see tests/unit/data/test_cost.py
+    assert cost.seconds == pytest.approx(clip / (3 * 19.5e12 * 0.4), rel=1e-3)
+    assert (cost.gang, cost.group) == (4, "fast")
+    alone = own(embedding={"t5": {"actors": 1, "gpus": 0.1}, "clip": {"actors": 7, "gpus": 1}})
+    t5 = 2.225e20 / 1e9 * 1e6
+    assert costs(alone)["embed/train"].seconds == pytest.approx(t5 / (0.1 * 312e12 * 0.4), rel=1e-2)
+
+
+def test_without_a_gpu_the_cpus_do_it():
+    found = costs(edited(cluster={}))
+    root = found["train/base/E0_0"]
+    assert (root.group, root.gang, root.gpu_hours, root.money) == ("CPU", 1, 0, 0)
+    assert root.seconds == pytest.approx(START_S + root.flops / CPU_FLOPS)
+    assert found["data/train"] == found["promote/smoke"] == Cost()
+
+
+def test_evaluation_draws_with_every_stage_below():
+    few, more = (costs(edited(cluster={}, evaluate__captions=n)) for n in (16, 32))
+    spec = edited()
+    steps = spec.stages["base"].sampling.steps
+    one = size_of(config_of(spec, "base"), 16).flops
+    extra = more["evaluate/base/root"].flops - few["evaluate/base/root"].flops
+    assert extra == pytest.approx(16 * steps * 2 * one)  # guidance evaluates twice
+    more, few = more["evaluate/sr32/ensemble"].flops, few["evaluate/sr32/ensemble"].flops
+    enlarged = size_of(config_of(spec, "sr32"), 32).flops * spec.stages["sr32"].sampling.steps
+    pictures = 16 + 16  # and those of an untrained network: 32 at most
+    assert more - few == pytest.approx(pictures * (steps * 2 * one + enlarged))
+
+
+def test_a_kind_that_nobody_knows_costs_nothing_and_is_shown():
+    spec = edited(cluster={})
+    made = planned(spec)
+    node = plan.Node(kind="gate", name="base", settings={}, inputs={"x": "train/base/E0_0"})
+    verdict = plan.Verdict(node=node, fingerprint="0" * 16, manifest=None, why="never done here")
+    made = plan.Plan(spec=spec, verdicts={**made.verdicts, node.id: verdict})
+    found = look_ahead(made, {})
+    assert found.costs["gate/base"] == Cost()
+    [line] = [x for x in plan_view.text(made, {}, found).splitlines() if "gate/base" in x]
+    assert line.split() == ["run", "gate/base", "never", "done", "here"]
+
+
+def test_a_finished_expert_says_how_fast_its_stage_is(tmp_path):
+    store, spec = Store.at(str(tmp_path)), edited(cluster={})
+    manifests = {}
+    for verdict in plan.make(spec, store, {}).verdicts.values():
+        info = {"trained_now": 128} if verdict.node.id == "train/base/E1_0" else {}
+        result = Result(files=[], info=info)
+        manifests[verdict.node.id] = commit(store, verdict, result, manifests, 64.0)
+    changed = edited(cluster={}, stages__base__experts__E1_1__images=1280)
+    found = look_ahead(plan.make(changed, store, {}), {})
+    assert found.costs.keys() == {
+        "train/base/E1_1",
+        "evaluate/base/ensemble",
+        "evaluate/sr32/ensemble",
+        "promote/smoke",
+    }
+    cost = found.costs["train/base/E1_1"]
+    assert cost.seconds == START_S + 1280 / (128 / 64.0)
+    assert cost.how == "measured on train/base/E1_0: 2.0 images/s"
+    assert found.schedule.starts["train/base/E1_1"] == 0  # what is done is not waited for
+
+
+def test_gpus_of_no_group_are_an_error_that_names_the_stage():
+    two = {**GROUPS, "slow": {"gpu": "L4", "count": 8}}
+    spec = own(cluster__groups=two)
+    with pytest.raises(ValueError, match=r"E0_0 asks for GPUs.*no group for base"):
+        costs_of(planned(spec), spec.cluster, {})
+
+
+def test_a_plan_without_a_cluster_has_no_outlook():
+    assert look_ahead(planned(edited()), {}) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cluster": {"groups": {"a": {"gpu": "A1000", "count": 1}}}}, "'A1000' is unknown"),
+        ({"cluster": {"stages": {"base": "b"}}}, "names group 'b'; there are none"),
+        ({"cluster": {"groups": GROUPS, "stages": {"bas": "fast"}}}, "did you mean `base`"),
+        ({"evaluate__cpus": 3}, "`evaluate.cpus: 3` is more than"),
+    ],
+)
+def test_a_cluster_that_cannot_be(changes, words):
+    with pytest.raises(ValueError, match=words):
+        edited(**changes)
+
+
+def test_the_only_group_is_everyone_s():
+    one = Cluster.model_validate({"groups": GROUPS})
+    assert one.group_of("base") == one.group_of("embedding") == "fast"
+    two = Cluster.model_validate({"groups": {**GROUPS, "b": GROUPS["fast"]}})
+    assert two.group_of("base") is None
+
+
+def test_every_figure_says_what_it_was_reckoned_from():
+    spec = edited("ediffi-d")
+    made = planned(spec)
+    work = estimate.ahead(made, Store.at("/dev/null"), _assumed(spec))
+    rows = dict(reckoned(made, look_ahead(made, work)))
+    assert list(rows) == ["embedding", "base", "evaluate", "sr256", "sr1024"]
+    assert rows["base"] == (
+        "993,416,515 parameters, 2,072 GFLOPs an image; 256 A100 × 312 TFLOP/s (bfloat16) × 35 % "
+        "(assumed): 13,490 images/s"
+    )

@@ -1,0 +1,131 @@
+"""Each check finds its mistake, and finds nothing in a spec without it."""
+
+import pytest
+from planning_kit import edited, planned
+
+from pipelines import plan
+from pipelines.planning import lint
+from pipelines.run import commit
+from pipelines.steps.context import Result
+from pipelines.store.artifacts import Store
+from pipelines.training.validation import FINAL_DRAWS
+
+GPUS = {"a": {"gpu": "A100", "count": 8}}
+BASE, SR = "stages__base__", "stages__sr32__"
+
+MISTAKES = {
+    "no checkpoint": ({f"{BASE}cadence__checkpoint_images": 128}, "base", "cadence.checkpoint", 32),
+    "warm-up": ({f"{BASE}training__warmup_images": 200}, "base", "training.warmup_images", 64),
+    "average": ({f"{SR}training__ema_halflife_images": 200}, "sr32", "ema_halflife_images", 32),
+    "snapshot": ({f"{BASE}training__snapshot_images": 200}, "base", "snapshot_images", 128),
+    "uneven workers": ({f"{BASE}workers__count": 3, "cpus": 3}, "base", "workers.count", "divides"),
+    "uneven micro-batch": ({f"{BASE}workers__micro_batch": 3}, "base", "micro_batch", "divides"),
+    "idle": (
+        {f"{BASE}experts__E2_0": {"images": 128}},
+        "train/base/E2_0",
+        "experts",
+        "remove",
+    ),
+    "clean": ({f"{SR}degrade__probability": 0.0}, "sr32", "degrade", "probability: 0.5"),
+    "clean in all": (
+        {f"{SR}degrade": {"blur_sigma": 0, "shrink": 1, "gaussian_noise": 0, "poisson_noise": 0}},
+        "sr32",
+        "degrade",
+        "probability: 0.5",
+    ),
+    "one step": ({f"{BASE}sampling__steps": 1}, "base", "sampling.steps", "steps: 10"),
+    "many steps": ({f"{BASE}sampling__steps": 300}, "base", "sampling.steps", "steps: 50"),
+    "few draws": ({f"{BASE}cadence__validate_draws": 16}, "base", "validate_draws", "256"),
+    "many epochs": ({f"{BASE}single__images": 6416}, "base", "experts", "100 times"),
+    "long evaluation": (
+        {"cluster": {}, "evaluate__captions": 10**8},
+        "evaluate/base/root",
+        "evaluate.captions",
+        "lower",
+    ),
+    "a folder": (
+        {"cluster__groups": {"a": {"gpu": "A100", "count": 16}}},
+        "storage",
+        "storage",
+        "2 machines",
+    ),
+    "too few CPUs": (
+        {
+            "cluster__groups": {**GPUS, "b": GPUS["a"]},
+            "cluster__stages": {"base": "a", "sr32": "b"},
+            f"{BASE}workers": {"count": 2, "gpus": 1},
+            f"{SR}workers": {"count": 2, "gpus": 1},
+            "storage": "s3://nowhere/at-all",
+        },
+        "cluster",
+        "cpus",
+        "write 4",
+    ),
+}
+
+ERRORS = {
+    "no group": (
+        {"cluster": {}, f"{BASE}workers__gpus": 1},
+        "train/base/E0_0",
+        "cluster.stages.base",
+        "of no group",
+    ),
+    "no group is big enough": (
+        {"cluster__groups": GPUS, f"{BASE}workers__gpus": 9},
+        "train/base/E0_0",
+        "stages.base.workers.count",
+        "group a has 8",
+    ),
+    "many draws": ({f"{BASE}cadence__validate_draws": 513}, "base", "validate_draws", 512),
+    "attention": ({f"{SR}crop": 8}, "sr32", "resolution", "attention"),
+    "recompute": ({f"{BASE}workers__recompute": [2]}, "base", "workers.recompute", "0, 1"),
+}
+
+
+def check(spec):
+    return lint.check(spec, planned(spec))
+
+
+def test_the_specs_that_come_with_it_have_no_error():
+    for name in ("smoke", "demo", "ediffi-d"):
+        assert [f for f in check(edited(name)) if f.is_error] == [], name
+
+
+def test_the_smallest_pipeline_is_sound():
+    assert check(edited()) == []
+
+
+@pytest.mark.parametrize(("changes", "node", "key", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_told_with_its_node_key_and_remedy(changes, node, key, words):
+    [found] = [f for f in check(edited(**changes)) if f.node == node and key in f.key]
+    assert found.level == "warning"
+    assert str(words) in found.text
+    assert found.key.rpartition(".")[2] in found.text
+    assert "\n" not in str(found)
+
+
+@pytest.mark.parametrize(("changes", "node", "key", "words"), ERRORS.values(), ids=ERRORS)
+def test_what_could_never_run_is_refused(changes, node, key, words):
+    found = check(edited(**changes))
+    [error] = [f for f in found if f.is_error]
+    assert (error.node, key in error.key, str(words) in error.text) == (node, True, True)
+    assert found[0] == error  # errors come first
+    with pytest.raises(ValueError, match=node):
+        lint.refuse(found)
+
+
+def test_warnings_refuse_nothing():
+    found = check(edited(**{f"{BASE}sampling__steps": 1}))
+    assert found and lint.refuse(found) is None
+
+
+def test_of_what_is_done_nothing_is_said(tmp_path):
+    store, spec = Store.at(str(tmp_path)), edited(**{f"{BASE}cadence__checkpoint_images": 128})
+    manifests = {}
+    for verdict in plan.make(spec, store, {}).verdicts.values():
+        manifests[verdict.node.id] = commit(store, verdict, Result(files=[]), manifests, 1.0)
+    assert check(spec) and lint.check(spec, plan.make(spec, store, {})) == []
+
+
+def test_the_limit_of_draws_is_the_workers():
+    assert lint.FINAL_DRAWS == FINAL_DRAWS
