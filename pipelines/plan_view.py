@@ -112,7 +112,7 @@ def text(plan: Plan, ahead: Mapping[str, Any] | None = None, outlook: Outlook | 
     total = sum(images_to_train(plan, v.node) or 0 for v in todo)
     reused = len(plan.verdicts) - len(todo)
     lines += ["", f"{len(todo)} to run, {reused} reused; {total:,} images to train"]
-    return "\n".join([*lines, *(summary(plan, outlook) if outlook else ())])
+    return "\n".join([*lines, *(summary(plan, outlook) if outlook and todo else ())])
 
 
 def _of_expert(plan: Plan, node: Node) -> list[str]:
@@ -159,7 +159,16 @@ def summary(plan: Plan, outlook: Outlook) -> list[str]:
         ["idle", ", ".join(f"{g} {schedule.idle(g) * 100:.0f} %" for g in outlook.groups)],
         [
             "critical path",
-            f"{duration(schedule.critical_seconds)}: {' → '.join(schedule.critical)}",
+            f"{duration(schedule.critical_seconds)}: "
+            + " → ".join(n for n in schedule.critical if outlook.costs[n].seconds),
         ],
+    ]
+    rows += [
+        [
+            "not in it",
+            f"{stage} may grow by {number(cost.gpu_hours)} GPU-hours, {duration(cost.seconds)}, "
+            f"{number(cost.money)} {cluster.currency} at most, and what then follows",
+        ]
+        for stage, cost in outlook.growth.items()
     ]
     return ["", *rows_of(rows), "", "reckoned by", *rows_of(reckoned(plan, outlook))]

@@ -73,7 +73,7 @@ def diff(
     """
     from pipelines.planning import diff as differences
 
-    before, after = (opened(path, os.devnull, assume)[2] for path in (old, new))
+    before, after = (opened(path, os.devnull, assume=assume)[2] for path in (old, new))
     found = differences.compare(before, after)
     if as_json:
         typer.echo(json.dumps([d.__dict__ for d in found], indent=1))

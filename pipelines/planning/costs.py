@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ediffi_core.tree import ROOT
 from pipelines.data.cost import SECONDS_AN_HOUR
 from pipelines.plan import Node, Plan, images_to_train
 from pipelines.planning.cluster import EMBEDDING, Cluster, Group
@@ -88,7 +89,8 @@ def costs_of(plan: Plan, cluster: Cluster, ahead: Mapping[str, Any]) -> dict[str
         if verdict.cached:
             continue
         if node.kind == "train":
-            found[node.id] = _train(plan, node, cluster, speeds)
+            images = images_to_train(plan, node) or 0
+            found[node.id] = _train(plan.spec, node, images, cluster, speeds)
         elif node.kind == "embed":
             found[node.id] = _embed(plan.spec, node, cluster, ahead.get(node.id, {}))
         elif node.kind == "evaluate":
@@ -142,13 +144,27 @@ def flops_an_image(spec: Spec, node: Node) -> float:
     return TRAINING_PASSES * size_of(config_of(spec, stage_of(node))).flops
 
 
-def _train(plan: Plan, node: Node, cluster: Cluster, speeds: Mapping[str, Speed]) -> Cost:
+def growth_of(plan: Plan, cluster: Cluster) -> dict[str, Cost]:
+    """Stage → what its tree may still cost, of those that grow: one after the other at most what is
+    left of the budget."""
+    found = {}
+    for stage, tree in plan.trees.items():
+        settings = plan.spec.stages[stage].adaptive
+        if settings and not tree.is_grown:
+            root = plan.verdicts[f"train/{stage}/{ROOT}"].node
+            left = settings.budget - tree.spent
+            found[stage] = _train(plan.spec, root, left, cluster, measured_speeds(plan))
+    return found
+
+
+def _train(
+    spec: Spec, node: Node, images: int, cluster: Cluster, speeds: Mapping[str, Speed]
+) -> Cost:
     """Time = start-up + images ÷ images/s; images/s as measured, or
     GPUs × peak × utilisation ÷ FLOPs an image."""
-    images = images_to_train(plan, node) or 0
-    flops = images * flops_an_image(plan.spec, node)
+    flops = images * flops_an_image(spec, node)
     gang, precision = gang_of(node), node.settings["training"]["precision"]
-    stored = stored_by_training(node, size_of(config_of(plan.spec, stage_of(node))), images)
+    stored = stored_by_training(node, size_of(config_of(spec, stage_of(node))), images)
     if not gang:
         speed, how = node.cpus * CPU_FLOPS, f"{node.cpus} CPUs × {CPU_FLOPS / 1e9:.0f} GFLOP/s"
         group = None
@@ -160,7 +176,7 @@ def _train(plan: Plan, node: Node, cluster: Cluster, speeds: Mapping[str, Speed]
             f"{gang:g} {group.gpu} × {group.peak(precision) / 1e12:g} TFLOP/s ({precision}) × "
             f"{group.utilisation * 100:g} % (assumed)"
         )
-    a_second = speed / flops_an_image(plan.spec, node)
+    a_second = speed / flops_an_image(spec, node)
     if known := speeds.get(speed_key(node)):
         a_second, how = known.images_per_s, f"measured on {known.node}"
     seconds = START_S + images / a_second

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipelines.plan import Node, Plan, data_changed, difference
+from pipelines.differences import difference
+from pipelines.plan import Node, Plan, data_changed
 from pipelines.planning.words import rows_of
 
 Change = Literal["new", "gone", "changed", "inputs", "runtime"]
@@ -31,22 +32,25 @@ class Difference:
 
 
 def compare(old: Plan, new: Plan) -> list[Difference]:
-    """Every node that differs, in the new plan's order; those that are gone come last."""
-    found = []
+    """Every node that differs, in the new plan's order; those that are gone come last.
+
+    What follows from another's change names where the change began.
+    """
+    found: list[Difference] = []
+    causes: dict[str, list[str]] = {}
     for name, verdict in new.verdicts.items():
         before = old.verdicts.get(name)
         if before is None:
             found.append(Difference(node=name, change="new", why=[]))
         elif before.fingerprint != verdict.fingerprint:
-            own = settings_changed(before.node, verdict.node)
-            through = [
-                node
-                for node in dict.fromkeys(verdict.node.inputs.values())
-                if node in old.verdicts
-                and old.verdicts[node].fingerprint != new.verdicts[node].fingerprint
-            ]
-            why = own or [f"through {', '.join(through)}"]
-            found.append(Difference(node=name, change="changed" if own else "inputs", why=why))
+            if own := settings_changed(before.node, verdict.node):
+                found.append(Difference(node=name, change="changed", why=own))
+                causes[name] = [name]
+                continue
+            inputs = verdict.node.inputs.values()
+            causes[name] = list(dict.fromkeys(c for i in inputs for c in causes.get(i, ())))
+            why = f"through {', '.join(causes[name])}"
+            found.append(Difference(node=name, change="inputs", why=[why]))
         elif how := difference(_how(before.node), _how(verdict.node)):
             found.append(Difference(node=name, change="runtime", why=how))
     gone = [name for name in old.verdicts if name not in new.verdicts]

@@ -33,6 +33,8 @@ EVALUATION_S = 12 * 3600
 
 MANY_STEPS = 250
 
+GROWN = "what grows"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -57,7 +59,11 @@ Found = Iterator[Finding]
 
 
 def check(spec: Spec, plan: Plan) -> list[Finding]:
-    """Everything that is found, errors first."""
+    """Everything that is found, errors first.
+
+    Args:
+        spec: as it was written; the plan's own may have grown experts.
+    """
     todo = [v for v in plan.verdicts.values() if not v.cached]
     found = [f for one in OF_SPEC for f in one(spec, todo)]
     names = {stage_of(v.node) for v in todo if v.node.kind == "train"}
@@ -88,8 +94,11 @@ def _key(stage: str, *below: str) -> str:
 
 
 def _trained(stage: Stage) -> dict[str, Expert]:
-    """Experts and how far each is trained from its own beginning."""
-    return {**stage.experts, **({SINGLE: stage.single} if stage.single else {})}
+    """Experts and how far each is trained from its beginning; those that may yet grow as one."""
+    more = {SINGLE: stage.single} if stage.single else {}
+    if stage.adaptive:
+        more[GROWN] = Expert(images=stage.adaptive.images)
+    return {**stage.experts, **more}
 
 
 def _shorter(stage: Stage, images: int) -> dict[str, int]:
@@ -165,7 +174,7 @@ def uneven_batch(_: Spec, name: str, stage: Stage) -> Found:
 
 
 def idle_expert(_: Spec, name: str, stage: Stage) -> Found:
-    used = set(stage.ensemble)
+    used = {*stage.ensemble, *(stage.experts if stage.adaptive else ())}
     for expert in stage.ensemble:
         while above := tree.parent(expert):
             used.add(expert := above)

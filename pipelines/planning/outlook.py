@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.plan import Plan, ways_to_end
 from pipelines.planning.cluster import Cluster
-from pipelines.planning.costs import CPU, TRAINING_PASSES, Cost, costs_of, stage_of
+from pipelines.planning.costs import CPU, TRAINING_PASSES, Cost, costs_of, growth_of, stage_of
 from pipelines.planning.network import size_of
 from pipelines.planning.networks import config_of
 from pipelines.planning.simulate import Schedule, Task, simulate
@@ -21,6 +21,8 @@ class Outlook:
     """Of the nodes that must run."""
 
     schedule: Schedule
+    growth: Mapping[str, Cost]
+    """Stage → what its tree may still cost, which is in no other figure."""
 
     @property
     def groups(self) -> list[str]:
@@ -57,7 +59,8 @@ def look_ahead(plan: Plan, ahead: Mapping[str, Any]) -> Outlook | None:
     ]
     capacity = {name: float(group.count) for name, group in cluster.groups.items()}
     schedule = simulate(tasks, {**capacity, CPU: float(plan.spec.cpus)})
-    return Outlook(cluster=cluster, costs=costs, schedule=schedule)
+    growth = growth_of(plan, cluster)
+    return Outlook(cluster=cluster, costs=costs, schedule=schedule, growth=growth)
 
 
 def reckoned(plan: Plan, outlook: Outlook) -> list[list[str]]:
@@ -91,6 +94,7 @@ def as_data(outlook: Outlook) -> dict[str, Any]:
         "currency": outlook.cluster.currency,
         "kept_bytes": outlook.total("kept_bytes"),
         "written_bytes": outlook.total("written_bytes"),
+        "growth": {s: {**c.__dict__, "gpu_hours": c.gpu_hours} for s, c in outlook.growth.items()},
     }
 
 

@@ -1,7 +1,9 @@
 """What a plan costs, against figures worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
-from planning_kit import edited, planned
+from planning_kit import edited, planned, raw
 
 from ediffi_core.unet import SIZES
 from pipelines import plan, plan_view, sources
@@ -116,11 +118,25 @@ def test_a_kind_that_nobody_knows_costs_nothing_and_is_shown():
     made = planned(spec)
     node = plan.Node(kind="gate", name="base", settings={}, inputs={"x": "train/base/E0_0"})
     verdict = plan.Verdict(node=node, fingerprint="0" * 16, manifest=None, why="never done here")
-    made = plan.Plan(spec=spec, verdicts={**made.verdicts, node.id: verdict})
+    made = replace(made, verdicts={**made.verdicts, node.id: verdict})
     found = look_ahead(made, {})
     assert found.costs["gate/base"] == Cost()
     [line] = [x for x in plan_view.text(made, {}, found).splitlines() if "gate/base" in x]
     assert line.split() == ["run", "gate/base", "never", "done", "here"]
+
+
+def test_a_tree_that_grows_may_cost_what_is_left_of_its_budget():
+    base = {
+        "experts": {"E0_0": {"images": 256}},
+        "adaptive": {"budget": 1024, "images": 128},
+        "single": None,
+    }
+    listed = {k: v for k, v in raw()["stages"]["base"].items() if k not in ("ensemble", *base)}
+    spec = edited(cluster={}, stages={"base": {**listed, **base}})
+    found = look_ahead(planned(spec), {})
+    one = found.costs["train/base/E1_1"].flops
+    assert found.growth["base"].flops == pytest.approx((1024 - 2 * 128) / 128 * one)
+    assert "base may grow by" in plan_view.text(planned(spec), {}, found)
 
 
 def test_a_finished_expert_says_how_fast_its_stage_is(tmp_path):
@@ -134,6 +150,7 @@ def test_a_finished_expert_says_how_fast_its_stage_is(tmp_path):
     found = look_ahead(plan.make(changed, store, {}), {})
     assert found.costs.keys() == {
         "train/base/E1_1",
+        "adopt/base",
         "evaluate/base/ensemble",
         "evaluate/sr32/ensemble",
         "promote/smoke",
@@ -181,7 +198,7 @@ def test_every_figure_says_what_it_was_reckoned_from():
     made = planned(spec)
     work = estimate.ahead(made, Store.at("/dev/null"), _assumed(spec))
     rows = dict(reckoned(made, look_ahead(made, work)))
-    assert list(rows) == ["embedding", "base", "evaluate", "sr256", "sr1024"]
+    assert list(rows) == ["embedding", "base", "sr256", "sr1024", "evaluate"]
     assert rows["base"] == (
         "993,416,515 parameters, 2,072 GFLOPs an image; 256 A100 × 312 TFLOP/s (bfloat16) × 35 % "
         "(assumed): 13,490 images/s"

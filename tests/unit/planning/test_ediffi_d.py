@@ -79,7 +79,7 @@ def test_the_picture_has_a_bar_for_every_node_that_takes_time(tmp_path, told):
     timed = [n["id"] for n in told["nodes"] if n["cost"] and n["cost"]["seconds"]]
     assert len(bars) == len(timed)
     critical = [b for b in bars if b.get("class") == "critical"]
-    assert len(critical) == len(told["outlook"]["critical_path"])
+    assert len(critical) == len(set(told["outlook"]["critical_path"]) & set(timed))
     width = float(root.get("width"))
     assert all(float(b.get("x")) + float(b.get("width")) < width for b in bars)
 

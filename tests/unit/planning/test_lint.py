@@ -87,7 +87,7 @@ def check(spec):
 
 
 def test_the_specs_that_come_with_it_have_no_error():
-    for name in ("smoke", "demo", "ediffi-d"):
+    for name in ("smoke", "demo", "adaptive", "ediffi-d"):
         assert [f for f in check(edited(name)) if f.is_error] == [], name
 
 
