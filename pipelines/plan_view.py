@@ -9,7 +9,7 @@ from ediffi_core.noise import Interval, NoiseDistribution
 from pipelines.data import estimate
 from pipelines.data.cost import gigabytes
 from pipelines.plan import SINGLE, Node, Plan, Verdict, images_to_train
-from pipelines.planning.costs import CPU
+from pipelines.planning.cost import CPU
 from pipelines.planning.outlook import Outlook, as_data, cost_as_data, reckoned
 from pipelines.planning.words import duration, number, rows_of
 from pipelines.tree_view import interval_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from pipelines.plan import Plan
-from pipelines.planning.costs import CPU
+from pipelines.planning.cost import CPU
 from pipelines.planning.outlook import Outlook
 from pipelines.planning.words import duration, number
 

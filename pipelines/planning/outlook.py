@@ -8,10 +8,12 @@ from typing import Any
 
 from pipelines.plan import Plan, ways_to_end
 from pipelines.planning.cluster import Cluster
-from pipelines.planning.costs import CPU, TRAINING_PASSES, Cost, costs_of, growth_of, stage_of
+from pipelines.planning.cost import CPU, Cost, stage_of
+from pipelines.planning.costs import costs_of
 from pipelines.planning.network import size_of
 from pipelines.planning.networks import config_of
 from pipelines.planning.simulate import Schedule, Task, simulate
+from pipelines.planning.training_cost import TRAINING_PASSES, growth_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,12 @@ from ediffi_core.unet import SIZES
 from pipelines import plan, plan_view, sources
 from pipelines.data import estimate
 from pipelines.planning.cluster import Cluster
-from pipelines.planning.costs import CPU_FLOPS, START_S, Cost, costs_of
+from pipelines.planning.cost import CPU_FLOPS, Cost
+from pipelines.planning.costs import costs_of
 from pipelines.planning.network import size_of
 from pipelines.planning.networks import config_of
 from pipelines.planning.outlook import look_ahead, reckoned
+from pipelines.planning.training_cost import START_S
 from pipelines.run import commit
 from pipelines.steps.context import Result
 from pipelines.store.artifacts import Store

@@ -1,10 +1,13 @@
 """Each check finds its mistake, and finds nothing in a spec without it."""
 
-import pytest
-from planning_kit import edited, planned
+import json
 
-from pipelines import plan
-from pipelines.planning import lint
+import pytest
+from planning_kit import SPECS, edited, planned
+from typer.testing import CliRunner
+
+from pipelines import cli, plan
+from pipelines.planning import lint, lint_stage
 from pipelines.run import commit
 from pipelines.steps.context import Result
 from pipelines.store.artifacts import Store
@@ -128,4 +131,20 @@ def test_of_what_is_done_nothing_is_said(tmp_path):
 
 
 def test_the_limit_of_draws_is_the_workers():
-    assert lint.FINAL_DRAWS == FINAL_DRAWS
+    assert lint_stage.FINAL_DRAWS == FINAL_DRAWS
+
+
+def test_the_command_prints_the_plan_and_refuses(tmp_path):
+    spec = edited(**{f"{BASE}cadence__validate_draws": 513, f"{BASE}sampling__steps": 1})
+    (tmp_path / "bad.yaml").write_text(json.dumps(spec.model_dump(exclude_unset=True)))
+    found = CliRunner().invoke(cli.app, ["plan", str(tmp_path / "bad.yaml"), "--assume"])
+    assert isinstance(found.exception, ValueError) and "`stages.base.cadence" in str(
+        found.exception
+    )
+    assert "nodes" in found.output and "warning: base: one step draws a blur" in found.output
+    assert "error" not in found.output  # it is the command's last line, on stderr
+
+
+def test_a_sound_plan_ends_with_its_sum():
+    found = CliRunner().invoke(cli.app, ["plan", str(SPECS / "smoke.yaml"), "--assume"])
+    assert found.output.endswith("0 reused; 1,024 images to train\n")

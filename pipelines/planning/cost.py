@@ -1,0 +1,92 @@
+"""What a node costs, and what of a cluster it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.data.cost import SECONDS_AN_HOUR
+from pipelines.plan import Node
+from pipelines.planning.cluster import EMBEDDING, Cluster, Group
+
+CPU = "CPU"
+"""The group of nodes without a GPU: the spec's ``cpus:``."""
+
+CPU_FLOPS = 62e9
+"""FLOP/s of a CPU core in float32: 19.0 images/s × 3 × 2.19 GFLOPs on two threads, as measured
+(tests/benchmarks/RESULTS.md, "Training step against peers")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of a node that must run; nothing of it for a node that need not, or of unknown cost."""
+
+    flops: float = 0.0
+    seconds: float = 0.0
+    group: str = ""
+    """Of GPUs, or :data:`CPU`."""
+
+    gang: float = 0.0
+    """How many of the group it holds, from start to end."""
+
+    money: float = 0.0
+    """GPU-hours × the group's price."""
+
+    kept_bytes: float = 0.0
+    """In the store, when it is done."""
+
+    scratch_bytes: float = 0.0
+    """Beside that while it runs: its newest checkpoints."""
+
+    written_bytes: float = 0.0
+    """In all: what is kept, and every checkpoint."""
+
+    how: str = ""
+    """How the time was reckoned."""
+
+    @property
+    def gpu_hours(self) -> float:
+        """GPUs held × the time they are held."""
+        return 0.0 if self.group == CPU else self.gang * self.seconds / SECONDS_AN_HOUR
+
+
+def in_cpus(node: Node) -> str:
+    """How the time of a node without a GPU is reckoned."""
+    return f"{node.cpus} CPUs × {CPU_FLOPS / 1e9:.0f} GFLOP/s"
+
+
+def stage_of(node: Node) -> str:
+    return EMBEDDING if node.kind == "embed" else node.name.partition("/")[0]
+
+
+def gang_of(node: Node) -> float:
+    """GPUs that a node holds at once: workers × the GPUs of each; of embedding, of all its pools.
+
+    0 for a node that works on CPUs.
+    """
+    if node.kind == "train":
+        workers = node.runtime["workers"]
+        return float(workers["count"] * workers["gpus"])
+    if node.kind == "embed":
+        pools = node.runtime["embedding"]
+        return sum(gpus_of(pools[p]) for p in ("decode", "t5", "clip", "write"))
+    return 0.0
+
+
+def gpus_of(pool: Mapping[str, Any]) -> float:
+    return float((pool["actors"] or 1) * pool["gpus"])
+
+
+def group_of(node: Node, cluster: Cluster) -> tuple[str, Group]:
+    name = cluster.group_of(stage_of(node))
+    if name is None:
+        raise ValueError(
+            f"{node.id} asks for GPUs, and `cluster.stages` names no group for {stage_of(node)}; "
+            f"write `stages: {{{stage_of(node)}: …}}` with one of {', '.join(cluster.groups)}"
+        )
+    return name, cluster.groups[name]
+
+
+def money_for(group: Group, gang: float, seconds: float) -> float:
+    return group.price * gang * seconds / SECONDS_AN_HOUR

@@ -1,0 +1,196 @@
+"""Checks of one stage: each looks at one thing, and says which key and what to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ediffi_core import tree
+from pipelines.plan import SINGLE
+from pipelines.planning.findings import Found, error, warning
+from pipelines.planning.networks import config_of
+from pipelines.spec import Expert, Spec, Stage
+
+FINAL_DRAWS = 512
+"""Of validation, which a child and its parent are compared on
+(:data:`pipelines.training.validation.FINAL_DRAWS`, whose import takes seconds)."""
+
+DRAWS_A_BIN = 4
+"""A mean of fewer says little."""
+
+EPOCHS = 100
+"""More often a picture is hardly meant to be seen."""
+
+MANY_STEPS = 250
+
+GROWN = "what grows"
+
+
+def _key(stage: str, *below: str) -> str:
+    return ".".join(["stages", stage, *below])
+
+
+def _trained(stage: Stage) -> dict[str, Expert]:
+    """Experts and how far each is trained from its beginning; those that may yet grow as one."""
+    more = {SINGLE: stage.single} if stage.single else {}
+    if stage.adaptive:
+        more[GROWN] = Expert(images=stage.adaptive.images)
+    return {**stage.experts, **more}
+
+
+def _shorter(stage: Stage, images: int) -> dict[str, int]:
+    """Experts that train on fewer images than this."""
+    return {n: e.images for n, e in _trained(stage).items() if e.images < images}
+
+
+def no_checkpoint(_: Spec, name: str, stage: Stage) -> Found:
+    every, key = stage.cadence.checkpoint_images, _key(name, "cadence", "checkpoint_images")
+    if short := _shorter(stage, every + 1):
+        yield warning(
+            name,
+            key,
+            f"{', '.join(short)} would save no checkpoint before the end, and a kill costs all: "
+            f"`{key}` is {every:,}; write {max(stage.training.batch, min(short.values()) // 4):,}",
+        )
+
+
+def long_warmup(_: Spec, name: str, stage: Stage) -> Found:
+    images, key = stage.training.warmup_images, _key(name, "training", "warmup_images")
+    if short := _shorter(stage, images):
+        yield warning(
+            name,
+            key,
+            f"{', '.join(short)} would end before the warm-up does: `{key}` is {images:,}; write "
+            f"at most {min(short.values()) // 2:,}",
+        )
+
+
+def slow_average(_: Spec, name: str, stage: Stage) -> Found:
+    images = stage.training.ema_halflife_images
+    key = _key(name, "training", "ema_halflife_images")
+    if short := _shorter(stage, images):
+        yield warning(
+            name,
+            key,
+            f"of {', '.join(short)} the average would be mostly what it started from: `{key}` is "
+            f"{images:,}; write at most {min(short.values()) // 4:,}",
+        )
+
+
+def no_snapshot(_: Spec, name: str, stage: Stage) -> Found:
+    every, key = stage.training.snapshot_images, _key(name, "training", "snapshot_images")
+    if every and (short := _shorter(stage, every)):
+        yield warning(
+            name,
+            key,
+            f"{', '.join(short)} would keep no snapshot: `{key}` is {every:,}; write at most "
+            f"{min(short.values()):,}",
+        )
+
+
+def uneven_batch(_: Spec, name: str, stage: Stage) -> Found:
+    batch, workers = stage.training.batch, stage.workers
+    at_once = workers.micro_batch if isinstance(workers.micro_batch, int) else 1
+    if batch % workers.count:
+        yield warning(
+            name,
+            _key(name, "workers", "count"),
+            f"a batch of {batch} is not shared evenly by {workers.count} workers, who wait for the "
+            f"slowest; write a `{_key(name, 'workers', 'count')}` that divides it",
+        )
+    elif batch // workers.count % at_once:
+        yield warning(
+            name,
+            _key(name, "workers", "micro_batch"),
+            f"a worker's {batch // workers.count} images are no multiple of its micro-batch; write "
+            f"a `{_key(name, 'workers', 'micro_batch')}` that divides them instead of {at_once}",
+        )
+
+
+def idle_expert(_: Spec, name: str, stage: Stage) -> Found:
+    used = {*stage.ensemble, *(stage.experts if stage.adaptive else ())}
+    for expert in stage.ensemble:
+        while above := tree.parent(expert):
+            used.add(expert := above)
+    for expert in stage.experts:
+        if expert not in used:
+            yield warning(
+                f"train/{name}/{expert}",
+                _key(name, "experts"),
+                "is in no ensemble and parent of none that is; add it to "
+                f"`{_key(name, 'ensemble')}` or remove it from `{_key(name, 'experts')}`",
+            )
+
+
+def clean_small_pictures(spec: Spec, name: str, stage: Stage) -> Found:
+    d = stage.degrade
+    spoilt = d.blur_sigma or d.shrink > 1 or d.gaussian_noise or d.poisson_noise
+    if name != next(iter(spec.stages)) and not (d.probability and spoilt):
+        yield warning(
+            name,
+            _key(name, "degrade"),
+            "trains on small pictures without a fault, and will meet those of the stage below; "
+            f"write `{_key(name, 'degrade', 'probability')}: 0.5`",
+        )
+
+
+def odd_steps(_: Spec, name: str, stage: Stage) -> Found:
+    steps, key = stage.sampling.steps, _key(name, "sampling", "steps")
+    if steps == 1:
+        yield warning(name, key, f"one step draws a blur; write `{key}: 10` or more")
+    if steps > MANY_STEPS:
+        yield warning(name, key, f"{steps} steps gain nothing over 50; write `{key}: 50`")
+
+
+def few_draws(_: Spec, name: str, stage: Stage) -> Found:
+    draws, bins = stage.cadence.validate_draws, stage.cadence.validate_bins
+    key = _key(name, "cadence", "validate_draws")
+    if draws > FINAL_DRAWS and len(_trained(stage)) > 1:
+        yield error(name, key, f"`{key}` may be {FINAL_DRAWS} at most, got {draws}")
+    elif draws < DRAWS_A_BIN * bins:
+        yield warning(
+            name,
+            key,
+            f"{draws} draws are few for {bins} shares of p(σ); write `{key}: {32 * bins}`",
+        )
+
+
+def network_fits(spec: Spec, name: str, stage: Stage) -> Found:
+    """Attention and levels at the side that is trained on, as the worker will check them."""
+    try:
+        config = config_of(spec, name)
+    except ValueError as wrong_side:
+        yield error(name, _key(name, "resolution"), f"`{_key(name, 'resolution')}`: {wrong_side}")
+        return
+    key = _key(name, "workers", "recompute")
+    if wrong := [n for n in stage.workers.recompute if n >= config.levels]:
+        levels = ", ".join(map(str, range(config.levels)))
+        yield error(name, key, f"`{key}` names level {wrong[0]}; there are {levels}")
+
+
+def many_epochs(spec: Spec, name: str, stage: Stage) -> Found:
+    train = spec.data.train
+    rows = train.rows if train.make else train.pairs
+    most = max(_trained(stage).values(), key=lambda e: e.images).images
+    if rows and most > EPOCHS * rows:
+        key = _key(name, "experts")
+        yield warning(
+            name,
+            key,
+            f"sees every picture {most / rows:,.0f} times: {most:,} images of {rows:,} rows; lower "
+            f"`images:` in `{key}`, or train on more",
+        )
+
+
+OF_STAGE: list[Callable[[Spec, str, Stage], Found]] = [
+    no_checkpoint,
+    long_warmup,
+    slow_average,
+    no_snapshot,
+    uneven_batch,
+    idle_expert,
+    clean_small_pictures,
+    odd_steps,
+    few_draws,
+    network_fits,
+    many_epochs,
+]
