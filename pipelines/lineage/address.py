@@ -46,9 +46,8 @@ class Runs:
         """From what an execution keeps of its record; None before it is delivered."""
         if "nodes" not in tracking:
             return None
-        return Runs(
-            uri=tracking["uri"], experiment=tracking["experiment"], of_node=tracking["nodes"]
-        )
+        runs = {"": tracking["run"], **tracking["nodes"]}
+        return Runs(uri=tracking["uri"], experiment=tracking["experiment"], of_node=runs)
 
     def address(self, node: str) -> str:
         """The page of a node's run; empty where there is no server to ask. Tells no password."""
