@@ -41,7 +41,6 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
                 "state": record.get("state", "done" if manifest else "never run"),
                 "metrics": manifest.get("metrics", {}),
                 "weights_sha256": manifest.get("info", {}).get("weights_sha256"),
-                "folder": verdict.folder,
                 "picture": newest_sheet(verdict.folder, manifest) or record.get("picture"),
             }
         measured = {
@@ -127,11 +126,10 @@ def at_work(stage: Mapping[str, Any]) -> list[tuple[float, list[str]]]:
     """For every sampling step its σ and who is asked in it: with Heun's method it may be two."""
     sigmas = stage["sampling"]["sigmas"]
     asked = [next(p["expert"] for p in stage["ensemble"] if s >= p["sigma_lo"]) for s in sigmas]
-    second = asked[1:] if stage["sampling"]["solver"] == "heun" else []
-    second += [None] * (len(asked) - len(second))
+    after = [*asked[1:], asked[-1]] if stage["sampling"]["solver"] == "heun" else asked
     return [
-        (sigma, [first] if other in (None, first) else [first, other])
-        for sigma, first, other in zip(sigmas, asked, second, strict=True)
+        (sigma, list(dict.fromkeys(pair)))
+        for sigma, *pair in zip(sigmas, asked, after, strict=True)
     ]
 
 
@@ -274,7 +272,8 @@ def aligned(table: Sequence[Sequence[str]]) -> list[str]:
 
 def markdown(tree: Mapping[str, Any]) -> str:
     """For the description of the execution's run."""
-    out = [f"### {tree['pipeline']}: {tree['state']}", ""]
+    labels = "".join(f", {label}" for label in tree.get("labels", ()))
+    out = [f"### {tree['pipeline']}: {tree['state']}{labels}", ""]
     for stage_name, stage in tree["stages"].items():
         out += [f"**{stage_name}** (bold: in the ensemble)", ""]
         for depth, _, name, e in rows(stage["experts"]):
