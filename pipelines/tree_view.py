@@ -1,17 +1,22 @@
-"""The expert tree as data, as text, as Markdown and as one self-contained page."""
+"""The expert tree as data, as text and as Markdown; as a page: :mod:`pipelines.tree_page`."""
 
 from __future__ import annotations
 
-import html as escape_html
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ediffi_core.noise import Interval, NoiseDistribution
+from ediffi_core.noise import Interval, NoiseDistribution, edm_grid
 from pipelines.plan import SINGLE, Plan
+from pipelines.spec import Stage
 
 
 def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str, Any]:
-    """Every expert with its interval, budget, state and gain; the evaluations beside it."""
+    """Every expert with its interval, budget, state and gain; the evaluations beside it.
+
+    The views also show what only some trees have: ``labels`` of the whole (``champion``), a stage's
+    ``decisions`` (rows of one table), an expert's ``adopted`` (whether a gate let it pass) and
+    ``why``.
+    """
     stages: dict[str, dict[str, Any]] = {}
     for stage_name, stage in plan.spec.stages.items():
         experts = {}
@@ -34,12 +39,12 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
                 "sigma_hi": None if high == float("inf") else high,
                 "images": node.settings["images"],
                 "state": record.get("state", "done" if manifest else "never run"),
-                "in_ensemble": name in stage.ensemble,
                 "metrics": manifest.get("metrics", {}),
                 "weights_sha256": manifest.get("info", {}).get("weights_sha256"),
+                "picture": newest_sheet(verdict.folder, manifest) or record.get("picture"),
             }
-        evaluations = {
-            v.node.name.split("/")[1]: dict(manifests[i]["metrics"])
+        measured = {
+            v.node.name.split("/")[1]: (v.folder, manifests[i])
             for i, v in plan.verdicts.items()
             if v.node.kind == "evaluate"
             and v.node.name.startswith(f"{stage_name}/")
@@ -49,9 +54,20 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
         for role, why in chosen.get("refused", {}).items():
             if (name := role.rpartition("/")[2]) in experts:
                 experts[name] |= {"adopted": False, "why": why}
-        stages[stage_name] = {"experts": experts, "evaluations": evaluations}
-        if "seats" in chosen:
-            stages[stage_name]["seats"] = chosen["seats"]
+        stages[stage_name] = {
+            **setting(stage),
+            "ensemble": seats(plan, stage_name, chosen.get("seats", {})),
+            "experts": experts,
+            "evaluations": {group: dict(m["metrics"]) for group, (_, m) in measured.items()},
+            "pictures": {
+                group: f"{folder}/samples.png"
+                for group, (folder, m) in measured.items()
+                if "samples.png" in m["files"]
+            },
+        }
+        working = {piece["expert"] for piece in stages[stage_name]["ensemble"]}
+        for name, expert in experts.items():
+            expert["in_ensemble"] = name in working
         if grown := plan.trees.get(stage_name):
             stages[stage_name] |= {
                 "decisions": [decision.row() for decision in grown.decisions],
@@ -63,6 +79,58 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
         "state": execution.state if execution else "never run",
         "stages": stages,
     }
+
+
+def setting(stage: Stage) -> dict[str, Any]:
+    """What a stage's experts divide among them: p(σ), and the sampler's steps."""
+    return {
+        "resolution": stage.resolution,
+        "noise": {"P_mean": stage.P_mean, "P_std": stage.P_std},
+        "sampling": {
+            **stage.sampling.model_dump(),
+            "sigmas": edm_grid(stage.sampling.steps)[:-1].tolist(),
+        },
+    }
+
+
+def seats(plan: Plan, stage_name: str, chosen: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The ensemble's seats, the highest noise first, and who works there; none while a tree grows.
+
+    Args:
+        chosen: seat → ``stage/expert``, or ``champion/stage/expert``, once it is decided.
+    """
+    if (judged := plan.verdicts.get(f"evaluate/{stage_name}/ensemble")) is None:
+        return []
+    found = []
+    for seat, bounds in judged.node.settings["stages"][-1]["experts"].items():
+        low, high = Interval(*bounds).bounds(plan.spec.stages[stage_name].noise)
+        whose, _, expert = chosen.get(seat, f"{stage_name}/{seat}").rpartition("/")
+        found.append(
+            {
+                "seat": seat,
+                "expert": f"champion's {expert}" if whose.startswith("champion/") else expert,
+                "sigma_lo": low,
+                "sigma_hi": None if high == float("inf") else high,
+            }
+        )
+    return sorted(found, key=lambda piece: -piece["sigma_lo"])
+
+
+def newest_sheet(folder: str, manifest: Mapping[str, Any]) -> str | None:
+    """The last picture that shows what an expert makes of its scenes."""
+    sheets = [f for f in manifest.get("files", ()) if f.startswith("samples/")]
+    return f"{folder}/{max(sheets)}" if sheets else None
+
+
+def at_work(stage: Mapping[str, Any]) -> list[tuple[float, list[str]]]:
+    """For every sampling step its σ and who is asked in it: with Heun's method it may be two."""
+    sigmas = stage["sampling"]["sigmas"]
+    asked = [next(p["expert"] for p in stage["ensemble"] if s >= p["sigma_lo"]) for s in sigmas]
+    after = [*asked[1:], asked[-1]] if stage["sampling"]["solver"] == "heun" else asked
+    return [
+        (sigma, list(dict.fromkeys(pair)))
+        for sigma, *pair in zip(sigmas, asked, after, strict=True)
+    ]
 
 
 Row = tuple[int, str, str, dict[str, Any]]
@@ -102,18 +170,27 @@ def gain_text(expert: Mapping[str, Any]) -> str:
     )
 
 
+def state_text(expert: Mapping[str, Any]) -> str:
+    return "refused" if expert.get("adopted") is False else str(expert["state"])
+
+
 def text(tree: Mapping[str, Any]) -> str:
     """For a terminal."""
-    lines = [f"{tree['pipeline']}  {tree['execution'] or ''}  {tree['state']}"]
+    labels = "".join(f"  {label}" for label in tree.get("labels", ()))
+    lines = [f"{tree['pipeline']}  {tree['execution'] or ''}  {tree['state']}{labels}"]
     for stage_name, stage in tree["stages"].items():
         lines.append(stage_name)
         for _, branches, name, e in rows(stage["experts"]):
             label = f"{branches}{'●' if e['in_ensemble'] else '○'} {name}"
             lines.append(
                 f"  {label:<20} {interval_text(e):<24} {e['images']:>9,} images  "
-                f"{e['state']:<9} {gain_text(e)}".rstrip()
+                f"{state_text(e):<9} {gain_text(e)}".rstrip()
             )
-        lines += ["  ● in the ensemble", "", *evaluation_lines(stage["evaluations"])]
+            if e.get("why"):
+                lines.append(f"  {'':<20} {e['why']}")
+        lines += ["  ● in the ensemble", ""]
+        for table in (evaluation_table(stage["evaluations"]), decision_table(stage)):
+            lines += [*aligned(table), ""] if table else []
     return "\n".join(lines)
 
 
@@ -129,14 +206,16 @@ COLUMNS = {
 }
 
 
+GROUPS = {"ensemble": "ensemble", SINGLE: "single model, same budget", "root": "root alone"}
+
+
 def evaluation_table(evaluations: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     """A header row and one row a model, the controls below; empty without evaluations."""
     if not evaluations:
         return []
     keys = [k for k in COLUMNS if any(k in m for m in evaluations.values())]
     table = [["", *(" ".join(COLUMNS[k]) for k in keys)]]
-    names = {"ensemble": "ensemble", SINGLE: "single model, same budget", "root": "root alone"}
-    for group, label in names.items():
+    for group, label in GROUPS.items():
         if m := evaluations.get(group):
             table.append([label, *(f"{m[k]:.3f}" if k in m else "–" for k in keys)])
     controls = {
@@ -160,31 +239,48 @@ def evaluation_table(evaluations: Mapping[str, Mapping[str, float]]) -> list[lis
     return table
 
 
-def evaluation_lines(evaluations: Mapping[str, Mapping[str, float]]) -> list[str]:
-    table = evaluation_table(evaluations)
-    if not table:
-        return []
+def decision_table(stage: Mapping[str, Any]) -> list[list[str]]:
+    """How an adaptive stage grew: a header row and one row a decision; empty for any other."""
+    rows = stage.get("decisions", [])
+    keys = list(dict.fromkeys(k for row in rows for k in row))
+    body = [[cell(row.get(k)) for k in keys] for row in rows]
+    return [[k.replace("_", " ") for k in keys], *body] if rows else []
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Lines for a terminal: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     return [
         "  "
         + "  ".join(
             c.ljust(w) if i == 0 else c.rjust(w)
             for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
+        ).rstrip()
         for row in table
-    ] + [""]
+    ]
 
 
 def markdown(tree: Mapping[str, Any]) -> str:
     """For the description of the execution's run."""
-    out = [f"### {tree['pipeline']}: {tree['state']}", ""]
+    labels = "".join(f", {label}" for label in tree.get("labels", ()))
+    out = [f"### {tree['pipeline']}: {tree['state']}{labels}", ""]
     for stage_name, stage in tree["stages"].items():
         out += [f"**{stage_name}** (bold: in the ensemble)", ""]
         for depth, _, name, e in rows(stage["experts"]):
             label = f"**{name}**" if e["in_ensemble"] else name
             out.append(
                 f"{'    ' * depth}- {label} · {interval_text(e)} · {e['images']:,} images · "
-                f"{e['state']} · {gain_text(e)}"
+                f"{state_text(e)} · {gain_text(e)}"
             )
         if table := evaluation_table(stage["evaluations"]):
             out += ["", "| " + " | ".join(table[0]) + " |", "|" + " --- |" * len(table[0])]
@@ -200,68 +296,3 @@ def headline_metrics(tree: Mapping[str, Any]) -> dict[str, float]:
         for group, metrics in content["evaluations"].items()
         for key, value in metrics.items()
     }
-
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8886; --on: #2a78d6; --soft: #8883 }}
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem;
-  padding: 0 1rem }}
-h1 {{ font-size: 1.3rem }} h2 {{ font-size: 1.1rem; margin-top: 2rem }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }}
-td, th {{ padding: .3rem .6rem; border-bottom: 1px solid var(--line);
-  text-align: right; font-weight: 400 }}
-th {{ opacity: .7 }} td:first-child, th:first-child {{ text-align: left; white-space: nowrap }}
-.in {{ font-weight: 600 }} .wrap {{ overflow-x: auto }}
-.bar {{ position: relative; height: .7rem; min-width: 12rem;
-  background: var(--soft); border-radius: 4px }}
-.bar i {{ position: absolute; top: 0; bottom: 0;
-  background: var(--on); border-radius: 4px }}
-</style>
-<h1>{title}</h1><p>{state}. Bars: each expert's share of p(σ), low noise left, high noise right.
-Bold: in the ensemble.</p>
-{body}
-</html>
-"""
-
-
-def html(tree: Mapping[str, Any]) -> str:
-    """One self-contained page; light and dark."""
-    body = []
-    for stage_name, stage in tree["stages"].items():
-        body.append(f"<h2>{escape_html.escape(stage_name)}</h2>")
-        head = (
-            "<tr><th>expert<th>p(σ)<th>interval<th>images<th>state<th>val loss<th>gain over parent"
-        )
-        body.append(f'<div class="wrap"><table>{head}')
-        for depth, _, name, e in rows(stage["experts"]):
-            low, high = e["q_lo"], e["q_hi"]
-            m = e["metrics"]
-            gain = (
-                f"{m['val_gain']:+.4f} [{m['val_gain_low']:+.4f}, {m['val_gain_high']:+.4f}]"
-                if "val_gain" in m
-                else "–"
-            )
-            loss = f"{m['val_loss']:.4f}" if "val_loss" in m else "–"
-            style = f"left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"
-            cells = [
-                f'<td style="padding-left:{0.6 + 1.4 * depth:.1f}rem"'
-                f"{' class=in' if e['in_ensemble'] else ''}>{escape_html.escape(name)}",
-                f'<td><div class="bar"><i style="{style}"></i></div>',
-                *(
-                    f"<td>{escape_html.escape(c)}"
-                    for c in (interval_text(e), f"{e['images']:,}", e["state"], loss, gain)
-                ),
-            ]
-            body.append("<tr>" + "".join(cells))
-        body.append("</table></div>")
-        if table := evaluation_table(stage["evaluations"]):
-            body.append('<h2>Evaluation</h2><div class="wrap"><table>')
-            for i, row in enumerate(table):
-                tag = "td" if i else "th"
-                body.append("<tr>" + "".join(f"<{tag}>{escape_html.escape(c)}" for c in row))
-            body.append("</table></div>")
-    title = escape_html.escape(f"{tree['pipeline']} · {tree['execution'] or ''}")
-    return PAGE.format(title=title, state=escape_html.escape(tree["state"]), body="\n".join(body))

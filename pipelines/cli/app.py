@@ -72,6 +72,15 @@ def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) 
     return store, found
 
 
-def writable(output: Path) -> None:
+def asked_tree(storage: str | None, run_id: str | None) -> tuple[Any, Any, Any]:
+    """The store, the execution, and its expert tree."""
+    store, execution = asked_execution(None, storage, run_id)
+    found = store.read_json(f"executions/{execution.id}.tree.json")
+    if found is None:
+        raise ValueError(f"run {execution.id} has no tree yet; it is {execution.state}")
+    return store, execution, found
+
+
+def writable(output: Path, option: str = "--output") -> None:
     if not os.access(output.parent, os.W_OK):
-        raise ValueError(f"{output} cannot be written; give a place that can with --output")
+        raise ValueError(f"{output} cannot be written; give a place that can with {option}")

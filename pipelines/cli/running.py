@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.app import AsJson, SpecPath, Storage, app, asked_execution, opened
+from pipelines.cli.app import (
+    AsJson,
+    SpecPath,
+    Storage,
+    app,
+    asked_execution,
+    asked_tree,
+    opened,
+    writable,
+)
 
 
 @app.command(epilog="Example:  ediffi run pipelines/specs/demo.yaml")
@@ -80,10 +89,20 @@ def status(
         typer.echo(f"  {node:<24} {record['state']}{progress}{why}")
 
 
-@app.command(epilog="Example:  ediffi tree")
+@app.command(
+    epilog="\b\nExamples:\n  ediffi tree\n  ediffi tree --html lineage.html\n"
+    "  ediffi tree --compare RUN_A RUN_B"
+)
 def tree(
     run: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="An execution's id; else the last.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write it as one page, with pictures, to this file.")
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="RUN_A RUN_B", help="Set two runs' trees side by side."),
     ] = None,
     storage: Storage = None,
     as_json: AsJson = False,
@@ -92,10 +111,21 @@ def tree(
 
     Intervals, budgets, gains over the parents, and how the ensemble measures up.
     """
-    from pipelines import tree_view
+    from pipelines import tree_compare, tree_page, tree_view
+    from pipelines.lineage.address import Runs
 
-    store, execution = asked_execution(None, storage, run)
-    found = store.read_json(f"executions/{execution.id}.tree.json")
-    if found is None:
-        raise ValueError(f"run {execution.id} has no tree yet; it is {execution.state}")
+    if compare and (run or html):
+        raise ValueError("--compare names both runs itself; leave RUN and --html out")
+    if compare:
+        trees = [asked_tree(storage, name)[2] for name in compare]
+        both = tree_compare.compare(*trees)
+        typer.echo(json.dumps(both, indent=1) if as_json else tree_compare.text(both))
+        return
+    store, execution, found = asked_tree(storage, run)
+    if html:
+        writable(html, "--html")
+        runs, pictures = Runs.of(execution.tracking), tree_page.thumbnails(store, found)
+        html.write_text(tree_page.html(found, runs=runs, pictures=pictures), encoding="utf-8")
+        typer.echo(f"{html}: the tree of {execution.id}")
+        return
     typer.echo(json.dumps(found, indent=1) if as_json else tree_view.text(found))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipelines.store.artifacts import Store, sha256
 
@@ -27,6 +30,32 @@ def folder(store: Store) -> Path:
         return Path(store.root)
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", store.root.partition("://")[2])[-60:].strip("-.")
     return Path.home() / ".local/share/ediffi" / f"{name}-{sha256(store.root.encode())[:8]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """An execution's runs in MLflow."""
+
+    uri: str
+    experiment: str
+    of_node: Mapping[str, str]
+    """The execution's own is that of ``""``."""
+
+    @staticmethod
+    def of(tracking: Mapping[str, Any]) -> Runs | None:
+        """From what an execution keeps of its record; None before it is delivered."""
+        if "nodes" not in tracking:
+            return None
+        runs = {"": tracking["run"], **tracking["nodes"]}
+        return Runs(uri=tracking["uri"], experiment=tracking["experiment"], of_node=runs)
+
+    def address(self, node: str) -> str:
+        """The page of a node's run; empty where there is no server to ask. Tells no password."""
+        parts = urlsplit(self.uri)
+        if parts.scheme not in ("http", "https"):
+            return ""
+        place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        return f"{place}/#/experiments/{self.experiment}/runs/{self.of_node[node]}"
 
 
 def quiet_mlflow() -> Any:

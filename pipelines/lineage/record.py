@@ -147,7 +147,7 @@ class Lineage:
                 "do": "close",
                 "state": state,
                 "note": tree_view.markdown(tree),
-                "page": tree_view.html(tree),
+                "tree": tree,
                 "values": [(k, v, now, 0) for k, v in tree_view.headline_metrics(tree).items()],
                 "model": model,
             }
@@ -158,6 +158,7 @@ class Lineage:
                 "uri": self.uri,
                 "run": self.writer.runs.get("", ""),
                 "experiment": self.writer.experiment,
+                "nodes": {node: run for node, run in self.writer.runs.items() if node},
             }
         if left := self.delivery.left:
             why = self.delivery.away or f"it was still busy after {wait_s:.0f} s"

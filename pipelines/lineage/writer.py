@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from pipelines.lineage.address import folder, quiet_mlflow
+from pipelines.lineage.address import Runs, folder, quiet_mlflow
 from pipelines.lineage.spool import Item
 from pipelines.store.artifacts import Store
 
@@ -159,12 +159,15 @@ class Writer:
 
     def _close(self, item: Item) -> None:
         """The end of an execution: its tree, its measurements, its model."""
-        from pipelines import registry
+        from pipelines import registry, tree_page
 
         run = self.runs[""]
         self._reap({run})  # of nodes that an earlier attempt began and this one did not come to
         self._tag("", {"mlflow.note.content": item["note"]})
-        self.client.log_text(run, item["page"], "lineage.html")
+        runs = Runs(uri=self.uri, experiment=self.experiment, of_node=self.runs)
+        pictures = tree_page.thumbnails(self.store, item["tree"])
+        page = tree_page.html(item["tree"], runs=runs, pictures=pictures)
+        self.client.log_text(run, page, "lineage.html")
         self.metrics("", item["values"])
         if model := item["model"]:
             place = self.store.local(model["folder"])

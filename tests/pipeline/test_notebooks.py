@@ -5,8 +5,11 @@ import contextlib
 import io
 import json
 import os
+import re
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from kit import SMOKE, environment
 from PIL import Image
@@ -21,10 +24,10 @@ def code(notebook):
 
 
 def play(notebook, folder, **env):
-    """Runs a notebook as its kernel does, with ``folder`` as its place; → what it printed.
+    """Runs a notebook as its kernel does, with ``folder`` as its place.
 
     Cells in order in one namespace; what the last expression of each displays is left in
-    the folder.
+    the folder. → What it printed, and its namespace.
     """
     import matplotlib
     import matplotlib.pyplot as plt
@@ -56,7 +59,7 @@ def play(notebook, folder, **env):
             for figure in plt.get_fignums():
                 plt.figure(figure).savefig(folder / f"figure-{number}.png")
             plt.close("all")
-    return out.getvalue()
+    return out.getvalue(), names
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[n.name for n in NOTEBOOKS])
@@ -71,36 +74,44 @@ def test_notebooks_are_thin_and_kept_without_output(notebook):
 
 @pytest.fixture(scope="module")
 def played(smoke, tmp_path_factory):
-    """The tour of the expert tree: what it printed, and the folder of what it displayed."""
-    folder = tmp_path_factory.mktemp("notebook")
-    tour = ROOT / "notebooks" / "expert_tree.ipynb"
-    return play(tour, folder, EDIFFI_STORE=str(smoke.store), EDIFFI_SPEC=str(SMOKE)), folder
+    """Notebook → what it printed, what it named, and the folder of what it displayed."""
+    found = {}
+    for notebook in NOTEBOOKS:
+        folder = tmp_path_factory.mktemp("notebook")
+        env = {"EDIFFI_STORE": str(smoke.store), "EDIFFI_SPEC": str(SMOKE), "EDIFFI_MODEL": "smoke"}
+        found[notebook.stem] = (*play(notebook, folder, **env), folder)
+    return found
 
 
-def test_the_tour_tells_the_plan_the_run_and_the_tree(played):
-    said, _ = played
+def shown(folder, kind="picture"):
+    """The pictures or figures that a notebook displayed, in its order."""
+    files = sorted(folder.glob(f"{kind}-*.png"), key=lambda f: int(f.stem.partition("-")[2]))
+    return [np.asarray(Image.open(f).convert("RGB")) for f in files]
+
+
+def rows_of(picture, rows):
+    """A grid's rows of pictures, without the gap between them."""
+    high = (len(picture) - 4) // rows
+    return [picture[4 + i * high : (i + 1) * high] for i in range(rows)]
+
+
+def test_every_figure_shows_something(played):
+    for name, figures in (("01_first_tree", 1), ("02_inside_the_ensemble", 2)):
+        drawn = shown(played[name][2], "figure")
+        assert len(drawn) == figures
+        assert all(len(np.unique(f.reshape(-1, 3), axis=0)) > 100 for f in drawn)
+
+
+def test_the_first_tells_the_plan_and_the_tree(played):
+    said, _, _ = played["01_first_tree"]
     assert "0 to run, 15 reused" in said
-    assert "promote/smoke            reused" in said
-    for line in ("E0_0 ", "E1_1 ", "E1_0 ", "single "):
+    assert re.search(r"● E1_1 +σ ≥ 0.3012 .* gain ", said)
+    for line in ("E0_0 ", "E1_0 ", "single ", "ensemble "):
         assert line in said
-    # Four steps from 80 to 0.002: 80, 9.7 and 0.5 are at or above the boundary at σ = 0.3012.
-    assert "E1_1: 3 of 4 steps\nE1_0: 1 of 4 steps" in said
 
 
-def test_the_tour_shows_the_intervals_and_pictures(played):
-    _, folder = played
-    [figure] = folder.glob("figure-*.png")
-    with Image.open(figure) as shown:
-        assert len(shown.convert("RGB").getcolors(1 << 20)) > 100
-    [pictures] = folder.glob("picture-*.png")
-    with Image.open(pictures) as shown:
-        wide, high = shown.size
-        assert (wide // (32 * 2), high // (32 * 2)) == (4, 2)
-
-
-def test_the_tour_s_table_is_the_experts_record(played, smoke):
-    _, folder = played
-    [table] = folder.glob("table-*.csv")
+def test_the_first_s_table_is_the_experts_record(played, smoke):
+    [table] = played["01_first_tree"][2].glob("table-*.csv")
     header, *rows = (line.split(",") for line in table.read_text().splitlines())
     experts = {row[header.index("tags.ediffi.expert")]: row for row in rows}
     assert set(experts) == {"E0_0", "E1_1", "E1_0", "single"}
@@ -112,9 +123,54 @@ def test_the_tour_s_table_is_the_experts_record(played, smoke):
         )
 
 
-def test_without_a_run_the_tour_says_what_to_do(tmp_path):
-    tour = ROOT / "notebooks" / "expert_tree.ipynb"
-    with pytest.raises(ValueError, match=r"smoke was never run in .* start with `ediffi run`"):
-        play(tour, tmp_path, EDIFFI_STORE=str(tmp_path / "none"), EDIFFI_SPEC=str(SMOKE))
-    assert list(tmp_path.glob("figure-*.png"))  # the plan and its figure need no run
-    assert not (tmp_path / "none").exists()
+def test_the_first_draws_with_the_whole_cascade(played):
+    [pictures] = shown(played["01_first_tree"][2])
+    assert (len(pictures[0]) // (32 * 2), len(pictures) // (32 * 2)) == (4, 2)
+
+
+def test_the_second_watches_who_works(played):
+    said, names, _ = played["02_inside_the_ensemble"]
+    # Four steps from 80 to 0.002: 80, 9.7 and 0.5 are at or above the boundary at σ = 0.3012.
+    assert "E1_1: 3 of 4 evaluations\nE1_0: 1 of 4 evaluations" in said
+    assert [asked.expert for asked in names["seen"]] == ["E1_1"] * 3 + ["E1_0"]
+
+
+def test_the_second_changes_the_prompt_midway(played):
+    _, names, folder = played["02_inside_the_ensemble"]
+    [pictures] = shown(folder)
+    rows = rows_of(pictures, len(names["shares"]))
+    assert not (rows[0] == rows[-1]).all()  # one prompt from the first step, the other to the last
+    same = [(a == b).all() for a, b in pairwise(rows)]
+    assert True in same and False in same  # four steps have five places to change at
+
+
+def test_the_second_shares_attention_out_whole(played):
+    _, names, _ = played["02_inside_the_ensemble"]
+    at = names["at"]
+    assert {"null", "t5", "clip_text"} <= at.keys()
+    for sigma in at["null"]:
+        mean = sum(np.mean(by_sigma[sigma]) for by_sigma in at.values())
+        assert mean == pytest.approx(1, abs=1e-4)
+    assert sorted(at["null"]) == pytest.approx([0.002, 0.47, 9.7, 80], rel=0.05)
+
+
+def test_the_third_paints_and_takes_a_style(played):
+    _, names, folder = played["03_paint_with_words"]
+    painted, reference, styled = shown(folder)
+    plain, left, right = rows_of(painted, len(names["layouts"]))
+    for a, b in ((plain, left), (plain, right), (left, right)):
+        assert not (a == b).all()
+    assert names["halves"]["left"].sum() == names["halves"]["right"].sum() > 0
+    assert reference.shape == (128, 128, 3)
+    without, with_style = rows_of(styled, 2)
+    assert not (without == with_style).all()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[n.name for n in NOTEBOOKS])
+def test_without_a_run_a_notebook_says_what_is_missing(notebook, tmp_path):
+    none = tmp_path / "none"
+    with pytest.raises(ValueError, match=r"smoke.* (was never run|no pipeline) in .*none"):
+        play(
+            notebook, tmp_path, EDIFFI_STORE=str(none), EDIFFI_SPEC=str(SMOKE), EDIFFI_MODEL="smoke"
+        )
+    assert not none.exists()

@@ -1,5 +1,6 @@
 """The record of the smoke run in MLflow, read back with MLflow's own client."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,10 @@ def test_the_executions_run_shows_the_tree(record):
         place = record.client.download_artifacts(execution.info.run_id, "lineage.html")
         text = Path(place).read_text()
         assert all(expert in text for expert in EXPERTS)
-        assert "src=" not in text and "href=" not in text  # it needs nothing but itself
+        runs = record.nodes(execution)
+        assert all(runs[f"train/base/{expert}"].info.run_id[:8] in text for expert in EXPERTS)
+        sources = re.findall(r'(?:src|href)="([^"]{5})', text)
+        assert set(sources) == {"data:"}  # it needs nothing but itself
 
 
 def test_sample_pictures_are_in_the_record(smoke, record):

@@ -146,6 +146,26 @@ def test_an_earlier_run_can_still_be_shown(smoke, say):
     assert {e["state"] for e in tree["stages"]["base"]["experts"].values()} == {"done"}
 
 
+def test_the_tree_as_a_page_has_pictures_and_names_its_runs(smoke, say, tmp_path):
+    page = tmp_path / "lineage.html"
+    assert str(page) in say("tree", "--html", page)
+    text, status = page.read_text(), strict_json(say("status", SMOKE, "--json"))
+    assert status["id"] in text and text.count("data:image/jpeg;base64,") >= 3
+    for expert in ("E0_0", "E1_1", "E1_0", "single"):
+        assert status["tracking"]["nodes"][f"train/base/{expert}"][:8] in text
+
+
+def test_a_run_of_reused_nodes_compares_equal(smoke, say):
+    first = smoke.first.split()[2].rstrip(":")
+    second = strict_json(say("status", SMOKE, "--json"))["id"]
+    said = say("tree", "--compare", first, second)
+    assert said.count("same weights") == 5
+    found = strict_json(say("tree", "--compare", first, second, "--json"))
+    for stage in found["stages"].values():
+        for expert in stage["experts"].values():
+            assert not any(expert["difference"].values())
+
+
 def test_sample_draws_the_same_pictures_for_the_same_seed(say, tmp_path):
     def draw(name, *options):
         out = tmp_path / name
