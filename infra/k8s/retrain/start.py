@@ -99,7 +99,7 @@ def start(jobs: RayJobs, template: str, name: str, tick: str) -> int:
         print(f"{name} is started", flush=True)
     elif not mine:
         print(f"{name} still runs, from an earlier tick; it is waited for", flush=True)
-    said = ""
+    said = None
     while (job := jobs.get(name)) and (now := state(job)) not in OVER:
         if now != said:
             print(f"{name}: {now or 'New'}", flush=True)
