@@ -300,9 +300,8 @@ def test_ray_answers_where_its_health_is_asked():
         for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
             [container] = group["template"]["spec"]["containers"]
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-                if probe in container:
-                    path = container[probe]["httpGet"]["path"].encode()
-                    assert path in routes and path in open_to_all
+                path = container[probe]["httpGet"]["path"].encode()
+                assert path in routes and path in open_to_all
 
 
 def test_gpu_machines_are_chosen_and_tolerated():

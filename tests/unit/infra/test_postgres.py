@@ -54,15 +54,16 @@ def servers(s3_server, tmp_path_factory):
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     folder = tmp_path_factory.mktemp("servers")
+    s3_server.faults.__init__()  # which tests before this one may have left
     with postgres_kit.running(port):
         make_tables(tables, env, deployment["replicas"])
         make_tables(tables, env, 1)  # of a database that has them: nothing happens
-        s3_server.make_bucket("ediffi")
         processes = []
         try:
             for one in ports:
                 log = folder / f"{one}.log"
                 arguments = [a for a in server["args"] if not a.startswith(("--port", "--host"))]
+                arguments = [a.replace("s3://ediffi/", "s3://bucket/") for a in arguments]
                 arguments = [
                     f"{a},127.0.0.1:{one}" if a.startswith("--allowed-hosts") else a
                     for a in arguments
