@@ -1,18 +1,27 @@
 """The image and the compose file, as far as they can be checked without a Docker engine."""
 
 import re
+import subprocess
+import sys
+import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import fsspec
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from pipelines import run
+from pipelines.cli.running import RECORD_WHEN_STOPPED_S
+
+ROOT = Path(__file__).parents[3]
 INFRA = ROOT / "infra"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
+GPU = yaml.safe_load((INFRA / "compose.gpu.yaml").read_text())
 README = (INFRA / "README.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def instructions():
@@ -67,8 +76,6 @@ def test_the_build_sees_nothing_else():
 
 
 def test_the_image_holds_the_lock_and_the_project_and_runs_as_a_user():
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert any("-r /src/requirements.lock" in run for run in arguments("RUN"))
     assert any(run.endswith("--no-deps /src") for run in arguments("RUN"))
@@ -86,34 +93,95 @@ def test_the_image_holds_the_lock_and_the_project_and_runs_as_a_user():
 
 def test_every_folder_that_a_volume_covers_is_the_user_s():
     [made] = [run for run in arguments("RUN") if "mkdir" in run]
-    for service in ("mlflow", "ediffi"):
+    for service in ("ray", "ediffi"):
         for volume in SERVICES[service]["volumes"]:
             name, place = volume.split(":")
             assert name in COMPOSE["volumes"]
             assert place in re.search(r"mkdir -p (.*?) &&", made)[1].split()
 
 
-def test_the_driver_is_the_one_that_the_locked_sqlalchemy_takes():
+def test_the_database_s_driver_is_the_one_that_sqlalchemy_takes():
     from sqlalchemy.engine import make_url
 
     uri = SERVICES["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"]
     driver = make_url(re.sub(r"\$\{.*?\}", "x", uri)).get_dialect().driver
-    [installed] = [run for run in arguments("RUN") if "psycopg" in run]
-    assert re.search(rf"\b{driver}==", installed)
+    names = {re.match(r"[\w-]+", d)[0] for d in PROJECT["dependencies"]}
+    assert {driver, "boto3"} <= names
+
+
+def test_the_lock_brings_torch_s_cuda_build_with_its_libraries():
+    """One image is for CPUs and GPUs: nothing but the driver is missing where there is a GPU."""
+    import importlib.metadata
+
+    import torch
+
+    assert torch.version.cuda
+    lock = {line.split("==")[0] for line in (ROOT / "requirements.lock").read_text().split()}
+    needed = {
+        re.match(r"[\w-]+", r)[0]
+        for r in importlib.metadata.requires("torch")
+        if re.match("nvidia-|cuda-|triton", r)
+    }
+    assert needed and needed <= lock
+
+
+def test_ray_brings_its_job_server():
+    [ray] = [d for d in PROJECT["dependencies"] if d.startswith("ray")]
+    assert "default" in re.search(r"\[(.*)\]", ray)[1].split(",")
 
 
 # -- the compose file ----------------------------------------------------------------------------
 
 
 def test_services_wait_for_services_that_say_when_they_are_ready():
-    assert set(SERVICES) == {"postgres", "mlflow", "ediffi"}
+    assert set(SERVICES) == {"postgres", "s3", "bucket", "mlflow", "ray", "ediffi"}
     waits = [w for s in SERVICES.values() for w in s.get("depends_on", {}).items()]
     assert waits
     for name, wait in waits:
-        assert wait == {"condition": "service_healthy"}
-        assert "healthcheck" in SERVICES[name]
-    used = {v.split(":")[0] for s in SERVICES.values() for v in s["volumes"]}
+        if name == "bucket":  # which makes it, and ends
+            assert wait == {"condition": "service_completed_successfully"}
+            assert "restart" not in SERVICES[name]
+        else:
+            assert wait == {"condition": "service_healthy"}
+            assert "healthcheck" in SERVICES[name]
+    used = {v.split(":")[0] for s in SERVICES.values() for v in s.get("volumes", [])}
     assert used == set(COMPOSE["volumes"])
+
+
+def test_a_gpu_is_given_to_those_that_compute():
+    assert set(GPU["services"]) == {"ediffi", "ray"}
+
+
+def test_the_bucket_that_is_made_is_the_one_that_is_used(server, s3, monkeypatch):
+    python, flag = SERVICES["bucket"]["entrypoint"]
+    assert (python, flag) == ("python", "-c")
+    [script] = SERVICES["bucket"]["command"]
+    for _ in range(2):  # and finds it the second time
+        subprocess.run([sys.executable, "-c", script], check=True)
+    fs = fsspec.filesystem("s3")
+    made = [f for f in fs.ls("") if f != "bucket"]
+    assert [urlsplit(server["artifacts_destination"]).netloc] == made
+
+
+def test_the_bucket_is_called_where_it_is():
+    port = next(c.split("=")[1] for c in SERVICES["s3"]["command"] if c.startswith("-s3.port="))
+    called = [v for _, n, v in ENVIRONMENT if n in ("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")]
+    assert set(called) == {f"http://s3:{port}"} and len(called) == 4
+    assert f":{port}/" in SERVICES["s3"]["healthcheck"]["test"][-1]
+
+
+def test_ray_s_options_exist_and_its_port_is_the_job_server_s():
+    from ray.scripts.scripts import start
+
+    assert SERVICES["ray"]["entrypoint"] == ["ray", "start"]
+    given = start.make_context("start", list(SERVICES["ray"]["command"])).params
+    assert given["head"] and given["block"]
+    assert SERVICES["ray"]["ports"] == [f"127.0.0.1:{given['dashboard_port']}:8265"]
+    assert given["object_store_memory"] < 2**30  # shm_size: 1gb
+    stop = run.GRACE_S + RECORD_WHEN_STOPPED_S
+    patience = int(SERVICES["ray"]["environment"]["RAY_JOB_STOP_WAIT_TIME_S"])
+    assert stop < patience < int(SERVICES["ray"]["stop_grace_period"].removesuffix("s"))
+    assert stop < int(SERVICES["ediffi"]["stop_grace_period"].removesuffix("s"))
 
 
 def test_the_build_s_files_are_where_compose_looks():
@@ -140,16 +208,33 @@ def read_by_mlflow():
 def test_every_variable_is_read_by_someone(where, name):
     if where == "postgres":  # by the image's own entry point
         assert name in {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD"}
-    elif where == "ediffi":
-        assert name in read_by_the_project()
+    elif name.startswith("NVIDIA_"):
+        assert name == "NVIDIA_DRIVER_CAPABILITIES"  # by NVIDIA's container runtime
+    elif name.startswith("AWS_"):
+        assert name in read_by_botocore()
+    elif where in ("ediffi", "ray"):
+        assert name in read_by_the_project() | read_by_ray()
     else:
         assert name in read_by_mlflow()
+
+
+def read_by_botocore():
+    from botocore import configprovider, credentials
+
+    texts = [Path(m.__file__).read_text() for m in (configprovider, credentials)]
+    return set(re.findall(r"AWS_[A-Z_]+", " ".join(texts)))
+
+
+def read_by_ray():
+    from ray.dashboard.modules.job import job_supervisor
+
+    return set(re.findall(r"RAY_JOB_[A-Z_]+", Path(job_supervisor.__file__).read_text()))
 
 
 def test_secrets_come_from_outside():
     """No password in a file: only ``${NAME:?…}``, and the file with the values is ignored."""
     for _, name, value in ENVIRONMENT:
-        if re.search("PASSWORD|SECRET|TOKEN|KEY", name) or "@" in value:
+        if re.search("PASSWORD|SECRET|TOKEN|_KEY", name) or "@" in value:
             secret = value.split("@")[0]
             assert re.search(r"(^|:)\$\{\w+:\?[^}]+\}$", secret), name
     assert ".env" in (INFRA / ".gitignore").read_text().split()
@@ -177,8 +262,7 @@ def test_the_server_s_options_exist_and_fit_the_services(server):
     assert server["port"] == tracking.port
     assert server["host"] == "0.0.0.0"
     assert server["workers"] in (1, "1")
-    places = [v.split(":")[1] for v in SERVICES["mlflow"]["volumes"]]
-    assert server["artifacts_destination"] in places
+    assert server["artifacts_destination"].startswith("s3://")
     assert SERVICES["mlflow"]["ports"] == [f"127.0.0.1:{tracking.port}:{tracking.port}"]
 
 
