@@ -114,6 +114,22 @@ def test_a_second_time_changes_nothing(models, client):
     assert known() == before
 
 
+def test_an_item_of_before_there_was_a_registry_file_makes_a_candidate(models, client):
+    from pipelines import registry
+
+    experiment = client.get_experiment_by_name("smoke").experiment_id
+    old = {
+        "fingerprint": models.one,
+        "folder": models.entry(models.one).folder,
+        "execution": "old-1",
+    }
+    for _ in range(2):
+        registry.mirror(client, experiment, models.store, "old", old)
+    (version,) = client.search_model_versions("name = 'old'")
+    assert version.tags["ediffi.fingerprint"] == models.one
+    assert list(client.get_registered_model("old").aliases) == ["candidate"]
+
+
 def test_mlflow_keeps_data_and_no_code(models, client):
     version = client.get_model_version_by_alias("smoke", "champion")
     names = {f.path for f in client.list_logged_model_artifacts(version.model_id)}
