@@ -134,12 +134,14 @@ def _add(client: Any, experiment: str, name: str, entry: Entry, manifest: Path) 
     client.finalize_logged_model(model.model_id, "READY")
     if run:
         client.log_outputs(run, [LoggedModelOutput(model.model_id, step=0)])
+    # Of a model without a run a database asks the process's own MLflow, which may be another.
+    is_known = run or client.tracking_uri.startswith("http")
     return client.create_model_version(
         name,
-        source=f"models:/{model.model_id}",
+        source=model.artifact_location,
         run_id=run,
         tags={FINGERPRINT: entry.fingerprint},
-        model_id=model.model_id,
+        model_id=model.model_id if is_known else None,
     )
 
 

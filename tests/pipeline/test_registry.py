@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from pipelines.model import TextToImage
 from pipelines.store.artifacts import Store
 
 SEVEN, TWO = "a red seven", "a blue two"
-ONE = {"phrase": SEVEN, "where": [0, 0, 0.5, 1]}
+ONE = {"phrase": SEVEN, "where": [0, 0, 0.5, 1], "strength": 20}
 AWAY = "http://127.0.0.1:9"
 
 
@@ -132,8 +133,9 @@ def test_an_item_of_before_there_was_a_registry_file_makes_a_candidate(models, c
 
 def test_mlflow_keeps_data_and_no_code(models, client):
     version = client.get_model_version_by_alias("smoke", "champion")
-    names = {f.path for f in client.list_logged_model_artifacts(version.model_id)}
-    assert {"MLmodel", "data", "input_example.json", "requirements.txt"} <= names
+    place = Path(urllib.parse.urlparse(version.source).path)
+    names = {str(f.relative_to(place)) for f in place.rglob("*") if f.is_file()}
+    assert {"MLmodel", "data/ensemble.json", "input_example.json", "requirements.txt"} <= names
     assert not [n for n in names if n.endswith((".py", ".pkl"))]
 
 
