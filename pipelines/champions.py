@@ -158,6 +158,7 @@ def roll_back(store: Store, model: str, why: str = "") -> Book:
         _there(store, succession(after.history)[-1])
         return after
 
+    change(read(store, model))  # refused before a store that is not there is begun
     return _change(store, model, change)
 
 

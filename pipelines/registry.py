@@ -1,6 +1,10 @@
 """The ensembles as a registered model: ``mlflow.pyfunc.load_model("models:/NAME@champion")``.
 
 A copy for MLflow of what the store says, made anew at any time: see :mod:`pipelines.champions`.
+
+What MLflow keeps is data, no code and no pickle. But its ``load_model`` imports what the files name:
+who may write where MLflow keeps files can have anything run by those who load. ``ediffi sample``
+reads of them the JSON alone.
 """
 
 from __future__ import annotations

@@ -96,6 +96,12 @@ def test_without_a_champion_there_is_nothing_to_roll_back(store):
         champions.roll_back(store, "m")
 
 
+def test_a_refused_rollback_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ValueError, match="it has no champion"):
+        champions.roll_back(Store.at(str(tmp_path / "mistyped")), "m")
+    assert not (tmp_path / "mistyped").exists()
+
+
 def test_history_only_grows(filled):
     before = champions.read(filled, "m").history
     champions.roll_back(filled, "m")
