@@ -2,7 +2,7 @@
 
 A copy for MLflow of what the store says, made anew at any time: see :mod:`pipelines.champions`.
 
-What MLflow keeps is data, no code and no pickle. But its ``load_model`` imports what the files name:
+What MLflow keeps is data, no code and no pickle. Yet its ``load_model`` imports what files name:
 who may write where MLflow keeps files can have anything run by those who load. ``ediffi sample``
 reads of them the JSON alone.
 """
