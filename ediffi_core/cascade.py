@@ -47,7 +47,7 @@ def sample(
     stages: Sequence[CascadeStage],
     cond: Conditioning,
     *,
-    seed: int,
+    seed: int | Sequence[int],
     first: int = 0,
     callback: Callable[[str], Callback] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -56,12 +56,14 @@ def sample(
     A picture depends on the seed and its number alone (``first`` is the number of the first row),
     never on the batch that it is drawn in. It is drawn where the conditioning is, from noise made
     on the CPU: every device starts from the same bits.
+
+    Args:
+        seed: one for all rows; or one for each, of which the row is picture number ``first``.
     """
-    index = torch.arange(first, first + len(cond))
     for stage in stages:
         sigmas = edm_grid(stage.steps, sigma_min=stage.sigma_min, sigma_max=stage.sigma_max)
         shape = (3, stage.resolution, stage.resolution)
-        noise = draws.normal(seed, f"sample/{stage.name}", index, shape)
+        noise = _noise(seed, f"sample/{stage.name}", first, len(cond), shape)
         x = noise.to(cond.device) * stage.sigma_max
         denoiser = stage.denoiser
         if stage.tile and stage.tile < stage.resolution:
@@ -72,6 +74,17 @@ def sample(
         yield stage.name, pictures
         # Paint says where in the layout words go; from here on the small picture says it.
         cond = replace(cond, low_res=pictures, paint=None)
+
+
+def _noise(
+    seed: int | Sequence[int], purpose: str, first: int, rows: int, shape: tuple[int, ...]
+) -> Tensor:
+    if isinstance(seed, int):
+        return draws.normal(seed, purpose, torch.arange(first, first + rows), shape)
+    if len(seed) != rows:
+        raise ValueError(f"{len(seed)} seeds for {rows} pictures; give one for all, or one each")
+    number = torch.tensor([first])
+    return torch.cat([draws.normal(s, purpose, number, shape) for s in seed])
 
 
 class Tiled(nn.Module):

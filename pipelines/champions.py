@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.store.artifacts import Store
+from pipelines.store.artifacts import MANIFEST, Store
 
 SHORT = 8
 """Characters of a fingerprint that people are shown."""
@@ -144,7 +144,7 @@ def crown(
     """
 
     def change(book: Book) -> Book:
-        known = book.find(model, fingerprint)
+        known = _there(store, book.find(model, fingerprint))
         return crowned(book, replace(known, why=why, by=by, when=_now(), numbers=numbers or {}))
 
     return _change(store, model, change)
@@ -152,7 +152,23 @@ def crown(
 
 def roll_back(store: Store, model: str, why: str = "") -> Book:
     """Makes the champion before the champion; ValueError if there is none."""
-    return _change(store, model, lambda book: rolled_back(book, model, why))
+
+    def change(book: Book) -> Book:
+        after = rolled_back(book, model, why)
+        _there(store, succession(after.history)[-1])
+        return after
+
+    change(read(store, model))  # refused before a store that is not there is begun
+    return _change(store, model, change)
+
+
+def _there(store: Store, entry: Entry) -> Entry:
+    if store.size(f"{entry.folder}/{MANIFEST}") is None:
+        raise ValueError(
+            f"ensemble {entry.short} is no longer in {store.root}; run its spec again, "
+            "or promote another"
+        )
+    return entry
 
 
 def offered(book: Book, entry: Entry) -> Book:

@@ -186,15 +186,20 @@ def draw(
     stages: Sequence[CascadeStage],
     cond: Conditioning,
     *,
-    seed: int,
+    seed: int | Sequence[int],
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Stage → its pictures, uint8 [N, R, R, 3]. Picture i depends on (seed, i) alone."""
+    """Stage → its pictures, uint8 [N, R, R, 3]. Picture i depends on (seed, i) alone.
+
+    Args:
+        seed: one for all; or one a picture, and then it depends on that alone.
+    """
     found: dict[str, list[Tensor]] = {stage.name: [] for stage in stages}
     for at in range(0, len(cond), batch):
         rows = cond[slice(at, at + batch)]
-        for name, x in cascade.sample(stages, rows, seed=seed, first=at):
+        mine, first = (seed, at) if isinstance(seed, int) else (seed[at : at + batch], 0)
+        for name, x in cascade.sample(stages, rows, seed=mine, first=first):
             found[name].append(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
         if progress:
             progress(at + len(rows))
@@ -234,7 +239,7 @@ class TextToImage:
         self,
         prompts: Sequence[str],
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         guidance: float | None = None,
         steps: int | None = None,
         solver: str | None = None,
@@ -245,6 +250,8 @@ class TextToImage:
         """One picture a prompt, uint8 [N, R, R, 3]; unset options are the ensemble's own.
 
         Args:
+            seed: one for all, which draw different pictures of equal prompts; or one a prompt,
+                whose picture is then the same whatever else is asked for.
             guidance, steps, solver: of the base; super-resolution keeps its own.
             style: PIL pictures whose style all pictures take, in equal parts.
             paint: for each prompt its painted phrases, none for some.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,11 +14,15 @@ from pipelines.cli.app import DEFAULT_STORAGE, Storage, app, writable
 @app.command(
     epilog='\b\nExamples:\n  ediffi sample digit-scenes "a red seven left of a green two"\n'
     '  ediffi sample digit-scenes "a blue three and a red one" --paint "a blue three=0,0,0.4,1"\n'
-    '  ediffi sample digit-scenes "a blue three" --style picture.png --seed 3'
+    '  ediffi sample digit-scenes@champion "a blue three" --style picture.png --seed 3'
 )
 def sample(
     model: Annotated[
-        str, typer.Argument(help="ensemble.json, a pipeline's name, or models:/NAME@ALIAS.")
+        str,
+        typer.Argument(
+            help="ensemble.json, a pipeline's name for its last run's, NAME@champion, "
+            "NAME@candidate or NAME@VERSION; or models:/NAME@ALIAS as MLflow has it."
+        ),
     ],
     prompts: Annotated[list[str], typer.Argument(help="One or several prompts.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="PNG to write.")] = Path("out.png"),
@@ -83,7 +88,8 @@ def sample(
 
 
 def find_model(model: str, storage: str | None) -> Path:
-    """The ensemble.json behind a path, a pipeline's name or a registry address."""
+    """The ensemble.json behind a path, a pipeline's name or an address in a registry."""
+    from pipelines import champions
     from pipelines.execution import latest
     from pipelines.store.artifacts import Store
 
@@ -91,15 +97,11 @@ def find_model(model: str, storage: str | None) -> Path:
         return Path(model)
     store = Store.at(storage or DEFAULT_STORAGE).greet()
     if model.startswith("models:/"):
-        from pipelines.lineage import quiet_mlflow, tracking_uri
-
-        mlflow = quiet_mlflow()
-        uri = tracking_uri(None, store)
-        mlflow.set_tracking_uri(uri)
-        try:
-            return next(Path(mlflow.artifacts.download_artifacts(model)).rglob("ensemble.json"))
-        except (mlflow.exceptions.MlflowException, StopIteration) as error:
-            raise ValueError(f"{model} is not in the registry at {uri} ({error})") from error
+        return _registered(model, store)
+    name, at, which = model.rpartition("@")
+    if at:
+        entry = champions.read(store, name).find(name, which)
+        return store.local(f"{entry.folder}/ensemble.json")
     execution = latest(store, model)
     if execution is None:
         raise ValueError(
@@ -109,3 +111,17 @@ def find_model(model: str, storage: str | None) -> Path:
     if record.get("state") not in ("done", "reused"):
         raise ValueError(f"{model} has no finished ensemble yet; see `ediffi status`")
     return store.local(f"{record['folder']}/ensemble.json")
+
+
+def _registered(model: str, store: Any) -> Path:
+    """Of what MLflow keeps only the JSON is read: nothing of it is executed."""
+    from pipelines.lineage import quiet_mlflow
+    from pipelines.registry import address
+
+    mlflow = quiet_mlflow()
+    uri = address(store, re.split("[@/]", model.removeprefix("models:/"))[0])
+    mlflow.set_tracking_uri(uri)
+    try:
+        return next(Path(mlflow.artifacts.download_artifacts(model)).rglob("ensemble.json"))
+    except (mlflow.exceptions.MlflowException, StopIteration) as error:
+        raise ValueError(f"{model} is not in the registry at {uri} ({error})") from error

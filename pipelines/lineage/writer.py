@@ -170,10 +170,8 @@ class Writer:
         self.client.log_text(run, page, "lineage.html")
         self.metrics("", item["values"])
         if model := item["model"]:
-            place = self.store.local(model["folder"])
-            registry.register(
-                self.client, self.uri, self.pipeline, run, place, model["fingerprint"]
-            )
+            offered = {**model, "execution": self.execution}
+            registry.mirror(self.client, self.experiment, self.store, self.pipeline, offered)
         self._tag("", {"ediffi.state": item["state"]})
         ends = {"done": "FINISHED", "interrupted": "KILLED"}
         self.client.set_terminated(run, ends.get(item["state"], "FAILED"), item["time_ms"])

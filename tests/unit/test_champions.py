@@ -19,7 +19,11 @@ def entry(fingerprint, by="run smoke-1"):
 
 @pytest.fixture
 def store(tmp_path):
-    return Store.at(str(tmp_path))
+    """Where the nodes of three ensembles are finished."""
+    made = Store.at(str(tmp_path))
+    for fingerprint in (A, B, C):
+        made.write_json(f"{entry(fingerprint).folder}/manifest.json", {})
+    return made
 
 
 @pytest.fixture
@@ -81,8 +85,7 @@ def test_rollbacks_go_back_one_champion_each(filled):
 
 def test_a_rollback_skips_what_was_rolled_back_before(filled):
     champions.roll_back(filled, "m")  # C → B
-    champions.offer(filled, "m", entry("d" * 16))
-    champions.crown(filled, "m", "dddd", "better")
+    champions.crown(filled, "m", A, "after all")
     champions.roll_back(filled, "m")
     assert champion(filled) == B
 
@@ -91,6 +94,12 @@ def test_without_a_champion_there_is_nothing_to_roll_back(store):
     champions.offer(store, "m", entry(A))
     with pytest.raises(ValueError, match="it has no champion"):
         champions.roll_back(store, "m")
+
+
+def test_a_refused_rollback_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ValueError, match="it has no champion"):
+        champions.roll_back(Store.at(str(tmp_path / "mistyped")), "m")
+    assert not (tmp_path / "mistyped").exists()
 
 
 def test_history_only_grows(filled):
@@ -113,6 +122,14 @@ def test_a_rerun_does_not_undo_a_persons_choice(filled):
 def test_what_was_never_offered_cannot_be_crowned(filled):
     with pytest.raises(ValueError, match=r"m has no ensemble 'ffff'; .* `ediffi models m`"):
         champions.crown(filled, "m", "ffff", "better")
+
+
+def test_what_was_removed_from_the_store_does_not_become_champion(filled):
+    filled.remove(f"{entry(B).folder}/manifest.json")
+    for step in (champions.roll_back, lambda s, m: champions.crown(s, m, B, "better")):
+        with pytest.raises(ValueError, match=r"ensemble bbbbbbbb is no longer in .*; run its spec"):
+            step(filled, "m")
+    assert champion(filled) == C
 
 
 def test_ensembles_are_found_by_version_alias_and_fingerprint(filled):

@@ -159,6 +159,19 @@ def test_a_picture_does_not_depend_on_its_batch(denoiser, make_net, make_cond):
     assert (together["sr256"][0] - together["sr256"][1]).abs().max() > 0.1
 
 
+def test_a_row_with_its_own_seed_is_that_seeds_first_picture(denoiser, make_net, make_cond):
+    both, cond = stages(Denoiser(make_net()), denoiser, tile=40, overlap=16), make_cond(3)
+    together = dict(sample(both, cond, seed=[5, 0, 5]))
+    for i, seed in enumerate([5, 0, 5]):
+        for name, found in sample(both, cond[i : i + 1], seed=seed):
+            torch.testing.assert_close(found, together[name][[i]], rtol=0, atol=1e-3)
+
+
+def test_as_many_seeds_as_rows(make_cond):
+    with pytest.raises(ValueError, match="2 seeds for 3 pictures"):
+        dict(sample(stages(Recorded(), Recorded()), make_cond(3), seed=[1, 2]))
+
+
 def test_tiled_stages_draw_what_whole_ones_do(denoiser, make_net, make_cond):
     base = Denoiser(make_net())
     whole, tiled = (
