@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-from pipelines.cli import datasets, drawing, jobs, planning, running
+from pipelines.cli import datasets, drawing, jobs, planning, running, schedules
 from pipelines.cli.app import app
 
-__all__ = ["app", "datasets", "drawing", "jobs", "main", "planning", "running"]
+__all__ = ["app", "datasets", "drawing", "jobs", "main", "planning", "running", "schedules"]
 
 
 def one_line(error: BaseException) -> str:
