@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -59,8 +60,9 @@ def answered(what: str) -> Iterator[None]:
 
 def _last_line(error: BaseException) -> str:
     """Of an answer: the server adds its traceback."""
-    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines()]
-    return [line for line in lines if line.strip("\"'}. ")][-1].strip("\"'} ")
+    lines = [line.strip(" .") for line in str(error).splitlines()]
+    said = next((line for line in reversed(lines) if line), type(error).__name__)
+    return re.sub(r"^Request failed with status code \d+: ", "", said)
 
 
 def is_here(client: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines import jobs
+from pipelines.data.settings import Source
 from pipelines.spec import Spec
 
 STOP_WAIT_S = 60
@@ -50,6 +51,8 @@ def submit(
         ValueError: The cluster could not work with it, or is at work on the pipeline already.
     """
     variables = passed(spec, os.environ, credentials=credentials)
+    if working_dir is None:
+        check_paths(spec)
     if not jobs.is_here(client):
         check_reach(spec, storage, variables)
     job = next_id(spec.name, storage, jobs.listed(client))
@@ -61,17 +64,21 @@ def submit(
         else:
             folder, command = working_dir, ["python", "-m", "pipelines.cli"]
             sent = within(file, working_dir)
-        with jobs.answered(f"job {job}"):
-            client.submit_job(
-                submission_id=job,
-                entrypoint=shlex.join([*command, "run", sent, "--storage", storage]),
-                metadata={jobs.PIPELINE: spec.name, jobs.STORAGE: storage},
-                runtime_env={
-                    "working_dir": str(folder),
-                    "excludes": [".git"],
-                    "env_vars": {**variables, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
-                },
-            )
+        try:
+            with jobs.answered(f"job {job}"):
+                client.submit_job(
+                    submission_id=job,
+                    entrypoint=shlex.join([*command, "run", sent, "--storage", storage]),
+                    metadata={jobs.PIPELINE: spec.name, jobs.STORAGE: storage},
+                    runtime_env={
+                        "working_dir": str(folder),
+                        "excludes": [".git"],
+                        "env_vars": {**variables, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+                    },
+                )
+        except ValueError:
+            next_id(spec.name, storage, jobs.listed(client))  # says so, if another was quicker
+            raise
     return job
 
 
@@ -126,6 +133,39 @@ def passed(spec: Spec, environment: Mapping[str, str], *, credentials: bool) -> 
     return found
 
 
+def check_paths(spec: Spec) -> None:
+    """Whether the job finds what the spec names by path; ValueError if not.
+
+    It works in a folder of its own, in which nothing lies but the spec.
+    """
+    encoders = {"encoders.t5": spec.encoders.t5, "encoders.clip": spec.encoders.clip}
+    encoders |= {f"encoders.more.{n}.model": m.model for n, m in spec.encoders.more.items()}
+    encoders |= {"evaluate.clip": spec.evaluate.clip or ""}
+    named = [
+        *(("data.train.path", path) for path in paths_of(spec.data.train)),
+        *(("data.validation.path", path) for path in paths_of(spec.data.validation)),
+        *((key, name) for key, name in encoders.items() if name and Path(name).is_dir()),
+        ("tracking", spec.tracking),
+    ]
+    for key, path in named:
+        if path and is_relative(path):
+            raise ValueError(
+                f"`{key}:` is {path!r}, and the job works in another folder; write an address, or "
+                "a whole path that the cluster's machines have"
+            )
+
+
+def paths_of(source: Source) -> list[str]:
+    return [source.path] if isinstance(source.path, str) else source.path or []
+
+
+def is_relative(path: str) -> bool:
+    parts = urlsplit(path)
+    if parts.scheme == "sqlite":
+        return not parts.path.startswith("//")
+    return "://" not in path and not Path(path).is_absolute()
+
+
 def check_reach(spec: Spec, storage: str, variables: Mapping[str, str]) -> None:
     """Whether a cluster elsewhere reaches what is named here; ValueError if not."""
     if is_here_only(storage):
@@ -133,13 +173,6 @@ def check_reach(spec: Spec, storage: str, variables: Mapping[str, str]) -> None:
             f"storage {storage} is on this machine, and the cluster is not; set `storage:` in the "
             "spec, or --storage, to a bucket that both reach"
         )
-    for split in ("train", "validation"):
-        path = getattr(spec.data, split).path
-        if path and "://" not in path and not Path(path).is_absolute():
-            raise ValueError(
-                f"`data.{split}.path` is {path!r}, in a folder of this machine, and the cluster is "
-                "not on it; write an address, or a whole path that the cluster's machines have"
-            )
     addresses = {
         "`tracking:` in the spec": spec.tracking,
         "`s3.endpoint_url:` in the spec": spec.s3.endpoint_url,

@@ -79,12 +79,6 @@ def test_secrets_in_other_places_are_not_sent_unasked_either(changes, environmen
         ({"tracking": "sqlite:////tmp/mlflow.db"}, BUCKET, {}, "`tracking:`"),
         ({"s3": {"endpoint_url": "http://127.0.0.1:9000"}}, BUCKET, {}, "`s3.endpoint_url:`"),
         ({}, BUCKET, {"MLFLOW_TRACKING_URI": "http://localhost:5000"}, "MLFLOW_TRACKING_URI"),
-        (
-            {"data": {"train": {"path": "pairs"}, "validation": {"path": "/data/pairs"}}},
-            BUCKET,
-            {},
-            "`data.train.path`",
-        ),
     ],
 )
 def test_what_only_this_machine_reaches_is_refused_for_a_cluster_elsewhere(
@@ -93,6 +87,30 @@ def test_what_only_this_machine_reaches_is_refused_for_a_cluster_elsewhere(
     with pytest.raises(ValueError, match="cluster is not") as refused:
         submit.check_reach(spec(**changes), storage, variables)
     assert named in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"data": {"train": {"path": "pairs"}, "validation": {"path": "/data"}}}, "data.train"),
+        ({"encoders": {"t5": "t5-here", "clip": "ViT-L-14"}}, "encoders.t5"),
+        ({"tracking": "sqlite:///mlflow.db"}, "tracking"),
+    ],
+)
+def test_paths_from_this_folder_are_refused_as_the_job_works_in_another(
+    changes, named, tmp_path, monkeypatch
+):
+    (tmp_path / "t5-here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="another folder") as refused:
+        submit.check_paths(spec(**changes))
+    assert f"`{named}" in str(refused.value)
+
+
+def test_names_whole_paths_and_addresses_are_not():
+    whole = {"train": {"path": "/data/pairs"}, "validation": {"path": "s3://bucket/pairs"}}
+    encoders = {"t5": "google/t5-v1_1-xxl", "clip": "/models/clip"}
+    submit.check_paths(spec(data=whole, encoders=encoders, tracking="sqlite:////data/mlflow.db"))
 
 
 def test_what_others_reach_is_not():
@@ -121,6 +139,25 @@ def test_a_pipeline_at_work_is_not_sent_again(state):
     with pytest.raises(ValueError, match="smoke-2"):
         submit.next_id("smoke", BUCKET, known)
     assert submit.next_id("smoke", "s3://other/store", known) == "smoke-3"
+
+
+class Quicker:
+    """A job server that another took the same pipeline to a moment ago."""
+
+    sent = False
+
+    def list_jobs(self):
+        return [job("smoke-1", "PENDING")] if self.sent else []
+
+    def submit_job(self, **_):
+        self.sent = True
+        raise RuntimeError("Traceback …\nValueError: Job with submission_id smoke-1 exists.\n.\n")
+
+
+def test_of_two_that_send_at_once_one_is_told_of_the_other(monkeypatch):
+    monkeypatch.setattr(jobs, "is_here", lambda _: False)
+    with pytest.raises(ValueError, match="is job smoke-1 already"):
+        submit.submit(Quicker(), spec(), SMOKE, BUCKET, working_dir=None, credentials=False)
 
 
 # -- how it ended --------------------------------------------------------------------------------
