@@ -104,7 +104,7 @@ def _store(spec: Path | None, storage: str | None) -> Any:
 
 def _idle(spec: Path, store: Any, verb: str) -> str:
     """Why there is no need to begin; nothing if there is one. `retrain` finds out by itself."""
-    from pipelines.run import is_driven
+    from pipelines.lease import is_driven
 
     loaded = _loaded(spec)
     if is_driven(store, loaded.name):
