@@ -12,6 +12,8 @@ import typer
 
 from pipelines.cli.app import AsJson, SpecPath, Storage, app
 
+VERBS = ("run", "retrain")
+
 Address = Annotated[
     str,
     typer.Option(
@@ -28,6 +30,7 @@ def submit(
     spec: SpecPath,
     address: Address,
     storage: Storage = None,
+    verb: Annotated[str, typer.Option(metavar="VERB", help="run or retrain.")] = "run",
     working_dir: Annotated[
         Path | None,
         typer.Option(
@@ -53,15 +56,29 @@ def submit(
 
     The spec is checked and sent; the project is installed there. One job a pipeline is at work.
     """
-    from pipelines import jobs
+    from pipelines import jobs, reach
     from pipelines import spec as specs
+    from pipelines import submit as sending
+    from pipelines.planning import lint
     from pipelines.store.artifacts import Store
-    from pipelines.submit import submit as send
 
+    if verb not in VERBS:
+        raise ValueError(f"--verb {verb!r} is no job; {' and '.join(VERBS)} are")
     loaded = specs.load(spec)
     root = Store.at(storage or loaded.storage).root
+    found = reach.findings(loaded)
+    typer.echo("".join(f"{f}\n" for f in found if not f.is_error), nl=False, err=True)
+    lint.refuse(found)
     client = jobs.connect(address)
-    job = send(client, loaded, spec, root, working_dir=working_dir, credentials=pass_credentials)
+    job = sending.submit(
+        client,
+        loaded,
+        spec,
+        root,
+        verb=verb,
+        working_dir=working_dir,
+        credentials=pass_credentials,
+    )
     typer.echo(f"job {job}: {loaded.name} in {root}")
     if wait:
         followed(client, job)

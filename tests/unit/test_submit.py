@@ -6,7 +6,7 @@ import pytest
 import yaml
 from ray.job_submission import JobDetails
 
-from pipelines import jobs, submit
+from pipelines import jobs, reach, submit
 from pipelines.spec import Spec
 
 SMOKE = Path(__file__).parents[2] / "pipelines/specs/smoke.yaml"
@@ -40,9 +40,9 @@ def job(name, state, storage=BUCKET, **more):
 
 
 def test_addresses_travel_and_secrets_only_if_asked():
-    quiet = submit.passed(spec(), ENVIRONMENT, credentials=False)
+    quiet = reach.passed(spec(), ENVIRONMENT, credentials=False)
     assert quiet == {k: v for k, v in ENVIRONMENT.items() if k not in {*SECRETS, "HOME"}}
-    asked = submit.passed(spec(), ENVIRONMENT, credentials=True)
+    asked = reach.passed(spec(), ENVIRONMENT, credentials=True)
     assert asked == {**quiet, **SECRETS}
 
 
@@ -52,7 +52,7 @@ def test_what_the_spec_says_is_not_sent_beside_it():
         s3={"endpoint_url": "http://other:9000", "key": "k", "secret": "s", "region": "here"},
         tracking="http://other:5000",
     )
-    asked = submit.passed(said, ENVIRONMENT, credentials=True)
+    asked = reach.passed(said, ENVIRONMENT, credentials=True)
     assert asked == {"MLFLOW_TRACKING_TOKEN": "token"}
 
 
@@ -66,9 +66,9 @@ def test_what_the_spec_says_is_not_sent_beside_it():
 )
 def test_secrets_in_other_places_are_not_sent_unasked_either(changes, environment, named):
     with pytest.raises(ValueError, match="--pass-credentials") as refused:
-        submit.passed(spec(**changes), environment, credentials=False)
+        reach.passed(spec(**changes), environment, credentials=False)
     assert named in str(refused.value) and "hush" not in str(refused.value)
-    submit.passed(spec(**changes), environment, credentials=True)
+    reach.passed(spec(**changes), environment, credentials=True)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_what_only_this_machine_reaches_is_refused_for_a_cluster_elsewhere(
     changes, storage, variables, named
 ):
     with pytest.raises(ValueError, match="cluster is not") as refused:
-        submit.check_reach(spec(**changes), storage, variables)
+        reach.check_reach(spec(**changes), storage, variables)
     assert named in str(refused.value)
 
 
@@ -103,18 +103,18 @@ def test_paths_from_this_folder_are_refused_as_the_job_works_in_another(
     (tmp_path / "t5-here").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="another folder") as refused:
-        submit.check_paths(spec(**changes))
+        reach.check_paths(spec(**changes))
     assert f"`{named}" in str(refused.value)
 
 
 def test_names_whole_paths_and_addresses_are_not():
     whole = {"train": {"path": "/data/pairs"}, "validation": {"path": "s3://bucket/pairs"}}
     encoders = {"t5": "google/t5-v1_1-xxl", "clip": "/models/clip"}
-    submit.check_paths(spec(data=whole, encoders=encoders, tracking="sqlite:////data/mlflow.db"))
+    reach.check_paths(spec(data=whole, encoders=encoders, tracking="sqlite:////data/mlflow.db"))
 
 
 def test_what_others_reach_is_not():
-    submit.check_reach(spec(tracking="http://mlflow:5000"), BUCKET, ENVIRONMENT)
+    reach.check_reach(spec(tracking="http://mlflow:5000"), BUCKET, ENVIRONMENT)
 
 
 def test_a_spec_must_lie_in_the_folder_that_is_sent(tmp_path):
@@ -141,6 +141,15 @@ def test_a_pipeline_at_work_is_not_sent_again(state):
     assert submit.next_id("smoke", "s3://other/store", known) == "smoke-3"
 
 
+def test_mistakes_are_found_without_the_data():
+    raw = yaml.safe_load(SMOKE.read_text())
+    raw["stages"]["base"]["workers"] = {"recompute": [9]}
+    far = {"train": {"path": "s3://far/pairs"}, "validation": {"path": "s3://far/others"}}
+    wrong = [str(f) for f in reach.findings(spec(stages=raw["stages"], data=far, encoders={}))]
+    assert any(w.startswith("error: base: `stages.base.workers.recompute`") for w in wrong)
+    assert not any(f.is_error for f in reach.findings(spec()))
+
+
 class Quicker:
     """A job server that another took the same pipeline to a moment ago."""
 
@@ -157,7 +166,9 @@ class Quicker:
 def test_of_two_that_send_at_once_one_is_told_of_the_other(monkeypatch):
     monkeypatch.setattr(jobs, "is_here", lambda _: False)
     with pytest.raises(ValueError, match="is job smoke-1 already"):
-        submit.submit(Quicker(), spec(), SMOKE, BUCKET, working_dir=None, credentials=False)
+        submit.submit(
+            Quicker(), spec(), SMOKE, BUCKET, verb="run", working_dir=None, credentials=False
+        )
 
 
 # -- how it ended --------------------------------------------------------------------------------
