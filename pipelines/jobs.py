@@ -40,6 +40,7 @@ def connect(address: str) -> Any:
 @contextlib.contextmanager
 def answered(what: str) -> Iterator[None]:
     """Makes a ValueError of what a job server refuses, and of one that is not there."""
+    import requests
     from ray.exceptions import AuthenticationError
 
     try:
@@ -49,7 +50,7 @@ def answered(what: str) -> Iterator[None]:
             f"{what}: the cluster asks for a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH"
         ) from None
-    except ConnectionError:
+    except (ConnectionError, requests.RequestException):
         raise ValueError(
             f"{what}: no job server answers; give the address of the cluster's dashboard, "
             "http://HOST:8265, and have `ray[default]` installed there"
