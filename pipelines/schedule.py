@@ -59,10 +59,15 @@ def keep(
     Args:
         times: a trigger of APScheduler's; :func:`pipelines.cron.times`.
     """
+
+    def after(moment: datetime) -> datetime:
+        due: datetime = times.get_next_fire_time(moment, moment)
+        return due
+
     seen, again = kept.seen, kept.unfinished
     kept.save(seen)
     while not stop.signal:
-        at, due = now(), times.get_next_fire_time(seen, now())
+        at, due = now(), after(seen)
         if not again and due > at:
             sleep(min(LOOK_S, (due - at).total_seconds()))
             continue
@@ -74,12 +79,12 @@ def keep(
         once(schedule, kept, tick, say, at)
         if stop.signal:
             return
-        passed, at = times.get_next_fire_time(seen, now()), now()
+        at, passed = now(), after(seen)
         if passed <= at:
             say(f"skipped {schedule.at(passed)}: the one before was at work until now")
             seen = at
             kept.save(seen)
-        say(f"next {schedule.at(times.get_next_fire_time(seen, at))}")
+        say(f"next {schedule.at(after(seen))}")
 
 
 def once(
@@ -94,7 +99,7 @@ def once(
         "done": f"done in {clock(took)}",
         "skipped": f"skipped: {outcome.said}",
         "failed": f"failed after {clock(took)}: {outcome.said}",
-        "interrupted": f"interrupted after {clock(took)}; goes on when the scheduler is back",
+        "interrupted": f"interrupted after {clock(took)}; the next goes on from there",
     }
     say(said[outcome.state])
     kept.save(at, state=outcome.state, said=outcome.said, took_s=round(took, 1))

@@ -80,7 +80,7 @@ def schedule(
         tick = partial(schedules.perform, asked, store, idle, say, stop)
         if now:
             raise SystemExit(schedules.once(asked, kept, tick, say, datetime.now(UTC)).code)
-        due = asked.at(trigger.get_next_fire_time(kept.seen, datetime.now(UTC)))
+        due = asked.at(trigger.get_next_fire_time(None, datetime.now(UTC)))
         say(f'{verb} {asked.pipeline} at "{line}" ({timezone}), next {due}')
         schedules.keep(asked, kept, tick, say, stop, times=trigger)
         say(f"ends: told to by {stop.signal.name if stop.signal else 'nobody'}")

@@ -116,6 +116,12 @@ def test_a_scheduler_that_never_worked_has_missed_what_came_since_it_began(tmp_p
     assert Night(tmp_path, begin=START + hours(1, 30), length=hours(0, 10)).keep() == [hours(1, 30)]
 
 
+def test_a_clock_that_is_set_back_repeats_nothing(tmp_path):
+    night = Night(tmp_path)
+    night.takes = [hours(0, 0) - timedelta(minutes=20)]
+    assert night.keep() == [hours(1), hours(2), hours(3)]
+
+
 def test_other_times_have_missed_nothing(tmp_path):
     Night(tmp_path).keep()
     daily = Schedule(
