@@ -5,10 +5,20 @@ from __future__ import annotations
 import os
 import sys
 
-from pipelines.cli import datasets, drawing, models, planning, running
+from pipelines.cli import datasets, drawing, jobs, models, planning, running, schedules
 from pipelines.cli.app import app
 
-__all__ = ["app", "datasets", "drawing", "main", "models", "planning", "running"]
+__all__ = [
+    "app",
+    "datasets",
+    "drawing",
+    "jobs",
+    "main",
+    "models",
+    "planning",
+    "running",
+    "schedules",
+]
 
 
 def one_line(error: BaseException) -> str:

@@ -1,0 +1,175 @@
+"""Verbs for pipelines that run elsewhere, as jobs of a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.cli.app import AsJson, SpecPath, Storage, app
+
+VERBS = ("run", "retrain")
+
+Address = Annotated[
+    str,
+    typer.Option(
+        envvar="RAY_API_SERVER_ADDRESS",
+        metavar="URL",
+        help="The cluster's dashboard: http://HOST:8265.",
+    ),
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `ediffi jobs` has it.")]
+
+
+@app.command(epilog="Example:  ediffi submit mine.yaml --address http://ray-head:8265 --wait")
+def submit(
+    spec: SpecPath,
+    address: Address,
+    storage: Storage = None,
+    verb: Annotated[str, typer.Option(metavar="VERB", help="run or retrain.")] = "run",
+    working_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Send this folder too; its code comes before what the cluster has installed.",
+        ),
+    ] = None,
+    pass_credentials: Annotated[
+        bool,
+        typer.Option(
+            "--pass-credentials",
+            help="Send this environment's AWS and MLflow secrets. Whoever may look at the cluster "
+            "can read them: better, its machines have their own.",
+        ),
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Print what the job prints, and end with its exit code.")
+    ] = False,
+) -> None:
+    """Has a Ray cluster run a pipeline, or go on with it.
+
+    The spec is checked and sent; the project is installed there. One job a pipeline is at work.
+    """
+    from pipelines import jobs, reach
+    from pipelines import spec as specs
+    from pipelines import submit as sending
+    from pipelines.planning import lint
+    from pipelines.store.artifacts import Store
+
+    if verb not in VERBS:
+        raise ValueError(f"--verb {verb!r} is no job; {' and '.join(VERBS)} are")
+    loaded = specs.load(spec)
+    root = Store.at(storage or loaded.storage).root
+    found = reach.findings(loaded)
+    typer.echo("".join(f"{f}\n" for f in found if not f.is_error), nl=False, err=True)
+    lint.refuse(found)
+    client = jobs.connect(address)
+    job = sending.submit(
+        client,
+        loaded,
+        spec,
+        root,
+        verb=verb,
+        working_dir=working_dir,
+        credentials=pass_credentials,
+    )
+    typer.echo(f"job {job}: {loaded.name} in {root}")
+    if wait:
+        followed(client, job)
+    else:
+        typer.echo(f"see `ediffi jobs {job}`, `ediffi logs {job} --follow`, `ediffi stop {job}`")
+
+
+@app.command(name="jobs", epilog="Example:  ediffi jobs --address http://ray-head:8265")
+def show_jobs(
+    address: Address,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="How this one stands; else all.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lists a cluster's pipelines, the last first; or says how one stands."""
+    from pipelines import jobs
+
+    client = jobs.connect(address)
+    found = [jobs.details(client, job)] if job else [j for j in jobs.listed(client) if jobs.of(j)]
+    rows = [row(one) for one in found]
+    if as_json:
+        typer.echo(json.dumps(rows[0] if job else rows, indent=1))
+    elif job:
+        typer.echo("\n".join(f"{key:<10} {value}" for key, value in rows[0].items()))
+    elif rows:
+        widths = {key: max(len(str(r[key])) for r in rows) for key in rows[0]}
+        for one in rows:
+            shown = ("job", "state", "started", "took", "storage")
+            typer.echo("  ".join(f"{one[key]!s:<{widths[key]}}" for key in shown).rstrip())
+    else:
+        typer.echo("no pipelines; send one with `ediffi submit SPEC`")
+
+
+@app.command(epilog="Example:  ediffi logs mine-1 --follow --address http://ray-head:8265")
+def logs(
+    job: JobId,
+    address: Address,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Until it ends; then with its exit code.")
+    ] = False,
+) -> None:
+    """Prints what a job has printed."""
+    from pipelines import jobs
+
+    client = jobs.connect(address)
+    if follow:
+        followed(client, job)
+    typer.echo(jobs.logs(client, job), nl=False)
+
+
+@app.command(epilog="Example:  ediffi stop mine-1 --address http://ray-head:8265")
+def stop(job: JobId, address: Address) -> None:
+    """Has a job save what it is at, and end. The same `ediffi submit` goes on from there."""
+    from pipelines import jobs
+
+    found = jobs.stop(jobs.connect(address), job)
+    typer.echo(f"job {job}: {found.status.lower()}")
+
+
+def followed(client: Any, job: str) -> None:
+    """Prints what the job prints, and ends this process with its exit code."""
+    from pipelines import jobs
+
+    try:
+        found = jobs.follow(client, job, lambda text: typer.echo(text, nl=False))
+    except KeyboardInterrupt:
+        typer.echo(f"\njob {job} goes on; end it with `ediffi stop {job}`", err=True)
+        raise SystemExit(130) from None
+    code = jobs.exit_code(found)
+    typer.echo(f"job {job}: {found.status.lower()}")
+    if code and (why := jobs.why_not_begun(found)):
+        typer.echo(f"ediffi: {why}", err=True)
+    raise SystemExit(code)
+
+
+def row(job: Any) -> dict[str, Any]:
+    """What is shown of a job."""
+    from pipelines import jobs
+    from pipelines.console import clock
+
+    pipeline, storage = jobs.of(job) or ("", "")
+    begun, ended = (job.start_time or 0) / 1000, (job.end_time or 0) / 1000 or time.time()
+    return {
+        "job": job.submission_id,
+        "state": job.status.lower(),
+        "pipeline": pipeline,
+        "storage": storage,
+        "started": f"{datetime.fromtimestamp(begun, UTC):%Y-%m-%d %H:%M:%S} UTC",
+        "took": clock(ended - begun),
+        "exit code": job.driver_exit_code if job.status.is_terminal() else "",
+        "command": job.entrypoint,
+        "why": jobs.why_not_begun(job),
+    }
