@@ -143,7 +143,8 @@ class Lease:
         """Writes the record anew; notes it if it is another's by now."""
         with self._writing:
             seen = look(self.store, self.path)
-            now = replace(self.holder, beat=time.time(), released=released)
+            over = released or self._over.is_set()  # a beat that waited for the last one
+            now = replace(self.holder, beat=time.time(), released=over)
             there = parse(seen.data)
             if there is not None and there.owner != self.owner:
                 self.lost = there

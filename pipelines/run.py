@@ -21,7 +21,7 @@ from pipelines.execution import Execution, now
 from pipelines.lease import LeaseLost
 from pipelines.lineage import Lineage
 from pipelines.plan import Given, Node, Plan, Verdict, made_meanwhile, ways_to_end
-from pipelines.schedule_order import Amount, Candidate, startable
+from pipelines.schedule_order import Amount, Candidate, less, startable
 from pipelines.steps import meters
 from pipelines.steps.context import Board, Context, Result
 from pipelines.stopping import Stop, in_thread
@@ -58,7 +58,7 @@ class Runner:
         self.machine = meters.MachineMeter(store.root if store.is_local else None)
         self.measured = time.monotonic()
         self.weight = ways_to_end(plan)
-        self.total = Amount(cpus=plan.spec.cpus, gpus=plan.spec.gpus)
+        self.total = {"cpus": plan.spec.cpus, "gpus": plan.spec.gpus}
         self.begun: dict[str, float] = {}
         """When a node was started."""
 
@@ -83,6 +83,7 @@ class Runner:
             self.execution.state = "failed" if self.failed else "done"
         self.execution.ended = now()
         self.save()
+        self.save_tree()
         self.store.sweep()
         return not self.failed
 
@@ -208,9 +209,9 @@ class Runner:
             for i, v in waiting.items()
             if all(n in self.manifests for n in v.node.needs) and self.claims.is_due(v.folder)
         ]
-        free = self.total
+        free: Amount = self.total
         for verdict in running:
-            free -= verdict.node.need
+            free = less(free, verdict.node.need)
         return [waiting[c.id] for c in startable(able, free)]
 
     def settle(
@@ -294,7 +295,8 @@ class Runner:
         for node, row in rows:
             self.tell(node, row)
         if rows and time.monotonic() - self.saved > SAVE_EVERY_S:
-            self.save()
+            with contextlib.suppress(OSError):  # a store that is away: training goes on
+                self.save()
         self.measure()
 
     def tell(self, node: str, row: dict[str, Any]) -> None:
@@ -348,13 +350,13 @@ class Runner:
         if state == "running":
             self.reported.pop(node, None)
         self.save()
+        self.save_tree()
 
     def save(self) -> None:
         """Keeps the execution, unless another driver has it now."""
         self.claims.lease.ensure()
-        self.execution.save(self.store)
         self.saved = time.monotonic()
-        self.save_tree()
+        self.execution.save(self.store)
 
     def save_tree(self) -> None:
         """Keeps what `ediffi tree` shows: the truth is in the store, not in MLflow."""

@@ -7,30 +7,13 @@ those at work end, and it starts. No node starves, and no two wait for each othe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+Amount = Mapping[str, float]
+"""Of what nodes need at once: ``cpus``, ``gpus``, or the groups of a cluster. Of others: none."""
 
-@dataclass(frozen=True, kw_only=True)
-class Amount:
-    """Of what nodes need at once."""
-
-    cpus: float = 0
-    gpus: float = 0
-
-    def __add__(self, other: Amount) -> Amount:
-        return Amount(cpus=self.cpus + other.cpus, gpus=self.gpus + other.gpus)
-
-    def __sub__(self, other: Amount) -> Amount:
-        return Amount(cpus=self.cpus - other.cpus, gpus=self.gpus - other.gpus)
-
-    def holds(self, need: Amount) -> bool:
-        """Whether so much is there; fractions of a GPU add up but for rounding."""
-        return need.cpus <= self.cpus + 1e-6 and need.gpus <= self.gpus + 1e-6
-
-    def shared_with(self, need: Amount) -> Amount:
-        """What of it somebody needs."""
-        return Amount(cpus=min(self.cpus, need.cpus), gpus=min(self.gpus, need.gpus))
+ROUNDING = 1e-6  # fractions of a GPU do not add up exactly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +36,16 @@ def startable(ready: Iterable[Candidate], free: Amount) -> list[Candidate]:
     """Those that start now, the first first."""
     found = []
     for candidate in in_order(ready):
-        if free.holds(candidate.need):
+        if holds(free, candidate.need):
             found.append(candidate)
-            free -= candidate.need
-        else:
-            free -= free.shared_with(candidate.need)
+        free = less(free, candidate.need)  # of one that does not fit: what there is of it
     return found
+
+
+def holds(free: Amount, need: Amount) -> bool:
+    return all(n <= free.get(kind, 0) + ROUNDING for kind, n in need.items())
+
+
+def less(free: Amount, need: Amount) -> dict[str, float]:
+    """What is left when so much, or all there is of it, is taken."""
+    return {kind: max(0.0, n - need.get(kind, 0)) for kind, n in free.items()}

@@ -52,7 +52,7 @@ class Node:
 
     @property
     def need(self) -> Amount:
-        return Amount(cpus=self.cpus, gpus=self.gpus)
+        return {"cpus": self.cpus, "gpus": self.gpus}
 
     @property
     def needs(self) -> list[str]:
