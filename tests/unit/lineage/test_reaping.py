@@ -1,4 +1,4 @@
-"""Runs whose driver is gone are ended by the next one, or by who cancels; others' are left alone."""
+"""Runs whose driver is gone are ended by the next one, or by who cancels; others' are not."""
 
 import shutil
 
