@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import champions, tree_view
+from pipelines import cancel, champions, notify, tree_view
+from pipelines.claims import Claims
 from pipelines.console import Console
 from pipelines.execution import Execution, begin
-from pipelines.lease import only_driver
+from pipelines.lease import LeaseLost, only_driver
 from pipelines.lineage import Lineage
 from pipelines.plan import Plan
 from pipelines.remote import StorageError
@@ -18,16 +20,21 @@ from pipelines.stopping import Stop
 from pipelines.store.artifacts import Store
 
 RECORD_WHEN_STOPPED_S = 5.0
+STOPPED = {
+    "interrupted": "the same command goes on from here",
+    "cancelled": "what is finished or saved is kept, and the next run goes on from it",
+}
 
 
 def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
     """→ the exit code, what to print, and what went wrong.
 
     Codes: 0 all is done, 1 a node failed, 2 it failed of a mistake or of the storage,
-    128 + n stopped by signal n.
+    128 + n stopped by signal n, 130 cancelled.
     """
     store = Store.open(store.root)
-    with only_driver(store, made.spec.name), Console() as console, Stop() as stop:
+    name = made.spec.name
+    with Console() as console, only_driver(store, name, console.say) as lease, Stop() as stop:
         execution = begin(made, store)
         execution.save(store)
         again = f", attempt {execution.attempt}" if execution.attempt > 1 else ""
@@ -36,13 +43,23 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
             if verdict.cached:
                 console.say(f"{verdict.node.id} reused: {verdict.why}")
         lineage = Lineage(made, store, execution, console.say)
-        runner = Runner(made, store, execution, lineage, console, stop)
-        good = runner.run()
-        if stop.signal and execution.state == "interrupted":
+        claims = Claims(store, name, lease)
+        runner = Runner(made, store, execution, lineage, console, stop, claims)
+        with cancel.heard(store, execution.id, stop):
+            try:
+                good = runner.run()
+            except LeaseLost as error:
+                return 1, "", [str(error)]
+            except Exception as error:
+                execution.state = "failed"
+                notify.tell(made.spec.notify, execution, {"run": reason(error)}, console.say)
+                raise
+        if execution.state in STOPPED:
             lineage.close(execution.state, runner.manifests, RECORD_WHEN_STOPPED_S)
             execution.save(store)
-            console.say("interrupted; the same command goes on from here")
-            return 128 + stop.signal, "", []
+            notify.tell(made.spec.notify, execution, {}, console.say, tries=1, timeout_s=3.0)
+            console.say(f"{execution.state}; {STOPPED[execution.state]}")
+            return 128 + (stop.signal or signal.SIGINT), "", []
         if good:
             for line in settle(runner.plan, store, execution, runner.manifests):
                 console.say(line)
@@ -50,15 +67,17 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
         lineage.close(execution.state, runner.manifests)
         execution.save(store)
         here = " on this machine, as a bucket cannot hold it" if lineage.is_aside else ""
+        failed = {node: reason(error) for node, error in runner.failed.items()}
+        notify.tell(made.spec.notify, execution, failed, console.say)
         console.say(f"{execution.state}; record: {lineage.uri}{here}")
     shown = "\n" + tree_view.text(tree_view.build(runner.plan, execution, runner.manifests))
-    if good and (promoted := runner.plan.verdicts.get(f"promote/{made.spec.name}")):
+    if good and (promoted := runner.plan.verdicts.get(f"promote/{name}")):
         path = store.full(f"{promoted.folder}/ensemble.json")
         shown += f"\n\nensemble: {os.path.relpath(path) if store.is_local else path}"
     if good:
         return 0, shown, []
     mistakes = all(isinstance(e, ValueError | StorageError) for e in runner.failed.values())
-    wrong = [f"{node}: {reason(error)}" for node, error in runner.failed.items()]
+    wrong = [f"{node}: {why}" for node, why in failed.items()]
     return 2 if mistakes else 1, shown, wrong
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from pipelines.plan import Plan
 from pipelines.store.artifacts import Store
 
+UNFINISHED = ("running", "interrupted")
+
 
 @dataclass
 class Execution:
@@ -20,8 +22,15 @@ class Execution:
     attempt: int
     state: str = "running"
     started: str = ""
+    ended: str = ""
     nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
     tracking: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """From its start to its end, or to now; pauses between attempts count."""
+        end = datetime.fromisoformat(self.ended) if self.ended else datetime.now(UTC)
+        return (end - datetime.fromisoformat(self.started)).total_seconds()
 
     def save(self, store: Store) -> None:
         store.write_json(f"executions/{self.id}.json", self.__dict__)
@@ -43,22 +52,38 @@ def by_id(store: Store, execution: str) -> Execution | None:
     return Execution(**record) if record else None
 
 
+def cancel_word(execution: str) -> str:
+    """Where word is left that an execution is to be given up."""
+    return f"executions/{execution}.cancel.json"
+
+
+def is_cancelled(store: Store, execution: str) -> bool:
+    return store.read_json(cancel_word(execution)) is not None
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def begin(plan: Plan, store: Store) -> Execution:
     """Continues the last execution if it was stopped before its end, else starts a new one."""
     last = latest(store, plan.spec.name)
-    unfinished = last and last.state in ("running", "interrupted")
+    if last and last.state in UNFINISHED and is_cancelled(store, last.id):
+        last.state = "cancelled"  # while no driver lived to hear of it
+        last.save(store)
+    unfinished = last and last.state in UNFINISHED
     if last and unfinished and last.fingerprint == plan.fingerprint:
-        last.state = "running"
+        last.state, last.ended = "running", ""
         last.attempt += 1
         return last
     if last and last.state == "running":
         last.state = "killed"
         last.save(store)
-    now = datetime.now(UTC)
+    moment = datetime.now(UTC)
     return Execution(
-        id=f"{plan.spec.name}-{now:%Y%m%d-%H%M%S-%f}",
+        id=f"{plan.spec.name}-{moment:%Y%m%d-%H%M%S-%f}",
         pipeline=plan.spec.name,
         fingerprint=plan.fingerprint,
         attempt=1,
-        started=now.isoformat(timespec="seconds"),
+        started=moment.isoformat(timespec="seconds"),
     )

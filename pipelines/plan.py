@@ -247,6 +247,14 @@ class _Known:
         return Verdict(node=node, fingerprint=fingerprint, manifest=manifest, why=why)
 
 
+def made_meanwhile(store: Store, verdict: Verdict) -> Mapping[str, Any] | None:
+    """The manifest of a node that was to be run and that another pipeline has done since."""
+    manifest = store.manifest(verdict.folder)
+    if manifest is None or _lost_shards(store, verdict.folder, manifest, cache(store.files)):
+        return None
+    return manifest
+
+
 def _lost_shards(
     store: Store,
     folder: str,

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pipelines import plan, sources
 from pipelines.data.settings import Source
 from pipelines.planning import lint
-from pipelines.planning.lint import Finding
+from pipelines.planning.findings import Finding
 from pipelines.spec import Spec
 from pipelines.store.artifacts import Store
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.champions import Book, Entry, read
+from pipelines.execution import latest
 from pipelines.lineage.address import tracking_uri
 from pipelines.lineage.writer import Writer
 from pipelines.model import MANIFEST
-from pipelines.execution import latest
 from pipelines.store.artifacts import Store
 
 FINGERPRINT = "ediffi.fingerprint"

@@ -126,8 +126,8 @@ def explained(once: Callable[[], T], where: str = "") -> T:
 
 def is_transient(error: BaseException | None) -> bool:
     """Whether it is of the network or the server; HTTP clients have families of their own."""
-    if error and (response := _response(error)):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
+    if error and _response(error):
+        status = status_of(error)
         return status >= 500 or status in (408, 429) or _code(error) in _AGAIN
     if isinstance(error, OSError):
         return not isinstance(error, _FINAL) and error.errno not in _FULL
@@ -160,6 +160,11 @@ def _response(error: BaseException) -> dict[str, Any]:
         if isinstance(found := getattr(one, "response", None), dict):
             return found
     return {}
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status that S3 refused with; 0 if it did not come to that."""
+    return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
 
 
 def _code(error: BaseException) -> str:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, wait
 from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any
 
 from pipelines import tree_view
+from pipelines.claims import ClaimLost, Claims
 from pipelines.cluster import start_ray
 from pipelines.console import Console
-from pipelines.execution import Execution
+from pipelines.execution import Execution, now
+from pipelines.lease import LeaseLost
 from pipelines.lineage import Lineage
-from pipelines.plan import Given, Node, Plan, Verdict, ways_to_end
+from pipelines.plan import Given, Node, Plan, Verdict, made_meanwhile, ways_to_end
+from pipelines.schedule_order import Amount, Candidate, less, startable
 from pipelines.steps import meters
 from pipelines.steps.context import Board, Context, Result
 from pipelines.stopping import Stop, in_thread
@@ -26,10 +31,13 @@ from pipelines.training.notice import Preempted
 # Steps that themselves hand work to Ray run in the driver; the others run as a Ray task.
 ORCHESTRATING = {"train", "embed", "adopt", "gate"}
 GRACE_S = 25.0  # of the half minute that a pod has between SIGTERM and SIGKILL
+CANCEL_GRACE_S = 300.0  # nobody is going to kill a driver that was asked to cancel
+SAVE_EVERY_S = 5.0
+HOST = socket.gethostname()
 
 
 class Runner:
-    """The loop: starts what is ready and fits, in the order of the longest way to the end."""
+    """The loop: starts what is ready and fits; see :mod:`pipelines.schedule_order`."""
 
     def __init__(
         self,
@@ -39,15 +47,25 @@ class Runner:
         lineage: Lineage,
         console: Console,
         stop: Stop,
+        claims: Claims,
     ) -> None:
         self.plan, self.store, self.execution = plan, store, execution
         self.lineage, self.console, self.stop = lineage, console, stop
+        self.claims = claims
         self.manifests: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, BaseException] = {}
         self.board: Any = None
         self.machine = meters.MachineMeter(store.root if store.is_local else None)
         self.measured = time.monotonic()
         self.weight = ways_to_end(plan)
+        self.total = {"cpus": plan.spec.cpus, "gpus": plan.spec.gpus}
+        self.begun: dict[str, float] = {}
+        """When a node was started."""
+
+        self.reported: dict[str, tuple[float, int]] = {}
+        """When a node first said how far it is, and how far that was."""
+
+        self.saved = 0.0
 
     def run(self) -> bool:
         """Runs to the end; True if every node is done."""
@@ -56,10 +74,15 @@ class Runner:
             self.console.say("starting Ray")
             start_ray(self.plan.spec.cpus, self.plan.spec.s3.variables())
             self.stop.listen()  # Ray has put a handler of its own
-            self.work(todo)
-        if self.execution.state != "interrupted":
+            try:
+                self.work(todo)
+            finally:
+                with contextlib.suppress(OSError):  # of a driver that is gone they count no more
+                    self.claims.release_all()
+        if self.execution.state == "running":
             self.execution.state = "failed" if self.failed else "done"
-        self.execution.save(self.store)
+        self.execution.ended = now()
+        self.save()
         self.save_tree()
         self.store.sweep()
         return not self.failed
@@ -68,13 +91,20 @@ class Runner:
         """Takes what is done already; → what is to be done."""
         for verdict in verdicts.values():
             if verdict.manifest is not None:
-                self.manifests[verdict.node.id] = dict(verdict.manifest)
-                self.set_state(verdict, "reused")
-                self.lineage.reused(verdict, self.manifests[verdict.node.id])
+                self.reuse(verdict, verdict.manifest)
         todo = [v for v in verdicts.values() if not v.cached]
         for verdict in todo:
             self.set_state(verdict, "waiting")
         return todo
+
+    def reuse(self, verdict: Verdict, manifest: Mapping[str, Any]) -> None:
+        self.manifests[verdict.node.id] = dict(manifest)
+        self.set_state(verdict, "reused", seconds=manifest["seconds"])
+        self.lineage.reused(verdict, self.manifests[verdict.node.id])
+
+    def grow_on(self, node: Node, waiting: dict[str, Verdict]) -> None:
+        if self.plan.is_growing and node.kind == "train":
+            waiting |= {v.node.id: v for v in self.grow()}
 
     def grow(self) -> list[Verdict]:
         """Nodes that the plan has now that it had not before: of trees that are being grown."""
@@ -90,40 +120,74 @@ class Runner:
         import ray
 
         self.board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
-        free = self.plan.spec.cpus
         waiting = {v.node.id: v for v in todo}
         running: dict[Future[dict[str, Any]], Verdict] = {}
         while waiting or running:
-            if self.stop.signal:
+            if self.stop.why:
                 self.leave(running, waiting)
                 return
-            for verdict in self.ready(waiting):
-                if verdict.node.cpus > free:
-                    continue
-                free -= verdict.node.cpus
-                del waiting[verdict.node.id]
-                self.set_state(verdict, "running")
-                self.lineage.started(verdict)
-                running[in_thread(self.perform, verdict)] = verdict
-            finished, _ = wait(running, timeout=0.5, return_when="FIRST_COMPLETED")
+            for verdict in self.ready(waiting, running.values()):
+                if self.is_to_do(verdict, waiting):
+                    del waiting[verdict.node.id]
+                    self.set_state(verdict, "running")
+                    self.lineage.started(verdict)
+                    self.begun[verdict.node.id] = time.monotonic()
+                    running[in_thread(self.perform, verdict, self.fence)] = verdict
+            if not running:
+                time.sleep(0.5)
+            done, _ = wait(running, timeout=0.5, return_when="FIRST_COMPLETED")
             self.hear()
-            for future in finished:
-                verdict = running.pop(future)
-                free += verdict.node.cpus
-                self.settle(verdict, future, waiting)
+            for future in done:
+                self.settle(running.pop(future), future, waiting)
+            self.mind_limits(running.values())
             self.console.tick()
+
+    def is_to_do(self, verdict: Verdict, waiting: dict[str, Verdict]) -> bool:
+        """Takes a node for this driver; not one that another pipeline makes or has made."""
+        node = verdict.node
+        if other := self.claims.take(verdict.folder):
+            pipeline, holder = other
+            if "for" not in self.execution.nodes[node.id]:
+                self.console.say(f"{node.id} is being made by pipeline {pipeline} ({holder})")
+                self.set_state(verdict, "waiting", **{"for": pipeline})
+            return False
+        manifest = made_meanwhile(self.store, verdict)
+        if manifest is None:
+            return True
+        self.claims.release(verdict.folder)
+        del waiting[node.id]
+        self.console.say(f"{node.id} reused: another pipeline has made it meanwhile")
+        self.reuse(verdict, manifest)
+        self.grow_on(node, waiting)
+        return False
+
+    def fence(self, verdict: Verdict) -> None:
+        """Before a node is committed: whether this driver still may."""
+        self.claims.lease.check()
+        self.claims.check(verdict.folder)
+
+    def mind_limits(self, running: Iterable[Verdict]) -> None:
+        """Has training nodes that took too long save and leave."""
+        for node in (v.node for v in running):
+            hours = node.runtime.get("limit_hours")
+            if hours and time.monotonic() - self.begun[node.id] > hours * 3600:
+                self.board.stop.remote(
+                    f"it took longer than the {hours:g} h of `limit_hours:`; its last checkpoint "
+                    "is kept, and the next run goes on from it",
+                    node.id,
+                )
 
     def leave(
         self, running: dict[Future[dict[str, Any]], Verdict], waiting: dict[str, Verdict]
     ) -> None:
         """Has the training nodes save and leave, within the grace; all else is left undone."""
-        self.execution.state = "interrupted"
-        reason = f"the driver got {self.stop.signal.name}" if self.stop.signal else ""
+        self.execution.state = "cancelled" if self.stop.cancelled else "interrupted"
+        reason = self.stop.why or ""
         saving = {f for f, verdict in running.items() if verdict.node.kind == "train"}
-        until = time.monotonic() + GRACE_S
-        said = f"{len(saving)} training nodes save and leave, in {GRACE_S:.0f} s at most"
+        begun = time.monotonic()
+        said = f"{len(saving)} training nodes save and leave, in {self.grace_s:.0f} s at most"
         self.console.say(f"{reason}; {said}" if saving else reason)
-        while saving and time.monotonic() < until:
+        while saving and time.monotonic() < begun + self.grace_s:
             self.board.stop.remote(reason)  # again, as a killed board has forgotten it
             saving = wait(saving, timeout=0.5).not_done
             self.hear()
@@ -132,12 +196,23 @@ class Runner:
             if future.done() and not isinstance(future.exception(), Preempted):
                 self.settle(verdict, future, waiting)
             else:
-                self.set_state(verdict, "interrupted")
+                self.set_state(verdict, self.execution.state)
 
-    def ready(self, waiting: dict[str, Verdict]) -> list[Verdict]:
-        """Nodes whose inputs are done, those with the longest way to the end first."""
-        able = [v for v in waiting.values() if all(n in self.manifests for n in v.node.needs)]
-        return sorted(able, key=lambda v: -self.weight[v.node.id])
+    @property
+    def grace_s(self) -> float:
+        return GRACE_S if self.stop.signal else CANCEL_GRACE_S
+
+    def ready(self, waiting: Mapping[str, Verdict], running: Iterable[Verdict]) -> list[Verdict]:
+        """Nodes whose inputs are done and that start now."""
+        able = [
+            Candidate(id=i, need=v.node.need, priority=v.node.priority, way=self.weight[i])
+            for i, v in waiting.items()
+            if all(n in self.manifests for n in v.node.needs) and self.claims.is_due(v.folder)
+        ]
+        free: Amount = self.total
+        for verdict in running:
+            free = less(free, verdict.node.need)
+        return [waiting[c.id] for c in startable(able, free)]
 
     def settle(
         self, verdict: Verdict, future: Future[dict[str, Any]], waiting: dict[str, Verdict]
@@ -146,12 +221,20 @@ class Runner:
         error = future.exception()
         if error is None:
             manifest = self.manifests[node.id] = future.result()
-            self.set_state(verdict, "done")
+            self.claims.release(verdict.folder)
+            self.set_state(verdict, "done", seconds=manifest["seconds"])
             self.lineage.finished(verdict, manifest)
             self.console.done(node.id, manifest)
-            if self.plan.is_growing and node.kind == "train":
-                waiting |= {v.node.id: v for v in self.grow()}
+            self.grow_on(node, waiting)
             return
+        if isinstance(error, LeaseLost):
+            raise error
+        if isinstance(error, ClaimLost):
+            self.console.say(f"{node.id}: {error}; waits for it")
+            waiting[node.id] = verdict
+            self.set_state(verdict, "waiting")
+            return
+        self.claims.release(verdict.folder)
         self.failed[node.id] = error
         self.set_state(verdict, "failed", error=reason(error))
         trace = f"executions/{self.execution.id}/{node.id}.txt"
@@ -165,8 +248,14 @@ class Runner:
                 self.set_state(waiting.pop(other), "skipped", error=f"{node.id} failed")
                 self.console.say(f"{other} is skipped: it needs {node.id}")
 
-    def perform(self, verdict: Verdict) -> dict[str, Any]:
-        """Runs one step to its committed manifest; in a thread of the driver."""
+    def perform(
+        self, verdict: Verdict, fence: Callable[[Verdict], None] = lambda _: None
+    ) -> dict[str, Any]:
+        """Runs one step to its committed manifest; in a thread of the driver.
+
+        Args:
+            fence: called before the commit; raises if it must not be.
+        """
         import ray
 
         node, start = verdict.node, time.monotonic()
@@ -192,6 +281,7 @@ class Runner:
                 result = ray.get(task.remote(node.kind, ctx, dict(node.settings), inputs))
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
+        fence(verdict)
         return commit(self.store, verdict, result, self.manifests, time.monotonic() - start)
 
     def hear(self) -> None:
@@ -204,6 +294,9 @@ class Runner:
             return  # killed; Ray starts it again, and nothing but a few reports is lost
         for node, row in rows:
             self.tell(node, row)
+        if rows and time.monotonic() - self.saved > SAVE_EVERY_S:
+            with contextlib.suppress(OSError):  # a store that is away: training goes on
+                self.save()
         self.measure()
 
     def tell(self, node: str, row: dict[str, Any]) -> None:
@@ -211,31 +304,59 @@ class Runner:
         state.update(
             {k: row[k] for k in ("done", "of", "unit", "checkpoint", "picture") if k in row}
         )
+        if "done" in row:
+            self.rate(node, state, row)
         self.lineage.report(node, {"images": state.get("done", 0), **row})
         if "picture" in row:
             row = {**row, "picture": shown(self.store.full(row["picture"]))}
         self.console.report(node, row)
 
+    def rate(self, node: str, state: dict[str, Any], row: dict[str, Any]) -> None:
+        """Notes how fast a node is, for `ediffi status`."""
+        moment = time.monotonic()
+        since, first = self.reported.setdefault(node, (moment, row["done"]))
+        rate = row.get("metrics", {}).get("images_per_s")
+        if rate is None and row["done"] > first:
+            rate = (row["done"] - first) / max(moment - since, 1e-6)
+        if rate:
+            state["rate"] = float(f"{rate:.4g}")
+        state["heard"] = now()
+
     def measure(self) -> None:
         """Adds the machine's numbers to the nodes at work, if it is the one they work on."""
-        now = time.monotonic()
-        if os.environ.get("RAY_ADDRESS") or now - self.measured < meters.EVERY_S:
+        moment = time.monotonic()
+        if os.environ.get("RAY_ADDRESS") or moment - self.measured < meters.EVERY_S:
             return
-        self.measured, numbers = now, self.machine.read()
+        self.measured, numbers = moment, self.machine.read()
         for node, state in self.execution.nodes.items():
             if state["state"] == "running":
                 self.tell(node, {"time_ms": int(time.time() * 1000), "metrics": numbers})
 
     def set_state(self, verdict: Verdict, state: str, **more: Any) -> None:
-        self.console.state(verdict.node.id, state)
-        self.execution.nodes[verdict.node.id] = {
+        node = verdict.node.id
+        self.console.state(node, state)
+        before = self.execution.nodes.get(node, {})
+        made = before.get("folder") == verdict.folder and "seconds" in before
+        told = {"since": now(), "attempt": self.execution.attempt, "by": HOST}
+        if state == "reused" and made:  # by an earlier attempt of this very run
+            told = {k: before[k] for k in told if k in before}
+        self.execution.nodes[node] = {
             "state": state,
             "why": verdict.why,
             "folder": verdict.folder,
+            **told,
             **more,
         }
-        self.execution.save(self.store)
+        if state == "running":
+            self.reported.pop(node, None)
+        self.save()
         self.save_tree()
+
+    def save(self) -> None:
+        """Keeps the execution, unless another driver has it now."""
+        self.claims.lease.ensure()
+        self.saved = time.monotonic()
+        self.execution.save(self.store)
 
     def save_tree(self) -> None:
         """Keeps what `ediffi tree` shows: the truth is in the store, not in MLflow."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
     BaseModel,
     Field,
-    SecretStr,
     StringConstraints,
     ValidationError,
     field_validator,
@@ -26,7 +24,9 @@ from pipelines.data.cost import ASSUMED, known_gpu
 from pipelines.data.settings import Source
 from pipelines.growth import Adaptive
 from pipelines.judging import Promotion, Retraining
+from pipelines.notify import Notify
 from pipelines.planning.cluster import EMBEDDING, Cluster
+from pipelines.s3_settings import S3
 from pipelines.strict import Strict
 from pipelines.training.settings import Cadence, Training, Workers
 
@@ -132,6 +132,11 @@ class Embedding(Strict):
         return self.model_dump(include={"precision", "pictures", "jpeg_quality", "row_group_rows"})
 
     @property
+    def gpus(self) -> float:
+        """Of all its actors."""
+        return sum((p.actors or 1) * p.gpus for p in (self.decode, self.t5, self.clip, self.write))
+
+    @property
     def running(self) -> dict[str, Any]:
         """What of this is only how they are made."""
         return self.model_dump(
@@ -201,6 +206,13 @@ class Stage(Strict):
     training: Training = Training()
     cadence: Cadence = Cadence()
     workers: Workers = Workers()
+    priority: int = 0
+    """Nodes of a higher one start first; among equals those with the longest way to the end."""
+
+    limit_hours: float | None = Field(None, gt=0)
+    """How long the training of one expert may take: it then saves, leaves and counts as failed, and
+    the next run goes on from there with as many hours again."""
+
     experts: dict[str, Expert]
     ensemble: list[str] = Field(default_factory=list)
     adaptive: Adaptive | None = None
@@ -280,50 +292,6 @@ class Evaluate(Strict):
     """That draw and measure together."""
 
 
-class S3(Strict):
-    """How ``s3://`` is reached, for the store and for data.
-
-    What is given here comes before the environment's ``AWS_*`` variables, and what is not given is
-    theirs. Better leave credentials to the environment, to a profile or to a role of the machine's.
-    A cluster's processes get these settings in Ray's runtime environment, which its administrators
-    can read.
-    """
-
-    endpoint_url: str | None = None
-    """Of a server that is not Amazon's: ``http://minio:9000``."""
-
-    region: str | None = None
-    key: SecretStr | None = None
-    secret: SecretStr | None = None
-    profile: str | None = None
-    """A section of ``~/.aws/credentials``, in place of ``key`` and ``secret``."""
-
-    @model_validator(mode="after")
-    def sound(self) -> Self:
-        if (self.key is None) != (self.secret is None):
-            raise ValueError("`key:` and `secret:` go together; give both, or neither")
-        if self.key and self.profile:
-            raise ValueError("give either `profile:` or `key:` and `secret:`")
-        if self.endpoint_url is not None:
-            url = urlsplit(self.endpoint_url)
-            if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc:
-                raise ValueError("write `endpoint_url:` as http://HOST:PORT or https://HOST:PORT")
-        return self
-
-    def variables(self) -> dict[str, str]:
-        """As environment variables. With the secrets: to be shown to nobody."""
-        found = {
-            "AWS_ENDPOINT_URL": self.endpoint_url,
-            "AWS_ENDPOINT_URL_S3": self.endpoint_url,  # else the environment's would come first
-            "AWS_DEFAULT_REGION": self.region,
-            "AWS_REGION": self.region,
-            "AWS_ACCESS_KEY_ID": self.key and self.key.get_secret_value(),
-            "AWS_SECRET_ACCESS_KEY": self.secret and self.secret.get_secret_value(),
-            "AWS_PROFILE": self.profile,
-        }
-        return {name: value for name, value in found.items() if value}
-
-
 class Spec(Strict):
     """One pipeline."""
 
@@ -337,7 +305,10 @@ class Spec(Strict):
     s3: S3 = S3()
 
     cpus: int = Field(2, ge=1)
-    """CPUs the run may use at the same time on this machine."""
+    """CPUs the run may use at the same time."""
+
+    gpus: float = Field(0, ge=0)
+    """GPUs likewise."""
 
     data: Data
     encoders: Encoders = Encoders()
@@ -347,6 +318,7 @@ class Spec(Strict):
 
     evaluate: Evaluate = Evaluate()
     promotion: Promotion = Promotion()
+    notify: Notify = Notify()
     retraining: Retraining = Retraining()
     cluster: Cluster | None = None
     """What the plan reckons time and money with; see :mod:`pipelines.planning.cluster`."""
@@ -361,9 +333,20 @@ class Spec(Strict):
                     f"stage {name}: {stage.workers.count} workers need {needed} CPUs at once, "
                     f"`cpus:` allows {self.cpus}"
                 )
+            gpus = stage.workers.count * stage.workers.gpus
+            if gpus > self.gpus:
+                raise ValueError(
+                    f"stage {name}: {stage.workers.count} workers need {gpus:g} GPUs at once, "
+                    f"`gpus:` allows {self.gpus:g}; write `gpus: {gpus:g}` or more"
+                )
         if self.evaluate.cpus > self.cpus:
             raise ValueError(
                 f"`evaluate.cpus: {self.evaluate.cpus}` is more than `cpus:` allows ({self.cpus})"
+            )
+        if self.embedding.gpus > self.gpus:
+            raise ValueError(
+                f"`embedding:` needs {self.embedding.gpus:g} GPUs at once, `gpus:` allows "
+                f"{self.gpus:g}; write `gpus: {self.embedding.gpus:g}` or more"
             )
         return self
 

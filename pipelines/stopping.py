@@ -1,4 +1,4 @@
-"""A driver that is told to stop: by SIGTERM, or by Ctrl-C."""
+"""A driver that is told to stop: by SIGTERM, by Ctrl-C, or by a word in the store."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """Holds the first signal to stop; a second one ends the process at once."""
+    """Holds the first word to stop; a second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.cancelled: str | None = None
+        """By whom; see :mod:`pipelines.cancel`."""
+
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -35,6 +38,13 @@ class Stop:
         """Takes the signals; again, after something else took them."""
         for number in SIGNALS:
             signal.signal(number, self._heard)
+
+    @property
+    def why(self) -> str | None:
+        """In words; None to go on."""
+        if self.cancelled:
+            return f"cancelled by {self.cancelled}"
+        return f"the driver got {self.signal.name}" if self.signal else None
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:

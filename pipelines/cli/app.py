@@ -19,6 +19,9 @@ app = typer.Typer(
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The pipeline's YAML.")]
 Storage = Annotated[str | None, typer.Option(help="Folder or URL of the store; else the spec's.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+RunId = Annotated[
+    str | None, typer.Option("--run", metavar="ID", help="Of which run; else the last.")
+]
 DEFAULT_STORAGE = "ediffi-store"
 
 

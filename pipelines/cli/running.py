@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pipelines.cli.app import (
     AsJson,
+    RunId,
     SpecPath,
     Storage,
     app,
@@ -57,36 +58,57 @@ def finish(code: int, shown: str, wrong: list[str]) -> None:
         raise SystemExit(code)
 
 
-@app.command(epilog="Example:  ediffi status --json")
+@app.command(epilog="Example:  ediffi status --follow")
 def status(
     spec: Annotated[
         Path | None, typer.Argument(metavar="[SPEC]", help="Of which pipeline; else the last run.")
     ] = None,
     storage: Storage = None,
+    run: RunId = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on saying what changes, until it ends.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Says how the last run stands, node by node."""
-    from pipelines.lease import is_driven
+    """Says how the last run stands, node by node.
 
-    store, execution = asked_execution(spec, storage, None)
-    if execution.state == "running":
-        driven = is_driven(store, execution.pipeline)
-        if driven is None:
-            execution.state = "running, or stopped: a bucket has no lock to tell by"
-        elif not driven:
-            execution.state = "stopped (its driver is gone; the same `ediffi run` continues it)"
-    if execution.state == "interrupted":
-        execution.state = "interrupted (the same `ediffi run` continues it)"
+    Who drives it, since when each node is at work, how fast, and how long it will take.
+    """
+    from pipelines import status_view
+    from pipelines.execution import by_id
+
+    store, execution = asked_execution(spec, storage, run)
     if as_json:
-        typer.echo(json.dumps(execution.__dict__, indent=1))
+        typer.echo(json.dumps(status_view.data(store, execution), indent=1))
         return
-    typer.echo(f"{execution.id}: {execution.state}")
-    for node, record in execution.nodes.items():
-        progress = ""
-        if record["state"] == "running" and "done" in record:
-            progress = f"  {record['done']:,} of {record['of']:,} {record['unit']}"
-        why = f"  {record['error']}" if "error" in record else ""
-        typer.echo(f"  {node:<24} {record['state']}{progress}{why}")
+    if not follow:
+        typer.echo(status_view.text(status_view.standing(store, execution), execution))
+        return
+
+    def look() -> tuple[str, Any]:
+        found = by_id(store, execution.id) or execution
+        return status_view.standing(store, found), found
+
+    for line in status_view.changes(look):
+        typer.echo(line)
+
+
+@app.command(epilog="Example:  ediffi cancel pipelines/specs/demo.yaml")
+def cancel(
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC]", help="Of which pipeline; else the last run.")
+    ] = None,
+    storage: Storage = None,
+    run: RunId = None,
+) -> None:
+    """Gives a run up; what it has finished or saved is kept.
+
+    Its driver, wherever it is, hears of it within seconds, has training nodes save and leave, and
+    ends with code 130. The next `ediffi run` begins a new run, which goes on from what was saved.
+    """
+    from pipelines.cancel import cancel as give_up
+
+    typer.echo(give_up(*asked_execution(spec, storage, run)))
 
 
 @app.command(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from pipelines.lineage.address import Runs, folder, quiet_mlflow
@@ -162,7 +163,8 @@ class Writer:
         from pipelines import registry, tree_page
 
         run = self.runs[""]
-        self._reap({run})  # of nodes that an earlier attempt began and this one did not come to
+        # Of nodes that an earlier attempt began and this one did not come to, or did not end.
+        self._reap({run}, "cancelled" if item["state"] == "cancelled" else "killed")
         self._tag("", {"mlflow.note.content": item["note"]})
         runs = Runs(uri=self.uri, experiment=self.experiment, of_node=self.runs)
         pictures = tree_page.thumbnails(self.store, item["tree"])
@@ -173,12 +175,28 @@ class Writer:
             offered = {**model, "execution": self.execution}
             registry.mirror(self.client, self.experiment, self.store, self.pipeline, offered)
         self._tag("", {"ediffi.state": item["state"]})
-        ends = {"done": "FINISHED", "interrupted": "KILLED"}
+        ends = {"done": "FINISHED", "interrupted": "KILLED", "cancelled": "KILLED"}
         self.client.set_terminated(run, ends.get(item["state"], "FAILED"), item["time_ms"])
 
-    def _reap(self, alive: set[str]) -> None:
-        """Ends runs of this pipeline that killed drivers left RUNNING; we hold its lock."""
+    def cancel(self) -> None:
+        """Ends the execution's runs, when no driver is there to do it."""
+        for run in self._search(f"tags.`ediffi.execution` = '{self.execution}'"):
+            if run.info.status == "RUNNING" or "ediffi.node" not in run.data.tags:
+                self._end(run.info.run_id, "cancelled")
+
+    def _reap(self, alive: set[str], state: str = "killed") -> None:
+        """Ends runs of this pipeline that killed drivers left RUNNING; we hold its lease.
+
+        Not those of a pipeline of the same name in another store, which has a driver of its own.
+        """
+        here = cache(self._is_of_this_store)
         for run in self._search("attributes.status = 'RUNNING'"):
-            if run.info.run_id not in alive:
-                self.client.set_tag(run.info.run_id, "ediffi.state", "killed")
-                self.client.set_terminated(run.info.run_id, "KILLED")
+            if run.info.run_id not in alive and here(run.data.tags.get("ediffi.execution", "")):
+                self._end(run.info.run_id, state)
+
+    def _is_of_this_store(self, execution: str) -> bool:
+        return self.store.size(f"executions/{execution}.json") is not None
+
+    def _end(self, run: str, state: str) -> None:
+        self.client.set_tag(run, "ediffi.state", state)
+        self.client.set_terminated(run, "KILLED")

@@ -93,9 +93,12 @@ def train_node(
         runtime={
             **stage.cadence.model_dump(),
             "workers": stage.workers.model_dump(),
+            "limit_hours": stage.limit_hours,
             "encoders": Encoders.of(spec, sources).named,
         },
         cpus=stage.workers.count * expert.cpus,
+        gpus=stage.workers.count * stage.workers.gpus,
+        priority=stage.priority,
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.schedule_order import Amount
+
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
@@ -39,10 +41,18 @@ class Node:
     """How it is done (cadence of logs and checkpoints): not part of the fingerprint."""
 
     cpus: int = 1
+    gpus: float = 0
+    """Of all its processes, which start together or not at all."""
+
+    priority: int = 0
 
     @property
     def id(self) -> str:
         return f"{self.kind}/{self.name}" if self.name else self.kind
+
+    @property
+    def need(self) -> Amount:
+        return {"cpus": self.cpus, "gpus": self.gpus}
 
     @property
     def needs(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Runs tasks on a cluster that is not there: when each would start, and how good that is.
 
-Pure. The order is the run's own: of what is ready, the longest way to the end first; who does not
-fit waits, and lets those behind it go ahead. A gang gets all its GPUs at once, or none.
+Pure. The order is the run's own, :mod:`pipelines.schedule_order`: of what is ready, the longest
+way to the end first; a gang gets all its GPUs at once, and nobody behind it gets what it waits for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-ROUNDING = 1e-9  # shares of a GPU do not add up exactly
+from pipelines.schedule_order import Amount, Candidate, less, startable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,10 @@ class Task:
     """How many of the group it holds from start to end; 0 needs none."""
 
     priority: float = 0
+
+    @property
+    def need(self) -> Amount:
+        return {self.group: self.gang} if self.gang else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +91,18 @@ def simulate(tasks: Sequence[Task], capacity: Mapping[str, float]) -> Schedule:
                 f"which has {capacity.get(t.group, 0):g}: it could never start"
             )
     free, starts, ended = dict(capacity), dict[str, float](), set[str]()
-    waiting = sorted(tasks, key=lambda t: -t.priority)
+    waiting = list(tasks)
     running: list[tuple[float, int, Task]] = []
     now = 0.0
     while waiting or running:
-        for t in list(waiting):
-            if any(n in named and n not in ended for n in t.needs):
-                continue
-            if t.gang > free.get(t.group, 0) + ROUNDING:
-                continue
-            if t.gang:
-                free[t.group] -= t.gang
+        ready = [
+            Candidate(id=t.name, need=t.need, way=t.priority)
+            for t in waiting
+            if all(n in ended or n not in named for n in t.needs)
+        ]
+        for chosen in startable(ready, free):
+            t = named[chosen.id]
+            free = less(free, t.need)
             starts[t.name] = now
             waiting.remove(t)
             heapq.heappush(running, (now + t.seconds, len(starts), t))

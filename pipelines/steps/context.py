@@ -57,7 +57,8 @@ class Board:
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, dict[str, Any]]] = []
-        self.reason: str | None = None
+        self.reasons: dict[str, str] = {}
+        """Why to leave, by node; ``""`` stands for all of them."""
 
     def report(self, node: str, row: dict[str, Any]) -> None:
         self.rows.append((node, row))
@@ -66,9 +67,9 @@ class Board:
         rows, self.rows = self.rows, []
         return rows
 
-    def stop(self, reason: str) -> None:
-        """Has the training nodes' workers save their state and leave."""
-        self.reason = reason
+    def stop(self, reason: str, node: str = "") -> None:
+        """Has the workers of a training node, or of all, save their state and leave."""
+        self.reasons[node] = reason
 
-    def stopping(self) -> str | None:
-        return self.reason
+    def stopping(self, node: str = "") -> str | None:
+        return self.reasons.get("") or self.reasons.get(node)

@@ -43,7 +43,7 @@ def attempt(
     trainer = RayTrainer(
         worker,
         train_loop_config=config,
-        backend_config=ProcessGroup(timeout_s=timeout_s, board=ctx.board),
+        backend_config=ProcessGroup(timeout_s=timeout_s, board=ctx.board, node=ctx.node),
         scaling_config=scaling(ctx),
         run_config=RunConfig(
             name=name,

@@ -31,6 +31,9 @@ class ProcessGroup(BackendConfig):
     board: Any = None
     """Where the driver says that it was told to stop; see :func:`pipelines.training.notice`."""
 
+    node: str = ""
+    """Which one it is."""
+
     @property
     def backend_cls(self) -> type[Backend]:
         return _Joining
@@ -55,7 +58,7 @@ class _Joining(Backend):
         # `execute` runs in the actor's main thread, where alone a signal can be caught.
         for rank in range(len(worker_group)):
             board = backend_config.board if rank == 0 else None
-            worker_group.execute_single(rank, notice.listen, board)
+            worker_group.execute_single(rank, notice.listen, board, backend_config.node)
 
 
 def _free_address() -> tuple[str, int]:

@@ -36,12 +36,13 @@ def asked() -> str | None:
     return _reasons[0] if _reasons else None
 
 
-def listen(board: Any = None) -> None:
+def listen(board: Any = None, node: str = "") -> None:
     """Has this process hear of it; to be called in the main thread of a Ray Train worker.
 
     Args:
         board: the actor that the driver leaves word with; only one worker of a node needs to look,
             as the workers of a node agree on leaving.
+        node: that this process works on.
     """
     before = signal.getsignal(signal.SIGTERM)
 
@@ -50,10 +51,10 @@ def listen(board: Any = None) -> None:
         ask("SIGTERM")
 
     signal.signal(signal.SIGTERM, heard)
-    threading.Thread(target=_look, args=(board,), name="notice", daemon=True).start()
+    threading.Thread(target=_look, args=(board, node), name="notice", daemon=True).start()
 
 
-def told(board: Any) -> str | None:
+def told(board: Any, node: str = "") -> str | None:
     """What the driver says to its workers: why to leave, or nothing.
 
     A board that is away is being started again, and will be told again.
@@ -63,14 +64,14 @@ def told(board: Any) -> str | None:
     if board is None:
         return None
     try:
-        word: str | None = ray.get(board.stopping.remote(), timeout=BOARD_PATIENCE_S)
+        word: str | None = ray.get(board.stopping.remote(node), timeout=BOARD_PATIENCE_S)
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
         return None
     return word
 
 
-def _look(board: Any) -> None:
-    while not (reason := _drained() or told(board)):
+def _look(board: Any, node: str) -> None:
+    while not (reason := _drained() or told(board, node)):
         time.sleep(LOOK_EVERY_S)
     ask(reason)
 

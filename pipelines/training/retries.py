@@ -240,7 +240,7 @@ def committed(ctx: Context) -> int:
 
 
 def leave_if_told(ctx: Context, error: BaseException) -> None:
-    if reason := told(ctx.board):
+    if reason := told(ctx.board, ctx.node):
         raise Preempted(reason) from error
 
 

@@ -44,7 +44,7 @@ def prepared(folder: Path) -> tuple[Path, Path]:
         "embed/validation",
     ):
         made, _ = verdict_of(spec, store)
-        runner = Runner(made, Store.open(str(store)), None, None, None, None)  # type: ignore[arg-type]
+        runner = Runner(made, Store.open(str(store)), None, None, None, None, None)  # type: ignore[arg-type]
         runner.manifests = {v.node.id: dict(v.manifest) for v in made.verdicts.values() if v.cached}
         if node == "data/train":
             start_ray(made.spec.cpus)

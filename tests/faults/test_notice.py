@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import mlflow
 import notice_kit
 import pytest
 from kit import PATIENCE_S, SMOKE, call, descendants, driver, is_alive, strict_json, title
@@ -154,7 +155,8 @@ def is_left(node):
     eventually(lambda: [p for p in descendants(os.getpid()) if "PreemptionWatcher" in title(p)])
     drain()
     [said] = eventually(node.said)
-    node.ray.get(node.board.stop.remote("the test is over"))
+    node.ray.get(node.board.stop.remote("not this one", "train/base/E1_1"))
+    node.ray.get(node.board.stop.remote("the test is over", "train/base/E0_0"))
     with pytest.raises(Preempted, match="the test is over"):
         end.result(PATIENCE_S)
     assert said.startswith("rank 0: node of rank [0] is being drained (preemption); ")
@@ -162,24 +164,34 @@ def is_left(node):
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak)],
+    [(signal.SIGTERM, 143), (None, 130), pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak)],
 )
 def test_a_driver_that_is_told_to_stop(smoke, tmp_path, capsys, number, code):
-    """It has its workers save, says so, and the same command would go on."""
+    """It has its workers save, says so, and the same command would go on; without a signal it is
+    cancelled, and the same command would begin a new run."""
+    word, end = ("interrupted", "the same command") if number else ("cancelled", "what is finished")
     store = smoke.copy(tmp_path / "store", "train/base/E1_1")
     program = (sys.executable, notice_kit.__file__)
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     with driver(SMOKE, store, tmp_path / "log", program, PYTHONPATH=paths) as running:
         running.until(lambda: "E1_1 is at work" in running.text(), "a worker at work")
         running.look()
-        running.process.send_signal(number)
+        if number:
+            running.process.send_signal(number)
+        else:
+            assert call("cancel", SMOKE, "--storage", store) == 0
         assert running.finish() == code, running.text()
         text = running.text()
-        assert f"the driver got {number.name}; 1 training nodes save and leave" in text
+        why = f"the driver got {number.name}" if number else "cancelled by "
+        assert why in text and "; 1 training nodes save and leave" in text
         assert "train/base/E1_1 has saved" in text and "Traceback" not in text
-        assert text.splitlines()[-1].endswith("interrupted; the same command goes on from here")
+        assert f"{word}; {end} " in text.splitlines()[-1]
     capsys.readouterr()
     assert call("status", "--json", "--storage", store) == 0
     status = strict_json(capsys.readouterr().out)
-    assert status["state"].startswith("interrupted")
-    assert status["nodes"]["train/base/E1_1"]["state"] == "interrupted"
+    assert status["state"].startswith(word)
+    assert status["nodes"]["train/base/E1_1"]["state"] == word
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{store}/mlflow.db")
+    experiment = client.get_experiment_by_name("smoke").experiment_id
+    runs = client.search_runs([experiment], max_results=1000)
+    assert {r.info.status for r in runs if r.data.tags["ediffi.state"] != "reused"} == {"KILLED"}

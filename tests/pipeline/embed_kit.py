@@ -109,7 +109,9 @@ def embed(spec, root, start=None):
         return verdict, verdict.manifest
     if start is not None:
         start(plan.spec.cpus)
-    return verdict, Runner(plan, Store.open(str(root)), None, None, None, None).perform(verdict)
+    return verdict, Runner(plan, Store.open(str(root)), None, None, None, None, None).perform(
+        verdict
+    )
 
 
 class Pool:

@@ -9,7 +9,7 @@ from s3 import KEY, SECRET
 
 from pipelines import cluster
 from pipelines.execution import Execution
-from pipelines.lease import is_driven
+from pipelines.lease import is_driven, only_driver
 from pipelines.lineage import tracking_uri
 from pipelines.plan import make
 from pipelines.spec import load
@@ -63,11 +63,16 @@ def test_the_record_of_a_bucket_is_kept_on_this_machine(monkeypatch, tmp_path):
     assert tracking_uri(None, BUCKET) == "http://elsewhere:5000"
 
 
-def test_a_bucket_does_not_tell_whether_its_driver_lives(s3, capsys):
-    assert is_driven(BUCKET, "smoke") is None
-    Execution(id="smoke-1", pipeline="smoke", fingerprint="", attempt=1).save(BUCKET)
+def test_a_bucket_tells_whether_its_driver_lives(s3, capsys):
+    start = "2026-01-01T00:00:00+00:00"
+    Execution(id="smoke-1", pipeline="smoke", fingerprint="", attempt=1, started=start).save(BUCKET)
+    with only_driver(BUCKET, "smoke"):
+        assert is_driven(BUCKET, "smoke")
+        assert call("status", "--storage", BUCKET.root) == 0
+        assert "smoke-1: running (" in capsys.readouterr().out
+    assert not is_driven(BUCKET, "smoke")
     assert call("status", "--storage", BUCKET.root) == 0
-    assert "running, or stopped: a bucket has no lock" in capsys.readouterr().out
+    assert "smoke-1: stopped (its driver is gone, " in capsys.readouterr().out
 
 
 def test_a_plan_is_made_on_a_bad_day(s3, capsys):

@@ -105,7 +105,7 @@ def main(spec, root):
         print("is done", flush=True)
         return
     start_ray(made.spec.cpus)
-    runner = Runner(made, Store.open(str(root)), None, None, None, None)
+    runner = Runner(made, Store.open(str(root)), None, None, None, None, None)
     runner.manifests = {v.node.id: v.manifest for v in made.verdicts.values() if v.cached}
     runner.board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
     whole = train.train

@@ -4,8 +4,9 @@ import re
 import shlex
 from pathlib import Path
 
-import pipelines.cli
 import typer
+
+import pipelines.cli
 
 # Verbs that are being written; to be emptied.
 COMING = {

@@ -29,9 +29,7 @@ LOCAL = "config.kubernetes.io/local-config"
 def render(folder: Path) -> list[dict]:
     """The resources that would be applied."""
     return [
-        r
-        for r in accumulate(folder)
-        if r["metadata"].get("annotations", {}).get(LOCAL) != "true"
+        r for r in accumulate(folder) if r["metadata"].get("annotations", {}).get(LOCAL) != "true"
     ]
 
 

@@ -22,9 +22,7 @@ def each(kind: str) -> list[tuple[str, dict]]:
 
 
 def find(kind: str, name: str, folder: str = "base") -> dict:
-    [one] = [
-        r for r in rendered(folder) if (r["kind"], r["metadata"]["name"]) == (kind, name)
-    ]
+    [one] = [r for r in rendered(folder) if (r["kind"], r["metadata"]["name"]) == (kind, name)]
     return one
 
 

@@ -355,9 +355,7 @@ def test_a_head_that_is_taken_away_tells_its_driver_first(tmp_path):
         [container] = clusters()[0][1]["headGroupSpec"]["template"]["spec"]["containers"]
         python, flag, hook = container["lifecycle"]["preStop"]["exec"]["command"]
         assert (python, flag) == ("python", "-c")
-        waiting = subprocess.Popen(
-            [sys.executable, "-c", hook.replace("/proc", str(processes))]
-        )
+        waiting = subprocess.Popen([sys.executable, "-c", hook.replace("/proc", str(processes))])
         assert driver.wait(timeout=60) == 143
         assert waiting.wait(timeout=60) == 0
     finally:

@@ -117,8 +117,13 @@ def test_drivers_that_write_at_once_have_everything_recorded_once(servers, tmp_p
     names = [f"pipeline-{i}" for i in range(DRIVERS)]
     workers = [
         subprocess.Popen(
-            [sys.executable, postgres_worker.__file__, servers[i % len(servers)], name]
-            + [str(tmp_path / name)]
+            [
+                sys.executable,
+                postgres_worker.__file__,
+                servers[i % len(servers)],
+                name,
+                str(tmp_path / name),
+            ]
         )
         for i, name in enumerate(names)
     ]

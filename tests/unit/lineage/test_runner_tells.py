@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from record_kit import NODE, points, runs_of
 
+from pipelines.claims import Claims
 from pipelines.console import Console
+from pipelines.lease import take
 from pipelines.run import Runner
 from pipelines.steps import meters
 from pipelines.stopping import Stop
@@ -14,11 +16,18 @@ from pipelines.stopping import Stop
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+def runner_of(driver):
+    claims = Claims(driver.store, "smoke", take(driver.store, "smoke"))
+    told = driver.lineage, Console(), Stop()
+    runner = Runner(driver.plan, driver.store, driver.execution, *told, claims)
+    runner.set_state(driver.plan.verdicts[NODE], "running")
+    return runner
+
+
 def test_pictures_checkpoints_and_the_machines_numbers(driver, monkeypatch, capsys):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     mine = driver()
-    runner = Runner(mine.plan, mine.store, mine.execution, mine.lineage, Console(), Stop())
-    runner.set_state(mine.plan.verdicts[NODE], "running")
+    runner = runner_of(mine)
     mine.start()
     picture = "nodes/train/base/E0_0-1/samples/000000064.png"
     mine.store.write(picture, b"a picture")
@@ -49,8 +58,7 @@ def test_pictures_checkpoints_and_the_machines_numbers(driver, monkeypatch, caps
 def test_the_machine_of_the_driver_says_nothing_of_a_cluster(driver, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
     mine = driver()
-    runner = Runner(mine.plan, mine.store, mine.execution, mine.lineage, Console(), Stop())
-    runner.set_state(mine.plan.verdicts[NODE], "running")
+    runner = runner_of(mine)
     runner.measured -= meters.EVERY_S
     runner.measure()
     [only] = mine.lineage.spool.path.read_text().splitlines()
