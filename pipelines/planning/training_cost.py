@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ediffi_core.tree import ROOT
-from pipelines.plan import Node, Plan
+from pipelines.plan import Node, Plan, may_grow
 from pipelines.planning.cluster import Cluster
 from pipelines.planning.cost import (
     CPU,
     CPU_FLOPS,
     Cost,
-    gang_of,
     group_of,
     in_cpus,
     money_for,
@@ -41,14 +40,12 @@ def flops_an_image(spec: Spec, node: Node) -> float:
 def growth_of(plan: Plan, cluster: Cluster) -> dict[str, Cost]:
     """Stage → what its tree may still cost, of those that grow: one after the other at most what is
     left of the budget."""
-    found = {}
-    for stage, tree in plan.trees.items():
-        settings = plan.spec.stages[stage].adaptive
-        if settings and not tree.is_grown:
-            root = plan.verdicts[f"train/{stage}/{ROOT}"].node
-            left = settings.budget - tree.spent
-            found[stage] = training(plan.spec, root, left, cluster, measured_speeds(plan))
-    return found
+    speeds = measured_speeds(plan)
+    roots = {stage: plan.verdicts[f"train/{stage}/{ROOT}"].node for stage in plan.trees}
+    return {
+        stage: training(plan.spec, roots[stage], images, cluster, speeds)
+        for stage, images in may_grow(plan).items()
+    }
 
 
 def training(
@@ -57,7 +54,7 @@ def training(
     """Time = start-up + images ÷ images/s; images/s as measured, or
     GPUs × peak × utilisation ÷ FLOPs an image."""
     flops = images * flops_an_image(spec, node)
-    gang, precision = gang_of(node), node.settings["training"]["precision"]
+    gang, precision = node.gpus, node.settings["training"]["precision"]
     stored = stored_by_training(node, size_of(config_of(spec, stage_of(node))), images)
     if not gang:
         speed, how = node.cpus * CPU_FLOPS, in_cpus(node)
