@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -35,7 +36,6 @@ LOCK = dict(
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 READ_BY = {
-    # our code
     "MLFLOW_TRACKING_URI": "pipelines/lineage/address.py",
     "RAY_USAGE_STATS_ENABLED": "ray/_common/usage/usage_constants.py",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "ray/_private/accelerators/accelerator.py",
@@ -47,6 +47,7 @@ READ_BY = {
     "AWS_DEFAULT_REGION": "botocore/configprovider.py",
     "AWS_ENDPOINT_URL": "botocore/configprovider.py",
     "MLFLOW_BACKEND_STORE_URI": "mlflow/cli/__init__.py",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "mlflow/environment_variables.py",
     "MLFLOW_S3_ENDPOINT_URL": "mlflow/environment_variables.py",
 }
 """Which file reads a variable."""
@@ -58,6 +59,7 @@ SECRETS = {
 """What an operator makes, as docs/run.md says."""
 
 
+@cache
 def text_of(place: str) -> bytes:
     package, _, rest = place.partition("/")
     [folder] = importlib.util.find_spec(package).submodule_search_locations
@@ -152,7 +154,7 @@ def test_secrets_are_only_referred_to_and_every_one_is_in_the_documents():
     for where, template in PODS:
         for container in containers(template):
             for entry in container.get("env", []):
-                if re.search("PASSWORD|SECRET|ACCESS_KEY|TOKEN", entry["name"]):
+                if re.search("PASSWORD|SECRET|ACCESS_KEY|_TOKEN", entry["name"]):
                     assert "value" not in entry, where
                 if reference := entry.get("valueFrom", {}).get("secretKeyRef"):
                     assert reference["key"] in SECRETS[reference["name"]]
@@ -232,6 +234,22 @@ def test_mlflow_is_asked_for_its_health_where_no_host_is_checked():
     [container] = find("Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert is_health_endpoint(container[probe]["httpGet"]["path"])
+
+
+def test_mlflow_s_tables_are_upgraded_by_a_command_that_there_is():
+    import mlflow.cli
+
+    [container] = find("Job", "mlflow-upgrade", "mlflow-upgrade")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    mlflow_, db, upgrade = container["command"]
+    command = mlflow.cli.cli.commands[db].commands[upgrade]
+    assert mlflow_ == "mlflow"
+    assert command.make_context(upgrade, list(container["args"])).params == {
+        "url": container["args"][0]
+    }
+    server = find("Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]
+    assert container["env"] == server["env"][:2]
 
 
 def test_an_eviction_leaves_one_mlflow():
