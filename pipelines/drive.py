@@ -14,6 +14,7 @@ from pipelines.execution import Execution, begin
 from pipelines.lease import LeaseLost, only_driver
 from pipelines.lineage import Lineage
 from pipelines.plan import Plan
+from pipelines.planning import lint
 from pipelines.remote import StorageError
 from pipelines.run import Runner, reason
 from pipelines.stopping import Stop
@@ -33,7 +34,9 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
     128 + n stopped by signal n, 130 cancelled.
     """
     store = Store.open(store.root)
-    name = made.spec.name
+    name, found = made.spec.name, lint.check(made.spec, made)
+    if errors := [finding for finding in found if finding.is_error]:
+        raise ValueError(f"{errors[0].node}: {errors[0].text}")
     with Console() as console, only_driver(store, name, console.say) as lease, Stop() as stop:
         execution = begin(made, store)
         execution.save(store)
@@ -42,6 +45,8 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
         for verdict in made.verdicts.values():
             if verdict.cached:
                 console.say(f"{verdict.node.id} reused: {verdict.why}")
+        for finding in found:
+            console.say(str(finding))
         lineage = Lineage(made, store, execution, console.say)
         claims = Claims(store, name, lease)
         runner = Runner(made, store, execution, lineage, console, stop, claims)
