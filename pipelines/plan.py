@@ -114,6 +114,16 @@ def images_to_train(plan: Plan, node: Node) -> int | None:
     return images
 
 
+def may_grow(plan: Plan) -> dict[str, int]:
+    """Stage → images that experts may train on who are not decided on yet."""
+    left = {
+        name: (plan.spec.stages[name].adaptive, tree.spent)
+        for name, tree in plan.trees.items()
+        if not tree.is_grown
+    }
+    return {name: settings.budget - spent for name, (settings, spent) in left.items() if settings}
+
+
 def ways_to_end(plan: Plan) -> dict[str, float]:
     """Images from the start of each node to the end of the longest way behind it.
 

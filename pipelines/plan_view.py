@@ -8,7 +8,7 @@ from typing import Any
 from ediffi_core.noise import Interval, NoiseDistribution
 from pipelines.data import estimate
 from pipelines.data.cost import gigabytes
-from pipelines.plan import SINGLE, Node, Plan, Verdict, images_to_train
+from pipelines.plan import SINGLE, Node, Plan, Verdict, images_to_train, may_grow
 from pipelines.planning.cost import CPU
 from pipelines.planning.outlook import Outlook, as_data, cost_as_data, reckoned
 from pipelines.planning.words import duration, number, rows_of
@@ -111,7 +111,8 @@ def text(plan: Plan, ahead: Mapping[str, Any] | None = None, outlook: Outlook | 
     todo = [v for v in plan.verdicts.values() if not v.cached]
     total = sum(images_to_train(plan, v.node) or 0 for v in todo)
     reused = len(plan.verdicts) - len(todo)
-    lines += ["", f"{len(todo)} to run, {reused} reused; {total:,} images to train"]
+    grows = "".join(f", and up to {n:,} more as {s} grows" for s, n in may_grow(plan).items())
+    lines += ["", f"{len(todo)} to run, {reused} reused; {total:,} images to train{grows}"]
     return "\n".join([*lines, *(summary(plan, outlook) if outlook and todo else ())])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ediffi_core.tree import ROOT
-from pipelines.plan import Node, Plan
+from pipelines.plan import Node, Plan, may_grow
 from pipelines.planning.cluster import Cluster
 from pipelines.planning.cost import (
     CPU,
@@ -41,14 +41,12 @@ def flops_an_image(spec: Spec, node: Node) -> float:
 def growth_of(plan: Plan, cluster: Cluster) -> dict[str, Cost]:
     """Stage → what its tree may still cost, of those that grow: one after the other at most what is
     left of the budget."""
-    found = {}
-    for stage, tree in plan.trees.items():
-        settings = plan.spec.stages[stage].adaptive
-        if settings and not tree.is_grown:
-            root = plan.verdicts[f"train/{stage}/{ROOT}"].node
-            left = settings.budget - tree.spent
-            found[stage] = training(plan.spec, root, left, cluster, measured_speeds(plan))
-    return found
+    speeds = measured_speeds(plan)
+    roots = {stage: plan.verdicts[f"train/{stage}/{ROOT}"].node for stage in plan.trees}
+    return {
+        stage: training(plan.spec, roots[stage], images, cluster, speeds)
+        for stage, images in may_grow(plan).items()
+    }
 
 
 def training(

@@ -138,7 +138,9 @@ def test_a_tree_that_grows_may_cost_what_is_left_of_its_budget():
     found = look_ahead(planned(spec), {})
     one = found.costs["train/base/E1_1"].flops
     assert found.growth["base"].flops == pytest.approx((1024 - 2 * 128) / 128 * one)
-    assert "base may grow by" in plan_view.text(planned(spec), {}, found)
+    text = plan_view.text(planned(spec), {}, found)
+    assert "images to train, and up to 768 more as base grows" in text
+    assert "base may grow by" in text
 
 
 def test_a_finished_expert_says_how_fast_its_stage_is(tmp_path):
