@@ -60,20 +60,6 @@ def stage_of(node: Node) -> str:
     return EMBEDDING if node.kind == "embed" else node.name.partition("/")[0]
 
 
-def gang_of(node: Node) -> float:
-    """GPUs that a node holds at once: workers × the GPUs of each; of embedding, of all its pools.
-
-    0 for a node that works on CPUs.
-    """
-    if node.kind == "train":
-        workers = node.runtime["workers"]
-        return float(workers["count"] * workers["gpus"])
-    if node.kind == "embed":
-        pools = node.runtime["embedding"]
-        return sum(gpus_of(pools[p]) for p in ("decode", "t5", "clip", "write"))
-    return 0.0
-
-
 def gpus_of(pool: Mapping[str, Any]) -> float:
     return float((pool["actors"] or 1) * pool["gpus"])
 

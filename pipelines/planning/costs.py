@@ -22,7 +22,6 @@ from pipelines.planning.cost import (
     CPU,
     CPU_FLOPS,
     Cost,
-    gang_of,
     gpus_of,
     group_of,
     in_cpus,
@@ -63,7 +62,7 @@ def _embed(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]) ->
     stages of the job work at the same time. Without a GPU, all FLOPs ÷ what the CPUs do."""
     flops = {role: n for role, n in work.get("flops", {}).items() if n is not None}
     stored = work.get("bytes") or 0
-    gang, pools = gang_of(node), node.runtime["embedding"]
+    gang, pools = node.gpus, node.runtime["embedding"]
     if not gang:
         return Cost(
             flops=sum(flops.values()),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from pipelines.plan import Plan, Verdict
 from pipelines.planning.cluster import EMBEDDING
-from pipelines.planning.cost import gang_of, stage_of
+from pipelines.planning.cost import stage_of
 from pipelines.planning.costs import evaluation
 from pipelines.planning.findings import Finding, Found, error, warning
 from pipelines.planning.lint_stage import OF_STAGE
@@ -50,7 +50,7 @@ def gpus_that_are_not_there(spec: Spec, todo: list[Verdict]) -> Found:
     seen = set()
     for verdict in todo:
         node, stage = verdict.node, stage_of(verdict.node)
-        gang = gang_of(node)
+        gang = node.gpus
         if not gang or stage in seen:
             continue
         seen.add(stage)
@@ -73,23 +73,23 @@ def gpus_that_are_not_there(spec: Spec, todo: list[Verdict]) -> Found:
             )
 
 
-def too_few_cpus(spec: Spec, todo: list[Verdict]) -> Found:
-    """Stages with GPUs of their own could work at once, if there were a CPU for each worker."""
+def too_few_at_once(spec: Spec, todo: list[Verdict]) -> Found:
+    """Stages on groups of their own could train at the same time, if the run were allowed to."""
     if spec.cluster is None:
         return
-    needed: dict[str, int] = {}
-    for v in todo:
-        if v.node.kind == "train" and gang_of(v.node):
-            group = spec.cluster.group_of(stage_of(v.node)) or ""
-            needed[group] = max(needed.get(group, 0), v.node.cpus)
-    total = sum(needed.values())
-    if total > spec.cpus:
-        yield warning(
-            "cluster",
-            "cpus",
-            f"workers on {', '.join(needed)} need {total} CPUs to train at the same time, which "
-            f"the plan reckons with; `cpus:` is {spec.cpus}: write {total}",
-        )
+    needed: dict[str, dict[str, float]] = {"cpus": {}, "gpus": {}}
+    for node in (v.node for v in todo if v.node.kind == "train" and v.node.gpus):
+        group = spec.cluster.group_of(stage_of(node)) or ""
+        for what, most in needed.items():
+            most[group] = max(most.get(group, 0), node.need[what])
+    for what, allowed in (("cpus", spec.cpus), ("gpus", spec.gpus)):
+        if (total := sum(needed[what].values())) > allowed:
+            yield warning(
+                "cluster",
+                what,
+                f"to train at the same time, as the plan reckons, {', '.join(needed[what])} need "
+                f"more than `{what}:` allows, {allowed:g}; write `{what}: {total:g}`",
+            )
 
 
 def folder_on_many_machines(spec: Spec, todo: list[Verdict]) -> Found:
@@ -120,6 +120,6 @@ def long_evaluation(spec: Spec, todo: list[Verdict]) -> Found:
 
 OF_SPEC: list[Callable[[Spec, list[Verdict]], Found]] = [
     gpus_that_are_not_there,
-    too_few_cpus,
+    too_few_at_once,
     folder_on_many_machines,
 ]

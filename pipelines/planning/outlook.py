@@ -55,7 +55,8 @@ def look_ahead(plan: Plan, ahead: Mapping[str, Any]) -> Outlook | None:
             needs=plan.verdicts[name].node.needs,
             group=cost.group,
             gang=cost.gang,
-            priority=ways[name],
+            priority=plan.verdicts[name].node.priority,
+            way=ways[name],
         )
         for name, cost in costs.items()
     ]

@@ -24,7 +24,9 @@ class Task:
     gang: float = 0
     """How many of the group it holds from start to end; 0 needs none."""
 
-    priority: float = 0
+    priority: int = 0
+    way: float = 0
+    """The longest way from its start to the end."""
 
     @property
     def need(self) -> Amount:
@@ -96,7 +98,7 @@ def simulate(tasks: Sequence[Task], capacity: Mapping[str, float]) -> Schedule:
     now = 0.0
     while waiting or running:
         ready = [
-            Candidate(id=t.name, need=t.need, way=t.priority)
+            Candidate(id=t.name, need=t.need, priority=t.priority, way=t.way)
             for t in waiting
             if all(n in ended or n not in named for n in t.needs)
         ]

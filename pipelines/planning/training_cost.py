@@ -12,7 +12,6 @@ from pipelines.planning.cost import (
     CPU,
     CPU_FLOPS,
     Cost,
-    gang_of,
     group_of,
     in_cpus,
     money_for,
@@ -55,7 +54,7 @@ def training(
     """Time = start-up + images ÷ images/s; images/s as measured, or
     GPUs × peak × utilisation ÷ FLOPs an image."""
     flops = images * flops_an_image(spec, node)
-    gang, precision = gang_of(node), node.settings["training"]["precision"]
+    gang, precision = node.gpus, node.settings["training"]["precision"]
     stored = stored_by_training(node, size_of(config_of(spec, stage_of(node))), images)
     if not gang:
         speed, how = node.cpus * CPU_FLOPS, in_cpus(node)

@@ -59,22 +59,36 @@ MISTAKES = {
             f"{BASE}workers": {"count": 2, "gpus": 1},
             f"{SR}workers": {"count": 2, "gpus": 1},
             "storage": "s3://nowhere/at-all",
+            "gpus": 8,
         },
         "cluster",
         "cpus",
-        "write 4",
+        "cpus: 4",
+    ),
+    "too few GPUs": (
+        {
+            "cluster__groups": {**GPUS, "b": GPUS["a"]},
+            "cluster__stages": {"base": "a", "sr32": "b"},
+            f"{BASE}workers": {"gpus": 2},
+            f"{SR}workers": {"gpus": 3},
+            "storage": "s3://nowhere/at-all",
+            "gpus": 3,
+        },
+        "cluster",
+        "gpus",
+        "gpus: 5",
     ),
 }
 
 ERRORS = {
     "no group": (
-        {"cluster": {}, f"{BASE}workers__gpus": 1},
+        {"cluster": {}, f"{BASE}workers__gpus": 1, "gpus": 1},
         "train/base/E0_0",
         "cluster.stages.base",
         "of no group",
     ),
     "no group is big enough": (
-        {"cluster__groups": GPUS, f"{BASE}workers__gpus": 9},
+        {"cluster__groups": GPUS, f"{BASE}workers__gpus": 9, "gpus": 9},
         "train/base/E0_0",
         "stages.base.workers.count",
         "group a has 8",
