@@ -119,6 +119,19 @@ def read(store: Store, model: str) -> Book:
         raise ValueError(f"{store.full(place(model))} is no registry file ({error!r})") from error
 
 
+def marks_of(store: Store, model: str, nodes: Mapping[str, Any]) -> list[str]:
+    """What a run's ensemble is by now: ``champion``, ``candidate``, both or neither.
+
+    Args:
+        nodes: the run's record of its nodes.
+    """
+    promoted = nodes.get(f"promote/{model}", {})
+    if promoted.get("state") not in ("done", "reused"):
+        return []
+    fingerprint = promoted["folder"].rpartition("-")[2]
+    return read(store, model).marks(fingerprint)
+
+
 def _entry(raw: dict[str, Any] | None) -> Entry | None:
     return Entry(**raw) if raw else None
 

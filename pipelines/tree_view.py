@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ediffi_core.noise import Interval, NoiseDistribution, edm_grid
+from pipelines.nodes.judges import BEFORE
 from pipelines.plan import SINGLE, Plan
 from pipelines.spec import Stage
 
@@ -13,9 +14,9 @@ from pipelines.spec import Stage
 def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str, Any]:
     """Every expert with its interval, budget, state and gain; the evaluations beside it.
 
-    The views also show what only some trees have: ``labels`` of the whole (``champion``), a stage's
-    ``decisions`` (rows of one table), an expert's ``adopted`` (whether a gate let it pass) and
-    ``why``.
+    Only some trees have an expert's ``adopted`` (false if it did not beat its parent, and an
+    ancestor sits in its place) and ``why``, a growing stage's ``decisions`` and ``end``, and what
+    is not the tree's own affair: ``labels``, as ``champion``.
     """
     stages: dict[str, dict[str, Any]] = {}
     for stage_name, stage in plan.spec.stages.items():
@@ -123,10 +124,13 @@ def newest_sheet(folder: str, manifest: Mapping[str, Any]) -> str | None:
 
 
 def at_work(stage: Mapping[str, Any]) -> list[tuple[float, list[str]]]:
-    """For every sampling step its σ and who is asked in it: with Heun's method it may be two."""
-    sigmas = stage["sampling"]["sigmas"]
+    """For every sampling step its σ and who is asked in it: with Heun's method it may be two.
+
+    Nothing while a tree grows.
+    """
+    sigmas = stage["sampling"]["sigmas"] if stage["ensemble"] else []
     asked = [next(p["expert"] for p in stage["ensemble"] if s >= p["sigma_lo"]) for s in sigmas]
-    after = [*asked[1:], asked[-1]] if stage["sampling"]["solver"] == "heun" else asked
+    after = [*asked[1:], *asked[-1:]] if stage["sampling"]["solver"] == "heun" else asked
     return [
         (sigma, list(dict.fromkeys(pair)))
         for sigma, *pair in zip(sigmas, asked, after, strict=True)
@@ -191,6 +195,8 @@ def text(tree: Mapping[str, Any]) -> str:
         lines += ["  ● in the ensemble", ""]
         for table in (evaluation_table(stage["evaluations"]), decision_table(stage)):
             lines += [*aligned(table), ""] if table else []
+        if end := stage.get("end"):
+            lines += [f"  it grows no further: {end}", ""]
     return "\n".join(lines)
 
 
@@ -206,7 +212,14 @@ COLUMNS = {
 }
 
 
-GROUPS = {"ensemble": "ensemble", SINGLE: "single model, same budget", "root": "root alone"}
+GROUPS = {
+    "ensemble": "ensemble",
+    "champion": "champion",
+    SINGLE: "single model, same budget",
+    "root": "root alone",
+    f"ensemble{BEFORE}": "ensemble, the champion's captions",
+    f"champion{BEFORE}": "champion, its own captions",
+}
 
 
 def evaluation_table(evaluations: Mapping[str, Mapping[str, float]]) -> list[list[str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ediffi_core.noise import Interval, NoiseDistribution
-from pipelines import tree_view
+from pipelines import champions, tree_view
 from pipelines.lineage.address import folder, tracking_uri
 from pipelines.lineage.delivery import Delivery
 from pipelines.lineage.spool import Item, Spool
@@ -137,6 +137,8 @@ class Lineage:
     ) -> None:
         """Keeps the end, and waits for all to be delivered; says what is left if it takes long."""
         tree = tree_view.build(self.plan, self.execution, manifests)
+        run = self.execution
+        tree["labels"] = champions.marks_of(self.store, run.pipeline, run.nodes)
         now = int(time.time() * 1000)
         promoted = next((v for v in self.plan.verdicts.values() if v.node.kind == "promote"), None)
         model = None

@@ -44,9 +44,10 @@ class Axis:
 
 
 def hues(names: Sequence[str]) -> dict[str, float]:
-    """A hue for each expert of an ensemble, the highest noise first."""
-    step = (COLD - WARM) / max(len(names) - 1, 1)
-    return {name: round(WARM + i * step, 1) for i, name in enumerate(names)}
+    """A hue for each expert of an ensemble, the highest noise first; one may have many seats."""
+    once = list(dict.fromkeys(names))
+    step = (COLD - WARM) / max(len(once) - 1, 1)
+    return {name: round(WARM + i * step, 1) for i, name in enumerate(once)}
 
 
 def curve(axis: Axis, noise: Mapping[str, float]) -> list[tuple[float, float]]:

@@ -1,4 +1,5 @@
 for (const stage of document.querySelectorAll("section[data-stage]")) {
+  if (!stage.querySelector(".steps")) continue; // its tree still grows
   const steps = JSON.parse(stage.querySelector(".steps").textContent);
   const slider = stage.querySelector(".slider");
   const input = slider.querySelector("input");

@@ -60,14 +60,14 @@ def _link(node: str, runs: Runs | None) -> dict[str, str] | None:
 def _stage(
     name: str, stage: Mapping[str, Any], runs: Runs | None, pictures: Mapping[str, str]
 ) -> dict[str, Any]:
-    sampling = stage["sampling"]
+    sampling, side = stage["sampling"], stage["resolution"]
     axis = Axis.of(stage["noise"], sampling["sigmas"])
     colours = drawing.hues([piece["expert"] for piece in stage["ensemble"]])
     works = tree_view.at_work(stage)
     experts = _experts(name, stage, axis, runs, pictures)
     return {
         "name": name,
-        "facts": f"{stage['resolution']}×{stage['resolution']} pixels, {len(works)} steps of "
+        "facts": f"{side}×{side} pixels, {sampling['steps']} steps of "
         f"{sampling['solver']}, guidance {sampling['guidance']:g}",
         "colours": colours,
         "curve": _curve(stage, axis, colours, works),
@@ -85,6 +85,7 @@ def _stage(
         "sheets": [e for e in experts if e["thumbnail"]],
         "evaluations": tree_view.evaluation_table(stage["evaluations"]),
         "decisions": tree_view.decision_table(stage),
+        "end": stage.get("end", ""),
         "drawn": pictures.get(stage["pictures"].get("ensemble", "")),
         "drawn_run": _link(f"evaluate/{name}/ensemble", runs),
     }

@@ -25,7 +25,8 @@ def test_a_tree_grows_until_it_stops_by_itself(smoke, tmp_path):
     decisions = tree["decisions"]
     assert {d["expert"] for d in decisions} >= {"E1_1", "E1_0"}
     assert tree["end"] and tree["end"] in decisions[-1]["then"]
-    assert set(tree["seats"]) == {n for n, e in tree["experts"].items() if e["in_ensemble"]}
+    working = {piece["expert"] for piece in tree["ensemble"]}
+    assert working == {n for n, e in tree["experts"].items() if e["in_ensemble"]}
     again = ediffi("run", spec, "--storage", store)
     assert again.returncode == 0 and " started" not in again.stdout
     assert strict_json(said("tree", "--json", "--storage", store))["stages"]["base"] == {
