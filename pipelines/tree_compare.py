@@ -29,7 +29,9 @@ def compare(a: Tree, b: Tree) -> dict[str, Any]:
 
 
 def _head(tree: Tree) -> dict[str, Any]:
-    return {k: tree[k] for k in ("pipeline", "execution", "state")}
+    return {k: tree[k] for k in ("pipeline", "execution", "state")} | {
+        "labels": tree.get("labels", [])
+    }
 
 
 def _stage(a: Tree, b: Tree) -> dict[str, Any]:
@@ -78,9 +80,10 @@ def minus(b: Mapping[str, Any], a: Mapping[str, Any], key: str) -> float | None:
 
 def text(found: Mapping[str, Any]) -> str:
     """For a terminal."""
-    lines = [
-        f"{side.upper()}  {found[side]['execution']}  {found[side]['state']}" for side in ("a", "b")
-    ]
+    lines = []
+    for side in ("a", "b"):
+        head = found[side]
+        lines.append("  ".join([side.upper(), head["execution"], head["state"], *head["labels"]]))
     for name, stage in found["stages"].items():
         remarks = ["", *(remark(e) for e in stage["experts"].values())]
         table = aligned(expert_table(stage["experts"]))

@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines import cli, tree_compare
-from pipelines.run import Execution
+from pipelines.champions import Entry, offer
+from pipelines.execution import Execution
 from pipelines.store.artifacts import Store
 
 
@@ -67,8 +68,11 @@ def ediffi(tree, other, tmp_path):
         run = Execution(
             id=found["execution"], pipeline="digit-scenes", fingerprint="x", attempt=1, state="done"
         )
-        run.save(store)
         store.write_json(f"executions/{run.id}.tree.json", found)
+        run.nodes["promote/digit-scenes"] = {"state": "done", "folder": f"nodes/promote/x-{run.id}"}
+        run.save(store)
+        entry = Entry(fingerprint=run.id.rpartition("-")[2], folder="x", why="finished", by="run")
+        offer(store, "digit-scenes", entry)
 
     def call(*args):
         return CliRunner().invoke(cli.app, ["tree", *map(str, args), "--storage", store.root])
@@ -79,7 +83,7 @@ def ediffi(tree, other, tmp_path):
 def test_the_verb_sets_two_runs_side_by_side(ediffi, tree, other):
     runs = (tree["execution"], other["execution"])
     lines = ediffi("--compare", *runs).stdout.splitlines()
-    assert lines[:2] == [f"A  {runs[0]}  done", f"B  {runs[1]}  done"]
+    assert lines[:2] == [f"A  {runs[0]}  done", f"B  {runs[1]}  done  candidate"]
 
     def line(start):
         return " ".join(next(x for x in lines if x.lstrip("● ").startswith(start)).split())
@@ -97,7 +101,8 @@ def test_the_verb_sets_two_runs_side_by_side(ediffi, tree, other):
         "B − A +0.083 =",
     ]
     as_json = json.loads(ediffi("--compare", *runs, "--json").stdout)
-    assert as_json == json.loads(json.dumps(tree_compare.compare(tree, other)))
+    found = tree_compare.compare(tree, other | {"labels": ["candidate"]})
+    assert as_json == json.loads(json.dumps(found))
 
 
 def test_the_verb_writes_the_page(ediffi, other, tmp_path):
