@@ -34,6 +34,7 @@ OWN = {
     "encoders": {"t5_dtype": "bfloat16"},
     "stages": {"base": BASE},
     "cpus": 4,
+    "gpus": 8,
     "cluster": {"groups": GROUPS},
 }
 

@@ -59,6 +59,7 @@ MISTAKES = {
             f"{BASE}workers": {"count": 2, "gpus": 1},
             f"{SR}workers": {"count": 2, "gpus": 1},
             "storage": "s3://nowhere/at-all",
+            "gpus": 4,
         },
         "cluster",
         "cpus",
@@ -68,13 +69,13 @@ MISTAKES = {
 
 ERRORS = {
     "no group": (
-        {"cluster": {}, f"{BASE}workers__gpus": 1},
+        {"cluster": {}, "gpus": 1, f"{BASE}workers__gpus": 1},
         "train/base/E0_0",
         "cluster.stages.base",
         "of no group",
     ),
     "no group is big enough": (
-        {"cluster__groups": GPUS, f"{BASE}workers__gpus": 9},
+        {"cluster__groups": GPUS, "gpus": 9, f"{BASE}workers__gpus": 9},
         "train/base/E0_0",
         "stages.base.workers.count",
         "group a has 8",
