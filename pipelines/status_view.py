@@ -52,7 +52,7 @@ def text(state: str, execution: Execution, now: datetime | None = None) -> str:
     lines = [f"{execution.id}{again}: {state}{took(execution)}"]
     width = max((len(node) for node in execution.nodes), default=0)
     for node, record in execution.nodes.items():
-        lines.append(f"  {node:<{width}}  {node_line(record, now)}".rstrip())
+        lines.append(f"  {node:<{width}}  {node_line(record, now, execution.attempt)}".rstrip())
     return "\n".join(lines)
 
 
@@ -62,15 +62,16 @@ def took(execution: Execution) -> str:
     return f" after {clock(execution.seconds)}"
 
 
-def node_line(record: dict[str, Any], now: datetime) -> str:
-    """State, time, and what there is to say of it."""
+def node_line(record: dict[str, Any], now: datetime, attempt: int = 1) -> str:
+    """State, time, and what there is to say of it; by whom, if this run made it."""
     state = record["state"]
     at_work = state == "running" and "since" in record
     seconds = since(record, now) if at_work else record.get("seconds")
     parts = [f"{state:<11} {clock(seconds) if seconds is not None else '':>8}"]
     if state == "running" and "done" in record:
         parts.append(progress(record, now))
-    if state in ("done", "failed") and "by" in record:
+    earlier = state == "reused" and record.get("attempt", attempt) < attempt
+    if "by" in record and (earlier or state in ("done", "failed")):
         when = record["since"].replace("T", " ").partition("+")[0]
         parts.append(f"{when} UTC on {record['by']}, attempt {record['attempt']}")
     if "for" in record:
@@ -111,7 +112,7 @@ def changes(
         for node, record in execution.nodes.items():
             if told.get(node) != record["state"] or (due and record["state"] == "running"):
                 told[node] = record["state"]
-                yield f"  {node}  {node_line(record, now)}".rstrip()
+                yield f"  {node}  {node_line(record, now, execution.attempt)}".rstrip()
     yield f"{execution.id}: {state}{took(execution)}"
 
 

@@ -66,6 +66,13 @@ def test_an_ended_run_says_how_long_it_took_and_why_a_node_failed():
     assert lines[1].endswith("attempt 1  out of memory")
 
 
+def test_what_an_earlier_attempt_of_the_run_made_has_its_maker_too():
+    mine, others = {**DONE, "state": "reused"}, {**DONE, "state": "reused", "attempt": 2}
+    found = execution(nodes={"data/train": mine, "data/validation": others})
+    _, first, second = status_view.text("running", found, NOW).splitlines()
+    assert first.endswith("UTC on alpha, attempt 1") and second.endswith("1:23")
+
+
 def test_a_record_of_an_older_version_is_still_shown():
     nodes = {"train/base/E0_0": {"state": "running", "why": "never done here"}}
     assert "train/base/E0_0  running" in status_view.text("running", execution(nodes=nodes), NOW)
