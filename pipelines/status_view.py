@@ -62,7 +62,7 @@ def took(execution: Execution) -> str:
     return f" after {clock(execution.seconds)}"
 
 
-def node_line(record: dict[str, Any], now: datetime, attempt: int = 1) -> str:
+def node_line(record: dict[str, Any], now: datetime, attempt: int) -> str:
     """State, time, and what there is to say of it; by whom, if this run made it."""
     state = record["state"]
     at_work = state == "running" and "since" in record
