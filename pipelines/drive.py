@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from pipelines.stopping import Stop
 from pipelines.store.artifacts import Store
 
 RECORD_WHEN_STOPPED_S = 5.0
+CANCELLED = 3
 STOPPED = {
     "interrupted": "the same command goes on from here",
     "cancelled": "what is finished or saved is kept, and the next run goes on from it",
@@ -31,7 +31,8 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
     """→ the exit code, what to print, and what went wrong.
 
     Codes: 0 all is done, 1 a node failed, 2 it failed of a mistake or of the storage,
-    128 + n stopped by signal n, 130 cancelled.
+    3 cancelled, which is no stop that whoever watches over it should make good; 128 + n stopped
+    by signal n.
     """
     store = Store.open(store.root)
     name, found = made.spec.name, lint.check(made.spec, made)
@@ -60,11 +61,12 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
                 notify.tell(made.spec.notify, execution, {"run": reason(error)}, console.say)
                 raise
         if execution.state in STOPPED:
-            lineage.close(execution.state, runner.manifests, RECORD_WHEN_STOPPED_S)
+            waits = (RECORD_WHEN_STOPPED_S,) if stop.signal else ()
+            lineage.close(execution.state, runner.manifests, *waits)
             execution.save(store)
             notify.tell(made.spec.notify, execution, {}, console.say, tries=1, timeout_s=3.0)
             console.say(f"{execution.state}; {STOPPED[execution.state]}")
-            return 128 + (stop.signal or signal.SIGINT), "", []
+            return CANCELLED if stop.signal is None else 128 + stop.signal, "", []
         if good:
             for line in settle(runner.plan, store, execution, runner.manifests):
                 console.say(line)

@@ -104,7 +104,7 @@ def cancel(
     """Gives a run up; what it has finished or saved is kept.
 
     Its driver, wherever it is, hears of it within seconds, has training nodes save and leave, and
-    ends with code 130. The next `ediffi run` begins a new run, which goes on from what was saved.
+    ends with code 3. The next `ediffi run` begins a new run, which goes on from what was saved.
     """
     from pipelines.cancel import cancel as give_up
 

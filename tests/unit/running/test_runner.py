@@ -1,6 +1,7 @@
 """What the runner makes of nodes that are another's, of time that is over, and of a lost lease."""
 
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from pipelines.lease import LeaseLost, only_driver
 from pipelines.run import Runner
 from pipelines.stopping import Stop
 from pipelines.store.artifacts import Store
+from pipelines.training.notice import Preempted
 
 SPEC = spec.load(f"{spec.__file__.rpartition('/')[0]}/specs/smoke.yaml")
 NODE = "data/train"
@@ -115,6 +117,29 @@ def test_a_training_that_takes_too_long_is_told_to_leave_and_no_other(runner, wa
     runner.mind_limits([timely, late])
     [(node, reason)] = runner.board.told
     assert node == "train/base/E1_1" and reason.startswith("it took longer than the 2 h of")
+
+
+def test_a_run_that_is_cancelled_has_its_trainings_save_and_ends_as_such(
+    runner, store, waiting, monkeypatch, capsys
+):
+    monkeypatch.setattr(runner, "hear", lambda: None)  # of Ray's actor, which is not there
+    saving, lost = Future(), Future()
+
+    class Worker(Board):
+        def remote(self, reason, node=""):
+            if not saving.done():
+                saving.set_exception(Preempted(f"{reason}; saved at 64 images"))
+
+    runner.board, runner.stop.cancelled = Worker(), "alpha, process 1"
+    trained, evaluated = "train/base/E1_1", "evaluate/base/root"
+    at_work = {saving: waiting.pop(trained), lost: waiting.pop(evaluated)}
+    runner.leave(at_work, waiting)
+    assert "cancelled by alpha, process 1; 1 training nodes save and leave, in 300 s" in (
+        capsys.readouterr().out
+    )
+    kept = by_id(store, runner.execution.id)
+    assert kept.state == "cancelled" and runner.failed == {}
+    assert {kept.nodes[n]["state"] for n in (trained, evaluated)} == {"cancelled"}
 
 
 def test_a_driver_that_lost_its_lease_writes_nothing_any_more(runner, store, waiting):

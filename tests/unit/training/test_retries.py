@@ -131,7 +131,7 @@ class Board:
 @pytest.fixture
 def ctx(tmp_path, monkeypatch):
     """A node whose driver goes on."""
-    monkeypatch.setattr("pipelines.training.retries.told", lambda board: None)
+    monkeypatch.setattr("pipelines.training.retries.told", lambda board, node: None)
     return Context(
         node="train/base/E0_0",
         fingerprint="f",
@@ -186,7 +186,8 @@ def test_a_storage_that_stays_away_is_told_as_such(ctx):
 
 
 def test_a_driver_that_is_told_to_stop_tries_nothing_again(ctx, monkeypatch):
-    monkeypatch.setattr("pipelines.training.retries.told", lambda board: "the driver got SIGTERM")
+    word = "the driver got SIGTERM"
+    monkeypatch.setattr("pipelines.training.retries.told", lambda board, node: word)
     attempts = Attempts(of(rank0=DIED))
     with pytest.raises(Preempted, match="the driver got SIGTERM"):
         until_done(attempts, ctx)
