@@ -69,7 +69,7 @@ def _last_line(error: BaseException) -> str:
 def is_here(client: Any) -> bool:
     """Whether the cluster is this machine and no other."""
     from ray.util.state import list_nodes
-    from ray.util.state.exceptions import RayStateApiException
+    from ray.util.state.exception import RayStateApiException
 
     try:
         nodes = list_nodes(address=client.get_address(), filters=[("state", "=", "ALIVE")])
