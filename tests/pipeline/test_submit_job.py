@@ -89,11 +89,12 @@ def until(reached, what):
 
 def test_a_pipeline_is_sent_watched_stopped_and_sent_again(cluster, smoke, tmp_path):
     store = smoke.copy(tmp_path / "store", "promote")
+    done = set(store.glob("nodes/train/sr32/*"))
 
     def asked(verb, *args, code=0, **env):
-        done = ediffi(verb, *args, "--address", cluster, RAY_AUTH_MODE="disabled", **env)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        ended = ediffi(verb, *args, "--address", cluster, RAY_AUTH_MODE="disabled", **env)
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        return ended.stdout + ended.stderr
 
     def send(spec, *args, **more):
         return asked("submit", spec, "--storage", store, *args, **more)
@@ -108,7 +109,10 @@ def test_a_pipeline_is_sent_watched_stopped_and_sent_again(cluster, smoke, tmp_p
     assert "job smoke-1" in send(endless)
     endless.unlink()  # the job has its own
     assert "smoke-1 already" in send(SMOKE, code=2)
-    until(lambda: list(store.glob("nodes/train/sr32/*/progress.json")), lambda: asked("jobs"))
+    until(
+        lambda: {p.parent for p in store.glob("nodes/train/sr32/*/progress.json")} - done,
+        lambda: asked("logs", "smoke-1"),
+    )
     [row] = json.loads(asked("jobs", "--json"))
     assert (row["job"], row["state"], row["storage"]) == ("smoke-1", "running", str(store))
 
