@@ -28,8 +28,6 @@ LATE = timedelta(minutes=1)
 SKIPPED = "skipped: "
 """How a verb's last line begins that found nothing to do."""
 
-TOLD_TO_STOP = {128 + s for s in (signal.SIGTERM, signal.SIGINT)}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -136,7 +134,7 @@ def perform(
             return Outcome(state="done")
         log.unlink()
         return Outcome(state="skipped", said=reasons[-1])
-    if stop.signal or code in TOLD_TO_STOP:
+    if stop.signal:
         return Outcome(state="interrupted", code=code)
     killed = f"killed by {signal.Signals(-code).name}; " if code < 0 else ""
     return Outcome(state="failed", said=killed + lines[-1], code=code if code > 0 else 128 - code)

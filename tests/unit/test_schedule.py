@@ -190,6 +190,11 @@ def test_a_verb_that_fails_is_told_by_its_last_line(tmp_path):
     assert outcome.code == 137
 
 
+def test_a_run_that_is_cancelled_is_not_begun_again_by_itself(tmp_path):
+    outcome, _, _ = performed(tmp_path, "print('cancelled; kept'); raise SystemExit(130)")
+    assert outcome == Outcome(state="failed", said="cancelled; kept", code=130)
+
+
 def test_where_nothing_changed_no_process_is_started(tmp_path):
     outcome, said, log = performed(tmp_path, "raise SystemExit(1)", idle=lambda: "nothing changed")
     assert outcome == Outcome(state="skipped", said="nothing changed")
