@@ -50,10 +50,12 @@ def answered(what: str) -> Iterator[None]:
             f"{what}: the cluster asks for a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH"
         ) from None
-    except (ConnectionError, requests.RequestException):
+    except requests.HTTPError as error:
+        raise ValueError(f"{what}: the job server refuses: {error}") from None
+    except (ConnectionError, requests.RequestException) as error:
         raise ValueError(
-            f"{what}: no job server answers; give the address of the cluster's dashboard, "
-            "http://HOST:8265, and have `ray[default]` installed there"
+            f"{what}: no job server answers ({type(error).__name__}); give the address of the "
+            "cluster's dashboard, http://HOST:8265, and have `ray[default]` installed there"
         ) from None
     except RuntimeError as error:
         raise ValueError(f"{what}: {_last_line(error)}") from None

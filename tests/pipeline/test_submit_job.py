@@ -64,6 +64,7 @@ def cluster():
         until(lambda: head.poll() is not None or answers(address), log.read_text)
         assert head.poll() is None, log.read_text()
         yield address
+        assert head.poll() is None, f"the cluster died meanwhile: {log.read_text()}"
     finally:
         kill(head.pid, *descendants(head.pid))
         head.wait()
