@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.store.artifacts import MANIFEST, Store
+from pipelines.store.artifacts import Store
 
 SHORT = 8
 """Characters of a fingerprint that people are shown."""
@@ -163,7 +163,7 @@ def roll_back(store: Store, model: str, why: str = "") -> Book:
 
 
 def _there(store: Store, entry: Entry) -> Entry:
-    if store.size(f"{entry.folder}/{MANIFEST}") is None:
+    if store.size(f"{entry.folder}/ensemble.json") is None:
         raise ValueError(
             f"ensemble {entry.short} is no longer in {store.root}; run its spec again, "
             "or promote another"

@@ -247,6 +247,8 @@ def served(models: Models):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    # It looks for uvicorn as a shell does.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     log = models.root / "serve.log"
     what = ("-m", "models:/smoke@champion", "--env-manager", "local", "--port", str(port))
     with log.open("w") as out:
@@ -254,7 +256,7 @@ def served(models: Models):
             [sys.executable, "-m", "mlflow", "models", "serve", *what, "--workers", "1"],
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=environment(MLFLOW_TRACKING_URI=models.uri),
+            env=environment(MLFLOW_TRACKING_URI=models.uri, PATH=path),
             start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"

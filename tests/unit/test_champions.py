@@ -22,7 +22,7 @@ def store(tmp_path):
     """Where the nodes of three ensembles are finished."""
     made = Store.at(str(tmp_path))
     for fingerprint in (A, B, C):
-        made.write_json(f"{entry(fingerprint).folder}/manifest.json", {})
+        made.write_json(f"{entry(fingerprint).folder}/ensemble.json", {})
     return made
 
 
@@ -125,7 +125,7 @@ def test_what_was_never_offered_cannot_be_crowned(filled):
 
 
 def test_what_was_removed_from_the_store_does_not_become_champion(filled):
-    filled.remove(f"{entry(B).folder}/manifest.json")
+    filled.remove(f"{entry(B).folder}/ensemble.json")
     for step in (champions.roll_back, lambda s, m: champions.crown(s, m, B, "better")):
         with pytest.raises(ValueError, match=r"ensemble bbbbbbbb is no longer in .*; run its spec"):
             step(filled, "m")
