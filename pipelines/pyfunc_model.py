@@ -22,7 +22,8 @@ from pipelines.model import Pictures, TextToImage
 
 OPTIONS = ("seed", "guidance", "steps", "solver", "paint", "style")
 """Columns besides ``prompt``. MLflow is not told their types, and they are checked here: it would
-refuse numbers of which one row has none, whole ones where others go, and a list written as JSON."""
+refuse numbers of which one row has none, whole ones where others go, and a list written as JSON.
+The price is CSV, which its server reads by types alone."""
 
 EXACT = 2**53
 """Whole numbers beyond this are not what was written once they went through a float."""
@@ -52,8 +53,8 @@ class Request:
 class EnsembleModel:
     """A data frame of ``prompt`` and :data:`OPTIONS` → one of ``png``: pictures in base64.
 
-    Text and no bytes or arrays, so that Python, JSON and CSV get the same, and a picture that was
-    drawn can be the ``style`` of the next call. A picture depends on its own row alone; it is the
+    Text and no bytes or arrays, so that Python and JSON get the same, and a picture that was drawn
+    can be the ``style`` of the next call. A picture depends on its own row alone; it is the
     one that ``ediffi sample`` draws of this prompt and seed.
     """
 
