@@ -12,13 +12,21 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_its_spec_is_sound(tmp_path):
-    whole, part, workers = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    blocks = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    whole, part, workers, promotion, adaptive, cluster = blocks
     (tmp_path / "mine.yaml").write_text(whole)
     assert list(spec.load(tmp_path / "mine.yaml").stages) == ["base", "sr256"]
     spec.Spec.model_validate(yaml.safe_load(whole) | yaml.safe_load(part))
     raw, more = yaml.safe_load(whole), yaml.safe_load(workers)
     raw["stages"]["base"] |= more.pop("stages")["base"]
     spec.Spec.model_validate(raw | more)
+    for block in (promotion, cluster):
+        spec.Spec.model_validate(yaml.safe_load(whole) | yaml.safe_load(block))
+    grown = yaml.safe_load(whole)
+    grown["stages"]["base"] |= yaml.safe_load(adaptive)
+    del grown["stages"]["base"]["ensemble"]
+    grown["stages"]["base"]["training"]["batch"] = 16
+    spec.Spec.model_validate(grown)
 
 
 def test_its_links_and_pictures_are_there():
