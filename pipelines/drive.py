@@ -36,8 +36,7 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
     """
     store = Store.open(store.root)
     name, found = made.spec.name, lint.check(made.spec, made)
-    if errors := [finding for finding in found if finding.is_error]:
-        raise ValueError(f"{errors[0].node}: {errors[0].text}")
+    lint.refuse(found)
     with Console() as console, only_driver(store, name, console.say) as lease, Stop() as stop:
         execution = begin(made, store)
         execution.save(store)
