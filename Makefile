@@ -42,8 +42,8 @@ ui: $(READY) ## show the demo's record in MLflow, at http://127.0.0.1:$PORT
 test: $(READY) ## run all tests, offline (11 minutes on 2 cores)
 	@$(BIN)/pytest -n 2 --dist worksteal
 
-soak: $(READY) ## kill pipelines at random moments, run the demo in a bucket that fails (an hour)
-	@$(BIN)/pytest -m soak tests/faults
+soak: $(READY) ## kill pipelines at random moments, run the demo in a bucket that fails (hours)
+	@$(BIN)/pytest -m soak tests
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -137,6 +137,7 @@ def spec_at(to: Path, data: str, **more) -> Path:
     return spec_with(to, cut)
 
 
+@pytest.mark.soak
 def test_a_bucket_that_fails_gives_the_bytes_of_a_disk(
     smoke, s3, home, tmp_path, capsys, monkeypatch
 ):

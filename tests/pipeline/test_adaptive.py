@@ -3,7 +3,7 @@
 import pytest
 from kit import ediffi, said, spec_with, strict_json
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 
 def test_a_tree_grows_until_it_stops_by_itself(smoke, tmp_path):
