@@ -305,10 +305,10 @@ def test_the_spec_that_the_readme_copies_is_recorded_on_the_server(tmp_path, mon
 
 
 def test_the_readme_lists_the_files_variables_and_volumes():
-    shown = set(re.findall(r"^(\S+) {2,}\S", README, flags=re.M))
+    shown = set(re.findall(r"^([^\s/]+) {2,}\S", README, flags=re.M))
     files = {f.name for f in INFRA.iterdir() if f.is_file() and not f.name.startswith(".")}
     assert shown == files - {"README.md"}
     ours = {name for where, name, _ in ENVIRONMENT if where != "postgres"} | {"POSTGRES_PASSWORD"}
-    assert set(re.findall(r"^\| `([A-Z_]+)`", README, flags=re.M)) == ours
+    assert set(re.findall(r"^\| `([A-Z0-9_]+)`", README, flags=re.M)) == ours
     rows = re.findall(r"^\| (`[a-z`, ]+`) \|", README, flags=re.M)
     assert {v for row in rows for v in re.findall(r"\w+", row)} == set(COMPOSE["volumes"])

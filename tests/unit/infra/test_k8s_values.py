@@ -152,7 +152,7 @@ def test_secrets_are_only_referred_to_and_every_one_is_in_the_documents():
     for where, template in PODS:
         for container in containers(template):
             for entry in container.get("env", []):
-                if re.search("PASSWORD|SECRET|ACCESS_KEY|TOKEN", entry["name"]):
+                if re.search("PASSWORD|SECRET|ACCESS_KEY|_TOKEN", entry["name"]):
                     assert "value" not in entry, where
                 if reference := entry.get("valueFrom", {}).get("secretKeyRef"):
                     assert reference["key"] in SECRETS[reference["name"]]
@@ -232,6 +232,22 @@ def test_mlflow_is_asked_for_its_health_where_no_host_is_checked():
     [container] = find("Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert is_health_endpoint(container[probe]["httpGet"]["path"])
+
+
+def test_mlflow_s_tables_are_upgraded_by_a_command_that_there_is():
+    import mlflow.cli
+
+    [container] = find("Job", "mlflow-upgrade", "mlflow-upgrade")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    mlflow_, db, upgrade = container["command"]
+    command = mlflow.cli.cli.commands[db].commands[upgrade]
+    assert mlflow_ == "mlflow"
+    assert command.make_context(upgrade, list(container["args"])).params == {
+        "url": container["args"][0]
+    }
+    server = find("Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]
+    assert container["env"] == server["env"][:2]
 
 
 def test_an_eviction_leaves_one_mlflow():
