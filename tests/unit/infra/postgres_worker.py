@@ -5,7 +5,7 @@ import sys
 from pipelines.lineage.writer import Writer
 from pipelines.store.artifacts import Store
 
-NODES, POINTS = 3, 1500
+NODES, POINTS = 2, 1100  # more points than a call takes
 BORN_MS = 1_700_000_000_000
 
 
@@ -37,5 +37,4 @@ if __name__ == "__main__":
     for _ in range(2):
         writer = Writer(uri, name, f"{name}-1", store)
         for item in items(name):
-            writer.write(item)
             writer.write(item)

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -35,7 +36,6 @@ LOCK = dict(
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 READ_BY = {
-    # our code
     "MLFLOW_TRACKING_URI": "pipelines/lineage/address.py",
     "RAY_USAGE_STATS_ENABLED": "ray/_common/usage/usage_constants.py",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "ray/_private/accelerators/accelerator.py",
@@ -47,6 +47,7 @@ READ_BY = {
     "AWS_DEFAULT_REGION": "botocore/configprovider.py",
     "AWS_ENDPOINT_URL": "botocore/configprovider.py",
     "MLFLOW_BACKEND_STORE_URI": "mlflow/cli/__init__.py",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "mlflow/environment_variables.py",
     "MLFLOW_S3_ENDPOINT_URL": "mlflow/environment_variables.py",
 }
 """Which file reads a variable."""
@@ -58,6 +59,7 @@ SECRETS = {
 """What an operator makes, as docs/run.md says."""
 
 
+@cache
 def text_of(place: str) -> bytes:
     package, _, rest = place.partition("/")
     [folder] = importlib.util.find_spec(package).submodule_search_locations
