@@ -8,28 +8,12 @@ import typer
 
 import pipelines.cli
 
-# Verbs that are being written; to be emptied.
-COMING = {
-    "cancel",
-    "diff",
-    "logs",
-    "models",
-    "promote",
-    "retrain",
-    "rollback",
-    "schedule",
-    "stop",
-    "submit",
-}
-
 
 def understood(words: list[str]) -> None:
     """Raises unless ``ediffi`` takes these words."""
     assert Path(words[0]).name == "ediffi"
     command, words = typer.main.get_command(pipelines.cli.app), words[1:]
     while words and hasattr(command, "commands"):
-        if words[0] in COMING and words[0] not in command.commands:
-            return
         command, words = command.commands[words[0]], words[1:]
     command.make_context(command.name, list(words))
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipelines import run
-from pipelines.cli.running import RECORD_WHEN_STOPPED_S
+from pipelines.drive import RECORD_WHEN_STOPPED_S
 
 ROOT = Path(__file__).parents[3]
 INFRA = ROOT / "infra"

@@ -26,7 +26,7 @@ from manifests import (
 )
 
 from pipelines import run, spec
-from pipelines.cli.running import RECORD_WHEN_STOPPED_S
+from pipelines.drive import RECORD_WHEN_STOPPED_S
 
 PODS = all_pods()
 IDS = [where for where, _ in PODS]
@@ -273,6 +273,7 @@ def test_a_cluster_fits_the_pipeline(where, cluster):
     ]
     assert any("nvidia.com/gpu" not in limits for _, limits in machines)
     assert loaded.cpus <= sum(n * limits["cpu"] for n, limits in machines)
+    assert loaded.gpus <= sum(n * limits.get("nvidia.com/gpu", 0) for n, limits in machines)
     groups = {g["groupName"] for g in cluster["workerGroupSpecs"]}
     assert groups == {"base", "sr", "cpu"}
     for stage in loaded.stages.values():
