@@ -45,7 +45,7 @@ def parent(run):
 def test_nested_runs_are_the_expert_tree(record):
     for execution in (record.first, record.second):
         nodes = record.nodes(execution)
-        assert len(nodes) == 15
+        assert len(nodes) == 17
         root = nodes["train/base/E0_0"]
         assert parent(root) == execution.info.run_id
         for child in ("E1_1", "E1_0", "single"):

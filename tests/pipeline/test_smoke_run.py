@@ -135,7 +135,7 @@ def test_plan_status_and_tree_agree(smoke, say):
 def test_texts_for_people_name_every_node_and_expert(say):
     plan, status, tree = say("plan", SMOKE), say("status"), say("tree")
     assert all(node in plan and node in status for node in NODES)
-    assert "0 to run, 15 reused; 0 images to train" in plan
+    assert "0 to run, 17 reused; 0 images to train" in plan
     assert all(expert in tree for expert in ("E0_0", "E1_1", "E1_0", "single"))
 
 
