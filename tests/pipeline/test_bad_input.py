@@ -137,7 +137,7 @@ def sample(mistake, tmp_path):
 def test_sample_with_a_model_that_is_unknown(sample, smoke, tmp_path):
     place = ("--storage", smoke.store)
     assert "'smock'" in sample("smock", *place)
-    assert "smoke@champion" in sample("models:/smoke@champion", *place)
+    assert "smoke@retired" in sample("models:/smoke@retired", *place)
     assert "no.json" in sample(tmp_path / "no.json")
     (tmp_path / "bad.json").write_text("{}")
     assert "no ensemble manifest" in sample(tmp_path / "bad.json")

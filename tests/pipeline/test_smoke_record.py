@@ -55,7 +55,7 @@ def test_nested_runs_are_the_expert_tree(record):
 
 
 def test_every_run_has_ended(record):
-    assert len(record.all) == 32
+    assert len(record.all) == 36
     assert {r.info.status for r in record.all} == {"FINISHED"}
 
 
