@@ -107,7 +107,10 @@ def settle(
     else:
         gate = manifests.get(f"gate/{name}")
         if gate is None:
-            return [f"{entry.short} stays candidate: it cannot be compared with the champion"]
+            return [
+                f"{entry.short} stays candidate: the champion is lost or has other stages, so the "
+                "two cannot be compared; `ediffi promote` makes it champion"
+            ]
         decision = gate["info"]
         if not decision["wins"]:
             return [f"{entry.short} stays candidate: {decision['why']}"]

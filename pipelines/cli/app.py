@@ -44,7 +44,8 @@ def opened(
     nowhere = os.devnull if assume else None  # a store with nothing in it
     store = Store.at(storage or nowhere or loaded.storage).greet()
     found = sources.identify_all(loaded, assume)
-    champion = Champion.standing(store, loaded.name)
+    find = Champion.standing if retrains else Champion.to_beat
+    champion = find(store, loaded.name)
     if retrains and champion is None:
         raise ValueError(
             f"{loaded.name} has no champion in {store.root} to go on from; `ediffi run` trains one"

@@ -13,6 +13,10 @@ from pipelines.store.artifacts import Store
 MANIFEST = "ensemble.json"
 
 
+class LostError(ValueError):
+    """A part of the champion is not in the store any more."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Champion:
     fingerprint: str
@@ -26,16 +30,27 @@ class Champion:
 
     @staticmethod
     def standing(store: Store, model: str) -> Champion | None:
-        """The one that a new ensemble has to beat, if there is one."""
+        """The one that a new ensemble has to beat, if there is one.
+
+        ValueError if the store has lost a part of it.
+        """
         entry = champions.read(store, model).champion
         return Champion.of(store, entry.folder, entry.fingerprint) if entry else None
+
+    @staticmethod
+    def to_beat(store: Store, model: str) -> Champion | None:
+        """The same, but none where a part is lost: a run may well be what makes it again."""
+        try:
+            return Champion.standing(store, model)
+        except LostError:
+            return None
 
     @staticmethod
     def of(store: Store, folder: str, fingerprint: str) -> Champion:
         """ValueError if the store has lost a part of it."""
         manifest = store.read_json(f"{folder}/{MANIFEST}")
         if manifest is None or "data" not in manifest:
-            raise ValueError(
+            raise LostError(
                 f"the champion in {store.full(folder)} is lost, or of an older format; run its "
                 "pipeline again and promote the result"
             )
@@ -44,7 +59,7 @@ class Champion:
             place = of["path"].rpartition("/")[0]
             trained = store.read_json(f"{place}/manifest.json")
             if trained is None:
-                raise ValueError(f"the champion's {seat} in {store.full(place)} is lost")
+                raise LostError(f"the champion's {seat} in {store.full(place)} is lost")
             settings[seat] = trained["settings"]
         return Champion(fingerprint=fingerprint, manifest=manifest, settings=settings)
 

@@ -77,7 +77,7 @@ def own(tmp_path_factory):
     return Own(tmp_path_factory.mktemp("own"), shards=16, rows=24)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_pools_of_actors_and_one_for_all_make_the_same_shards(own):
     """Four stages' actors on two CPUs, or one actor a CPU that does all their work."""
     with own.driver("apart", own.apart) as running:

@@ -54,6 +54,7 @@ def check_record(store):
     assert states == {"smoke": "done", "other": "reused"}
 
 
+@pytest.mark.soak
 def test_a_waiting_pipeline_takes_over_when_the_other_dies(smoke, tmp_path):
     store = smoke.copy(tmp_path / "store", NODE)
     other = spec_with(tmp_path / "other.yaml", lambda raw: raw.update(name="other"))

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from kit import ediffi, said, shards_of, spec_with, strict_json, versions
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 
 class Own:

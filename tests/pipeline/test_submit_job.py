@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from kit import PATIENCE_S, SMOKE, descendants, ediffi, environment, kill, spec_with
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 BIN = Path(sys.executable).parent
 
