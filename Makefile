@@ -39,7 +39,7 @@ ui: $(READY) ## show the demo's record in MLflow, at http://127.0.0.1:$PORT
 	@echo "MLflow: http://127.0.0.1:$(PORT)   (Ctrl-C ends it)"
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(STORE)/mlflow.db --workers 1 --port $(PORT)
 
-test: $(READY) ## run all tests, offline (11 minutes on 2 cores)
+test: $(READY) ## run all tests, offline (a quarter of an hour on 2 cores)
 	@$(BIN)/pytest -n 2 --dist worksteal
 
 soak: $(READY) ## kill pipelines at random moments, run the demo in a bucket that fails (hours)
