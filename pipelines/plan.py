@@ -93,15 +93,13 @@ class Plan:
     def is_growing(self) -> bool:
         return any(not tree.is_grown for tree in self.trees.values())
 
-    def news(self, before: Mapping[str, Verdict]) -> list[str]:
-        """In words, what has been decided on the experts that were not done before."""
-        lines = []
-        for stage, tree in self.trees.items():
-            for d in tree.decisions:
-                old = before.get(f"train/{stage}/{d.expert}")
-                if old is None or not old.cached:
-                    lines.append(f"{stage} grows: {d.expert} {d.gained}; {d.then}")
-        return lines[-1:]
+    def news(self, before: Plan) -> list[str]:
+        """In words, what has been decided on experts since."""
+        return [
+            f"{stage} grows: {d.expert} {d.gained}; {d.then}"
+            for stage, tree in self.trees.items()
+            for d in tree.decisions[len(before.trees[stage].decisions) :]
+        ]
 
 
 def images_to_train(plan: Plan, node: Node) -> int | None:

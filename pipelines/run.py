@@ -108,9 +108,9 @@ class Runner:
 
     def grow(self) -> list[Verdict]:
         """Nodes that the plan has now that it had not before: of trees that are being grown."""
-        before = self.plan.verdicts
-        self.plan = self.lineage.plan = self.plan.again()
-        new = {i: v for i, v in self.plan.verdicts.items() if i not in before}
+        before = self.plan
+        self.plan = self.lineage.plan = before.again()
+        new = {i: v for i, v in self.plan.verdicts.items() if i not in before.verdicts}
         for line in self.plan.news(before):
             self.console.say(line)
         self.weight = ways_to_end(self.plan)

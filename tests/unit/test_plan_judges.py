@@ -72,6 +72,17 @@ def test_a_tree_grows_by_what_the_store_has(store):
     assert made.verdicts["train/base/M_C"].node.settings["interval"] == [0.5, 0.75]
 
 
+def test_every_decision_is_told_once(store):
+    """Also of an expert that was trained before, of which nothing is waited for."""
+    first = plan.make(spec(grows), store, {})
+    gains = {"E1_1": 0.02, "E1_0": 0.03, "E2_0": 0.01, "E2_3": 0.01}
+    grow(store, first, gains)
+    last = plan.make(spec(grows), store, {})
+    told = [line.split()[2] for line in last.news(first)]
+    assert told == [d.expert for d in last.trees["base"].decisions] and len(told) == 5
+    assert last.news(last) == []
+
+
 def test_the_same_store_grows_the_same_tree(store):
     gains = {"E1_1": 0.02, "E1_0": 0.03}
     made, _ = grow(store, plan.make(spec(grows), store, {}), gains)
