@@ -178,16 +178,23 @@ def state_text(expert: Mapping[str, Any]) -> str:
     return "refused" if expert.get("adopted") is False else str(expert["state"])
 
 
+LABEL = 20  # characters of an expert's name with its branches, or more
+
+
 def text(tree: Mapping[str, Any]) -> str:
     """For a terminal."""
     labels = "".join(f"  {label}" for label in tree.get("labels", ()))
     lines = [f"{tree['pipeline']}  {tree['execution'] or ''}  {tree['state']}{labels}"]
     for stage_name, stage in tree["stages"].items():
         lines.append(stage_name)
-        for _, branches, name, e in rows(stage["experts"]):
-            label = f"{branches}{'●' if e['in_ensemble'] else '○'} {name}"
+        found = [
+            (f"{branches}{'●' if e['in_ensemble'] else '○'} {name}", e)
+            for _, branches, name, e in rows(stage["experts"])
+        ]
+        width = max(LABEL, *(len(label) for label, _ in found))
+        for label, e in found:
             lines.append(
-                f"  {label:<20} {interval_text(e):<24} {e['images']:>9,} images  "
+                f"  {label:<{width}} {interval_text(e):<24} {e['images']:>9,} images  "
                 f"{state_text(e):<9} {gain_text(e)}".rstrip()
             )
             if e.get("why"):
