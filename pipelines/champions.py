@@ -15,6 +15,9 @@ from typing import Any, Literal
 
 from pipelines.store.artifacts import Store
 
+MANIFEST = "ensemble.json"
+"""What a promote node writes."""
+
 SHORT = 8
 """Characters of a fingerprint that people are shown."""
 
@@ -176,7 +179,7 @@ def roll_back(store: Store, model: str, why: str = "") -> Book:
 
 
 def _there(store: Store, entry: Entry) -> Entry:
-    if store.size(f"{entry.folder}/ensemble.json") is None:
+    if store.size(f"{entry.folder}/{MANIFEST}") is None:
         raise ValueError(
             f"ensemble {entry.short} is no longer in {store.root}; run its spec again, "
             "or promote another"

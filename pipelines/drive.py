@@ -78,7 +78,7 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
         console.say(f"{execution.state}; record: {lineage.uri}{here}")
     shown = "\n" + tree_view.text(tree_view.build(runner.plan, execution, runner.manifests))
     if good and (promoted := runner.plan.verdicts.get(f"promote/{name}")):
-        path = store.full(f"{promoted.folder}/ensemble.json")
+        path = store.full(f"{promoted.folder}/{champions.MANIFEST}")
         shown += f"\n\nensemble: {os.path.relpath(path) if store.is_local else path}"
     if good:
         return 0, shown, []

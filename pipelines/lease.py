@@ -9,7 +9,6 @@ too long, as after a pause of its machine, may have lost its lease: it checks be
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -20,9 +19,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
 
 from pipelines.console import clock
+from pipelines.store import lock
 from pipelines.store.artifacts import Store
 from pipelines.store.swap import Seen, look, swap
 
@@ -30,8 +29,6 @@ BEAT_S = 10.0
 STALE_S = 60.0
 CONFIRM_S = BEAT_S + 3
 """How long a record that seems stale is watched: clocks of two machines need not agree."""
-
-LOOKERS = 5  # `ediffi status` holds a driver's lock for as long as it takes to look
 
 
 class LeaseLost(RuntimeError):
@@ -81,7 +78,7 @@ def holder_of(store: Store, pipeline: str) -> Holder | None:
 def is_driven(store: Store, pipeline: str) -> bool:
     """Whether a living driver holds the pipeline: by its lock, or in a bucket by its beat."""
     if store.is_local:
-        return _is_locked(store, pipeline)
+        return lock.is_held(_lock_file(store, pipeline))
     holder = holder_of(store, pipeline)
     return holder is not None and not holder.released and holder.age_s <= STALE_S
 
@@ -258,35 +255,9 @@ def _lock_file(store: Store, pipeline: str) -> Path:
 
 @contextlib.contextmanager
 def _locked(store: Store, pipeline: str) -> Iterator[None]:
-    place = _lock_file(store, pipeline)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("a+") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            _lock(lock)
+            stack.enter_context(lock.held(_lock_file(store, pipeline)))
         except BlockingIOError:
             raise refusal(pipeline, holder_of(store, pipeline)) from None
         yield
-
-
-def _lock(file: TextIO) -> None:
-    """Takes the lock, in spite of those who only look whether it is taken."""
-    for attempt in range(LOOKERS + 1):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if attempt == LOOKERS:
-                raise
-            time.sleep(0.1)
-
-
-def _is_locked(store: Store, pipeline: str) -> bool:
-    place = _lock_file(store, pipeline)
-    if not place.exists():
-        return False
-    with place.open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

@@ -26,9 +26,9 @@ from ediffi_core.precond import Denoiser
 from ediffi_core.residency import Load, SwappedEnsemble
 from ediffi_core.sampling import SOLVERS
 from ediffi_core.unet import UNet
+from pipelines.champions import MANIFEST
 from pipelines.store.artifacts import Store
 
-MANIFEST = "ensemble.json"
 Residency = Literal["all", "current", "disk"]
 Pictures = np.ndarray[Any, np.dtype[np.uint8]]
 Weights = Mapping[str, Mapping[str, Any]]

@@ -170,7 +170,7 @@ def make(
         first = first or _identity(spec, verdicts)
         known_by = {i: v.fingerprint for i, v in verdicts.items()}
         more = comparison(grown, sources, cascade, champion, known_by)
-        verdicts = known.verdicts([*nodes, *more])
+        verdicts = known.verdicts(more, verdicts)
         found = {name: _grown(grown, name, verdicts) for name in trees}
         if found == trees or warm:
             return Plan(
@@ -223,8 +223,11 @@ class _Known:
         self.files = cache(store.files)  # versions share their pools
         self.found: dict[str, Verdict] = {}
 
-    def verdicts(self, nodes: list[Node]) -> dict[str, Verdict]:
-        made: dict[str, Verdict] = {}
+    def verdicts(
+        self, nodes: list[Node], above: Mapping[str, Verdict] | None = None
+    ) -> dict[str, Verdict]:
+        """Those of nodes, behind the verdicts of what they may need."""
+        made = dict(above or {})
         for node in nodes:
             fingerprint = digest(
                 {

@@ -16,11 +16,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.champions import Book, Entry, read
+from pipelines.champions import MANIFEST, Book, Entry, read
 from pipelines.execution import latest
 from pipelines.lineage.address import tracking_uri
 from pipelines.lineage.writer import Writer
-from pipelines.model import MANIFEST
 from pipelines.store.artifacts import Store
 
 FINGERPRINT = "ediffi.fingerprint"

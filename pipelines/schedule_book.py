@@ -6,10 +6,8 @@ A scheduler that was down reads from it what it missed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,11 +16,10 @@ from typing import Any
 
 from pipelines import cron
 from pipelines.lineage.address import folder
+from pipelines.store import lock
 from pipelines.store.artifacts import Store
 
 FOLDER = "schedules"
-
-LOOKS = 5  # of those who take a scheduler's lock for a moment, to see whether it is held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,23 +93,17 @@ def logs_of(store: Store, pipeline: str) -> Path:
 def only_one(store: Store, pipeline: str) -> Iterator[None]:
     """Holds the schedule for this process; ValueError if another of this machine's does."""
     place = lock_of(store, pipeline)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("a+") as lock:
-        for look in range(LOOKS + 1):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if look == LOOKS:
-                    lock.seek(0)
-                    raise ValueError(
-                        f"pipeline {pipeline} has a scheduler already (process "
-                        f"{lock.read().strip()}); end that one first"
-                    ) from None
-                time.sleep(0.1)
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(lock.held(place))
+        except BlockingIOError:
+            raise ValueError(
+                f"pipeline {pipeline} has a scheduler already (process "
+                f"{place.read_text().strip()}); end that one first"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
 
 
@@ -122,15 +113,7 @@ def lock_of(store: Store, pipeline: str) -> Path:
 
 def is_kept(store: Store, pipeline: str) -> bool:
     """Whether a scheduler on this machine sees to it."""
-    place = lock_of(store, pipeline)
-    if not place.exists():
-        return False
-    with place.open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return lock.is_held(lock_of(store, pipeline))
 
 
 def listed(store: Store, now: datetime) -> list[dict[str, Any]]:

@@ -26,4 +26,5 @@ def dag_of(spec: Spec, sources: Mapping[str, Any]) -> tuple[list[Node], list[Sea
             (:func:`pipelines.sources.identify_all`); what nodes make needs none.
     """
     nodes = [*input_nodes(spec, sources), *expert_nodes(spec, sources)]
-    return [*nodes, *judge_nodes(spec, sources)], cascade_of(spec)
+    cascade = cascade_of(spec)
+    return [*nodes, *judge_nodes(spec, sources, cascade)], cascade

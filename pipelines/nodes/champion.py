@@ -10,8 +10,6 @@ from pipelines import champions
 from pipelines.nodes.node import Given
 from pipelines.store.artifacts import Store
 
-MANIFEST = "ensemble.json"
-
 
 class LostError(ValueError):
     """A part of the champion is not in the store any more."""
@@ -48,7 +46,7 @@ class Champion:
     @staticmethod
     def of(store: Store, folder: str, fingerprint: str) -> Champion:
         """ValueError if the store has lost a part of it."""
-        manifest = store.read_json(f"{folder}/{MANIFEST}")
+        manifest = store.read_json(f"{folder}/{champions.MANIFEST}")
         if manifest is None or "data" not in manifest:
             raise LostError(
                 f"the champion in {store.full(folder)} is lost, or of an older format; run its "

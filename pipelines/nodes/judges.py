@@ -53,8 +53,7 @@ def cascade_of(spec: Spec) -> list[Seats]:
     return found
 
 
-def judge_nodes(spec: Spec, sources: Mapping[str, Any]) -> Iterator[Node]:
-    cascade = cascade_of(spec)
+def judge_nodes(spec: Spec, sources: Mapping[str, Any], cascade: list[Seats]) -> Iterator[Node]:
     for at, seats in enumerate(cascade):
         stage = spec.stages[seats.stage]
         yield seats.decided_by

@@ -9,10 +9,7 @@ from pipelines.plan import SINGLE
 from pipelines.planning.findings import Found, error, warning
 from pipelines.planning.networks import config_of
 from pipelines.spec import Expert, Spec, Stage
-
-FINAL_DRAWS = 512
-"""Of validation, which a child and its parent are compared on
-(:data:`pipelines.training.validation.FINAL_DRAWS`, whose import takes seconds)."""
+from pipelines.training.settings import FINAL_DRAWS
 
 DRAWS_A_BIN = 4
 """A mean of fewer says little."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.model import MANIFEST, load_stages
+from pipelines.champions import MANIFEST
+from pipelines.model import load_stages
 from pipelines.steps.context import Context, Result
 from pipelines.steps.seats import weights_of
 

@@ -142,7 +142,7 @@ class Version:
         for role, want in expected.items():
             have = self.header.encoders.get(role)
             told = [what for what in want if what != "name" or "sha256" not in want]
-            if have is None or any(have[what] != want[what] for what in told):
+            if have is None or any(have.get(what) != want[what] for what in told):
                 raise ValueError(
                     f"the shards of {self.store.full(self.folder)} were embedded by "
                     f"{role} {_said(have)}, not by {_said(want)}; embed again, or name that one"

@@ -26,9 +26,10 @@ from pipelines.training.branch import Parent, Which
 from pipelines.training.checkpoints import Checkpoints, Peers, Restored
 from pipelines.training.meters import Meters, flops_per_image, matrix_rate
 from pipelines.training.parallel import World, split, without_sync
+from pipelines.training.settings import FINAL_DRAWS
 from pipelines.training.state import State
 from pipelines.training.step import Draws, Step, largest_that_fits
-from pipelines.training.validation import FINAL_DRAWS, Validation, as_told, validation_pictures
+from pipelines.training.validation import Validation, as_told, validation_pictures
 
 IMAGES_RUNNING = 8
 """Neighbours of a batch that come from one lane of the order: at least a GPU's share of it."""

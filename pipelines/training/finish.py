@@ -9,7 +9,8 @@ from torch import Tensor
 from ediffi_core.checkpoint import Card, to_bytes
 from pipelines.training.manifest import MANIFEST, part_name
 from pipelines.training.parallel import whole
-from pipelines.training.validation import FINAL_DRAWS, against
+from pipelines.training.settings import FINAL_DRAWS
+from pipelines.training.validation import against
 
 if TYPE_CHECKING:
     from pipelines.training.build import Parts

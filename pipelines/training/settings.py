@@ -9,6 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from ediffi_core.ema import gamma_of
 from pipelines.strict import Strict
 
+FINAL_DRAWS = 512
+"""Of validation, which a finished child and its parent are compared on."""
+
 
 class Dropout(Strict):
     """Probabilities of dropping an embedding in training (paper.md section 3: our defaults)."""

@@ -17,7 +17,6 @@ from ediffi_core.precond import Denoiser
 from pipelines.store.reader import Reader
 from pipelines.training.parallel import World
 
-FINAL_DRAWS = 512
 BATCH = 64
 
 

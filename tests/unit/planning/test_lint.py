@@ -11,7 +11,7 @@ from pipelines.planning import lint, lint_stage
 from pipelines.run import commit
 from pipelines.steps.context import Result
 from pipelines.store.artifacts import Store
-from pipelines.training.validation import FINAL_DRAWS
+from pipelines.training.build import FINAL_DRAWS
 
 GPUS = {"a": {"gpu": "A100", "count": 8}}
 BASE, SR = "stages__base__", "stages__sr32__"
