@@ -276,7 +276,12 @@ class Runner:
         if node.kind in ORCHESTRATING:
             result = perform_step(node.kind, ctx, dict(node.settings), inputs)
         else:
-            task = ray.remote(num_cpus=node.cpus, max_retries=2)(measured_step)
+            task = ray.remote(
+                num_cpus=node.cpus,
+                num_gpus=node.gpus or None,
+                label_selector=dict(node.labels) or None,
+                max_retries=2,
+            )(measured_step)
             try:
                 result = ray.get(task.remote(node.kind, ctx, dict(node.settings), inputs))
             except ray.exceptions.RayTaskError as error:

@@ -27,7 +27,7 @@ from pipelines.judging import Promotion, Retraining
 from pipelines.notify import Notify
 from pipelines.planning.cluster import EMBEDDING, Cluster
 from pipelines.s3_settings import S3
-from pipelines.strict import Strict
+from pipelines.strict import Labels, Strict
 from pipelines.training.settings import Cadence, Training, Workers
 
 
@@ -108,6 +108,9 @@ class Embedding(Strict):
     clip_batch: int | Literal["auto"] = 64
     """Pictures CLIP works on together, or ``auto``."""
 
+    labels: Labels = Field(default_factory=dict)
+    """The machines that its actors run on."""
+
     gpu: str = ASSUMED.gpu
     """Which GPU the plan counts in; changes nothing but its estimate."""
 
@@ -140,7 +143,7 @@ class Embedding(Strict):
     def running(self) -> dict[str, Any]:
         """What of this is only how they are made."""
         return self.model_dump(
-            include={"decode", "t5", "clip", "write", "batch_tokens", "clip_batch"}
+            include={"decode", "t5", "clip", "write", "batch_tokens", "clip_batch", "labels"}
         )
 
 
@@ -291,6 +294,12 @@ class Evaluate(Strict):
     cpus: int = Field(1, ge=1)
     """That draw and measure together."""
 
+    gpus: float = Field(0, ge=0, le=1)
+    """One draws and measures instead, or a share of one; it has to hold all the experts."""
+
+    labels: Labels = Field(default_factory=dict)
+    """The machines that it may run on."""
+
 
 class Spec(Strict):
     """One pipeline."""
@@ -342,6 +351,11 @@ class Spec(Strict):
         if self.evaluate.cpus > self.cpus:
             raise ValueError(
                 f"`evaluate.cpus: {self.evaluate.cpus}` is more than `cpus:` allows ({self.cpus})"
+            )
+        if self.evaluate.gpus > self.gpus:
+            raise ValueError(
+                f"`evaluate.gpus: {self.evaluate.gpus:g}` is more than `gpus:` allows "
+                f"({self.gpus:g})"
             )
         if self.embedding.gpus > self.gpus:
             raise ValueError(

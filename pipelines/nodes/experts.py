@@ -98,6 +98,7 @@ def train_node(
         },
         cpus=stage.workers.count * expert.cpus,
         gpus=stage.workers.count * stage.workers.gpus,
+        labels=stage.workers.labels,
         priority=stage.priority,
     )
 

@@ -106,4 +106,5 @@ def embed_node(spec: Spec, split: str, sources: Mapping[str, Any]) -> Node:
         inputs={**({"data": f"data/{split}"} if source.make else {}), **encoders.inputs},
         cpus=spec.cpus,
         gpus=spec.embedding.gpus,
+        labels=spec.embedding.labels,
     )

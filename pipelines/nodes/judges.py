@@ -173,8 +173,11 @@ def evaluate_node(
             "batch": spec.evaluate.batch,
             "encoders": encoders.named,
             "scoring_clip": spec.evaluate.clip,
+            "gpus": spec.evaluate.gpus,
         },
         cpus=spec.evaluate.cpus,
+        gpus=spec.evaluate.gpus,
+        labels=spec.evaluate.labels,
     )
 
 

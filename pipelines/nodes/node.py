@@ -44,6 +44,9 @@ class Node:
     gpus: float = 0
     """Of all its processes, which start together or not at all."""
 
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of the machines it runs on, as Ray selects them."""
+
     priority: int = 0
 
     @property

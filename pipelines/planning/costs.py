@@ -51,7 +51,7 @@ def costs_of(plan: Plan, cluster: Cluster, ahead: Mapping[str, Any]) -> dict[str
         elif node.kind == "embed":
             found[node.id] = _embed(plan.spec, node, cluster, ahead.get(node.id, {}))
         elif node.kind == "evaluate":
-            found[node.id] = evaluation(plan.spec, node)
+            found[node.id] = evaluation(plan.spec, node, cluster)
         else:
             found[node.id] = Cost()
     return found
@@ -98,9 +98,34 @@ def _embed(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]) ->
     )
 
 
-def evaluation(spec: Spec, node: Node) -> Cost:
+def evaluation(spec: Spec, node: Node, cluster: Cluster) -> Cost:
+    """Its FLOPs ÷ (GPUs × peak × utilisation), or what its CPUs do."""
+    flops = evaluation_flops(spec, node)
+    if not node.gpus:
+        return Cost(
+            flops=flops,
+            seconds=flops / (node.cpus * CPU_FLOPS),
+            group=CPU,
+            gang=node.cpus,
+            how=in_cpus(node),
+        )
+    name, group = group_of(node, cluster)
+    peak = group.peak("float32")
+    seconds = flops / (node.gpus * peak * group.utilisation)
+    return Cost(
+        flops=flops,
+        seconds=seconds,
+        group=name,
+        gang=node.gpus,
+        money=money_for(group, node.gpus, seconds),
+        how=f"{node.gpus:g} {group.gpu} × {peak / 1e12:g} TFLOP/s (float32) × "
+        f"{group.utilisation * 100:g} % (assumed)",
+    )
+
+
+def evaluation_flops(spec: Spec, node: Node) -> float:
     """Pictures × each stage's evaluations × a forward pass at the whole side, twice with guidance;
-    and the validation loss at the trained side. Evaluation works on CPUs."""
+    and the validation loss at the trained side."""
     from pipelines.steps.evaluate import LOSS_DRAWS, UNTRAINED_CAPTIONS
 
     s = node.settings
@@ -113,10 +138,4 @@ def evaluation(spec: Spec, node: Node) -> Cost:
         calls = 2 * sampling["steps"] - 1 if sampling["solver"] == "heun" else sampling["steps"]
         one = size_of(config_of(spec, stage["name"]), stage["resolution"]).flops
         flops += pictures * calls * one * (2 if sampling["guidance"] else 1)
-    return Cost(
-        flops=flops,
-        seconds=flops / (node.cpus * CPU_FLOPS),
-        group=CPU,
-        gang=node.cpus,
-        how=in_cpus(node),
-    )
+    return flops

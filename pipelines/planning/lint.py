@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 
 from pipelines.plan import Plan, Verdict
 from pipelines.planning.cluster import EMBEDDING
-from pipelines.planning.cost import stage_of
-from pipelines.planning.costs import evaluation
+from pipelines.planning.cost import CPU_FLOPS, stage_of
+from pipelines.planning.costs import evaluation_flops
 from pipelines.planning.findings import Finding, Found, error, warning
 from pipelines.planning.lint_stage import OF_STAGE
 from pipelines.planning.words import duration
@@ -48,7 +48,7 @@ def gpus_that_are_not_there(spec: Spec, todo: list[Verdict]) -> Found:
     if spec.cluster is None:
         return
     seen = set()
-    for verdict in todo:
+    for verdict in sorted(todo, key=lambda v: -v.node.gpus):
         node, stage = verdict.node, stage_of(verdict.node)
         gang = node.gpus
         if not gang or stage in seen:
@@ -108,13 +108,15 @@ def long_evaluation(spec: Spec, todo: list[Verdict]) -> Found:
     for v in todo:
         if v.node.kind != "evaluate" or v.node.settings["stages"][-1]["name"] not in spec.stages:
             continue
-        cost = evaluation(spec, v.node)
-        if cost.seconds > EVALUATION_S:
+        if v.node.gpus:
+            continue
+        seconds = evaluation_flops(spec, v.node) / (v.node.cpus * CPU_FLOPS)
+        if seconds > EVALUATION_S:
             yield warning(
                 v.node.id,
                 "evaluate.captions",
-                f"draws {spec.evaluate.captions:,} pictures in about {duration(cost.seconds)} on "
-                f"{v.node.cpus} CPUs; lower `evaluate.captions` or raise `evaluate.cpus`",
+                f"draws {spec.evaluate.captions:,} pictures in about {duration(seconds)} on "
+                f"{v.node.cpus} CPUs; write `evaluate.gpus: 1`, or lower `evaluate.captions`",
             )
 
 

@@ -101,6 +101,7 @@ def wave(
             compute=ray.data.ActorPoolStrategy(size=pool["actors"]),
             num_cpus=pool["cpus"],
             num_gpus=pool["gpus"] or None,
+            label_selector=embedding["labels"] or None,
         )
     for batch in data.iter_batches(batch_size=1, batch_format="pyarrow"):
         work: Work = pickle.loads(batch.column("work")[0].as_py())

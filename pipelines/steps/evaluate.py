@@ -37,17 +37,18 @@ UNTRAINED_CAPTIONS = 32
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
     torch.set_num_threads(ctx.cpus)
+    device = torch.device("cuda" if ctx.runtime["gpus"] else "cpu")
     how = settings["stages"][-1]
     shards = Reader(ctx.store, inputs["validation"], how["resolution"])
     if strange := other_encoders(ctx, settings, shards):
         return Result(files=[], info={"strange": strange})
     weights = weights_of(ctx, settings["stages"], inputs)
-    stages = load_stages(ctx.store, settings["stages"], weights)
+    stages = load_stages(ctx.store, settings["stages"], weights, device=device)
     mine = stages[-1]
     count = min(settings["captions"], len(shards))
     captions = shards.captions(range(count))
     real, cond = shards.rows(range(count))
-    cond = text_only(cond)
+    cond = text_only(cond).to(device)
     drawing = {"seed": settings["seed"], "batch": ctx.runtime["batch"]}
 
     drawn = draw(
@@ -57,7 +58,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         progress=lambda done: ctx.report(done=done, of=count, unit="pictures"),
     )
     pictures = drawn[mine.name].numpy()
-    clip = scoring_clip(ctx, settings, inputs)
+    clip = scoring_clip(ctx, settings, inputs, str(device))
     metrics = similarity(clip, pictures, as_bytes(real), captions)
     losses = validation(cast(Ensemble, mine.denoiser), shards, {**settings, **how}, ctx)
     metrics["val_loss"] = float(losses.mean())
@@ -100,24 +101,32 @@ def other_encoders(ctx: Context, settings: Mapping[str, Any], shards: Reader) ->
     return why
 
 
-def scoring_clip(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> CLIP:
+def scoring_clip(
+    ctx: Context, settings: dict[str, Any], inputs: dict[str, str], device: str
+) -> CLIP:
     """Another CLIP than the one that conditions, if there is one."""
     if named := ctx.runtime["scoring_clip"]:
-        return CLIP(named, pretrained=settings["scoring_pretrained"])
+        return CLIP(named, pretrained=settings["scoring_pretrained"], device=device)
     if made := inputs.get("encoders"):
-        return CLIP(str(ctx.store.local(f"{made}/scorer")))
+        return CLIP(str(ctx.store.local(f"{made}/scorer")), device=device)
     ctx.report(message="is scored by the CLIP that conditions it: set `evaluate.clip` to another")
-    return load_clip(ctx.runtime["encoders"])
+    return load_clip(ctx.runtime["encoders"], device)
 
 
 def validation(
     ensemble: Ensemble, shards: Reader, settings: dict[str, Any], ctx: Context
 ) -> torch.Tensor:
     """The denoising losses over all noise levels, each by the expert whose it is."""
+    device = next(ensemble.parameters()).device
+
+    def batches(index: torch.Tensor) -> tuple[torch.Tensor, Conditioning]:
+        pictures, cond = validation_pictures(shards, index, settings)
+        return pictures.to(device), cond.to(device)
+
     _, losses = validation_losses(
         ensemble,
         ensemble.experts[0].denoiser.sigma_data,
-        lambda index: validation_pictures(shards, index, settings),
+        batches,
         index=torch.arange(LOSS_DRAWS),
         batch=ctx.runtime["batch"],
         interval=EVERYTHING,
@@ -132,7 +141,8 @@ def untrained(stage: CascadeStage) -> CascadeStage:
     trained = cast(Ensemble, stage.denoiser).experts[0].denoiser
     torch.manual_seed(0)
     fresh = Denoiser(UNet(cast(UNet, trained.net).config), trained.sigma_data)
-    return replace(stage, denoiser=fresh.eval().requires_grad_(False))
+    fresh = fresh.eval().requires_grad_(False).to(next(trained.parameters()).device)
+    return replace(stage, denoiser=fresh)
 
 
 def enlarged(pictures: np.ndarray[Any, Any], side: int) -> np.ndarray[Any, Any]:

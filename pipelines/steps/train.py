@@ -66,10 +66,11 @@ def scaling(ctx: Context) -> Any:
     """The node's workers, which share the CPUs that the plan counts for it."""
     from ray.train import ScalingConfig
 
-    workers, gpus = (ctx.runtime["workers"][k] for k in ("count", "gpus"))
+    workers, gpus, labels = (ctx.runtime["workers"][k] for k in ("count", "gpus", "labels"))
     cpus = ctx.cpus // workers or ctx.cpus / workers  # of more than one Ray gives no parts
     return ScalingConfig(
         num_workers=workers,
         use_gpu=gpus > 0,
         resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+        label_selector=labels or None,
     )

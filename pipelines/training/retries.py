@@ -32,6 +32,9 @@ class Kind(StrEnum):
     PREEMPTION = "preemption"
     """A worker, its node or what drives it was taken away."""
 
+    MACHINES = "waits for machines"
+    """There were none for all workers, for as long as Ray Train waits at a time."""
+
     MEMORY = "out of memory"
     """The node's, so that Ray ended a worker."""
 
@@ -49,6 +52,7 @@ class Budgets:
     """How often a node is tried again without a new checkpoint, and after which time."""
 
     preemptions: int = 8
+    machines: int = 120
     failures: int = 3
     bugs: int = 1
     backoff_s: float = 1.0
@@ -56,7 +60,12 @@ class Budgets:
 
     def of(self, kind: Kind) -> tuple[str, int]:
         """The budget that pays for a kind: its name and size."""
-        name = {Kind.PREEMPTION: "preemptions", Kind.BUG: "bugs", Kind.MISTAKE: ""}
+        name = {
+            Kind.PREEMPTION: "preemptions",
+            Kind.MACHINES: "machines",
+            Kind.BUG: "bugs",
+            Kind.MISTAKE: "",
+        }
         budget = name.get(kind, "failures")
         return budget, getattr(self, budget) if budget else 0
 
@@ -124,12 +133,13 @@ def _kind(error: BaseException) -> Kind:
         rays.NodeDiedError,
         rays.ObjectLostError,
         trains.WorkerGroupStartupFailedError,
-        trains.WorkerGroupStartupTimeoutError,
     )
     if isinstance(error, ValueError | trains.InsufficientClusterResourcesError):
         return Kind.MISTAKE
     if (isinstance(error, lost) and not init_failed) or _says(error, _PEER_LOST):
         return Kind.PREEMPTION
+    if isinstance(error, trains.WorkerGroupStartupTimeoutError):
+        return Kind.MACHINES
     if isinstance(error, rays.OutOfMemoryError):
         return Kind.MEMORY
     timeouts = Stalled, trains.WorkerHealthCheckTimeoutError, trains.CollectiveTimeoutError
@@ -157,9 +167,12 @@ def _says(error: BaseException, texts: tuple[str, ...]) -> bool:
 def words(error: BaseException) -> str:
     """An error in one line; Ray's own reports of a death are long."""
     from ray.exceptions import RayActorError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     if isinstance(error, Preempted | Stalled):
         return str(error)
+    if isinstance(error, WorkerGroupStartupTimeoutError):
+        return f"the cluster has no room for {error.num_workers} such workers yet"
     if isinstance(error, RayActorError) and not error.actor_init_failed:
         return "its node was taken away" if error.preempted else "its process died"
     if said := next((text for text in _PEER_LOST if _says(error, (text,))), None):
@@ -193,7 +206,9 @@ class Retries:
         tries = self.spent[budget]
         if tries > size or (again and failure.kind is Kind.BUG):
             return None
-        wait = min(self.budgets.backoff_s * 2.0 ** (tries - 1), self.budgets.backoff_max_s)
+        # For machines it has waited already, so it need not wait longer each time.
+        doublings = 0 if failure.kind is Kind.MACHINES else tries - 1
+        wait = min(self.budgets.backoff_s * 2.0**doublings, self.budgets.backoff_max_s)
         return wait * random.uniform(0.5, 1.0), f"attempt {tries} of {size}"
 
     @property

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ediffi_core.ema import gamma_of
-from pipelines.strict import Strict
+from pipelines.strict import Labels, Strict
 
 FINAL_DRAWS = 512
 """Of validation, which a finished child and its parent are compared on."""
@@ -97,6 +97,9 @@ class Retries(Strict):
     preemptions: int = Field(8, ge=0)
     """After a worker, its node or the driver's helper was lost or asked to leave."""
 
+    machines: int = Field(120, ge=0)
+    """While the cluster lacks machines for its workers, as one that grows does; a minute each."""
+
     failures: int = Field(3, ge=0)
     """After storage or network failed, or the workers lost each other."""
 
@@ -115,6 +118,9 @@ class Workers(Strict):
     count: int = Field(1, ge=1)
     gpus: float = Field(0, ge=0)
     """Of each."""
+
+    labels: Labels = Field(default_factory=dict)
+    """The machines that they run on."""
 
     parallel: Literal["ddp", "fsdp", "hybrid"] = "ddp"
     """``ddp``: each has all weights. ``fsdp``: a part each, for networks that do not fit.

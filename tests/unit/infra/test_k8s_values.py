@@ -267,26 +267,32 @@ def test_a_cluster_fits_the_pipeline(where, cluster):
     loaded = spec.load(K8S / "ray" / "pipeline.yaml")
     assert loaded.storage.startswith("s3://")
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    machines = [
-        (g["maxReplicas"], g["template"]["spec"]["containers"][0]["resources"]["limits"])
-        for g in cluster["workerGroupSpecs"]
-    ]
-    assert any("nvidia.com/gpu" not in limits for _, limits in machines)
-    assert loaded.cpus <= sum(n * limits["cpu"] for n, limits in machines)
-    assert loaded.gpus <= sum(n * limits.get("nvidia.com/gpu", 0) for n, limits in machines)
-    groups = {g["groupName"] for g in cluster["workerGroupSpecs"]}
-    assert groups == {"base", "sr", "cpu"}
-    for stage in loaded.stages.values():
-        cpus = max(e.cpus for e in stage.experts.values())
-        seats = sum(
-            n * min(limits.get("nvidia.com/gpu", 0) // stage.workers.gpus, limits["cpu"] // cpus)
-            for n, limits in machines
+    groups = {
+        g["groupName"]: (
+            g["maxReplicas"],
+            g["template"]["spec"]["containers"][0]["resources"]["limits"],
         )
-        assert stage.workers.count <= seats
+        for g in cluster["workerGroupSpecs"]
+    }
+    assert set(groups) == {"base", "sr", "cpu"}
+    assert "nvidia.com/gpu" not in groups["cpu"][1]
+    assert loaded.cpus <= sum(n * limits["cpu"] for n, limits in groups.values())
+    assert loaded.gpus <= sum(n * gpus_of(limits) for n, limits in groups.values())
+    for stage in loaded.stages.values():
+        count, limits = groups[stage.workers.labels["ray.io/node-group"]]
+        cpus = max(e.cpus for e in stage.experts.values())
+        seats = min(gpus_of(limits) // stage.workers.gpus, limits["cpu"] // cpus)
+        assert stage.workers.count <= count * seats
     actors = [loaded.embedding.t5, loaded.embedding.clip]
-    assert sum(a.actors * a.gpus for a in actors) <= sum(
-        n * limits.get("nvidia.com/gpu", 0) for n, limits in machines
-    )
+    count, limits = groups[loaded.embedding.labels["ray.io/node-group"]]
+    assert sum(a.actors * a.gpus for a in actors) <= count * gpus_of(limits)
+    count, limits = groups[loaded.evaluate.labels["ray.io/node-group"]]
+    assert loaded.evaluate.gpus == 1 <= gpus_of(limits)
+    assert loaded.evaluate.cpus <= limits["cpu"]
+
+
+def gpus_of(limits):
+    return limits.get("nvidia.com/gpu", 0)
 
 
 @pytest.mark.parametrize(("where", "cluster"), clusters(), ids=[w for w, _ in clusters()])

@@ -116,6 +116,16 @@ def test_evaluation_draws_with_every_stage_below():
     assert more - few == pytest.approx(pictures * (steps * 2 * one + enlarged))
 
 
+def test_evaluation_takes_a_gpu_if_it_is_given_one():
+    slow = costs(own())["evaluate/base/root"]
+    assert (slow.group, slow.gang) == ("CPU", 1)
+    fast = costs(own(evaluate__gpus=0.5))["evaluate/base/root"]
+    assert fast.flops == slow.flops
+    assert fast.seconds == pytest.approx(slow.flops / (0.5 * 19.5e12 * 0.4))
+    assert (fast.group, fast.gang) == ("fast", 0.5)
+    assert fast.money == pytest.approx(2.5 * 0.5 * fast.seconds / 3600)
+
+
 def test_a_kind_that_nobody_knows_costs_nothing_and_is_shown():
     spec = edited(cluster={})
     made = planned(spec)

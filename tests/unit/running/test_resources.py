@@ -29,10 +29,11 @@ def on_gpus(raw, gpus=2.0):
     raw["gpus"] = gpus
     raw["embedding"] |= {"t5": {"actors": 3, "gpus": 0.5}, "clip": {"gpus": 0.5}}
     raw["stages"]["base"] |= {
-        "workers": {"count": 2, "gpus": 1.0},
+        "workers": {"count": 2, "gpus": 1.0, "labels": {"ray.io/node-group": "base"}},
         "priority": 1,
         "limit_hours": 2.0,
     }
+    raw["evaluate"] |= {"gpus": 0.5, "labels": {"ray.io/node-group": "sr"}}
 
 
 def test_a_node_says_what_all_its_processes_need(load):
@@ -43,6 +44,10 @@ def test_a_node_says_what_all_its_processes_need(load):
     assert trained.runtime["limit_hours"] == 2.0
     assert nodes["embed/train"].need == {"cpus": 2, "gpus": 2}
     assert nodes["train/sr32/E0_0"].need == {"cpus": 1, "gpus": 0}
+    assert nodes["evaluate/base/root"].need == {"cpus": 1, "gpus": 0.5}
+    groups = {i: n.labels.get("ray.io/node-group") for i, n in nodes.items()}
+    assert groups["train/base/E1_1"] == "base" and groups["evaluate/base/root"] == "sr"
+    assert groups["train/sr32/E0_0"] is groups["embed/train"] is None
     assert nodes["train/sr32/E0_0"].priority == 0
 
 
@@ -60,3 +65,5 @@ def test_a_stage_that_needs_more_gpus_than_the_run_may_use_is_a_mistake(load):
         load(lambda raw: on_gpus(raw, 1.0))
     with pytest.raises(ValueError, match=r"`embedding:` needs 1.5 GPUs at once"):
         load(lambda raw: raw.update(embedding={"t5": {"actors": 3, "gpus": 0.5}}))
+    with pytest.raises(ValueError, match=r"`evaluate.gpus: 1` is more than `gpus:` allows \(0\)"):
+        load(lambda raw: raw["evaluate"].update(gpus=1.0))

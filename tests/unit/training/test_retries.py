@@ -44,7 +44,6 @@ def of(**ranks):
         (of(rank0=DIED), Kind.PREEMPTION),
         (of(rank0=CLOSED), Kind.PREEMPTION),
         (PreemptionError(PreemptionInfo(None, {"node": [0]})), Kind.PREEMPTION),
-        (ControllerError(WorkerGroupStartupTimeoutError(2)), Kind.PREEMPTION),
         (rays.ActorDiedError(), Kind.PREEMPTION),
         (rays.NodeDiedError("gone"), Kind.PREEMPTION),
         (rays.ObjectLostError("00" * 28, None, ""), Kind.PREEMPTION),
@@ -59,6 +58,7 @@ def of(**ranks):
         (ZeroDivisionError(), Kind.BUG),
         (of(rank0=ValueError("write 8")), Kind.MISTAKE),
         (ControllerError(InsufficientClusterResourcesError("no GPU")), Kind.MISTAKE),
+        (ControllerError(WorkerGroupStartupTimeoutError(8)), Kind.MACHINES),
     ],
 )
 def test_kinds(error, kind):
@@ -74,6 +74,7 @@ def test_kinds(error, kind):
         (of(rank0=LATE, rank1=KeyError("x"), rank2=DIED), 2, "rank 2: its process died"),
         (of(rank0=CLOSED, rank1=ValueError("write 8")), 1, "rank 1: ValueError: write 8"),
         (rays.ActorDiedError(), None, "the node's control: its process died"),
+        (ControllerError(WorkerGroupStartupTimeoutError(8)), None, "no room for 8 such workers"),
     ],
 )
 def test_what_explains_the_other_ranks_errors_is_named(error, rank, said):
@@ -116,6 +117,15 @@ def test_waits_double_up_to_the_longest():
     waits = [retries.after(of_kind(Kind.PREEMPTION), 0)[0] for _ in range(8)]
     for wait, most in zip(waits, [1, 2, 4, 8, 10, 10, 10, 10]):
         assert most / 2 <= wait <= most
+
+
+def test_machines_are_waited_for_long_and_evenly():
+    """Each time Ray Train has waited a minute itself."""
+    retries = Retries(Budgets(machines=120, backoff_s=1))
+    waits = [retries.after(of_kind(Kind.MACHINES), 0)[0] for _ in range(120)]
+    assert max(waits) <= 1
+    assert retries.after(of_kind(Kind.PREEMPTION), 0) is not None
+    assert retries.after(of_kind(Kind.MACHINES), 0) is None
 
 
 class Board:
