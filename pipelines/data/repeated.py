@@ -104,7 +104,7 @@ def _keys(store: Store, shard: str) -> list[str]:
     data = store.read(shard)
     if data is None:
         raise ValueError(f"shard {store.full(shard)} is not there; run its embed node again")
-    keys: list[str] = pq.read_table(pa.BufferReader(data), columns=["key"])["key"].to_pylist()
+    keys: list[str] = pq.ParquetFile(pa.BufferReader(data)).read(["key"])["key"].to_pylist()
     return keys
 
 

@@ -79,7 +79,8 @@ class Version:
         if data is None:
             raise ValueError(f"there is no {store.full(path)}; run its embed node first")
         try:
-            table = pq.read_table(pa.BufferReader(data)).combine_chunks()
+            # Not `read_table`, whose module takes its time to import.
+            table = pq.ParquetFile(pa.BufferReader(data)).read().combine_chunks()
             header = Header.from_metadata(table.schema.metadata)
         except (ValueError, OSError) as error:
             raise ValueError(f"{store.full(path)} cannot be read: {error}") from error

@@ -22,7 +22,7 @@ from pipelines.training.notice import Preempted
 
 pytestmark = pytest.mark.slow
 
-RETRIES = {"preemptions": 2, "failures": 1, "bugs": 1, "backoff_s": 0.1}
+RETRIES = {"preemptions": 2, "machines": 9, "failures": 1, "bugs": 1, "backoff_s": 0.1}
 WORKERS = {"gpus": 0, "retries": RETRIES}
 
 
@@ -68,15 +68,16 @@ class Node:
         self.ray, self.root = ray, root
         self.board = ray.remote(num_cpus=0)(Board).remote()
 
-    def train(self, *fates, workers=2, timeout_s=60):
+    def train(self, *fates, workers=2, timeout_s=60, labels=None):
         """An attempt for each fate, and one that ends well."""
+        how = {"count": workers, "timeout_s": timeout_s, "labels": labels or {}}
         ctx = Context(
             node="train/base/E0_0",
             fingerprint="f",
             store=Store.at(str(self.root)),
             folder="nodes/train/base/E0_0",
             cpus=2,
-            runtime={"workers": {**WORKERS, "count": workers, "timeout_s": timeout_s}},
+            runtime={"workers": {**WORKERS, **how}},
             manifests={},
             board=self.board,
         )
@@ -126,6 +127,19 @@ def test_a_mistake_of_one_rank_ends_the_node_at_once(node):
     with pytest.raises(ValueError, match=r"^batch 3 is not a multiple of 2; write 4$"):
         node.train("mistake")
     assert node.said() == []
+
+
+def test_workers_start_where_their_labels_say_and_wait_for_such_a_machine(node, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    here = node.ray.get_runtime_context().get_node_id()
+    assert node.train(labels={"ray.io/node-id": here})["attempts"] == 1
+    elsewhere = in_thread(lambda: node.train(labels={"ray.io/node-id": f"!{here}"}))
+    [said, *_] = eventually(node.said)
+    assert said.startswith("the node's control: the cluster has no room for 2 such workers yet")
+    assert " (waits for machines); " in said and said.endswith("attempt 1 of 9")
+    node.ray.get(node.board.stop.remote("the test is over"))
+    with pytest.raises(Preempted, match="the test is over"):
+        elsewhere.result(PATIENCE_S)
 
 
 def test_a_node_that_ray_will_take_away_is_left(ray, tmp_path):

@@ -79,7 +79,7 @@ def is_done(store):
     return lambda: next(store.glob(f"nodes/{NODE}-*/manifest.json"), None)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_kills_with_two_workers(smoke, tmp_path):
     """They end in the bytes of two that nobody killed."""
     own = Own(smoke, tmp_path, images=384)
