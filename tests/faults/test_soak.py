@@ -7,6 +7,7 @@ import re
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from kit import (
     PATIENCE_S,
@@ -109,8 +110,8 @@ APART_S = 120.0  # kills are at most, so that a run gets on between two
 CALM = os.environ.get("EDIFFI_SOAK_CALM")
 """The store of a `make demo` that nobody disturbed; without it the test makes one."""
 
-TIMED = ("history.jsonl", "checkpoint.json", "stats.json")
-"""Files that say when something was done."""
+OWN = ("history.jsonl", "checkpoint.json", "stats.json", "dataset.parquet", "ensemble.json")
+"""Files that say when something was done, or in which store."""
 
 
 @pytest.mark.soak
@@ -152,8 +153,13 @@ def assert_equal(calm, store):
         mine, theirs = (json.loads(f.read_text()) for f in (store / folder / file.name, file))
         assert mine["metrics"] == theirs["metrics"], folder
         for name, entry in theirs["files"].items():
-            if not name.endswith(TIMED) and not name.endswith("ensemble.json"):  # names the store
+            if not name.endswith(OWN):
                 assert mine["files"][name] == entry, (folder, name)
+    for version in versions(calm):
+        tables = [
+            pq.read_table(s / version.relative_to(calm)).drop("source") for s in (calm, store)
+        ]
+        assert tables[0].equals(tables[1]), version
     books = [json.loads((s / "registry/digit-scenes.json").read_text()) for s in (calm, store)]
     assert books[0]["champion"]["fingerprint"] == books[1]["champion"]["fingerprint"]
     assert [len(book["history"]) for book in books] == [2, 2]
