@@ -55,7 +55,8 @@ class Runs:
         if parts.scheme not in ("http", "https"):
             return ""
         place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-        return f"{place}/#/experiments/{self.experiment}/runs/{self.of_node[node]}"
+        run = f"/#/experiments/{self.experiment}/runs/{self.of_node[node]}"
+        return f"{place}{run}?workflowType=machine_learning"  # else shown as a language model's
 
 
 def quiet_mlflow() -> Any:

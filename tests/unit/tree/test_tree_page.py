@@ -169,7 +169,8 @@ def test_links_lead_to_the_runs_and_tell_no_password(tree):
     text = tree_page.html(tree, runs=runs)
     links = {a.text: a.attributes["href"] for a in Page(text).root.all("a")}
     at = "https://mlflow.example/team/#/experiments/7/runs/"
-    assert links == {"a" * 8: at + "a" * 32, "b" * 8: at + "b" * 32}
+    end = "?workflowType=machine_learning"
+    assert links == {"a" * 8: at + "a" * 32 + end, "b" * 8: at + "b" * 32 + end}
     assert "secret" not in text
     aside = Runs(uri="sqlite:////here/mlflow.db", experiment="7", of_node=runs.of_node)
     text = tree_page.html(tree, runs=aside)
