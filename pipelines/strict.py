@@ -11,4 +11,4 @@ class Strict(BaseModel):
 
 Labels = dict[str, str]
 """Which of a cluster's machines are meant: those that have all of these, as Ray selects by labels,
-such as ``{ray.io/node-group: base}`` or ``{ray.io/accelerator-type: "in(A100,H100)"}``."""
+such as ``{ediffi-group: base}`` or ``{ray.io/accelerator-type: "in(A100,H100)"}``."""

@@ -44,6 +44,7 @@ CLUSTER = strict(
             "items": strict(
                 {
                     "groupName": {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$"},
+                    "labels": {"type": "object", "additionalProperties": TEXT},
                     "replicas": NUMBER,
                     "minReplicas": NUMBER,
                     "maxReplicas": NUMBER,

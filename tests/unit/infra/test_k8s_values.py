@@ -268,7 +268,7 @@ def test_a_cluster_fits_the_pipeline(where, cluster):
     assert loaded.storage.startswith("s3://")
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     groups = {
-        g["groupName"]: (
+        g["labels"]["ediffi-group"]: (
             g["maxReplicas"],
             g["template"]["spec"]["containers"][0]["resources"]["limits"],
         )
@@ -279,14 +279,14 @@ def test_a_cluster_fits_the_pipeline(where, cluster):
     assert loaded.cpus <= sum(n * limits["cpu"] for n, limits in groups.values())
     assert loaded.gpus <= sum(n * gpus_of(limits) for n, limits in groups.values())
     for stage in loaded.stages.values():
-        count, limits = groups[stage.workers.labels["ray.io/node-group"]]
+        count, limits = groups[stage.workers.labels["ediffi-group"]]
         cpus = max(e.cpus for e in stage.experts.values())
         seats = min(gpus_of(limits) // stage.workers.gpus, limits["cpu"] // cpus)
         assert stage.workers.count <= count * seats
     actors = [loaded.embedding.t5, loaded.embedding.clip]
-    count, limits = groups[loaded.embedding.labels["ray.io/node-group"]]
+    count, limits = groups[loaded.embedding.labels["ediffi-group"]]
     assert sum(a.actors * a.gpus for a in actors) <= count * gpus_of(limits)
-    count, limits = groups[loaded.evaluate.labels["ray.io/node-group"]]
+    count, limits = groups[loaded.evaluate.labels["ediffi-group"]]
     assert loaded.evaluate.gpus == 1 <= gpus_of(limits)
     assert loaded.evaluate.cpus <= limits["cpu"]
 

@@ -29,11 +29,11 @@ def on_gpus(raw, gpus=2.0):
     raw["gpus"] = gpus
     raw["embedding"] |= {"t5": {"actors": 3, "gpus": 0.5}, "clip": {"gpus": 0.5}}
     raw["stages"]["base"] |= {
-        "workers": {"count": 2, "gpus": 1.0, "labels": {"ray.io/node-group": "base"}},
+        "workers": {"count": 2, "gpus": 1.0, "labels": {"ediffi-group": "base"}},
         "priority": 1,
         "limit_hours": 2.0,
     }
-    raw["evaluate"] |= {"gpus": 0.5, "labels": {"ray.io/node-group": "sr"}}
+    raw["evaluate"] |= {"gpus": 0.5, "labels": {"ediffi-group": "sr"}}
 
 
 def test_a_node_says_what_all_its_processes_need(load):
@@ -45,7 +45,7 @@ def test_a_node_says_what_all_its_processes_need(load):
     assert nodes["embed/train"].need == {"cpus": 2, "gpus": 2}
     assert nodes["train/sr32/E0_0"].need == {"cpus": 1, "gpus": 0}
     assert nodes["evaluate/base/root"].need == {"cpus": 1, "gpus": 0.5}
-    groups = {i: n.labels.get("ray.io/node-group") for i, n in nodes.items()}
+    groups = {i: n.labels.get("ediffi-group") for i, n in nodes.items()}
     assert groups["train/base/E1_1"] == "base" and groups["evaluate/base/root"] == "sr"
     assert groups["train/sr32/E0_0"] is groups["embed/train"] is None
     assert nodes["train/sr32/E0_0"].priority == 0
