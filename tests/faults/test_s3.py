@@ -162,7 +162,7 @@ def test_a_bucket_that_fails_gives_the_bytes_of_a_disk(
         forget_connections()
         assert call(*verb, "--storage", bucket.root) == 0
         texts += capsys.readouterr()
-    assert "\n0 to run, 11 reused" in texts[5], texts[5]
+    assert "\n0 to run, 13 reused" in texts[5], texts[5]
     s3.faults.rate = s3.faults.lag_s = 0.0
     assert call("tree", "--storage", bucket.root) == 0
     texts += capsys.readouterr()
@@ -174,7 +174,8 @@ def test_a_bucket_that_fails_gives_the_bytes_of_a_disk(
         assert_same(node, bucket, disk, node if node.startswith("evaluate") else "")
     assert_same("evaluate/base/ensemble", bucket, disk, "evaluate/base/root")
     drawn = {"evaluate/base/ensemble", "evaluate/base/root", "evaluate/sr32/ensemble"}
-    assert nodes_of(bucket) == made | trained | drawn | {"embed/validation", "promote/smoke"}
+    rest = {"embed/validation", "adopt/base", "adopt/sr32", "promote/smoke"}
+    assert nodes_of(bucket) == made | trained | drawn | rest
     for split, shards in (("train", 4), ("validation", 1)):
         assert len(shards_of(bucket, f"embed/{split}")) == shards
         assert shards_of(bucket, f"embed/{split}") == shards_of(disk, f"embed/{split}")
