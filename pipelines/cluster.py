@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 START_ATTEMPTS = 3  # a busy machine may not start Ray within the 30 s that Ray gives itself
@@ -52,6 +52,27 @@ def start_ray(cpus: int, variables: Mapping[str, str] | None = None) -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     for noisy in ("ray.data", "ray.train"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def lacking(
+    gpus: float, labels: Mapping[str, str], machines: Iterable[Mapping[str, Any]] | None = None
+) -> str:
+    """In words, what none of the cluster's machines has of this now; a task would wait for it.
+
+    Args:
+        machines: as ``ray.nodes()`` tells of them, which is asked by default.
+    """
+    if not gpus and not labels:
+        return ""
+    import ray
+
+    plain = {k: v for k, v in labels.items() if not v.startswith(("!", "in("))}
+    for machine in ray.nodes() if machines is None else machines:
+        has_gpus = machine["Resources"].get("GPU", 0) >= gpus
+        if machine["Alive"] and has_gpus and plain.items() <= machine["Labels"].items():
+            return ""
+    wanted = [f"{gpus:g} GPU"] if gpus else []
+    return " and ".join([*wanted, *(f"the label {k}: {v}" for k, v in plain.items())])
 
 
 @contextlib.contextmanager

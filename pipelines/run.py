@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines import tree_view
 from pipelines.claims import ClaimLost, Claims
-from pipelines.cluster import start_ray
+from pipelines.cluster import lacking, start_ray
 from pipelines.console import Console
 from pipelines.execution import Execution, now
 from pipelines.lease import LeaseLost
@@ -273,6 +273,7 @@ class Runner:
         reads = {**node.inputs, **node.observes}
         inputs = {role: self.plan.verdicts[i].folder for role, i in reads.items()}
         inputs |= {role: given.folder for role, given in node.given.items()}
+        self.check_machines(node, ctx)
         if node.kind in ORCHESTRATING:
             result = perform_step(node.kind, ctx, dict(node.settings), inputs)
         else:
@@ -288,6 +289,14 @@ class Runner:
                 raise error.cause from error
         fence(verdict)
         return commit(self.store, verdict, result, self.manifests, time.monotonic() - start)
+
+    def check_machines(self, node: Node, ctx: Context) -> None:
+        """Says that a task will wait; ValueError if what it would wait for cannot come."""
+        gpus = 0 if node.kind in ORCHESTRATING else node.gpus  # theirs are of many machines
+        if lacks := lacking(gpus, node.labels):
+            if not os.environ.get("RAY_ADDRESS"):
+                raise ValueError(f"needs a machine with {lacks}, and this one has not")
+            ctx.report(message=f"waits for a machine with {lacks}")
 
     def hear(self) -> None:
         """Passes the steps' reports on to the console and the record."""
