@@ -51,11 +51,6 @@ class Cost:
         return 0.0 if self.group == CPU else self.gang * self.seconds / SECONDS_AN_HOUR
 
 
-def in_cpus(node: Node) -> str:
-    """How the time of a node without a GPU is reckoned."""
-    return f"{node.cpus} CPUs × {CPU_FLOPS / 1e9:.0f} GFLOP/s"
-
-
 def stage_of(node: Node) -> str:
     return EMBEDDING if node.kind == "embed" else node.name.partition("/")[0]
 
@@ -74,5 +69,42 @@ def group_of(node: Node, cluster: Cluster) -> tuple[str, Group]:
     return name, cluster.groups[name]
 
 
-def money_for(group: Group, gang: float, seconds: float) -> float:
-    return group.price * gang * seconds / SECONDS_AN_HOUR
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """What a node computes with."""
+
+    group: str
+    gang: float
+    speed: float
+    """FLOP/s of the gang."""
+
+    how: str
+    """What that is made of."""
+
+    price: float = 0.0
+    """Of one of the gang for an hour."""
+
+
+def power_of(node: Node, cluster: Cluster, precision: str) -> Power:
+    """GPUs × peak × utilisation; or what its CPUs do, without a GPU."""
+    if not node.gpus:
+        return Power(
+            group=CPU,
+            gang=node.cpus,
+            speed=node.cpus * CPU_FLOPS,
+            how=f"{node.cpus} CPUs × {CPU_FLOPS / 1e9:.0f} GFLOP/s",
+        )
+    name, group = group_of(node, cluster)
+    peak = group.peak(precision)
+    return Power(
+        group=name,
+        gang=node.gpus,
+        speed=node.gpus * peak * group.utilisation,
+        how=f"{node.gpus:g} {group.gpu} × {peak / 1e12:g} TFLOP/s ({precision}) × "
+        f"{group.utilisation * 100:g} % (assumed)",
+        price=group.price,
+    )
+
+
+def money_for(price: float, gang: float, seconds: float) -> float:
+    return price * gang * seconds / SECONDS_AN_HOUR

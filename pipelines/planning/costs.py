@@ -19,13 +19,12 @@ from typing import Any
 from pipelines.plan import Node, Plan, images_to_train
 from pipelines.planning.cluster import Cluster
 from pipelines.planning.cost import (
-    CPU,
     CPU_FLOPS,
     Cost,
     gpus_of,
     group_of,
-    in_cpus,
     money_for,
+    power_of,
 )
 from pipelines.planning.network import size_of
 from pipelines.planning.networks import config_of
@@ -64,14 +63,15 @@ def _embed(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]) ->
     stored = work.get("bytes") or 0
     gang, pools = node.gpus, node.runtime["embedding"]
     if not gang:
+        power = power_of(node, cluster, "float32")
         return Cost(
             flops=sum(flops.values()),
-            seconds=sum(flops.values()) / (node.cpus * CPU_FLOPS),
-            group=CPU,
-            gang=node.cpus,
+            seconds=sum(flops.values()) / power.speed,
+            group=power.group,
+            gang=power.gang,
             kept_bytes=stored,
             written_bytes=stored,
-            how=in_cpus(node) if flops else "",
+            how=power.how if flops else "",
         )
     name, group = group_of(node, cluster)
     precisions = {"t5": work.get("t5_dtype") or "float32", "clip": "float32"}
@@ -91,7 +91,7 @@ def _embed(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]) ->
         seconds=seconds,
         group=name,
         gang=gang,
-        money=money_for(group, gang, seconds),
+        money=money_for(group.price, gang, seconds),
         kept_bytes=stored,
         written_bytes=stored,
         how=f"{', '.join(told)} × {share}" if told else "",
@@ -99,31 +99,6 @@ def _embed(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]) ->
 
 
 def evaluation(spec: Spec, node: Node, cluster: Cluster) -> Cost:
-    """Its FLOPs ÷ (GPUs × peak × utilisation), or what its CPUs do."""
-    flops = evaluation_flops(spec, node)
-    if not node.gpus:
-        return Cost(
-            flops=flops,
-            seconds=flops / (node.cpus * CPU_FLOPS),
-            group=CPU,
-            gang=node.cpus,
-            how=in_cpus(node),
-        )
-    name, group = group_of(node, cluster)
-    peak = group.peak("float32")
-    seconds = flops / (node.gpus * peak * group.utilisation)
-    return Cost(
-        flops=flops,
-        seconds=seconds,
-        group=name,
-        gang=node.gpus,
-        money=money_for(group, node.gpus, seconds),
-        how=f"{node.gpus:g} {group.gpu} × {peak / 1e12:g} TFLOP/s (float32) × "
-        f"{group.utilisation * 100:g} % (assumed)",
-    )
-
-
-def evaluation_flops(spec: Spec, node: Node) -> float:
     """Pictures × each stage's evaluations × a forward pass at the whole side, twice with guidance;
     and the validation loss at the trained side."""
     from pipelines.steps.evaluate import LOSS_DRAWS, UNTRAINED_CAPTIONS
@@ -138,4 +113,13 @@ def evaluation_flops(spec: Spec, node: Node) -> float:
         calls = 2 * sampling["steps"] - 1 if sampling["solver"] == "heun" else sampling["steps"]
         one = size_of(config_of(spec, stage["name"]), stage["resolution"]).flops
         flops += pictures * calls * one * (2 if sampling["guidance"] else 1)
-    return flops
+    power = power_of(node, cluster, "float32")
+    seconds = flops / power.speed
+    return Cost(
+        flops=flops,
+        seconds=seconds,
+        group=power.group,
+        gang=power.gang,
+        money=money_for(power.price, power.gang, seconds),
+        how=power.how,
+    )

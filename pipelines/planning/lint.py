@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from pipelines.plan import Plan, Verdict
-from pipelines.planning.cluster import EMBEDDING
-from pipelines.planning.cost import CPU_FLOPS, stage_of
-from pipelines.planning.costs import evaluation_flops
+from pipelines.planning.cluster import EMBEDDING, Cluster
+from pipelines.planning.cost import stage_of
+from pipelines.planning.costs import evaluation
 from pipelines.planning.findings import Finding, Found, error, warning
 from pipelines.planning.lint_stage import OF_STAGE
 from pipelines.planning.words import duration
@@ -110,12 +110,12 @@ def long_evaluation(spec: Spec, todo: list[Verdict]) -> Found:
             continue
         if v.node.gpus:
             continue
-        seconds = evaluation_flops(spec, v.node) / (v.node.cpus * CPU_FLOPS)
-        if seconds > EVALUATION_S:
+        cost = evaluation(spec, v.node, spec.cluster or Cluster())
+        if cost.seconds > EVALUATION_S:
             yield warning(
                 v.node.id,
                 "evaluate.captions",
-                f"draws {spec.evaluate.captions:,} pictures in about {duration(seconds)} on "
+                f"draws {spec.evaluate.captions:,} pictures in about {duration(cost.seconds)} on "
                 f"{v.node.cpus} CPUs; write `evaluate.gpus: 1`, or lower `evaluate.captions`",
             )
 

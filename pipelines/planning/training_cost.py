@@ -8,15 +8,7 @@ from dataclasses import dataclass
 from ediffi_core.tree import ROOT
 from pipelines.plan import Node, Plan, may_grow
 from pipelines.planning.cluster import Cluster
-from pipelines.planning.cost import (
-    CPU,
-    CPU_FLOPS,
-    Cost,
-    group_of,
-    in_cpus,
-    money_for,
-    stage_of,
-)
+from pipelines.planning.cost import Cost, money_for, power_of, stage_of
 from pipelines.planning.network import Size, size_of
 from pipelines.planning.networks import config_of
 from pipelines.planning.words import number
@@ -54,29 +46,18 @@ def training(
     """Time = start-up + images ÷ images/s; images/s as measured, or
     GPUs × peak × utilisation ÷ FLOPs an image."""
     flops = images * flops_an_image(spec, node)
-    gang, precision = node.gpus, node.settings["training"]["precision"]
+    power = power_of(node, cluster, node.settings["training"]["precision"])
     stored = stored_by_training(node, size_of(config_of(spec, stage_of(node))), images)
-    if not gang:
-        speed, how = node.cpus * CPU_FLOPS, in_cpus(node)
-        group = None
-        where = CPU
-    else:
-        where, group = group_of(node, cluster)
-        speed = gang * group.peak(precision) * group.utilisation
-        how = (
-            f"{gang:g} {group.gpu} × {group.peak(precision) / 1e12:g} TFLOP/s ({precision}) × "
-            f"{group.utilisation * 100:g} % (assumed)"
-        )
-    a_second = speed / flops_an_image(spec, node)
+    a_second, how = power.speed / flops_an_image(spec, node), power.how
     if known := speeds.get(speed_key(node)):
         a_second, how = known.images_per_s, f"measured on {known.node}"
     seconds = START_S + images / a_second
     return Cost(
         flops=flops,
         seconds=seconds,
-        group=where,
-        gang=gang or node.cpus,
-        money=money_for(group, gang, seconds) if group else 0.0,
+        group=power.group,
+        gang=power.gang,
+        money=money_for(power.price, power.gang, seconds),
         how=f"{how}: {number(a_second)} images/s",
         **stored,
     )
