@@ -24,6 +24,7 @@ from pipelines.data.cost import ASSUMED, known_gpu
 from pipelines.data.settings import Source
 from pipelines.growth import Adaptive
 from pipelines.judging import Promotion, Retraining
+from pipelines.network_settings import Network
 from pipelines.notify import Notify
 from pipelines.planning.cluster import EMBEDDING, Cluster
 from pipelines.s3_settings import S3
@@ -145,17 +146,6 @@ class Embedding(Strict):
         return self.model_dump(
             include={"decode", "t5", "clip", "write", "batch_tokens", "clip_batch", "labels"}
         )
-
-
-class Network(Strict):
-    preset: str = "demo"
-    channels: int | None = Field(None, ge=8)
-
-    @model_validator(mode="after")
-    def known(self) -> Self:
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset {self.preset!r} is unknown; there are {', '.join(PRESETS)}")
-        return self
 
 
 class Expert(Strict):
@@ -332,6 +322,14 @@ class Spec(Strict):
     cluster: Cluster | None = None
     """What the plan reckons time and money with; see :mod:`pipelines.planning.cluster`."""
 
+    def network_of(self, stage: str) -> dict[str, Any]:
+        """A stage's network as :meth:`UNetConfig.from_dict` reads it, but for its embeddings, which
+        are those of the shards that are read."""
+        of = self.stages[stage]
+        return of.network.described(
+            resolution=of.crop or of.resolution, low_res=stage != next(iter(self.stages))
+        )
+
     @model_validator(mode="after")
     def fits(self) -> Self:
         for name, stage in self.stages.items():
@@ -379,12 +377,12 @@ class Spec(Strict):
     def sound_cascade(self) -> Self:
         below: Stage | None = None
         for name, stage in self.stages.items():
-            enlarges = PRESETS[stage.network.preset].low_res
-            if enlarges != (below is not None):
+            preset = stage.network.preset
+            if preset and PRESETS[preset].low_res != (below is not None):
                 kind = "super-resolution" if below else "base"
                 fit = [p for p, config in PRESETS.items() if config.low_res == (below is not None)]
                 raise ValueError(
-                    f"stage {name} is a {kind} stage, preset {stage.network.preset!r} is not; "
+                    f"stage {name} is a {kind} stage, preset {preset!r} is not; "
                     f"those that are: {', '.join(fit)}"
                 )
             if below is None and stage.crop:
@@ -438,7 +436,8 @@ def near(word: str, known: Any) -> str:
 def explain(error: ValidationError) -> str:
     """The first of pydantic's complaints, in words."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    field = getattr(first.get("ctx", {}).get("error"), "field", "")
+    key = ".".join(str(part) for part in (*first["loc"], field) if part != "")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _fields_at(first["loc"][:-1])

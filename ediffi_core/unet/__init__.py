@@ -1,6 +1,13 @@
 """U-Nets for denoising: one vocabulary of blocks, and the networks built from it."""
 
-from ediffi_core.unet.config import PAPER_EMBEDDINGS, PRESETS, SIZES, Size, UNetConfig
+from ediffi_core.unet.config import (
+    PAPER_EMBEDDINGS,
+    PRESETS,
+    SIZES,
+    FieldError,
+    Size,
+    UNetConfig,
+)
 from ediffi_core.unet.net import UNet
 
-__all__ = ["PAPER_EMBEDDINGS", "PRESETS", "SIZES", "Size", "UNet", "UNetConfig"]
+__all__ = ["PAPER_EMBEDDINGS", "PRESETS", "SIZES", "FieldError", "Size", "UNet", "UNetConfig"]

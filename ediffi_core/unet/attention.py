@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ediffi_core.conditioning import Tokens
-from ediffi_core.unet.blocks import Norm, norm_of, zeroed
+from ediffi_core.unet.blocks import Norm, heads_of, norm_of, zeroed
 
 
 def split(x: Tensor, heads: int) -> Tensor:
@@ -30,7 +30,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, head_channels: int, norm: Norm = "group") -> None:
         super().__init__()
-        self.heads = max(1, channels // head_channels)
+        self.heads = heads_of(channels, head_channels)
         self.norm = norm_of(norm, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zeroed(nn.Linear(channels, channels))
@@ -48,7 +48,7 @@ class CrossAttention(nn.Module):
         self, channels: int, token_dim: int, head_channels: int, norm: Norm = "group"
     ) -> None:
         super().__init__()
-        self.heads = max(1, channels // head_channels)
+        self.heads = heads_of(channels, head_channels)
         self.norm = norm_of(norm, channels)
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(token_dim, 2 * channels)

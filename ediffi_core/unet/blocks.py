@@ -36,10 +36,20 @@ class PixelNorm(nn.Module):
         return x * scale.to(x.dtype) * self.weight.to(x.dtype)[:, None, None]
 
 
+def groups_of(channels: int) -> int:
+    """Groups of a group norm; for a multiple of 4 they have at least 4 channels each."""
+    return math.gcd(32, channels // 4)
+
+
+def heads_of(channels: int, head_channels: int) -> int:
+    """Heads of an attention; one, where a head is wider than the level."""
+    return max(1, channels // head_channels)
+
+
 def norm_of(kind: Norm, channels: int) -> nn.Module:
     if kind == "pixel":
         return PixelNorm(channels)
-    return nn.GroupNorm(math.gcd(32, channels // 4), channels)
+    return nn.GroupNorm(groups_of(channels), channels)
 
 
 class NoiseEmbedding(nn.Module):

@@ -5,10 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, get_args
 
 from ediffi_core.conditioning import EmbeddingSpec
-from ediffi_core.unet.blocks import Norm
+from ediffi_core.unet.blocks import Norm, groups_of, heads_of
+
+Layout = Literal["adm", "efficient"]
+
+
+class FieldError(ValueError):
+    """What is wrong with a field of a configuration, and which field it is."""
+
+    def __init__(self, text: str, field: str = "") -> None:
+        super().__init__(text)
+        self.field = field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +38,7 @@ class UNetConfig:
     blocks: int | tuple[int, ...]
     """Residual blocks a level on the way down, one number for all or one each."""
 
-    layout: Literal["adm", "efficient"] = "adm"
+    layout: Layout = "adm"
     """``adm``: resampling inside residual blocks, the first level at full resolution, one block
     more on the way up. ``efficient``: every level halves the side before its blocks and doubles
     it behind them, so that no block works at full resolution (Imagen's, shifted in depth)."""
@@ -51,24 +62,89 @@ class UNetConfig:
     """Super-resolution: reads a small picture beside the noisy one."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.blocks, tuple) and len(self.blocks) != self.levels:
-            raise ValueError(
-                f"blocks {self.blocks} must be one number, or one for each of {self.levels} levels"
+        """FieldError for a network that could not be built, or that would fail when it is run."""
+        self._check_numbers()
+        self._check_sides()
+        self._check_widths()
+
+    def _check_numbers(self) -> None:
+        for field in ("resolution", "channels", "head_channels", "token_dim", "image_channels"):
+            if (given := getattr(self, field)) < 1:
+                raise FieldError(f"{field} must be at least 1, got {given}", field)
+        if not self.channel_mult or min(self.channel_mult) < 1:
+            raise FieldError(
+                "channel_mult must have a number from 1 for each level, such as (1, 2, 4), got "
+                f"{self.channel_mult}",
+                "channel_mult",
             )
+        if isinstance(self.blocks, tuple) and len(self.blocks) != self.levels:
+            raise FieldError(
+                f"blocks {self.blocks} must be one number, or one for each of {self.levels} "
+                f"levels, as channel_mult is {self.channel_mult}",
+                "blocks",
+            )
+        if min(self.blocks_by_level) < 1:
+            raise FieldError(
+                f"blocks must be at least 1 on every level, got {self.blocks}", "blocks"
+            )
+        for field, known in (("layout", get_args(Layout)), ("norm", get_args(Norm))):
+            if (named := getattr(self, field)) not in known:
+                raise FieldError(f"{field} is one of {', '.join(known)}, got {named!r}", field)
+
+    def _check_sides(self) -> None:
         if self.resolution % self.factor:
-            raise ValueError(
+            raise FieldError(
                 f"a network of {self.levels} levels needs a resolution that "
-                f"{self.factor} divides, got {self.resolution}"
+                f"{self.factor} divides, got {self.resolution}",
+                "resolution",
+            )
+        for field in ("self_attention", "cross_attention"):
+            if extra := sorted({*getattr(self, field)} - {*self.sides}):
+                raise FieldError(
+                    f"attention at {extra} has no effect: the levels' sides are {self.sides}; "
+                    f"write {field} with none but these",
+                    field,
+                )
+
+    def _check_widths(self) -> None:
+        """That heads and groups divide the channels of every layer that has them."""
+        if self.channels % 2:
+            raise FieldError(
+                f"channels must be even, for the sines and cosines of the noise level, got "
+                f"{self.channels}; write {self.channels + 1}",
+                "channels",
+            )
+        joined = [a + b for a, b in pairwise((self.channels, *self.widths))]
+        normed = [self.channels, *self.widths, *(joined if self.layout == "adm" else ())]
+        if self.norm == "group" and (bad := [w for w in normed if w % groups_of(w)]):
+            raise FieldError(
+                f"channels {self.channels} give a layer of {bad[0]}, which group norm cannot "
+                f"split evenly; write {-(-self.channels // 4) * 4}, or norm: pixel",
+                "channels",
             )
         attention = {*self.self_attention, *self.cross_attention}
-        if extra := sorted(attention - set(self.sides)):
-            raise ValueError(
-                f"attention at {extra} has no effect: the levels' sides are {self.sides}"
-            )
+        for side, width in zip(self.sides, self.widths):
+            if side in attention and width % (heads := heads_of(width, self.head_channels)):
+                fit = max(d for d in range(1, self.head_channels + 1) if self.channels % d == 0)
+                raise FieldError(
+                    f"head_channels {self.head_channels} give {heads} heads at side {side}, which "
+                    f"do not divide its {width} channels; write {fit}",
+                    "head_channels",
+                )
 
     @property
     def levels(self) -> int:
         return len(self.channel_mult)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of every level's blocks."""
+        return tuple(self.channels * m for m in self.channel_mult)
+
+    @property
+    def out_width(self) -> int:
+        """Channels that the last layer reads."""
+        return self.widths[0] if self.layout == "adm" else self.channels
 
     @property
     def factor(self) -> int:

@@ -63,8 +63,8 @@ class UNet(nn.Module):
         self.stages = nn.ModuleList(
             _adm(config, emb) if config.layout == "adm" else _efficient(config, emb)
         )
-        self.norm_out = norm_of(config.norm, config.channels)
-        self.out = zeroed(nn.Conv2d(config.channels, config.image_channels, 3, padding=1))
+        self.norm_out = norm_of(config.norm, config.out_width)
+        self.out = zeroed(nn.Conv2d(config.out_width, config.image_channels, 3, padding=1))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Conditioning) -> Tensor:
         """x [N, C, H, W] scaled by c_in; c_noise [N]; → [N, C, H, W]"""
@@ -121,8 +121,7 @@ def _adm(config: UNetConfig, emb: int) -> list[Stage]:
         return ResBlock(c_in, c_out, emb, resample, config.norm)
 
     stages: list[Stage] = []
-    width = config.channels
-    widths = [width * m for m in config.channel_mult]
+    width, widths = config.channels, config.widths
     kept = [width]
     last = config.levels - 1
     for level, (w, count, side) in enumerate(
@@ -155,8 +154,7 @@ def _efficient(config: UNetConfig, emb: int) -> list[Stage]:
         return ResBlock(c_in, c_out, emb, norm=config.norm)
 
     stages: list[Stage] = []
-    widths = [config.channels * m for m in config.channel_mult]
-    width = config.channels
+    width, widths = config.channels, config.widths
     for level, w in enumerate(widths):
         stages.append(Stage(nn.Conv2d(width, w, 3, stride=2, padding=1), level=level))
         for _ in range(config.blocks_by_level[level]):

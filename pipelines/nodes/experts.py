@@ -7,7 +7,6 @@ from typing import Any
 
 from ediffi_core import tree
 from ediffi_core.noise import EVERYTHING, Interval
-from ediffi_core.unet import PRESETS
 from pipelines.nodes.inputs import Encoders
 from pipelines.nodes.node import Node
 from pipelines.spec import Expert, Spec, Stage
@@ -60,18 +59,13 @@ def train_node(
     stage = spec.stages[stage_name]
     single = name == SINGLE
     above = tree.ROOT if single else tree.parent(name)
-    network = PRESETS[stage.network.preset].to_dict()
-    network["resolution"] = stage.crop or stage.resolution
-    network.pop("embeddings")  # those of the shards it reads
-    if stage.network.channels:
-        network["channels"] = stage.network.channels
     stream = tree.ROOT if single else name
     settings: dict[str, Any] = {
         "expert": name,
         "interval": interval or bounds(interval_of(stage, name)),
         "images": expert.images,
         "resolution": stage.resolution,
-        "network": network,
+        "network": spec.network_of(stage_name),
         "training": stage.training.model_dump(),
         "noise": {"P_mean": stage.P_mean, "P_std": stage.P_std},
         "sigma_data": stage.sigma_data,

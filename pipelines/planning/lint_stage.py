@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ediffi_core import tree
+from ediffi_core.unet import PRESETS, FieldError
 from pipelines.plan import SINGLE
 from pipelines.planning.findings import Found, error, warning
 from pipelines.planning.networks import config_of
@@ -20,6 +21,12 @@ EPOCHS = 100
 MANY_STEPS = 250
 
 GROWN = "what grows"
+
+ATTENTION_KEYS = {
+    "token_dim": ["cross_attention"],
+    "head_channels": ["self_attention", "cross_attention"],
+}
+"""Of a network, and the attention that they are of."""
 
 
 def _key(stage: str, *below: str) -> str:
@@ -152,16 +159,43 @@ def few_draws(_: Spec, name: str, stage: Stage) -> Found:
 
 
 def network_fits(spec: Spec, name: str, stage: Stage) -> Found:
-    """Attention and levels at the side that is trained on, as the worker will check them."""
+    """That the network can be built for the side that is trained on, as the worker will check."""
     try:
         config = config_of(spec, name)
-    except ValueError as wrong_side:
-        yield error(name, _key(name, "resolution"), f"`{_key(name, 'resolution')}`: {wrong_side}")
+    except FieldError as refused:
+        yield error(name, *_network_error(name, stage, refused))
         return
     key = _key(name, "workers", "recompute")
     if wrong := [n for n in stage.workers.recompute if n >= config.levels]:
         levels = ", ".join(map(str, range(config.levels)))
         yield error(name, key, f"`{key}` names level {wrong[0]}; there are {levels}")
+
+
+def _network_error(name: str, stage: Stage, wrong: FieldError) -> tuple[str, str]:
+    """The key to change, and what is told of it: that of the side, where it does not suit a preset
+    whose levels and attention are its own."""
+    preset, own = stage.network.preset, stage.network.chosen().keys()
+    is_shaped = own & {"layout", "channel_mult", "self_attention", "cross_attention"}
+    if wrong.field != "resolution" and (is_shaped or not wrong.field.endswith("attention")):
+        key = _key(name, "network", wrong.field)
+        return key, f"`{key}`: {wrong}"
+    key = _key(name, "crop" if stage.crop else "resolution")
+    hint = f"; preset {preset} is made for {PRESETS[preset].resolution}" if preset else ""
+    return key, f"`{key}`: {wrong}{hint}"
+
+
+def unused_network_keys(spec: Spec, name: str, stage: Stage) -> Found:
+    """Keys that say how attention is done, of a network that has none."""
+    network, own = spec.network_of(name), stage.network.chosen()
+    for field, kinds in ATTENTION_KEYS.items():
+        if field in own and not any(network[kind] for kind in kinds):
+            key = _key(name, "network", field)
+            yield warning(
+                name,
+                key,
+                f"`{key}` has no effect without {' or '.join(kinds)}; remove it, or write "
+                f"`{_key(name, 'network', kinds[-1])}`",
+            )
 
 
 def many_epochs(spec: Spec, name: str, stage: Stage) -> Found:
@@ -189,5 +223,6 @@ OF_STAGE: list[Callable[[Spec, str, Stage], Found]] = [
     odd_steps,
     few_draws,
     network_fits,
+    unused_network_keys,
     many_epochs,
 ]

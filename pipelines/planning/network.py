@@ -94,8 +94,7 @@ class Count:
                 self.linear(spec.dim, c.token_dim, bias=False)
 
     def adm(self, sides: list[int]) -> None:
-        widths = [self.config.channels * m for m in self.config.channel_mult]
-        levels = list(zip(widths, self.config.blocks_by_level, sides))
+        levels = list(zip(self.config.widths, self.config.blocks_by_level, sides))
         width, kept, last = self.config.channels, [self.config.channels], len(levels) - 1
         for level, (w, count, side) in enumerate(levels):
             for _ in range(count):
@@ -117,7 +116,7 @@ class Count:
                 self.block(w, w, side * 2, up=True)
 
     def efficient(self, sides: list[int]) -> None:
-        widths = [self.config.channels * m for m in self.config.channel_mult]
+        widths = self.config.widths
         levels = list(zip(widths, self.config.blocks_by_level, sides))
         width = self.config.channels
         for level, (w, count, side) in enumerate(levels):
@@ -143,8 +142,8 @@ def size_of(config: UNetConfig, side: int | None = None) -> Size:
     count.conv(pictures * (2 if config.low_res else 1), config.channels, side)
     sides = [s * side // config.resolution for s in config.sides]
     (count.adm if config.layout == "adm" else count.efficient)(sides)
-    count.norm(config.channels)
-    count.conv(config.channels, pictures, side)
+    count.norm(config.out_width)
+    count.conv(config.out_width, pictures, side)
     return Size(count.parameters, count.flops)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict
 
 from ediffi_core.conditioning import EmbeddingSpec
-from ediffi_core.unet import PRESETS, UNetConfig
+from ediffi_core.unet import UNetConfig
 from ediffi_core.unet.config import PAPER_EMBEDDINGS
 from pipelines.data.cost import clip_size, t5_size
 from pipelines.planning.network import embeddings
@@ -13,15 +13,13 @@ from pipelines.spec import Encoders, Spec
 
 
 def config_of(spec: Spec, stage_name: str) -> UNetConfig:
-    """As a training node of the stage builds it."""
-    stage = spec.stages[stage_name]
-    preset = PRESETS[stage.network.preset]
-    return replace(
-        preset,
-        resolution=stage.crop or stage.resolution,
-        channels=stage.network.channels or preset.channels,
-        embeddings=embeddings_of(spec.encoders),
-    )
+    """As a training node of the stage builds it.
+
+    Raises:
+        FieldError: No such network can be built, or could be run.
+    """
+    told = [asdict(e) for e in embeddings_of(spec.encoders)]
+    return UNetConfig.from_dict({**spec.network_of(stage_name), "embeddings": told})
 
 
 def embeddings_of(encoders: Encoders) -> tuple[EmbeddingSpec, ...]:

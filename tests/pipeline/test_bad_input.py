@@ -39,6 +39,7 @@ BAD_SPECS = {
     "no multiple of the batch": ((*BASE, "experts", "E1_1"), {"images": 100}, "write 96"),
     "unknown solver": ((*BASE, "sampling", "solver"), "deis", "deis3"),
     "unknown preset": ((*BASE, "network", "preset"), "huge", "smoke"),
+    "half a network": ((*BASE, "network"), {"blocks": 1}, "`stages.base.network.channels`: is"),
     "path and make": (("data", "train", "path"), "mine", "either `path:`"),
 }
 
@@ -55,6 +56,18 @@ def test_a_bad_spec(mistake, tmp_path, at, value, word):
     for verb in ("plan", "run"):
         assert word in mistake(verb, spec, "--storage", tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+def test_a_network_that_could_not_run(mistake, tmp_path):
+    """Which of its keys to change is known before anything is embedded or trained."""
+
+    def widen(raw):
+        raw["stages"]["base"]["network"] |= {"channels": 18}
+
+    spec = spec_with(tmp_path / "bad.yaml", widen)
+    for verb in ("plan", "run"):
+        line = mistake(verb, spec, "--storage", tmp_path / "store")
+        assert "`stages.base.network.channels`: channels 18 give" in line and "write 20" in line
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "name: [", "name: smoke\n"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
+from itertools import product
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.precond import Denoiser, coefficients, denoising_loss
-from ediffi_core.unet import PRESETS, UNet, UNetConfig
+from ediffi_core.unet import PRESETS, FieldError, UNet, UNetConfig
 
 
 @pytest.fixture
@@ -217,8 +218,49 @@ def test_channels_last_gives_the_same(either, make_net, batch):
             r"attention at \[3\] has no effect: the levels' sides are \[8, 4\]",
         ),
         ({"cross_attention": (16,)}, "has no effect"),
+        ({"channel_mult": ()}, r"a number from 1 for each level, such as \(1, 2, 4\), got \(\)"),
+        ({"channel_mult": (1, 0)}, r"a number from 1 for each level"),
+        ({"blocks": 0}, "blocks must be at least 1 on every level, got 0"),
+        ({"blocks": (2, 0)}, "blocks must be at least 1 on every level"),
+        ({"token_dim": 0}, "token_dim must be at least 1, got 0"),
+        ({"channels": 9}, "channels must be even.* got 9; write 10"),
+        ({"channels": 18}, "a layer of 18, which group norm cannot split evenly; write 20, or"),
+        ({"channels": 20, "head_channels": 6}, "6 heads at side 4.* its 40 channels; write 5"),
+        ({"layout": "vit"}, "layout is one of adm, efficient, got 'vit'"),
+        ({"norm": "layer"}, "norm is one of group, pixel, got 'layer'"),
     ],
 )
 def test_impossible_networks_are_refused(change, text, config):
-    with pytest.raises(ValueError, match=text):
+    """In words, and with the field to change."""
+    with pytest.raises(FieldError, match=text) as found:
         dataclasses.replace(config, **change)
+    assert found.value.field in ("resolution", *change)
+
+
+@pytest.mark.parametrize("layout", ["adm", "efficient"])
+@pytest.mark.parametrize("norm", ["group", "pixel"])
+def test_a_network_is_refused_if_it_would_fail_and_only_then(layout, norm, monkeypatch):
+    """Over widths and heads of all kinds: what is accepted runs, what is not does not."""
+
+    def runs(config):
+        cond = Conditioning(low_res=torch.zeros(2, 3, 4, 4, device="meta"))
+        with torch.device("meta"):
+            try:
+                out = UNet(config)(torch.zeros(2, 3, 8, 8), torch.zeros(2), cond)
+            except (RuntimeError, ValueError):
+                return False
+        return out.shape == (2, 3, 8, 8)
+
+    outcomes = set()
+    for channels, mult, heads in product(range(1, 36), [(1, 1), (1, 3), (3, 2)], [1, 6, 64]):
+        how = {"channels": channels, "channel_mult": mult, "head_channels": heads}
+        how |= {"layout": layout, "norm": norm, "blocks": 1, "self_attention": (4,)}
+        try:
+            config, accepted = UNetConfig(resolution=8, low_res=True, **how), True
+        except FieldError:
+            with monkeypatch.context() as unchecked:
+                unchecked.setattr(UNetConfig, "__post_init__", lambda self: None)
+                config, accepted = UNetConfig(resolution=8, low_res=True, **how), False
+        assert runs(config) == accepted, how
+        outcomes.add(accepted)
+    assert outcomes == {True, False}

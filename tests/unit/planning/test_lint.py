@@ -40,6 +40,12 @@ MISTAKES = {
     "many steps": ({f"{BASE}sampling__steps": 300}, "base", "sampling.steps", "steps: 50"),
     "few draws": ({f"{BASE}cadence__validate_draws": 16}, "base", "validate_draws", "256"),
     "many epochs": ({f"{BASE}single__images": 6416}, "base", "experts", "100 times"),
+    "unused token_dim": (
+        {f"{BASE}network": {"preset": "smoke", "cross_attention": [], "token_dim": 8}},
+        "base",
+        "network.token_dim",
+        "network.cross_attention",
+    ),
     "long evaluation": (
         {"cluster": {}, "evaluate__captions": 10**8},
         "evaluate/base/root",
@@ -94,7 +100,23 @@ ERRORS = {
         "group a has 8",
     ),
     "many draws": ({f"{BASE}cadence__validate_draws": 513}, "base", "validate_draws", 512),
-    "attention": ({f"{SR}crop": 8}, "sr32", "resolution", "attention"),
+    "attention": ({f"{SR}crop": 8}, "sr32", "sr32.crop", "smoke-sr is made for 16"),
+    "attention of one's own": (
+        {f"{BASE}network__cross_attention": [4]},
+        "base",
+        "stages.base.network.cross_attention",
+        "[16, 8]",
+    ),
+    "attention of levels of one's own": (
+        {f"{BASE}network__channel_mult": [1]},
+        "base",
+        "stages.base.network.self_attention",
+        "[16]",
+    ),
+    "levels": ({f"{BASE}network__channel_mult": [1] * 6}, "base", "base.resolution", "32 divides"),
+    "blocks": ({f"{BASE}network__blocks": [1, 2, 3]}, "base", "network.blocks", "each of 2"),
+    "group norm": ({f"{BASE}network__channels": 18}, "base", "network.channels", "write 20"),
+    "heads": ({f"{BASE}network__head_channels": 3}, "base", "network.head_channels", "write 2"),
     "recompute": ({f"{BASE}workers__recompute": [2]}, "base", "workers.recompute", "0, 1"),
 }
 
