@@ -12,7 +12,12 @@ def difference(old: Any, new: Any, at: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         out: list[str] = []
         for key in sorted({*old, *new}):
-            out += difference(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
+            name = f"{at}.{key}" if at else str(key)
+            if key in old and key in new:
+                out += difference(old[key], new[key], name)
+            elif old.get(key) != new.get(key):
+                was, now = (short(of[key]) if key in of else "unset" for of in (old, new))
+                out.append(f"{name}: {was} → {now}")
         return out
     return [] if old == new else [f"{at}: {short(old)} → {short(new)}"]
 

@@ -14,14 +14,14 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from ediffi_core import tree
-from pipelines.strict import Strict
+from pipelines.training.settings import Overrides
 
 Side = Literal["high", "low"]
 SIDES: tuple[Side, Side] = ("high", "low")
 
 
-class Adaptive(Strict):
-    """A budget instead of a list of experts."""
+class Adaptive(Overrides):
+    """A budget instead of a list of experts, who are all trained alike."""
 
     budget: int = Field(ge=1)
     """Images for all experts below the root, the complement among them."""

@@ -20,7 +20,7 @@ from pipelines.nodes import SINGLE, Given, Node, dag_of, interval_of, nodes_of
 from pipelines.nodes.again import again_nodes
 from pipelines.nodes.champion import Champion
 from pipelines.nodes.judges import comparison
-from pipelines.spec import Expert, Spec
+from pipelines.spec import Spec
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import FILE, Version
 
@@ -186,7 +186,7 @@ def make(
 
 def _identity(spec: Spec, verdicts: Mapping[str, Verdict]) -> str:
     fingerprints = {i: v.fingerprint for i, v in verdicts.items()}
-    grows = {n: s.adaptive.model_dump() for n, s in spec.stages.items() if s.adaptive}
+    grows = {n: s.adaptive.settings() for n, s in spec.stages.items() if s.adaptive}
     return digest([fingerprints, grows] if grows else fingerprints)
 
 
@@ -195,9 +195,7 @@ def as_grown(spec: Spec, trees: Mapping[str, Tree]) -> Spec:
     stages = dict(spec.stages)
     for name, tree in trees.items():
         stage = stages[name]
-        assert stage.adaptive is not None
-        child = Expert(images=stage.adaptive.images, cpus=stage.adaptive.cpus)
-        experts = {**stage.experts, **dict.fromkeys(tree.experts, child)}
+        experts = {**stage.experts, **dict.fromkeys(tree.experts, stage.grown)}
         stages[name] = stage.model_copy(
             update={"experts": experts, "ensemble": list(tree.ensemble)}
         )

@@ -78,6 +78,7 @@ def data(
             "parent": parent_of(plan, v.node),
             "cpus": v.node.cpus,
             "images": images_to_train(plan, v.node),
+            "schedule": schedule_of(v.node),
             "sigma": sigma_range(v.node),
             "folder": v.folder,
             **({"work": ahead[v.node.id]} if ahead and v.node.id in ahead else {}),
@@ -116,9 +117,23 @@ def text(plan: Plan, ahead: Mapping[str, Any] | None = None, outlook: Outlook | 
     return "\n".join([*lines, *(summary(plan, outlook) if outlook and todo else ())])
 
 
+def schedule_of(node: Node) -> str | None:
+    """What becomes of the learning rate."""
+    if node.kind != "train":
+        return None
+    return str(node.settings["training"].get("schedule", "constant"))
+
+
 def _of_expert(plan: Plan, node: Node) -> list[str]:
     sigma, images = sigma_range(node), images_to_train(plan, node)
-    return [interval_text(sigma), f"{images:,} images"] if sigma else ["", ""]
+    if sigma is None:
+        return ["", "", ""]
+    schedule = schedule_of(node) or ""
+    return [
+        interval_text(sigma),
+        f"{images:,} images",
+        schedule if schedule != "constant" else "",
+    ]
 
 
 def _figures(outlook: Outlook, node: str) -> list[str]:

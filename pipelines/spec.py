@@ -19,7 +19,7 @@ from pydantic import (
 from ediffi_core import tree
 from ediffi_core.noise import NoiseDistribution
 from ediffi_core.sampling import SOLVERS
-from ediffi_core.unet import PRESETS
+from ediffi_core.unet import PRESETS, FieldError
 from pipelines.data.cost import ASSUMED, known_gpu
 from pipelines.data.settings import Source
 from pipelines.growth import Adaptive
@@ -29,7 +29,7 @@ from pipelines.notify import Notify
 from pipelines.planning.cluster import EMBEDDING, Cluster
 from pipelines.s3_settings import S3
 from pipelines.strict import Labels, Strict
-from pipelines.training.settings import Cadence, Training, Workers
+from pipelines.training.settings import Cadence, Overrides, Training, Workers
 
 
 class Data(Strict):
@@ -148,7 +148,7 @@ class Embedding(Strict):
         )
 
 
-class Expert(Strict):
+class Expert(Overrides):
     images: int = Field(ge=1)
     cpus: int = Field(1, ge=1)
     """Of each worker."""
@@ -226,6 +226,14 @@ class Stage(Strict):
     def noise(self) -> NoiseDistribution:
         return NoiseDistribution(P_mean=self.P_mean, P_std=self.P_std)
 
+    @property
+    def grown(self) -> Expert:
+        """Each expert that an adaptive tree grows."""
+        if self.adaptive is None:
+            raise ValueError("only a stage with `adaptive:` grows experts")
+        own = self.adaptive
+        return Expert(images=own.images, cpus=own.cpus, **own.overrides)
+
     @model_validator(mode="after")
     def sound_tree(self) -> Self:
         for name in self.experts:
@@ -248,13 +256,21 @@ class Stage(Strict):
         batch = self.training.batch
         trained = {**self.experts, **({"single": self.single} if self.single else {})}
         if self.adaptive:
-            trained["adaptive"] = Expert(images=self.adaptive.images, cpus=self.adaptive.cpus)
+            trained["adaptive"] = self.grown
         for name, expert in trained.items():
             if expert.images % batch:
                 fit = max(batch, round(expert.images / batch) * batch)
                 raise ValueError(
                     f"{name} trains on {expert.images} images, no multiple of the batch "
                     f"of {batch}; write {fit}"
+                )
+            schedule = expert.over(self.training).schedule
+            if schedule == "inverse_sqrt" and not self.training.decay_images:
+                raise FieldError(
+                    f"is missing: {name} is trained with `schedule: inverse_sqrt`; write for how "
+                    f"many images the rate stays before it falls, such as "
+                    f"{max(batch, expert.images // 10)}",
+                    "training.decay_images",
                 )
             if expert.optimizer == "carried" and (name == tree.ROOT or expert.start == "ema"):
                 raise ValueError(

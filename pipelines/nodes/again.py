@@ -60,10 +60,13 @@ def _trained_on(
     """A seat's expert, from the weights that sit there now."""
     name = stage["name"]
     before = champion.settings[f"{name}/{seat}"]
-    batch = spec.stages[name].training.batch
+    mine = spec.stages[name]
+    batch = mine.training.batch
     share = spec.retraining.share * before["images"]
     images = max(batch, -(-int(share) // batch) * batch)
-    node = train_node(spec, sources, name, seat, Expert(images=images), stage["experts"][seat])
+    own = mine.experts.get(seat) or (mine.adaptive and mine.grown)
+    expert = Expert(images=images, **(own.overrides if own else {}))
+    node = train_node(spec, sources, name, seat, expert, stage["experts"][seat])
     kept = ("network", "noise", "sigma_data")
     was, now = ({key: of[key] for key in kept} for of in (before, node.settings))
     if changed := difference(was, json.loads(json.dumps(now))):

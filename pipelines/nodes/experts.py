@@ -66,7 +66,7 @@ def train_node(
         "images": expert.images,
         "resolution": stage.resolution,
         "network": spec.network_of(stage_name),
-        "training": stage.training.model_dump(),
+        "training": expert.over(stage.training).settings(),
         "noise": {"P_mean": stage.P_mean, "P_std": stage.P_std},
         "sigma_data": stage.sigma_data,
         "start": "fresh" if above is None else "continue" if single else expert.start,

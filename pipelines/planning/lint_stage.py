@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ediffi_core import tree
+from ediffi_core.learning_rate import LearningRate
 from ediffi_core.unet import PRESETS, FieldError
 from pipelines.plan import SINGLE
 from pipelines.planning.findings import Found, error, warning
@@ -37,7 +38,7 @@ def _trained(stage: Stage) -> dict[str, Expert]:
     """Experts and how far each is trained from its beginning; those that may yet grow as one."""
     more = {SINGLE: stage.single} if stage.single else {}
     if stage.adaptive:
-        more[GROWN] = Expert(images=stage.adaptive.images)
+        more[GROWN] = stage.grown
     return {**stage.experts, **more}
 
 
@@ -57,14 +58,73 @@ def no_checkpoint(_: Spec, name: str, stage: Stage) -> Found:
         )
 
 
+def _rate(stage: Stage, name: str, expert: Expert) -> LearningRate:
+    """An expert's learning rate, over the images that it follows its schedule for."""
+    training = expert.over(stage.training)
+    is_anew = name == SINGLE and training.schedule != "constant"
+    return training.rate(stage.experts[tree.ROOT].images if is_anew else 0, expert.images)
+
+
+def _rate_key(stage: str, name: str, expert: Expert, field: str) -> str:
+    """Where a field of an expert's training is written: with the expert, or for the stage."""
+    if field not in expert.overrides:
+        return _key(stage, "training", field)
+    place = {SINGLE: ("single",), GROWN: ("adaptive",)}.get(name, ("experts", name))
+    return _key(stage, *place, field)
+
+
 def long_warmup(_: Spec, name: str, stage: Stage) -> Found:
-    images, key = stage.training.warmup_images, _key(name, "training", "warmup_images")
-    if short := _shorter(stage, images):
+    short: dict[tuple[str, int], dict[str, int]] = {}
+    for expert, how in _trained(stage).items():
+        rate, key = _rate(stage, expert, how), _rate_key(name, expert, how, "warmup_images")
+        if 0 < (length := rate.end - rate.begin) < rate.warmup_images:
+            short.setdefault((key, rate.warmup_images), {})[expert] = length
+    for (key, images), lengths in short.items():
         yield warning(
             name,
             key,
-            f"{', '.join(short)} would end before the warm-up does: `{key}` is {images:,}; write "
-            f"at most {min(short.values()) // 2:,}",
+            f"{', '.join(lengths)} would end before the warm-up does: `{key}` is {images:,}; write "
+            f"at most {min(lengths.values()) // 2:,}",
+        )
+
+
+def no_decay(_: Spec, name: str, stage: Stage) -> Found:
+    """A schedule under which the learning rate never falls."""
+    for expert, how in _trained(stage).items():
+        rate = _rate(stage, expert, how)
+        length = rate.end - rate.begin
+        if rate.schedule == "inverse_sqrt":
+            key, stays = _key(name, "training", "decay_images"), rate.decay_images or 0
+            is_late = length <= stays
+        else:
+            key, stays = _rate_key(name, expert, how, "warmup_images"), rate.warmup_images
+            is_late = length == stays  # a longer one is told as a long warm-up
+        if rate.schedule != "constant" and length and is_late:
+            yield warning(
+                name,
+                key,
+                f"{expert} would end before its learning rate falls: `{key}` is {stays:,}; write "
+                f"at most {length // 2:,}",
+            )
+
+
+def unused_schedule_keys(_: Spec, name: str, stage: Stage) -> Found:
+    schedules = {e: how.over(stage.training).schedule for e, how in _trained(stage).items()}
+    if stage.training.decay_images and "inverse_sqrt" not in schedules.values():
+        key = _key(name, "training", "decay_images")
+        yield warning(
+            name,
+            key,
+            f"`{key}` has no effect with {', '.join(sorted({*schedules.values()}))}; remove it, or "
+            f"write `{_key(name, 'training', 'schedule')}: inverse_sqrt`",
+        )
+    if stage.single and stage.single.warmup_images and schedules[SINGLE] == "constant":
+        key = _key(name, "single", "warmup_images")
+        yield warning(
+            name,
+            key,
+            f"`{key}` has no effect: a constant rate goes on from the root's; remove it, or write "
+            f"`{_key(name, 'single', 'schedule')}`",
         )
 
 
@@ -215,6 +275,8 @@ def many_epochs(spec: Spec, name: str, stage: Stage) -> Found:
 OF_STAGE: list[Callable[[Spec, str, Stage], Found]] = [
     no_checkpoint,
     long_warmup,
+    no_decay,
+    unused_schedule_keys,
     slow_average,
     no_snapshot,
     uneven_batch,

@@ -26,7 +26,7 @@ from pipelines.training.branch import Parent, Which
 from pipelines.training.checkpoints import Checkpoints, Peers, Restored
 from pipelines.training.meters import Meters, flops_per_image, matrix_rate
 from pipelines.training.parallel import World, split, without_sync
-from pipelines.training.settings import FINAL_DRAWS
+from pipelines.training.settings import FINAL_DRAWS, Training
 from pipelines.training.state import State
 from pipelines.training.step import Draws, Step, largest_that_fits
 from pipelines.training.validation import Validation, as_told, validation_pictures
@@ -40,7 +40,8 @@ class Parts:
 
     def __init__(self, ctx: Context, settings: Mapping[str, Any], inputs: Mapping[str, str]):
         self.ctx, self.settings = ctx, settings
-        self.options, self.cadence = settings["training"], ctx.runtime
+        training = Training.model_validate(settings["training"])
+        self.options, self.cadence = training.model_dump(), ctx.runtime
         self.workers: Mapping[str, Any] = ctx.runtime["workers"]
         torch.set_num_threads(ctx.cpus // self.workers["count"])
         device = torch.device("cuda" if self.workers["gpus"] else "cpu")
@@ -59,6 +60,7 @@ class Parts:
             manifest = ctx.manifests["parent"]
             self.parent = Parent(ctx.store, inputs["parent"], manifest, self.interval)
         self._parents: Tensor | None = None
+        self.rate = training.rate(self.begins_at, settings["images"])
 
         self.network = UNetConfig.from_dict(
             {**settings["network"], "embeddings": [e.__dict__ for e in self.data.embeddings]}
@@ -166,6 +168,14 @@ class Parts:
             self.state.swap()
 
     # -- where it starts ----------------------------------------------------------------------
+
+    @property
+    def begins_at(self) -> int:
+        """The clock before this node's own first image: that of what it continues."""
+        if self.settings["start"] != "continue":
+            return 0
+        assert self.parent is not None
+        return int(self.parent.manifest["settings"]["images"])
 
     @property
     def ended(self) -> str:

@@ -118,9 +118,7 @@ class Trainer:
         return self.images // every > (self.images - self.batch) // every
 
     def learning_rate(self, place: int) -> float:
-        warmup = self.options["warmup_images"]
-        ramp = min(1.0, (place + self.batch) / warmup) if warmup else 1.0
-        return float(self.options["learning_rate"] * ramp)
+        return self.parts.rate.at(place, self.batch)
 
     # -- what it says --------------------------------------------------------------------------
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from ediffi_core.ema import gamma_of
-from pipelines.strict import Labels, Strict
+from ediffi_core.learning_rate import LearningRate, Schedule
+from pipelines.strict import LATER, Labels, Strict
 
 FINAL_DRAWS = 512
 """Of validation, which a finished child and its parent are compared on."""
@@ -44,8 +45,19 @@ class Training(Strict):
 
     batch: int = Field(64, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    schedule: Annotated[Schedule, LATER] = "constant"
+    """What becomes of the learning rate, over the images of each expert. ``cosine`` and ``linear``
+    fall to zero at its end; see :mod:`ediffi_core.learning_rate`. ``single`` follows it anew over
+    the images that it adds to the root's, so that it is treated as the children are."""
+
+    decay_images: Annotated[int | None, Field(ge=1), LATER] = None
+    """``inverse_sqrt``: for how many images the rate stays, before it falls with the square root
+    of the images."""
+
     warmup_images: int = Field(0, ge=0)
+    """Over these the rate rises from zero."""
+
+    weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; weights, averages and the optimiser are float32."""
@@ -66,6 +78,36 @@ class Training(Strict):
         for length in lengths:
             gamma_of(length)
         return sorted(set(lengths))
+
+    def rate(self, begin: int, end: int) -> LearningRate:
+        """Of a node that trains from the one to the other place of its clock."""
+        return LearningRate(
+            peak=self.learning_rate,
+            schedule=self.schedule,
+            begin=begin,
+            end=end,
+            warmup_images=self.warmup_images,
+            decay_images=self.decay_images,
+        )
+
+
+class Overrides(Strict):
+    """What an expert may have otherwise than its stage's ``training:``."""
+
+    learning_rate: Annotated[float | None, Field(gt=0), LATER] = None
+    schedule: Annotated[Schedule | None, LATER] = None
+    warmup_images: Annotated[int | None, Field(ge=0), LATER] = None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Those that are written."""
+        return {k: v for k in Overrides.model_fields if (v := getattr(self, k)) is not None}
+
+    def over(self, training: Training) -> Training:
+        """How the expert is trained; without what its schedule does not use."""
+        own = training.model_copy(update=self.overrides)
+        unused = {} if own.schedule == "inverse_sqrt" else {"decay_images": None}
+        return own.model_copy(update=unused)
 
 
 class Cadence(Strict):

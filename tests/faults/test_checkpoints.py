@@ -183,6 +183,41 @@ def test_a_stop_at_every_checkpoint_changes_no_byte(node, undisturbed):
     assert node.weights() == undisturbed
 
 
+def test_a_stop_changes_no_byte_under_a_schedule(node):
+    """The learning rate is that of the place, wherever training was taken up again."""
+    how = {"training": {"schedule": "cosine", "warmup_images": 48}}
+    node.trainer(**how).train()
+    undisturbed = node.weights()
+    shutil.rmtree(node.folder)
+    stopped = node.trainer(**how)
+    stopped.stop_at = 80
+    with pytest.raises(Stopped):
+        stopped.train()
+    again = node.trainer(**how)
+    assert again.images == 80
+    again.train()
+    assert node.weights() == undisturbed
+
+
+def test_what_continues_its_parent_follows_its_schedule_over_what_it_adds(node):
+    """Before and after a stop; the root ended at 256 images."""
+    how = {
+        "settings": {"start": "continue", "images": 512},
+        "training": {"schedule": "linear", "warmup_images": 64},
+    }
+    stopped = node.trainer(**how)
+    stopped.stop_at = 320
+    assert stopped.images == 256
+    with pytest.raises(Stopped):
+        stopped.train()
+    again = node.trainer(**how)
+    assert again.images == 320
+    for trainer in (stopped, again):
+        assert trainer.learning_rate(256) == pytest.approx(1e-3 / 4)
+        assert trainer.learning_rate(320) == pytest.approx(1e-3)
+        assert trainer.learning_rate(512 - 16) == pytest.approx(1e-3 * 16 / 192)
+
+
 def test_the_curve_has_every_point_once_after_stops(node):
     node.train(stop_at=48)
     node.train(stop_at=112)

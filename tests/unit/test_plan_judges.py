@@ -158,6 +158,17 @@ def test_a_retraining_goes_on_from_every_seat(store):
     assert "gate/smoke" in made.verdicts
 
 
+def test_a_retraining_keeps_an_experts_own_rate(store):
+    def slower(raw):
+        other_data(raw)
+        raw["stages"]["base"]["experts"]["E1_1"]["learning_rate"] = 1e-4
+
+    made = Crowned(store).plan(slower, warm=True)
+    training = {v.node.name: v.node.settings.get("training") for v in made.verdicts.values()}
+    rates = {seat: training[f"base/{seat}"]["learning_rate"] for seat in ("E1_1", "E1_0")}
+    assert rates == {"E1_1": 1e-4, "E1_0": 1e-3}
+
+
 def test_a_retraining_with_other_networks_is_refused(store):
     crowned = Crowned(store)
     with pytest.raises(

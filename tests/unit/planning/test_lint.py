@@ -15,10 +15,55 @@ from pipelines.training.build import FINAL_DRAWS
 
 GPUS = {"a": {"gpu": "A100", "count": 8}}
 BASE, SR = "stages__base__", "stages__sr32__"
+COSINE = {f"{BASE}training__schedule": "cosine"}
+GROWING = {"budget": 512, "images": 128}
+NO_TREE = {f"{BASE}experts": {"E0_0": {"images": 256}}, f"{BASE}ensemble": []}
 
 MISTAKES = {
     "no checkpoint": ({f"{BASE}cadence__checkpoint_images": 128}, "base", "cadence.checkpoint", 32),
     "warm-up": ({f"{BASE}training__warmup_images": 200}, "base", "training.warmup_images", 64),
+    "warm-up of one": (
+        {f"{BASE}experts__E1_0": {"images": 128, "warmup_images": 144}},
+        "base",
+        "stages.base.experts.E1_0.warmup_images",
+        "E1_0 would end before the warm-up does",
+    ),
+    "warm-up of what a single model adds": (
+        {**COSINE, f"{BASE}single": {"images": 512, "warmup_images": 300}},
+        "base",
+        "stages.base.single.warmup_images",
+        "single would end",
+    ),
+    "warm-up of what grows": (
+        {f"{BASE}adaptive": GROWING | {"warmup_images": 144}} | NO_TREE,
+        "base",
+        "stages.base.adaptive.warmup_images",
+        64,
+    ),
+    "warm-up without effect": (
+        {f"{BASE}single": {"images": 512, "warmup_images": 64}},
+        "base",
+        "stages.base.single.warmup_images",
+        "goes on from the root's",
+    ),
+    "warm-up to the end": (
+        {f"{SR}training__schedule": "linear", f"{SR}training__warmup_images": 128},
+        "sr32",
+        "training.warmup_images",
+        "E0_0 would end before its learning rate falls",
+    ),
+    "late decay": (
+        {f"{SR}training__schedule": "inverse_sqrt", f"{SR}training__decay_images": 128},
+        "sr32",
+        "training.decay_images",
+        "write at most 64",
+    ),
+    "decay without effect": (
+        {**COSINE, f"{BASE}training__decay_images": 64},
+        "base",
+        "training.decay_images",
+        "has no effect with cosine",
+    ),
     "average": ({f"{SR}training__ema_halflife_images": 200}, "sr32", "ema_halflife_images", 32),
     "snapshot": ({f"{BASE}training__snapshot_images": 200}, "base", "snapshot_images", 128),
     "uneven workers": ({f"{BASE}workers__count": 3, "cpus": 3}, "base", "workers.count", "divides"),

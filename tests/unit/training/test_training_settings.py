@@ -4,7 +4,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipelines.spec import Spec
+from pipelines.spec import Spec, explain
+from pipelines.training.settings import Overrides, Training
 
 SPEC = """
 name: mine
@@ -41,6 +42,16 @@ def spec(cpus=2, experts=None, **base):
             {"experts": {"E1_1": {"images": 64, "optimizer": "carried"}}},
             "E1_1: `optimizer: carried` .* set `start: raw` on a child",
         ),
+        ({"training": {"batch": 16, "schedule": "step"}}, "'cosine', 'linear' or 'inverse_sqrt'"),
+        (
+            {"training": {"batch": 16, "schedule": "inverse_sqrt"}},
+            "is missing: E0_0 is trained with `schedule: inverse_sqrt`.* such as 16",
+        ),
+        (
+            {"experts": {"E1_1": {"images": 64, "schedule": "inverse_sqrt"}}},
+            "is missing: E1_1 is trained with",
+        ),
+        ({"experts": {"E1_1": {"images": 64, "learning_rate": 0}}}, "greater than 0"),
     ],
 )
 def test_a_mistake_is_named(settings, told):
@@ -63,3 +74,35 @@ def test_how_it_is_done_is_no_part_of_what_comes_of_it():
     assert one == two
     other = {n.id: n.settings for n in nodes_of(spec(training={"batch": 32}), sources)}
     assert other["train/base/E0_0"] != one["train/base/E0_0"]
+
+
+def test_a_missing_key_of_a_schedule_is_named():
+    with pytest.raises(ValidationError) as found:
+        spec(training={"batch": 16, "schedule": "inverse_sqrt"})
+    assert explain(found.value).startswith("`stages.base.training.decay_images`: is missing: E0_0")
+
+
+def test_a_later_field_is_a_setting_only_where_it_is_not_the_default():
+    """And what was left out is read as what it was."""
+    assert Training().settings().keys() == Training.model_fields.keys() - {
+        "schedule",
+        "decay_images",
+    }
+    chosen = Training(schedule="cosine", dropout={"t5": 0.5})
+    assert chosen.settings()["schedule"] == "cosine"
+    for training in (Training(), chosen, Training(schedule="inverse_sqrt", decay_images=9)):
+        assert Training.model_validate(training.settings()) == training
+
+
+def test_an_expert_is_trained_as_its_stage_says_but_for_what_it_says_itself():
+    training = Training(learning_rate=1e-3, warmup_images=9, schedule="cosine", clip_norm=2.0)
+    assert Overrides().over(training) == training
+    own = Overrides(learning_rate=1e-4, warmup_images=0).over(training)
+    assert own == training.model_copy(update={"learning_rate": 1e-4, "warmup_images": 0})
+    assert Overrides(schedule="constant").over(training).rate(0, 64).at(63, 1) == 1e-3
+
+
+def test_what_a_schedule_does_not_use_determines_nothing():
+    training = Training(schedule="inverse_sqrt", decay_images=9)
+    assert Overrides().over(training).settings()["decay_images"] == 9
+    assert "decay_images" not in Overrides(schedule="cosine").over(training).settings()
