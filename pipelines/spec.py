@@ -264,8 +264,8 @@ class Stage(Strict):
                     f"{name} trains on {expert.images} images, no multiple of the batch "
                     f"of {batch}; write {fit}"
                 )
-            schedule = expert.over(self.training).schedule
-            if schedule == "inverse_sqrt" and not self.training.decay_images:
+            how = expert.over(self.training)
+            if how.schedule == "inverse_sqrt" and not how.decay_images:
                 raise FieldError(
                     f"is missing: {name} is trained with `schedule: inverse_sqrt`; write for how "
                     f"many images the rate stays before it falls, such as "

@@ -58,6 +58,10 @@ def no_checkpoint(_: Spec, name: str, stage: Stage) -> Found:
         )
 
 
+Short = dict[tuple[str, int], dict[str, int]]
+"""A key and its images → experts that train on fewer, and on how many."""
+
+
 def _rate(stage: Stage, name: str, expert: Expert) -> LearningRate:
     """An expert's learning rate, over the images that it follows its schedule for."""
     training = expert.over(stage.training)
@@ -74,49 +78,58 @@ def _rate_key(stage: str, name: str, expert: Expert, field: str) -> str:
 
 
 def long_warmup(_: Spec, name: str, stage: Stage) -> Found:
-    short: dict[tuple[str, int], dict[str, int]] = {}
+    short: Short = {}
     for expert, how in _trained(stage).items():
         rate, key = _rate(stage, expert, how), _rate_key(name, expert, how, "warmup_images")
         if 0 < (length := rate.end - rate.begin) < rate.warmup_images:
             short.setdefault((key, rate.warmup_images), {})[expert] = length
-    for (key, images), lengths in short.items():
-        yield warning(
-            name,
-            key,
-            f"{', '.join(lengths)} would end before the warm-up does: `{key}` is {images:,}; write "
-            f"at most {min(lengths.values()) // 2:,}",
-        )
+    yield from _told(name, short, "the warm-up does")
 
 
 def no_decay(_: Spec, name: str, stage: Stage) -> Found:
     """A schedule under which the learning rate never falls."""
+    short: Short = {}
     for expert, how in _trained(stage).items():
         rate = _rate(stage, expert, how)
         length = rate.end - rate.begin
         if rate.schedule == "inverse_sqrt":
-            key, stays = _key(name, "training", "decay_images"), rate.decay_images or 0
+            field, stays = "decay_images", rate.decay_images or 0
             is_late = length <= stays
         else:
-            key, stays = _rate_key(name, expert, how, "warmup_images"), rate.warmup_images
+            field, stays = "warmup_images", rate.warmup_images
             is_late = length == stays  # a longer one is told as a long warm-up
         if rate.schedule != "constant" and length and is_late:
-            yield warning(
-                name,
-                key,
-                f"{expert} would end before its learning rate falls: `{key}` is {stays:,}; write "
-                f"at most {length // 2:,}",
-            )
+            key = _rate_key(name, expert, how, field)
+            short.setdefault((key, stays), {})[expert] = length
+    yield from _told(name, short, "the learning rate falls")
 
 
-def unused_schedule_keys(_: Spec, name: str, stage: Stage) -> Found:
-    schedules = {e: how.over(stage.training).schedule for e, how in _trained(stage).items()}
-    if stage.training.decay_images and "inverse_sqrt" not in schedules.values():
-        key = _key(name, "training", "decay_images")
+def _told(name: str, short: Short, what: str) -> Found:
+    for (key, images), lengths in short.items():
         yield warning(
             name,
             key,
-            f"`{key}` has no effect with {', '.join(sorted({*schedules.values()}))}; remove it, or "
-            f"write `{_key(name, 'training', 'schedule')}: inverse_sqrt`",
+            f"{', '.join(lengths)} would end before {what}: `{key}` is {images:,}; write at most "
+            f"{min(lengths.values()) // 2:,}",
+        )
+
+
+def unused_schedule_keys(_: Spec, name: str, stage: Stage) -> Found:
+    trained = _trained(stage)
+    schedules = {e: how.over(stage.training).schedule for e, how in trained.items()}
+    idle = [
+        _rate_key(name, expert, how, "decay_images")
+        for expert, how in trained.items()
+        if "decay_images" in how.overrides and schedules[expert] != "inverse_sqrt"
+    ]
+    if stage.training.decay_images and "inverse_sqrt" not in schedules.values():
+        idle.append(_key(name, "training", "decay_images"))
+    for key in idle:
+        schedule = key.removesuffix("decay_images") + "schedule"
+        yield warning(
+            name,
+            key,
+            f"`{key}` has no effect without `{schedule}: inverse_sqrt`; write that, or remove it",
         )
     if stage.single and stage.single.warmup_images and schedules[SINGLE] == "constant":
         key = _key(name, "single", "warmup_images")

@@ -96,6 +96,7 @@ class Overrides(Strict):
 
     learning_rate: Annotated[float | None, Field(gt=0), LATER] = None
     schedule: Annotated[Schedule | None, LATER] = None
+    decay_images: Annotated[int | None, Field(ge=1), LATER] = None
     warmup_images: Annotated[int | None, Field(ge=0), LATER] = None
 
     @property

@@ -106,3 +106,6 @@ def test_what_a_schedule_does_not_use_determines_nothing():
     training = Training(schedule="inverse_sqrt", decay_images=9)
     assert Overrides().over(training).settings()["decay_images"] == 9
     assert "decay_images" not in Overrides(schedule="cosine").over(training).settings()
+    assert "decay_images" not in Overrides(decay_images=9).over(Training()).settings()
+    own = Overrides(schedule="inverse_sqrt", decay_images=5).over(Training())
+    assert own.rate(0, 64).at(20, 1) == 1e-4 / 2
