@@ -41,7 +41,7 @@ FORMATS = {
     "data": 1,
     "encoders": 2,
     "embed": 3,
-    "train": 3,
+    "train": 4,
     "adopt": 1,
     "evaluate": 4,
     "promote": 3,

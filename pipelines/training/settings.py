@@ -58,6 +58,8 @@ class Training(Strict):
     """Over these the rate rises from zero."""
 
     weight_decay: float = Field(0.01, ge=0)
+    """Of matrices and kernels; biases, the norms' scales and the null token have none."""
+
     clip_norm: float = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; weights, averages and the optimiser are float32."""

@@ -13,11 +13,19 @@ from ediffi_core.precond import Denoiser
 
 
 def adamw(model: Denoiser, options: Mapping[str, Any]) -> torch.optim.AdamW:
-    """The optimiser with its slots made, as its first step would: so that they can be restored."""
+    """The optimiser with its slots made, as its first step would: so that they can be restored.
+
+    Weight decay is for matrices and kernels alone; biases, the norms' scales and the null token are
+    left where the loss wants them.
+    """
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    free = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        [
+            {"params": decayed, "weight_decay": options["weight_decay"]},
+            {"params": free, "weight_decay": 0.0},
+        ],
         lr=options["learning_rate"],
-        weight_decay=options["weight_decay"],
         betas=(0.9, 0.999),
         fused=True,
     )

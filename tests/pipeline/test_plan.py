@@ -92,6 +92,19 @@ def test_a_lost_file_reruns_its_node_alone(done, tmp_path):
     assert after["train/base/E1_0"].why == "files lost"
 
 
+def test_results_of_an_earlier_format_are_made_again_and_the_plan_says_so(store, monkeypatch):
+    """As those from when biases decayed too; what they were made of is reused."""
+    manifests = {}
+    with monkeypatch.context() as earlier:
+        earlier.setitem(plan.FORMATS, "train", plan.FORMATS["train"] - 1)
+        for verdict in made(store).verdicts.values():
+            manifests[verdict.node.id] = commit(store, verdict, Result(files=[]), manifests, 0.0)
+    verdicts = made(store).verdicts
+    assert {v.node.kind for v in verdicts.values() if v.cached} == {"data", "encoders", "embed"}
+    assert verdicts["train/base/E0_0"].why == "format of its result changed"
+    assert "train/base/E0_0 changed" in verdicts["train/base/E1_1"].why
+
+
 @pytest.mark.parametrize(
     "changes",
     [
