@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from pipelines import cli, spec
+from pipelines.planning.networks import config_of
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -13,10 +14,15 @@ README = (ROOT / "README.md").read_text()
 
 def test_its_spec_is_sound(tmp_path):
     blocks = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
-    whole, part, workers, promotion, adaptive, cluster = blocks
+    whole, network, part, workers, promotion, adaptive, cluster = blocks
     (tmp_path / "mine.yaml").write_text(whole)
     assert list(spec.load(tmp_path / "mine.yaml").stages) == ["base", "sr256"]
     spec.Spec.model_validate(yaml.safe_load(whole) | yaml.safe_load(part))
+    raw, own = yaml.safe_load(whole), yaml.safe_load(network)["stages"]["base"]
+    base = raw["stages"]["base"]
+    base |= {"network": own["network"], "training": base["training"] | own["training"]}
+    base["experts"] |= own["experts"]
+    config_of(spec.Spec.model_validate(raw), "base")
     raw, more = yaml.safe_load(whole), yaml.safe_load(workers)
     raw["stages"]["base"] |= more.pop("stages")["base"]
     spec.Spec.model_validate(raw | more)
