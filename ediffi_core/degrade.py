@@ -95,7 +95,7 @@ def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     kernel = kernel / kernel.sum(dim=1, keepdim=True)
     n, c, h, w = x.shape
     weight = kernel.repeat_interleave(c, dim=0)[:, None]  # [N C, 1, taps]
-    flat = F.pad(x, (radius, radius, radius, radius), mode="replicate").view(
+    flat = F.pad(x, (radius, radius, radius, radius), mode="replicate").reshape(
         1, n * c, h + 2 * radius, -1
     )
     flat = F.conv2d(flat, weight[:, :, :, None], groups=n * c)
