@@ -7,6 +7,7 @@ The one module that imports transformers and open_clip, and only when an encoder
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -27,6 +28,29 @@ BATCH_TOKENS = 8192
 """Tokens encoded together, padding counted: what bounds an encoder's memory."""
 
 
+PACKAGE = "package:"
+"""Begins the name of an encoder that lies in an installed Python package."""
+
+
+def located(source: str) -> str:
+    """A published name or a folder as it is; ``package:NAME/FOLDER`` as the folder it stands for.
+
+    Raises:
+        ValueError: No such package is installed, or it has no such folder.
+    """
+    if not source.startswith(PACKAGE):
+        return source
+    name, _, inside = source.removeprefix(PACKAGE).partition("/")
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    places = (found.submodule_search_locations or []) if found else []
+    folders = [Path(place) / inside for place in places]
+    folder = next((f for f in folders if f.is_dir()), None)
+    if folder is None:
+        lacks = f"has no folder {inside!r}" if places else "is not installed here"
+        raise ValueError(f"{source!r} cannot be read: the package {name!r} {lacks}")
+    return str(folder)
+
+
 class Frozen:
     """A network that is used as it was published."""
 
@@ -43,11 +67,15 @@ class Frozen:
 
 
 class TextEncoder(Frozen):
-    """A text encoder in the Hugging Face format, by name or folder: T5, mT5, ByT5, BERT …"""
+    """A text encoder in the Hugging Face format: T5, mT5, ByT5, BERT …
+
+    By name, by folder, or by the package that holds it (:func:`located`).
+    """
 
     def __init__(self, source: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32):
         from transformers import AutoModelForTextEncoding, AutoTokenizer
 
+        source = located(source)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
         self.freeze(AutoModelForTextEncoding.from_pretrained(source, dtype=dtype), device)
         self.dim: int = self.model.config.hidden_size
@@ -95,6 +123,7 @@ class CLIP(Frozen):
     def __init__(self, source: str, *, pretrained: str | None = "openai", device: str = "cpu"):
         import open_clip
 
+        source = located(source)
         local = Path(source).is_dir()
         name = f"local-dir:{source}" if local else source
         model, _, self.preprocess = open_clip.create_model_and_transforms(
@@ -172,6 +201,7 @@ def clip_side(source: str) -> int:
     """Side of the pictures that a CLIP looks at, from its description alone."""
     import open_clip
 
+    source = located(source)
     if Path(source).is_dir():
         config = json.loads((Path(source) / "open_clip_config.json").read_text())["model_cfg"]
     else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ediffi_core.encoders import PACKAGE, located
 from pipelines.data.cost import ASSUMED
 from pipelines.data.identity import identify as content_of
 from pipelines.data.places import find
@@ -35,8 +38,16 @@ def identify_all(spec: Spec, assume: bool = False) -> dict[str, Any]:
 
 
 def identify_encoder(name: str) -> str:
-    """A published model's name, or of a folder what it holds: a moved folder is the same."""
-    folder = Path(name)
+    """A published model's name, or of a folder what it holds: a moved folder is the same.
+
+    One in a package is known by the package's version.
+    """
+    if name.startswith(PACKAGE):
+        located(name)
+        package = name.removeprefix(PACKAGE).partition("/")[0]
+        with contextlib.suppress(PackageNotFoundError):  # a folder on the path, of no version
+            return f"{name}=={version(package)}"
+    folder = Path(located(name))
     if not folder.is_dir():
         return name
     place, files = find(str(folder))
