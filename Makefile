@@ -28,13 +28,16 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 	@$(UV) venv -q --allow-existing --python $(PYTHON) .venv
 	@$(UV) pip sync -q --compile-bytecode --python .venv requirements.lock
 	@$(UV) pip install -q --python .venv --no-deps --editable .
+	@# The demo's drawings are fetched by npm: the system's, else one that comes in a package.
+	@command -v npm >/dev/null || $(UV) pip install -q --python .venv -r pipelines/demo/packages/npm.txt
+	@$(BIN)/python -m pipelines.demo.fetch
 	@$(BIN)/python -m compileall -q ediffi_core pipelines
 	@touch $@
 
-demo: $(READY) ## train a small expert tree on handwritten digits, and draw with it (12 minutes)
+demo: $(READY) ## train a small expert tree on emoji, and draw with it (10 minutes)
 	@$(BIN)/ediffi run pipelines/specs/demo.yaml
-	@$(BIN)/ediffi sample digit-scenes "a red seven left of a green two" -n 4 -o demo.png
-	@echo 'see the record with `make ui`, draw with `$(BIN)/ediffi sample digit-scenes "a blue three"`'
+	@$(BIN)/ediffi sample emoji-scenes "a frog, on a pink background" -n 4 -o demo.png
+	@echo 'see the record with `make ui`, draw with `$(BIN)/ediffi sample emoji-scenes "a kitten, Noto style"`'
 
 ui: $(READY) ## show the demo's record in MLflow, at http://127.0.0.1:$PORT
 	@test -f $(STORE)/mlflow.db || { echo "there is no record yet: run make demo first" >&2; exit 2; }
@@ -79,6 +82,6 @@ clean: ## remove what make made; a store with pipelines of your own stays
 	@rm -rf .venv build/uv build/peers build/peers-reader ediffi.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
 	@rmdir build 2>/dev/null || true
 	@find ediffi_core pipelines tests -name __pycache__ -prune -exec rm -rf {} +
-	@others=$$(ls $(STORE)/executions/*.latest.json 2>/dev/null | grep -v '/digit-scenes\.latest' || true); \
+	@others=$$(ls $(STORE)/executions/*.latest.json 2>/dev/null | grep -v '/emoji-scenes\.latest' || true); \
 	if [ -z "$$others" ]; then rm -rf $(STORE); \
 	else echo "$(STORE) stays: it holds pipelines of your own"; fi

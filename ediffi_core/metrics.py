@@ -57,9 +57,43 @@ def _sqrt(symmetric: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def clip_score(image: Tensor, text: Tensor) -> float:
-    """Mean cosine of pictures and their captions, both [N, D]."""
-    return float(torch.nn.functional.cosine_similarity(image.double(), text.double()).mean())
+def kernel_distance(made: Tensor, real: Tensor) -> Tensor:
+    """Each picture's part in the kernel distance (KID, arXiv:1801.01401) of two sets. [N] float64
+
+    The unbiased estimate of MMD² with the kernel ``(x·y/D + 1)³``, in its paired form: picture i
+    is made for the caption of real picture i, so no pair (i, i) is compared. Its mean is the
+    distance, which of two sets of the same distribution may be below 0; the parts are jackknife
+    pseudo-values, so ``Estimate.of`` gives its interval, and of two models' parts, measured
+    against the same real pictures, :func:`paired_gain` that of their difference.
+
+    Features are divided by one number, so that the real ones' mean square is 1 (our default; KID
+    takes those of Inception as they are, and CLIP's, of unit length, would make the kernel flat).
+
+    Args:
+        made, real: features [N, D] of as many pictures, at least 3.
+    """
+    if made.shape != real.shape or len(made) < 3:
+        raise ValueError(
+            f"a kernel distance compares as many pictures of either kind, at least 3, got "
+            f"{list(made.shape)} and {list(real.shape)}"
+        )
+    x, y = made.double(), real.double()
+    scale = y.square().mean().sqrt().clamp(min=1e-12)
+    x, y = x / scale, y / scale
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    cross = kernel(x, y)
+    h = (kernel(x, x) + kernel(y, y) - cross - cross.T).fill_diagonal_(0)
+    n, rows, total = len(x), h.sum(dim=1), h.sum()
+    without = (total - 2 * rows) / ((n - 1) * (n - 2))
+    return n * total / (n * (n - 1)) - (n - 1) * without
+
+
+def clip_scores(image: Tensor, text: Tensor) -> Tensor:
+    """Cosine of each picture and its caption, both [N, D]. [N] float64"""
+    return torch.nn.functional.cosine_similarity(image.double(), text.double())
 
 
 @dataclass(frozen=True)

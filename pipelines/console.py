@@ -141,8 +141,8 @@ class Console:
                 f"(gain {metrics['val_gain']:+.4f}, 95 % {metrics['val_gain_low']:+.4f} to "
                 f"{metrics['val_gain_high']:+.4f})"
             )
-        elif "alignment" in metrics:
-            told.append(f"alignment {metrics['alignment']:.3f}")
+        elif "kernel_distance" in metrics:
+            told.append(f"KID {metrics['kernel_distance']:.3f}, val loss {metrics['val_loss']:.4f}")
         elif "val_loss" in metrics:
             told.append(f"val loss {metrics['val_loss']:.4f}")
         if "rows" in metrics:

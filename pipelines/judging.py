@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipelines.strict import Strict
-
-LARGER_IS_BETTER = {
-    "val_loss": False,
-    "frechet_distance": False,
-    "clip_score": True,
-    "alignment": True,
-}
 
 
 class Promotion(Strict):
     """When a new ensemble becomes champion: better on some stage, worse on none."""
 
-    metric: Literal["val_loss", "frechet_distance", "clip_score", "alignment"] = "val_loss"
-    """Of every stage, on the validation data. ``val_loss`` is compared draw by draw, with a
-    confidence interval; the others have one number each."""
+    metric: str = "val_loss"
+    """Of every stage, on the validation data, compared draw by draw or picture by picture, with a
+    confidence interval: ``val_loss``, ``kernel_distance``, ``clip_score`` (with ``evaluate.clip``),
+    or a measure of one of ``evaluate.metrics``, such as the demo's ``concepts``."""
+
+    @field_validator("metric")
+    @classmethod
+    def has_an_interval(cls, metric: str) -> str:
+        if metric == "frechet_distance":
+            raise ValueError(
+                "a Fréchet distance is one number without an interval, and of few pictures it "
+                "rewards those that are all alike; write kernel_distance"
+            )
+        return metric
 
     margin: float = Field(0.0, ge=0)
     """What a difference must exceed, in parts of the champion's: 0.01 is a hundredth."""

@@ -38,12 +38,14 @@ __all__ = [
 
 # The version of each kind's result; raising one makes every node of the kind run again.
 FORMATS = {
-    "data": 1,
-    "encoders": 2,
+    "data": 2,
+    "encoders": 3,
+    "metric": 1,
     "embed": 3,
     "train": 4,
     "adopt": 1,
-    "evaluate": 4,
+    "evaluate": 5,
+    "compare": 1,
     "promote": 3,
     "gate": 1,
 }

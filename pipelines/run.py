@@ -29,7 +29,7 @@ from pipelines.store.artifacts import Store
 from pipelines.training.notice import Preempted
 
 # Steps that themselves hand work to Ray run in the driver; the others run as a Ray task.
-ORCHESTRATING = {"train", "embed", "adopt", "gate"}
+ORCHESTRATING = {"train", "embed", "adopt", "compare", "gate"}
 GRACE_S = 25.0  # of the half minute that a pod has between SIGTERM and SIGKILL
 CANCEL_GRACE_S = 300.0  # nobody is going to kill a driver that was asked to cancel
 SAVE_EVERY_S = 5.0

@@ -22,6 +22,7 @@ from ediffi_core.sampling import SOLVERS
 from ediffi_core.unet import PRESETS, FieldError
 from pipelines.data.cost import ASSUMED, known_gpu
 from pipelines.data.settings import Source
+from pipelines.evaluation_settings import Evaluate
 from pipelines.growth import Adaptive
 from pipelines.judging import Promotion, Retraining
 from pipelines.network_settings import Network
@@ -41,7 +42,7 @@ class MoreText(Strict):
     """A further text encoder, in the Hugging Face format."""
 
     model: str
-    """Its name or folder."""
+    """Its name or folder; or ``package:NAME/FOLDER``, a folder of an installed Python package."""
 
     dim: int = Field(ge=1)
     """Width of its vectors."""
@@ -66,7 +67,7 @@ class Encoders(Strict):
 
     make: Literal["tiny"] | None = None
     clip_images: int = Field(20_000, ge=256)
-    """How many images the tiny CLIP is trained on; the scorer on half, in batches of 128."""
+    """How many images the tiny CLIP is trained on, in batches of 128."""
 
     @model_validator(mode="after")
     def own_names(self) -> Self:
@@ -284,27 +285,6 @@ class Stage(Strict):
         if self.single and self.single.images < self.experts[tree.ROOT].images:
             raise ValueError("`single:` continues the root, so it needs at least as many images")
         return self
-
-
-class Evaluate(Strict):
-    """Pictures for the validation captions, and what is measured on them."""
-
-    captions: int = Field(128, ge=2)
-    batch: int = Field(64, ge=1)
-    clip: str | None = None
-    """The CLIP that scores, by name or folder: another than the one that conditions, which would
-    judge its own wishes. Without it the conditioning one scores, and the run says so. The tiny
-    encoders of the demo bring a scorer of their own."""
-
-    clip_pretrained: str = "openai"
-    cpus: int = Field(1, ge=1)
-    """That draw and measure together."""
-
-    gpus: float = Field(0, ge=0, le=1)
-    """One draws and measures instead, or a share of one; it has to hold all the experts."""
-
-    labels: Labels = Field(default_factory=dict)
-    """The machines that it may run on."""
 
 
 class Spec(Strict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.tree_view import COLUMNS, GROUPS, aligned, interval_text, rows, state_text
+from pipelines.tree_view import GROUPS, aligned, columns, interval_text, rows, state_text
 
 Tree = Mapping[str, Any]
 
@@ -128,8 +128,8 @@ def remark(e: Mapping[str, Any]) -> str:
 
 def evaluation_table(evaluations: Mapping[str, Any]) -> list[list[str]]:
     """Three rows a group of experts: A, B and the difference; empty without evaluations."""
-    keys = [k for k in COLUMNS if any(k in m for m in evaluations.values())]
-    table = [["", *(" ".join(COLUMNS[k]) for k in keys)]]
+    keys = columns(evaluations)
+    table = [["", *keys.values()]]
     groups = [g for g in GROUPS if evaluations.get(g)]
     width = max((len(GROUPS[g]) for g in groups), default=0)
     for group in groups:

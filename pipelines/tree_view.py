@@ -44,7 +44,7 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
                 "weights_sha256": manifest.get("info", {}).get("weights_sha256"),
                 "picture": newest_sheet(verdict.folder, manifest) or record.get("picture"),
             }
-        measured = {
+        found = {
             v.node.name.split("/")[1]: (v.folder, manifests[i])
             for i, v in plan.verdicts.items()
             if v.node.kind == "evaluate"
@@ -59,10 +59,11 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
             **setting(stage),
             "ensemble": seats(plan, stage_name, chosen.get("seats", {})),
             "experts": experts,
-            "evaluations": {group: dict(m["metrics"]) for group, (_, m) in measured.items()},
+            "evaluations": {group: dict(m["metrics"]) for group, (_, m) in found.items()},
+            "compared": dict(manifests.get(f"compare/{stage_name}", {}).get("metrics", {})),
             "pictures": {
                 group: f"{folder}/samples.png"
-                for group, (folder, m) in measured.items()
+                for group, (folder, m) in found.items()
                 if "samples.png" in m["files"]
             },
         }
@@ -200,7 +201,11 @@ def text(tree: Mapping[str, Any]) -> str:
             if e.get("why"):
                 lines.append(f"  {'':<20} {e['why']}")
         lines += ["  ● in the ensemble", ""]
-        for table in (evaluation_table(stage["evaluations"]), decision_table(stage)):
+        for table in (
+            evaluation_table(stage["evaluations"]),
+            comparison_table(stage.get("compared", {})),
+            decision_table(stage),
+        ):
             lines += [*aligned(table), ""] if table else []
         if end := stage.get("end"):
             lines += [f"  it grows no further: {end}", ""]
@@ -208,15 +213,30 @@ def text(tree: Mapping[str, Any]) -> str:
 
 
 COLUMNS = {
-    "alignment": ("alignment", "↑"),
-    "objects": ("digits", "↑"),
-    "colours": ("colours", "↑"),
-    "places": ("places", "↑"),
-    "papers": ("papers", "↑"),
+    "kernel_distance": ("KID", "↓"),
     "frechet_distance": ("Fréchet", "↓"),
     "clip_score": ("CLIP", "↑"),
     "val_loss": ("val loss", "↓"),
 }
+"""Of what every evaluation may have; further metrics' own stand before them, more is better."""
+
+HIDDEN = ("_ci95", "_pictures")
+"""Ends the names of numbers that belong to others."""
+
+
+def columns(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Measure → the head of its column, for all that is measured in some evaluation."""
+    seen = {k for m in evaluations.values() for k in m if "/" not in k and not k.endswith(HIDDEN)}
+    own = {k: f"{k.replace('_', ' ')} ↑" for k in sorted(seen - set(COLUMNS))}
+    return own | {k: " ".join(head) for k, head in COLUMNS.items() if k in seen}
+
+
+def measured(metrics: Mapping[str, float], key: str) -> str:
+    """A number with half its 95 % confidence interval, where it has one."""
+    if key not in metrics:
+        return "–"
+    half = metrics.get(f"{key}_ci95")
+    return f"{metrics[key]:.3f}" + (f" ±{half:.3f}".replace("±0.", "±.") if half else "")
 
 
 GROUPS = {
@@ -229,34 +249,43 @@ GROUPS = {
 }
 
 
+CONTROLS = {
+    "enlarged/": "pictures of the stage below, enlarged",
+    "untrained/": "untrained",
+    "shuffled/": "ensemble, captions shuffled",
+    "real/": "real pictures",
+}
+
+
 def evaluation_table(evaluations: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     """A header row and one row a model, the controls below; empty without evaluations."""
-    if not evaluations:
+    heads = columns(evaluations)
+    if not heads:
         return []
-    keys = [k for k in COLUMNS if any(k in m for m in evaluations.values())]
-    table = [["", *(" ".join(COLUMNS[k]) for k in keys)]]
+    table = [["", *heads.values()]]
     for group, label in GROUPS.items():
         if m := evaluations.get(group):
-            table.append([label, *(f"{m[k]:.3f}" if k in m else "–" for k in keys)])
-    controls = {
-        "untrained_": "untrained",
-        "shuffled_": "ensemble, captions shuffled",
-        "enlarged_": "pictures of the stage below, enlarged",
-        "real_": "real pictures",
-    }
-    measured = evaluations.get("ensemble", {})
-    for prefix, label in controls.items():
-        if f"{prefix}alignment" in measured:
-            table.append(
-                [
-                    label,
-                    *(
-                        f"{measured[prefix + k]:.3f}" if prefix + k in measured else "–"
-                        for k in keys
-                    ),
-                ]
-            )
+            table.append([label, *(measured(m, k) for k in heads)])
+    controls = evaluations.get("ensemble", {})
+    for prefix, label in CONTROLS.items():
+        row = [measured(controls, prefix + k) for k in heads]
+        if set(row) != {"–"}:
+            table.append([label, *row])
     return table
+
+
+def comparison_table(gains: Mapping[str, float]) -> list[list[str]]:
+    """What the ensemble gains over the single model of its budget, measure by measure."""
+    rows = []
+    for key, value in gains.items():
+        if key.endswith(("_low", "_high")):
+            continue
+        low, high = gains[f"{key}_low"], gains[f"{key}_high"]
+        verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+        name = key.removeprefix("gain/")
+        head = COLUMNS.get(name, (name.replace("_", " "), ""))[0]
+        rows.append([head, f"{value:+.4f}", f"[{low:+.4f}, {high:+.4f}]", verdict])
+    return [["ensemble against single model", "gain", "95 %", ""], *rows] if rows else []
 
 
 def decision_table(stage: Mapping[str, Any]) -> list[list[str]]:
@@ -302,9 +331,13 @@ def markdown(tree: Mapping[str, Any]) -> str:
                 f"{'    ' * depth}- {label} · {interval_text(e)} · {e['images']:,} images · "
                 f"{state_text(e)} · {gain_text(e)}"
             )
-        if table := evaluation_table(stage["evaluations"]):
-            out += ["", "| " + " | ".join(table[0]) + " |", "|" + " --- |" * len(table[0])]
-            out += ["| " + " | ".join(row) + " |" for row in table[1:]]
+        for table in (
+            evaluation_table(stage["evaluations"]),
+            comparison_table(stage.get("compared", {})),
+        ):
+            if table:
+                out += ["", "| " + " | ".join(table[0]) + " |", "|" + " --- |" * len(table[0])]
+                out += ["| " + " | ".join(row) + " |" for row in table[1:]]
     return "\n".join(out) + "\n"
 
 

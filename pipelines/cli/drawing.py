@@ -12,9 +12,9 @@ from pipelines.cli.app import DEFAULT_STORAGE, Storage, app, writable
 
 
 @app.command(
-    epilog='\b\nExamples:\n  ediffi sample digit-scenes "a red seven left of a green two"\n'
-    '  ediffi sample digit-scenes "a blue three and a red one" --paint "a blue three=0,0,0.4,1"\n'
-    '  ediffi sample digit-scenes@champion "a blue three" --style picture.png --seed 3'
+    epilog='\b\nExamples:\n  ediffi sample emoji-scenes "a frog, on a pink background"\n'
+    '  ediffi sample emoji-scenes "a frog and a rocket" --paint "a frog=0.5,0,1,1"\n'
+    '  ediffi sample emoji-scenes@champion "a frog" --style picture.png --seed 3'
 )
 def sample(
     model: Annotated[

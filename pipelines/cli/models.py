@@ -20,8 +20,8 @@ def stored(storage: str | None) -> Any:
 
 
 @app.command(
-    epilog="\b\nExamples:\n  ediffi promote digit-scenes\n"
-    '  ediffi promote digit-scenes 3 --why "its greens are greener"'
+    epilog="\b\nExamples:\n  ediffi promote emoji-scenes\n"
+    '  ediffi promote emoji-scenes 3 --why "its frogs are greener"'
 )
 def promote(
     model: Model,
@@ -49,7 +49,7 @@ def promote(
     _tell_mlflow(store, model)
 
 
-@app.command(epilog='Example:  ediffi rollback digit-scenes --why "its sevens are ones"')
+@app.command(epilog='Example:  ediffi rollback emoji-scenes --why "its frogs are cacti"')
 def rollback(model: Model, why: Why = "", storage: Storage = None) -> None:
     """Makes the champion before the champion again."""
     from pipelines import champions
@@ -61,7 +61,7 @@ def rollback(model: Model, why: Why = "", storage: Storage = None) -> None:
 
 
 @app.command(
-    epilog="\b\nExamples:\n  ediffi models\n  ediffi models digit-scenes --json\n"
+    epilog="\b\nExamples:\n  ediffi models\n  ediffi models emoji-scenes --json\n"
     "  ediffi models --sync"
 )
 def models(

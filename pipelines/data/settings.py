@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.data.pictures import MAX_PIXELS
 from pipelines.strict import Strict
@@ -85,16 +85,26 @@ class Source(Strict):
     """How many it is thought to hold: what ``ediffi plan --assume`` reckons with, which does not
     look at it."""
 
-    make: Literal["digit-scenes"] | None = None
-    """Draws DigitScenes instead of reading ``path``."""
+    make: Literal["emoji-scenes"] | None = None
+    """Draws EmojiScenes (:mod:`pipelines.demo`) instead of reading ``path``."""
 
     rows: int = Field(4000, ge=1)
     shards: int = Field(8, ge=1)
 
+    @field_validator("make", mode="before")
+    @classmethod
+    def no_digits(cls, given: Any) -> Any:
+        if given == "digit-scenes":
+            raise ValueError(
+                "digit-scenes was the demo's data until emoji-scenes took its place: write "
+                "`make: emoji-scenes`; what was trained on digits stays as it is in its store"
+            )
+        return given
+
     @model_validator(mode="after")
     def one_origin(self) -> Self:
         if (self.path is None) == (self.make is None):
-            raise ValueError("give either `path:` (your data set) or `make: digit-scenes`")
+            raise ValueError("give either `path:` (your data set) or `make: emoji-scenes`")
         return self
 
     @model_validator(mode="after")

@@ -1,1 +1,1 @@
-"""DigitScenes: a small captioned data set of handwritten digits, and the scorer that reads it."""
+"""EmojiScenes: a captioned data set of emoji by real artists, its encoders and its scorer."""

@@ -1,235 +1,233 @@
-"""Captions of DigitScenes, both ways: `write` says what a scene shows, `parse` reads it back.
+"""Captions of EmojiScenes, both ways: `write` says what a scene shows, `parse` reads it back.
 
 A caption is a list of phrases, each about one thing:
 
-    a blue three                            a digit
-    a three drawn in blue ink on the left   a digit and its place
-    a red seven left of a green two         two digits, whose places follow from the relation
-    on grey paper                           the paper
+    a frog                                  a thing
+    a frog on the left                      a thing and its place
+    a frog left of a rocket                 two things, whose places follow from the relation
+    on a pink background                    the ground
+    Noto style                              the artist
 
-Commas, full stops, "and" and "with" separate phrases; the words of `FILLERS` mean nothing.
+Commas, full stops, "and" and "with" separate phrases. What stands in brackets, and words that are
+none of these, say nothing about a scene.
 """
 
+from __future__ import annotations
+
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.demo.scenes import INKS, LAYOUTS, PAPERS, PLACES, Item, Scene
-
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+from pipelines.demo.drawings import ARTISTS, CONCEPTS, keywords
+from pipelines.demo.scenes import GROUNDS, PLACES, Item, Scene
 
 RELATIONS: dict[str, tuple[str, str]] = {
     "left of": ("left", "right"),
     "right of": ("right", "left"),
-    "above": ("top", "bottom"),
-    "below": ("bottom", "top"),
 }
-"""Relation → places of the first and of the second digit."""
-
-FILLERS = (
-    "a an at digit digits drawn handwritten in is it number of on paper part picture plain scene "
-    "sheet shows side stands the there this to written"
-)
+"""Relation → places of the first and of the second thing."""
 
 _BRIEF = {
     "left": "on the left",
     "right": "on the right",
-    "top": "at the top",
-    "bottom": "at the bottom",
     "centre": "in the centre",
 }
 _LONG = {
-    "left": "on the left side",
-    "right": "on the right side",
-    "top": "in the top part",
-    "bottom": "in the bottom part",
-    "centre": "in the centre",
+    "left": "On the left side",
+    "right": "On the right side",
+    "centre": "In the centre",
 }
 
-_DIGIT, _INK = "|".join(DIGITS), "|".join(INKS)
+_CALLED = {
+    name.lower(): number for number, c in enumerate(CONCEPTS) for name in (*c.names, *c.unseen)
+}
+_UNSEEN = {name.lower() for c in CONCEPTS for name in c.unseen}
+
+
+def _any(words: Iterable[str]) -> str:
+    """A pattern of any of some words, the longest first."""
+    return "|".join(re.escape(w) for w in sorted(words, key=len, reverse=True))
+
+
 _TOKEN = re.compile(
-    rf"(?P<count>one|two|three) (?:handwritten )?digits?\b"
-    rf"|(?P<ink>{_INK}) (?:handwritten )?(?:digit |number )?(?P<digit>{_DIGIT})\b"
-    rf"|(?P<digit2>{_DIGIT}) (?:drawn |written )?in (?P<ink2>{_INK})(?: ink)?\b"
-    rf"|(?P<paper>{'|'.join(PAPERS)}) paper\b"
-    rf"|(?P<relation>{'|'.join(RELATIONS)})\b(?! the (?:picture|scene|paper|sheet))"
-    rf"|(?P<place>{'|'.join(PLACES)})\b"
-    r"|(?P<separator>[.,;:!?]|(?:and|with)\b)"
-    r"|(?P<other>[^\s.,;:!?]+)"
+    rf"\b(?P<concept>{_any(_CALLED)})\b"
+    rf"|\b(?P<relation>{_any(RELATIONS)})\b(?! the (?:picture|scene))"
+    rf"|\b(?P<place>{_any(PLACES)})\b"
+    rf"|\b(?P<ground>{_any(GROUNDS)})\b"
+    rf"|\b(?P<artist>{_any(a.lower() for a in ARTISTS)})\b"
+    r"|(?P<separator>[.,;:!?]|\b(?:and|with)\b)"
 )
 
 
 @dataclass(frozen=True)
 class AskItem:
-    """A digit (0–9) that a caption asks for, its ink, and its place where the caption names one."""
+    """A thing that a caption asks for, and its place where the caption names one."""
 
-    digit: int
-    ink: str
+    concept: int
     place: str | None
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a caption asks for, its digits in the order of the text."""
+    """What a caption asks for, its things in the order of the text."""
 
     items: tuple[AskItem, ...]
-    paper: str | None
+    ground: str | None
+    artist: str | None
+    unseen: bool = False
+    """It uses a word that no caption of the training data has."""
 
 
 def write(scene: Scene, rng: np.random.Generator) -> str:
-    """Describe a scene in one of several forms, from 3 to about 60 words.
+    """Describes a scene in one of several forms, from 3 to about 60 words.
 
-    Every form names all digits and their inks.  About 85 % of captions also name or imply every
-    place, and about half name the paper.
+    Every form names all things. Four in five captions also name the places, three in four the
+    ground and the artist each.
     """
-    paper = scene.paper if rng.random() < 0.5 else None
-    placed = rng.random() >= (0.25 if len(scene.items) == 1 else 0.10)
+    ground = scene.ground if rng.random() < 0.75 else None
+    artist = scene.artist if rng.random() < 0.75 else None
+    placed = rng.random() < 0.8
     items = [scene.items[i] for i in rng.permutation(len(scene.items))]
+    names = [_name(item, scene.unseen, rng) for item in items]
+    if rng.random() < 0.1:
+        return _sentences(items, names, ground, artist, rng)
     if not placed:
-        return _with_paper(_listed([_noun(item) for item in items]), paper, rng)
-    form = rng.choice(["list", "places first", "relation", "sentences"])
-    if form == "sentences":
-        return _sentences(items, paper, rng)
-    if form == "relation" and (related := _related(items, rng)):
-        return _with_paper(related, paper, rng)
-    if form == "places first":
-        text = _listed([f"{_BRIEF[item.place]} {_noun(item)}" for item in items])
+        text = " and ".join(_noun(name) for name in names)
+        if ground is None and artist is None:
+            text = f"picture of {text}"
+    elif len(items) == 2 and rng.random() < 0.6:
+        relation = next(r for r, p in RELATIONS.items() if p == tuple(i.place for i in items))
+        text = f"{_noun(names[0])} {relation} {_noun(names[1])}"
     else:
-        text = _listed([f"{_noun(item)} {_BRIEF[item.place]}" for item in items])
-    return _with_paper(text, paper, rng)
+        text = " and ".join(f"{_noun(n)} {_BRIEF[i.place]}" for n, i in zip(names, items))
+    parts = [text]
+    if ground:
+        form = ("on a {} background", "on {}", "against a plain {} background")[rng.integers(3)]
+        parts.insert(int(rng.integers(2)), form.format(ground))
+    if artist:
+        parts.append(
+            ("{} style", "in the style of {}", "drawn by {}")[rng.integers(3)].format(artist)
+        )
+    return ", ".join(parts)
 
 
 def parse(caption: str) -> Ask:
-    """Read what a caption asks for; the inverse of `write`.
+    """Reads what a caption asks for; the inverse of `write`.
 
     Raises:
-        ValueError: The text is not a caption of a scene that DigitScenes can show.
+        ValueError: The text asks for no thing of EmojiScenes, for more than two, or for what no
+            scene shows.
     """
-    text = " ".join(caption.lower().split())
+    text = re.sub(r"\([^)]*\)", "", " ".join(caption.lower().split()))
     items: list[AskItem] = []
-    papers: set[str] = set()
-    counts: set[int] = set()
+    grounds: set[str] = set()
+    artists: set[str] = set()
+    unseen = False
     for phrase in _phrases(text):
-        digits: list[tuple[int, str]] = []
+        concepts: list[int] = []
         places: list[str] = []
         relations: list[str] = []
         for token in phrase:
             found = token.groupdict()
-            if word := found["digit"] or found["digit2"]:
-                digits.append((DIGITS.index(word), found["ink"] or found["ink2"]))
+            if word := found["concept"]:
+                concepts.append(_CALLED[word])
+                unseen |= word in _UNSEEN
             elif found["place"]:
                 places.append(found["place"])
             elif found["relation"]:
                 relations.append(found["relation"])
-            elif found["paper"]:
-                papers.add(found["paper"])
-            elif found["count"]:
-                counts.add(DIGITS.index(found["count"].split()[0]))
-        match len(digits), len(places), len(relations):
-            case (0, 0, 0):
+            elif found["ground"]:
+                grounds.add(found["ground"])
+            elif found["artist"]:
+                artists.add(next(a for a in ARTISTS if a.lower() == found["artist"]))
+        match len(concepts), len(places), len(relations):
+            case (0, _, 0):
                 continue
             case (1, 0, 0):
                 where: tuple[str | None, ...] = (None,)
-            case (1, 1, 0):
+            case (1, _, 0) if len(set(places)) == 1:
                 where = (places[0],)
             case (2, 0, 1):
                 where = RELATIONS[relations[0]]
             case _:
                 unclear = text[phrase[0].start() : phrase[-1].end()]
                 raise ValueError(
-                    f"cannot tell which digit stands where in {unclear!r}: write phrases such as "
-                    "'a blue three on the left' or 'a red seven above a green two', "
-                    "with a comma or 'and' between them"
+                    f"cannot tell which thing stands where in {unclear!r}: write phrases such as "
+                    "'a frog on the left' or 'a frog left of a rocket', with a comma or 'and' "
+                    "between them"
                 )
-        items += [AskItem(*digit, place) for digit, place in zip(digits, where, strict=True)]
-    if len(papers) > 1:
-        raise ValueError(f"{caption!r} names {len(papers)} papers: name at most one")
-    if counts - {len(items)}:
+        items += [AskItem(c, place) for c, place in zip(concepts, where, strict=True)]
+    if not 1 <= len(items) <= 2:
         raise ValueError(
-            f"{caption!r} announces {counts.pop()} digits and describes {len(items)}: "
-            "describe each digit, or leave the number out"
+            f"{caption!r} asks for {len(items)} things that can be read: ask for one or two of "
+            f"{', '.join(c.name for c in CONCEPTS)}"
         )
-    _check_layout(items, caption)
-    return Ask(tuple(items), papers.pop() if papers else None)
+    named = [item.place for item in items if item.place]
+    if len(items) == 2 and named and (len(set(named)) < len(named) or "centre" in named):
+        raise ValueError(f"{caption!r} puts two things where they would overlap")
+    for what, words in (("grounds", grounds), ("artists", artists)):
+        if len(words) > 1:
+            raise ValueError(f"{caption!r} names {len(words)} {what}: name at most one")
+    return Ask(
+        tuple(items),
+        grounds.pop() if grounds else None,
+        artists.pop() if artists else None,
+        unseen,
+    )
 
 
 def _phrases(text: str) -> Iterator[list[re.Match[str]]]:
-    """Split a caption in lower case into phrases, lists of the tokens that mean something."""
+    """Splits a caption in lower case into phrases, lists of the tokens that mean something."""
     phrase: list[re.Match[str]] = []
     for token in _TOKEN.finditer(text):
-        if token["other"] and token["other"] not in FILLERS.split():
-            raise ValueError(
-                f"cannot read {text!r} from {text[token.start() :]!r} on: write an ink "
-                f"({', '.join(INKS)}) and a digit in words ({DIGITS[0]} to {DIGITS[-1]}), then if "
-                f"you like a place ({', '.join(PLACES)}) and a paper ({', '.join(PAPERS)}), "
-                "as in 'a blue three on the left, on grey paper'"
-            )
-        if token["separator"] and phrase:
+        if not token["separator"]:
+            phrase.append(token)
+        elif phrase:
             yield phrase
             phrase = []
-        elif not token["other"] and not token["separator"]:
-            phrase.append(token)
     if phrase:
         yield phrase
 
 
-def _check_layout(items: list[AskItem], caption: str) -> None:
-    """Refuse what no scene shows."""
-    if len(items) not in LAYOUTS:
-        raise ValueError(
-            f"{caption!r} asks for {len(items)} digits: ask for one to three, "
-            "as in 'a blue three and a red seven'"
-        )
-    places = [item.place for item in items if item.place]
-    if len(set(places)) < len(places) or not any(
-        set(places) <= set(layout) for layout in LAYOUTS[len(items)]
-    ):
-        raise ValueError(
-            f"{caption!r} puts digits where they would overlap ({', '.join(places)}): give each "
-            "its own place, and do not combine the centre with the top or the bottom"
-        )
+def _name(item: Item, unseen: bool, rng: np.random.Generator) -> str:
+    concept = CONCEPTS[item.concept]
+    if unseen:
+        return concept.unseen[rng.integers(len(concept.unseen))]
+    if concept.others and rng.random() < 0.5:
+        return concept.others[rng.integers(len(concept.others))]
+    return concept.name
 
 
-def _noun(item: Item) -> str:
-    return f"{'an' if item.ink == 'orange' else 'a'} {item.ink} {DIGITS[item.digit]}"
+def _noun(name: str) -> str:
+    """With its article; what is plural has none."""
+    if name.endswith("s") and not name.endswith(("us", "ss")):
+        return name
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def _listed(parts: list[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
-
-
-def _with_paper(text: str, paper: str | None, rng: np.random.Generator) -> str:
-    if paper is None:
-        return text
-    return f"{text}, on {paper} paper" if rng.random() < 0.5 else f"on {paper} paper, {text}"
-
-
-def _related(items: list[Item], rng: np.random.Generator) -> str | None:
-    """Say two digits by a relation and a third by its place; None where no relation holds."""
-    at = {item.place: item for item in items}
-    fitting = [name for name, places in RELATIONS.items() if set(places) <= set(at)]
-    if not fitting:
-        return None
-    relation = str(rng.choice(fitting))
-    first, second = (at.pop(place) for place in RELATIONS[relation])
-    rest = [f"with {_noun(item)} {_BRIEF[item.place]}" for item in at.values()]
-    return ", ".join([f"{_noun(first)} {relation} {_noun(second)}", *rest])
-
-
-def _sentences(items: list[Item], paper: str | None, rng: np.random.Generator) -> str:
-    """Describe the scene in full sentences, one for each digit."""
-    count = f"{DIGITS[len(items)]} handwritten digit{'s' if len(items) > 1 else ''}"
-    sheet = f" on a plain sheet of {paper} paper" if paper else ""
-    subject = rng.choice(["picture", "scene"])
-    sentences = [f"This {subject} shows {count}{sheet}."]
-    long = rng.random() < 0.5
-    for item in items:
+def _sentences(
+    items: list[Item],
+    names: list[str],
+    ground: str | None,
+    artist: str | None,
+    rng: np.random.Generator,
+) -> str:
+    """Describes the scene in full sentences, one for each thing."""
+    subject = ("picture", "scene")[rng.integers(2)]
+    count = ("one thing", "two things")[len(items) - 1]
+    on = f" on a plain {ground} background" if ground else ""
+    said = [f"This {subject} shows {count}{on}."]
+    long = rng.random() < 0.1
+    for item, name in zip(items, names, strict=True):
         if long:
-            where = f"{_LONG[item.place].capitalize()} of the {subject}"
-            digit = f"{'an' if item.digit == 8 else 'a'} {DIGITS[item.digit]}"
-            sentences.append(f"{where} there is {digit} drawn in {item.ink} ink.")
+            about = [k for k in keywords(item.concept) if rng.random() < 0.7][:4]
+            told = f" ({', '.join(about)})" if about else ""
+            said.append(f"{_LONG[item.place]} of the {subject} there is {_noun(name)}{told}.")
         else:
-            sentences.append(f"{_noun(item).capitalize()} stands {_BRIEF[item.place]}.")
-    return " ".join(sentences)
+            noun = _noun(name)
+            said.append(f"{noun[0].upper()}{noun[1:]} stands {_BRIEF[item.place]}.")
+    if artist:
+        said.append(f"It is drawn in the style of {artist}.")
+    return " ".join(said)

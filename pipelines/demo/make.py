@@ -1,23 +1,17 @@
-"""Write DigitScenes to Parquet shards: `image` (PNG), `caption` and `key` columns."""
+"""Write EmojiScenes to Parquet shards: `image` (PNG), `caption` and `key` columns."""
 
 import io
 import os
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.demo.captions import write
-from pipelines.demo.scenes import SPLITS, draw
+from pipelines.demo.scenes import draw, generator
 
 SCHEMA = pa.schema([("image", pa.binary()), ("caption", pa.string()), ("key", pa.string())])
-
-COUNTS = {"train": 4000, "validation": 500}
-"""Scenes in each split of the demo."""
-SHARDS = {"train": 8, "validation": 1}
-"""Files of each split of the demo."""
 
 
 def write_parquet(
@@ -72,12 +66,10 @@ def write_parquet(
 def row(seed: int, split: str, index: int) -> dict[str, bytes | str]:
     """Scene number `index` of a split as a row of `SCHEMA`; a pure function of its arguments."""
     scene, picture = draw(seed, split, index)
-    # `draw` uses [seed, split, index]; the fourth number makes the caption's choices independent.
-    rng = np.random.default_rng([seed, list(SPLITS).index(split), index, 1])
     png = io.BytesIO()
     Image.fromarray(picture).save(png, format="PNG")
     return {
         "image": png.getvalue(),
-        "caption": write(scene, rng),
+        "caption": write(scene, generator(seed, split, index, "caption")),
         "key": f"{split}-{index:06d}",
     }

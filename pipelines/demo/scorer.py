@@ -1,236 +1,309 @@
-"""Does a picture show what its caption asks for?  An analytic answer for DigitScenes.
+"""Does a picture show what its caption asks for?  An independent judge for EmojiScenes.
 
-Each picture is read place by place: the paper is the colour of the corners, where no digit
-reaches; the ink is the named colour whose mixtures with the paper explain the place best; and a
-support vector machine names the digit from the amount of ink in every pixel, or finds none.  It
-learned from scans that occur in neither the training nor the validation scenes.
+A small convolutional network reads what stands at each place and who drew it. It has learned from
+renderings of its own, of the five artists' drawings but of none of the pictures that the
+generators are trained on. The ground is read off the border, by colour alone.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from itertools import permutations
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
-from sklearn.svm import SVC
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from pipelines.demo import scenes
 from pipelines.demo.captions import Ask, parse
-from pipelines.demo.scenes import INKS, PAPERS, PLACES, RESOLUTION, draw
+from pipelines.demo.drawings import ARTISTS, CONCEPTS, HELD_OUT_ARTIST
+from pipelines.demo.scenes import GROUNDS, PLACES, Scene
+from pipelines.metrics import Metric, Pictures, Progress, Values
 
-NOTHING = -1
-"""Stands for "no digit here" and "no named paper" in `Reading`."""
+NOTHING = len(CONCEPTS)
+"""Stands for "no thing here"."""
 
-_PLACES, _INKS, _PAPERS = list(PLACES), list(INKS), list(PAPERS)
-_INK_RGB = np.array(list(INKS.values()), dtype=np.float32)
-_PAPER_RGB = np.array(list(PAPERS.values()), dtype=np.float32)
-# Half the distance between the two closest papers: a paler or darker sheet still counts.
-_PAPER_TOLERANCE = 32.0
-_TRAINING_SCENES = 2000
-_CHUNK = 512  # pictures read at once, so that memory stays below 1 GB
+SIDE = 64
+BATCH = 64
+RENDERINGS = 8000
+"""Different pictures that it learns from."""
+
+CHECKED = 512
+"""Pictures that its own accuracy is measured on."""
+
+EMPTY = 12
+"""Of each batch, those that show nothing."""
+
+_BLOCKS = 4  # a side
+_GROUND_TOLERANCE = 44.0  # of RGB: more than half the distance between the closest two
+_WEIGHTS = "judge.safetensors"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What pictures show.  Places, inks and papers are numbered in the order of their tables."""
+    """What pictures show."""
 
-    digits: NDArray[np.int64]
-    """[N, 5] digit at each place, `NOTHING` where there is none."""
-    inks: NDArray[np.int64]
-    """[N, 5] closest ink at each place; meaningless where there is no digit."""
-    papers: NDArray[np.int64]
-    """[N] paper, `NOTHING` where no named paper is close."""
+    concepts: NDArray[np.int64]
+    """[N, 3] number of the concept at each place, `NOTHING` where there is none."""
 
+    artists: NDArray[np.int64]
+    """[N] number of the artist."""
 
-@dataclass(frozen=True)
-class Alignment:
-    """How well pictures match their captions; every number is in [0, 1], higher is better."""
-
-    objects: float
-    """Share of the asked digits that stand where they are asked for."""
-    colours: float
-    """Share of the asked digits whose place holds a digit in the asked ink."""
-    places: float
-    """Jaccard index of the asked and the occupied places, mean over pictures."""
-    papers: float
-    """Share of captions naming a paper whose picture has it; nan if none names one."""
-    per_image: NDArray[np.float64]
-    """[N, 3] objects, colours and places of each picture."""
-    per_item: NDArray[np.int64]
-    """[N] number of digits asked for: the weights of the first two columns of `per_image`."""
-
-    @property
-    def overall(self) -> float:
-        """Mean of objects, colours and places."""
-        return (self.objects + self.colours + self.places) / 3
+    grounds: NDArray[np.int64]
+    """[N] number of the ground, −1 where no named colour is close."""
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """Reads square pictures of one resolution."""
+class Network(nn.Module):
+    """[N, 3, 64, 64] in [-1, 1] → concepts' logits [N, 3, 37] and artists' [N, 5]."""
 
-    resolution: int
-    classifier: SVC
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
 
-    @classmethod
-    def fit(cls, resolution: int, seed: int = 0) -> "Scorer":
-        """Learn to read digits from scenes of the 'scorer' split; a few seconds on one core.
-
-        Raises:
-            ValueError: `resolution` is not 16, 32 or 64.
-        """
-        if resolution not in (16, 32, 64):
-            raise ValueError(f"cannot read {resolution}-pixel pictures: use 16, 32 or 64")
-        rng = np.random.default_rng(seed)
-        labels, pictures = [], []
-        for index in range(_TRAINING_SCENES):
-            scene, picture = draw(seed, "scorer", index)
-            at = {item.place: item.digit for item in scene.items}
-            labels.append([at.get(place, NOTHING) for place in _PLACES])
-            pictures.append(_roughen(picture, rng))
-        images = downsample(np.stack(pictures), resolution)
-        # A picture of noise, fine or coarse, holds no digit.
-        for grain in (1, resolution // 8, resolution // 4):
-            side = resolution // grain
-            noise = rng.integers(0, 256, (_TRAINING_SCENES // 40, side, side, 3), dtype=np.uint8)
-            images = np.concatenate([images, noise.repeat(grain, 1).repeat(grain, 2)])
-            labels += [[NOTHING] * len(PLACES)] * len(noise)
-        features, _, _ = _unmix(images)
-        classifier = SVC(C=8.0, gamma="scale", cache_size=500)
-        classifier.fit(features.reshape(-1, features.shape[-1]), np.ravel(labels))
-        return cls(resolution, classifier)
-
-    def read(self, images: NDArray[np.uint8]) -> Reading:
-        """Read pictures, [N, R, R, 3] uint8 RGB.
-
-        Raises:
-            ValueError: The pictures have another shape or type.
-        """
-        shape = (self.resolution, self.resolution, 3)
-        if images.ndim != 4 or images.shape[1:] != shape or images.dtype != np.uint8:
-            raise ValueError(
-                f"pictures must be uint8 [N, {shape[0]}, {shape[1]}, 3], given {images.dtype} "
-                f"{list(images.shape)}: fit a scorer for their resolution, or convert them"
+        def layer(c_in: int, c_out: int, stride: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()
             )
-        digits = np.empty((len(images), len(PLACES)), np.int64)
-        inks, papers = np.empty_like(digits), np.empty(len(images), np.int64)
-        for start in range(0, len(images), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            features, inks[part], papers[part] = _unmix(images[part])
-            flat = features.reshape(-1, features.shape[-1])
-            digits[part] = self.classifier.predict(flat).reshape(-1, len(PLACES))
-        return Reading(digits, inks, papers)
 
-    def score(self, images: NDArray[np.uint8], captions: list[str]) -> Alignment:
-        """Compare pictures, [N, R, R, 3] uint8 RGB, with the captions they were made for.
+        w = width
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, w, 4, 4),
+            nn.BatchNorm2d(w),
+            nn.ReLU(),
+            layer(w, w, 1),
+            layer(w, 2 * w, 2),
+            layer(2 * w, 2 * w, 1),
+            layer(2 * w, 4 * w, 2),
+            layer(4 * w, 4 * w, 1),
+        )
+        self.concepts = nn.Linear(4 * w * 16, len(PLACES) * (NOTHING + 1))
+        self.artists = nn.Linear(4 * w * 16, len(ARTISTS))
 
-        A digit asked for without a place may stand anywhere; such digits are matched to the
-        places found so that most of them are right.
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """→ the two logits, and the trunk's features averaged over the picture, [N, 128]."""
+        h = self.trunk(x)
+        flat = F.dropout(h.flatten(1), 0.3, self.training)
+        return (
+            self.concepts(flat).unflatten(1, (len(PLACES), -1)),
+            self.artists(flat),
+            h.mean((2, 3)),
+        )
+
+
+class EmojiScenes(Metric):
+    """Concepts, places, grounds and styles of EmojiScenes; see :meth:`score`."""
+
+    version = 1
+
+    def __init__(self, images: int = 30_000) -> None:
+        """Args: images: how many it learns from, in batches of 64."""
+        if type(images) is not int or images < BATCH:
+            raise ValueError(f"`images:` must be at least {BATCH}, got {images!r}")
+        self.images = images
+        self.network = Network().eval()
+
+    def fit(
+        self, folder: Path, *, resolutions: list[int], seed: int, progress: Progress
+    ) -> dict[str, float]:
+        """Learns to read pictures of all these resolutions; → its accuracy at each.
+
+        Checked on scenes of the validation split, drawn from the real drawings, and on the same
+        scenes by an artist that neither it nor a generator has seen (``unseen_artist_…``).
 
         Raises:
-            ValueError: There are no pictures, not as many captions as pictures, a caption cannot
-                be parsed, or the pictures have the wrong shape.
+            ValueError: A side does not divide 64.
         """
-        if not captions or len(images) != len(captions):
-            raise ValueError(
-                f"given {len(images)} pictures and {len(captions)} captions: "
-                "give one caption for each picture, and at least one"
+        if wrong := [r for r in resolutions if SIDE % r]:
+            raise ValueError(f"emoji scenes are read at 64 pixels or a part of it, not {wrong[0]}")
+        count = min(RENDERINGS, self.images)
+        drawn = [scenes.draw(seed, "scorer", index) for index in range(count)]
+        pictures = as_input(np.stack([p for _, p in drawn]))
+        targets = _targets([s for s, _ in drawn])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = Network()
+            self._train(pictures, targets, resolutions, seed, progress)
+        save_file(self.network.state_dict(), folder / _WEIGHTS)
+        found = self._checked("", resolutions, seed, None)
+        return found | self._checked("unseen_artist_", resolutions, seed, HELD_OUT_ARTIST[1])
+
+    def _train(
+        self,
+        pictures: Tensor,
+        targets: tuple[Tensor, Tensor],
+        resolutions: list[int],
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        steps = max(2, self.images // BATCH)
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=3e-3, weight_decay=0.05, fused=True
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
+        random = torch.Generator().manual_seed(seed)
+        self.network.train()
+        for step in range(steps):
+            rows = torch.randint(len(pictures), (BATCH,), generator=random)
+            by = torch.randint(-2, 3, (2,), generator=random).tolist()
+            x = torch.roll(pictures[rows], by, (2, 3))
+            side = resolutions[step % len(resolutions)]
+            x = enlarged(F.avg_pool2d(x, SIDE // side))
+            grain = 0.1 * torch.rand(BATCH, 1, 1, 1, generator=random)
+            x = x + grain * torch.randn(x.shape, generator=random)
+            things = targets[0][rows]
+            x[:EMPTY] = emptied(x[:EMPTY], random)
+            things[:EMPTY] = NOTHING
+            concepts, artists, _ = self.network(x)
+            loss = 2 * F.cross_entropy(concepts.flatten(0, 1), things.flatten())
+            loss = loss + F.cross_entropy(artists[EMPTY:], targets[1][rows][EMPTY:])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if step % 50 == 49 or step + 1 == steps:
+                progress((step + 1) * BATCH, steps * BATCH)
+        self.network.eval()
+
+    def _checked(
+        self, prefix: str, resolutions: list[int], seed: int, package: str | None
+    ) -> dict[str, float]:
+        """Shares of scenes that are read rightly."""
+        shown = [scenes.compose(seed, "validation", i) for i in range(CHECKED)]
+        pictures = as_input(
+            np.stack(
+                [
+                    scenes.paint(s, package or ARTISTS[s.artist], np.random.default_rng([seed, i]))
+                    for i, s in enumerate(shown)
+                ]
             )
-        asks = [parse(caption) for caption in captions]
-        reading = self.read(images)
-        counts = np.array([len(ask.items) for ask in asks])
-        rows = np.array(
-            [_compare(ask, reading.digits[n], reading.inks[n]) for n, ask in enumerate(asks)]
         )
-        named = [n for n, ask in enumerate(asks) if ask.paper]
-        hits = [reading.papers[n] == _PAPERS.index(str(asks[n].paper)) for n in named]
-        return Alignment(
-            objects=float(np.average(rows[:, 0], weights=counts)),
-            colours=float(np.average(rows[:, 1], weights=counts)),
-            places=float(rows[:, 2].mean()),
-            papers=float(np.mean(hits)) if hits else float("nan"),
-            per_image=rows,
-            per_item=counts,
+        concepts, artists = _targets(shown)
+        alone = torch.tensor([len(s.items) == 1 for s in shown])
+        there = concepts != NOTHING
+        found = {}
+        for side in resolutions:
+            reading = self.read(as_pictures(F.avg_pool2d(pictures, SIDE // side)))
+            read = torch.from_numpy(reading.concepts)
+            is_right = read == concepts
+            for name, rows in (("concepts", alone), ("pairs", ~alone)):
+                found[f"{prefix}{name}_{side}"] = float(is_right[rows][there[rows]].float().mean())
+            placed = ((read != NOTHING) == there).all(dim=1)
+            found[f"{prefix}places_{side}"] = float(placed.float().mean())
+            if package is None:
+                ok = torch.from_numpy(reading.artists) == artists
+                found[f"styles_{side}"] = float(ok.float().mean())
+        return found
+
+    def open(self, folder: Path) -> None:
+        self.network.load_state_dict(load_file(folder / _WEIGHTS))
+        self.network.eval()
+
+    @torch.inference_mode()
+    def _outputs(self, pictures: Pictures) -> tuple[Tensor, Tensor, Tensor]:
+        x = as_input(pictures)
+        parts = [self.network(enlarged(part)) for part in x.split(256)]
+        concepts, artists, features = (torch.cat(list(p)) for p in zip(*parts))
+        return concepts, artists, features
+
+    def read(self, pictures: Pictures) -> Reading:
+        """What pictures [N, R, R, 3] show, whatever they were made for."""
+        concepts, artists, _ = self._outputs(pictures)
+        return Reading(
+            concepts.argmax(dim=2).numpy(), artists.argmax(dim=1).numpy(), grounds(pictures)
         )
 
+    def features(self, pictures: Pictures) -> NDArray[np.float32]:
+        """[N, 128]: the trunk's, averaged over the picture."""
+        out: NDArray[np.float32] = self._outputs(pictures)[2].numpy()
+        return out
 
-def downsample(images: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
-    """Shrink square pictures, [N, S, S, 3] uint8, by an integer factor, averaging areas."""
-    if images.shape[1] % resolution:
-        raise ValueError(
-            f"cannot shrink {images.shape[1]} pixels to {resolution} by an integer factor: "
-            "choose a divisor"
-        )
-    size = (resolution, resolution)
-    return np.stack(
-        [np.asarray(Image.fromarray(i).resize(size, Image.Resampling.BOX)) for i in images]
-    )
+    def score(self, pictures: Pictures, captions: list[str]) -> dict[str, Values]:
+        """Whether a picture has what its caption asks for.
+
+        ``concepts``: of one thing, that it is there; ``pairs``: of two, the share that is there;
+        ``unseen words``: as concepts, of captions with a word that training had not. Somewhere in
+        the picture counts. ``places``: where the caption names all places, that things stand there
+        and nowhere else. ``grounds`` and ``styles``, where it names them.
+
+        Raises:
+            ValueError: A caption cannot be read.
+        """
+        reading = self.read(pictures)
+        rows = [_scored(parse(c), reading, n) for n, c in enumerate(captions)]
+        names = ("concepts", "pairs", "unseen words", "places", "grounds", "styles")
+        return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
 
-def _roughen(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Blur, grain and, half of the time, shift a 64×64 scene a little, as generation does."""
-    shift = rng.integers(0, 2) * rng.integers(-3, 4, size=2)
-    shifted = Image.fromarray(np.roll(picture, shift, axis=(0, 1)))
-    blurred = np.asarray(shifted.filter(ImageFilter.GaussianBlur(rng.uniform(0, 2))))
-    noisy = blurred + rng.normal(0, 8, picture.shape)
-    return np.asarray(np.clip(noisy, 0, 255), dtype=np.uint8)
+def emptied(x: Tensor, random: torch.Generator) -> Tensor:
+    """Pictures that show nothing, from pictures that do: what colour alone must not pass for.
 
-
-def _unmix(
-    images: NDArray[np.uint8],
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """Explain each place as a mixture, paper + a·(ink − paper) with a in [0, 1].
-
-    Returns:
-        a of every pixel, [N, 5, K] float32; the ink with the least error, [N, 5]; the paper, [N].
+    One half has its blocks shuffled, which keeps colours and destroys shapes; of the other, half
+    is a bare ground and half is noise.
     """
-    pixels = np.asarray(images, dtype=np.float32)
-    n, size = pixels.shape[:2]
-    if size == RESOLUTION:  # 32 pixels suffice to read a digit, at a quarter of the time
-        pixels, size = pixels.reshape(n, 32, 2, 32, 2, 3).mean((2, 4)), 32
-    edge = size // 4
-    ends = [slice(0, edge), slice(size - edge, size)]
-    corners = np.concatenate([pixels[:, y, x].reshape(n, -1, 3) for y in ends for x in ends], 1)
-    sheet = np.median(corners, axis=1)  # [N, 3]
-    distance = np.linalg.norm(sheet[:, None] - _PAPER_RGB, axis=-1)
-    paper = np.where(distance.min(1) < _PAPER_TOLERANCE, distance.argmin(1), NOTHING)
-
-    unit = RESOLUTION // size
-    windows = np.stack(  # 24 × 32 px of a 64 px scene, on whole pixels at every resolution
-        [
-            pixels[:, (y - 16) // unit : (y + 16) // unit, (x - 12) // unit : (x + 12) // unit]
-            for x, y in PLACES.values()
-        ],
-        axis=1,
-    )
-    rows, columns = windows.shape[2:4]
-    tint = windows.reshape(n, len(PLACES), -1, 3) - sheet[:, None, None]  # [N, 5, K, 3]
-    direction = _INK_RGB - sheet[:, None]  # [N, 6, 3]
-    along = np.einsum("npkc,nic->npki", tint, direction)
-    length = (direction**2).sum(-1)[:, None, None] + 1e-6
-    amount = np.clip(along / length, 0, 1)  # [N, 5, K, 6]
-    # |tint − a·direction|², without its [N, 5, K, 6, 3] array
-    error = (tint**2).sum(-1, keepdims=True) - 2 * amount * along + amount**2 * length
-    # Neighbours reach into the outermost columns; they say nothing about this place's ink.
-    inner = error.reshape(n, len(PLACES), rows, columns, -1)[:, :, :, columns // 6 : -columns // 6]
-    ink = inner.sum((2, 3)).argmin(-1)  # [N, 5]
-    return np.take_along_axis(amount, ink[:, :, None, None], -1)[..., 0], ink, paper
+    count, half = len(x), len(x) // 2
+    side = SIDE // _BLOCKS
+    blocks = x[:half].unflatten(2, (_BLOCKS, side)).unflatten(4, (_BLOCKS, side))
+    blocks = blocks.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # [n, blocks², 3, side, side]
+    order = torch.rand(half, _BLOCKS**2, generator=random).argsort(dim=1)
+    blocks = blocks[torch.arange(half)[:, None], order].unflatten(1, (_BLOCKS, _BLOCKS))
+    shuffled = blocks.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    bare = x[half : half + (count - half) // 2, :, :1, :1].expand(-1, -1, SIDE, SIDE)
+    left = count - half - len(bare)
+    noise = torch.rand(left, 3, SIDE // 4, SIDE // 4, generator=random) * 2 - 1
+    return torch.cat([shuffled, bare, F.interpolate(noise, scale_factor=4.0)])
 
 
-def _compare(
-    ask: Ask, digits: NDArray[np.int64], inks: NDArray[np.int64]
-) -> tuple[float, float, float]:
-    """Objects, colours and places of one picture, given the digit and the ink at each place."""
-    found = {p for p in range(len(PLACES)) if digits[p] != NOTHING}
-    fixed = [(item, _PLACES.index(item.place)) for item in ask.items if item.place]
-    loose = [item for item in ask.items if not item.place]
-    free = sorted(found - {p for _, p in fixed})
-    nowhere = [-1 - k for k in range(max(0, len(loose) - len(free)))]
-    best = (-1, 0, 0, 0.0)
-    for places in permutations(free + nowhere, len(loose)):
-        pairs = fixed + list(zip(loose, places, strict=True))
-        right = sum(p in found and digits[p] == item.digit for item, p in pairs)
-        inked = sum(p in found and _INKS[inks[p]] == item.ink for item, p in pairs)
-        asked = {p for _, p in pairs}
-        jaccard = len(asked & found) / len(asked | found)
-        best = max(best, (right + inked, right, inked, jaccard))
-    return best[1] / len(ask.items), best[2] / len(ask.items), best[3]
+def _scored(ask: Ask, reading: Reading, n: int) -> dict[str, float]:
+    there = set(reading.concepts[n].tolist())
+    share = sum(item.concept in there for item in ask.items) / len(ask.items)
+    alone = "unseen words" if ask.unseen else "concepts"
+    found = {"pairs" if len(ask.items) == 2 else alone: share}
+    named = {item.place for item in ask.items if item.place}
+    if len(named) == len(ask.items):
+        full = {PLACES[p] for p in np.flatnonzero(reading.concepts[n] != NOTHING)}
+        found["places"] = float(full == named)
+    if ask.ground:
+        found["grounds"] = float(reading.grounds[n] == list(GROUNDS).index(ask.ground))
+    if ask.artist:
+        found["styles"] = float(reading.artists[n] == list(ARTISTS).index(ask.artist))
+    return found
+
+
+def grounds(pictures: Pictures) -> NDArray[np.int64]:
+    """Number of the named colour closest to the border's median, −1 where none is close. [N]"""
+    x = np.asarray(pictures, np.float32)
+    edge = max(1, x.shape[1] // 16)
+    sides = (x[:, :edge], x[:, -edge:], x[:, :, :edge], x[:, :, -edge:])
+    border = np.concatenate([s.reshape(len(x), -1, 3) for s in sides], axis=1)
+    named = np.array(list(GROUNDS.values()), np.float32)
+    distance = np.linalg.norm(np.median(border, axis=1)[:, None] - named, axis=2)
+    return np.where(distance.min(1) < _GROUND_TOLERANCE, distance.argmin(1), -1)
+
+
+def as_input(pictures: Pictures) -> Tensor:
+    """uint8 [N, R, R, 3] → [N, 3, R, R] in [-1, 1]"""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def as_pictures(x: Tensor) -> Pictures:
+    """The inverse of :func:`as_input`."""
+    out: Pictures = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return out
+
+
+def enlarged(x: Tensor) -> Tensor:
+    """To the network's 64 pixels."""
+    if x.shape[2] == SIDE:
+        return x
+    return F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+
+
+def _targets(shown: list[Scene]) -> tuple[Tensor, Tensor]:
+    """Concept at each place [N, 3] and artist [N] of scenes."""
+    concepts = torch.full((len(shown), len(PLACES)), NOTHING)
+    for n, scene in enumerate(shown):
+        for item in scene.items:
+            concepts[n, PLACES.index(item.place)] = item.concept
+    return concepts, torch.tensor([list(ARTISTS).index(s.artist) for s in shown])

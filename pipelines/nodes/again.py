@@ -11,7 +11,14 @@ from pipelines.differences import difference
 from pipelines.nodes.champion import Champion
 from pipelines.nodes.experts import train_node
 from pipelines.nodes.inputs import input_nodes
-from pipelines.nodes.judges import Seats, adopted, evaluate_node, incomparable, promote_node
+from pipelines.nodes.judges import (
+    Seats,
+    adopted,
+    evaluate_node,
+    incomparable,
+    metric_nodes,
+    promote_node,
+)
 from pipelines.nodes.node import Node
 from pipelines.spec import Expert, Spec
 
@@ -42,7 +49,7 @@ def again_nodes(
         for stage in champion.stages
         for seat in stage["experts"]
     ]
-    judged = [seats.decided_by for seats in cascade]
+    judged = [*metric_nodes(spec), *(seats.decided_by for seats in cascade)]
     judged += [
         evaluate_node(spec, sources, "ensemble", cascade[: at + 1]) for at in range(len(cascade))
     ]

@@ -47,7 +47,7 @@ def encoder_nodes(spec: Spec) -> list[Node]:
         )
     settings = {"make": "tiny", "clip_images": spec.encoders.clip_images, "seed": spec.seed}
     inputs = {"data": "data/train"}
-    return [Node(kind="encoders", name="tiny", settings=settings, inputs=inputs, cpus=spec.cpus)]
+    return [Node(kind="encoders", name="tiny", settings=settings, inputs=inputs)]
 
 
 @dataclass(frozen=True)

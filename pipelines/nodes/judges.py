@@ -12,6 +12,7 @@ from typing import Any
 
 from ediffi_core import tree
 from ediffi_core.noise import EVERYTHING
+from pipelines.metrics import metric
 from pipelines.nodes.champion import Champion
 from pipelines.nodes.experts import SINGLE, bounds, interval_of, super_resolution
 from pipelines.nodes.inputs import Encoders
@@ -54,6 +55,7 @@ def cascade_of(spec: Spec) -> list[Seats]:
 
 
 def judge_nodes(spec: Spec, sources: Mapping[str, Any], cascade: list[Seats]) -> Iterator[Node]:
+    yield from metric_nodes(spec)
     for at, seats in enumerate(cascade):
         stage = spec.stages[seats.stage]
         yield seats.decided_by
@@ -64,8 +66,31 @@ def judge_nodes(spec: Spec, sources: Mapping[str, Any], cascade: list[Seats]) ->
             groups[SINGLE] = [*cascade[:at], only(spec, seats.stage, SINGLE)]
         for group, chain in groups.items():
             yield evaluate_node(spec, sources, group, chain)
+        if stage.single:
+            yield compare_node(seats.stage)
     if len(cascade) == len(spec.stages):
         yield promote_node(spec, sources, cascade)
+
+
+def metric_settings(spec: Spec) -> dict[str, dict[str, Any]]:
+    """What of each metric determines what it measures."""
+    return {
+        name: {"options": options, "version": metric(name, options).version}
+        for name, options in spec.evaluate.metrics.items()
+    }
+
+
+def metric_nodes(spec: Spec) -> Iterator[Node]:
+    resolutions = sorted({stage.resolution for stage in spec.stages.values()})
+    for name, what in metric_settings(spec).items():
+        settings = {"metric": name, **what, "resolutions": resolutions, "seed": spec.seed}
+        yield Node(kind="metric", name=name, settings=settings)
+
+
+def compare_node(stage: str) -> Node:
+    """The ensemble against the single model that had its budget."""
+    measured = {group: f"evaluate/{stage}/{group}" for group in ("ensemble", SINGLE)}
+    return Node(kind="compare", name=stage, settings={}, inputs=measured, cpus=0)
 
 
 def line(stage: str, seat: str) -> list[str]:
@@ -152,7 +177,7 @@ def evaluate_node(
         "scoring_pretrained": spec.evaluate.clip and spec.evaluate.clip_pretrained,
         "stages": [seats.settings for seats in chain],
         "encoders": encoders.identity,
-        "scorer": spec.data.validation.make,
+        "metrics": metric_settings(spec),
         "controls": group == "ensemble",
         "seed": spec.seed,
         **({"trained_with": trained_with} if trained_with is not None else {}),
@@ -163,6 +188,7 @@ def evaluate_node(
         given["validation"] = validation
     else:
         inputs["validation"] = "embed/validation"
+    inputs |= {f"metric/{name}": f"metric/{name}" for name in spec.evaluate.metrics}
     return Node(
         kind="evaluate",
         name=f"{chain[-1].stage}/{group}",

@@ -105,7 +105,7 @@ def evaluation(spec: Spec, node: Node, cluster: Cluster) -> Cost:
 
     s = node.settings
     pictures = s["captions"]
-    if s["scorer"] and s["controls"]:
+    if s["metrics"] and s["controls"]:
         pictures += min(UNTRAINED_CAPTIONS, s["captions"])
     flops = LOSS_DRAWS * size_of(config_of(spec, s["stages"][-1]["name"])).flops
     for stage in s["stages"]:

@@ -1,4 +1,4 @@
-"""Draws a DigitScenes data set."""
+"""Draws an EmojiScenes data set."""
 
 from __future__ import annotations
 

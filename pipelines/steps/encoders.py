@@ -22,26 +22,23 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     table = pa.concat_tables(pq.read_table(f, columns=["image", "caption"]) for f in files)
     captions = table["caption"].to_pylist()
     pictures = [Image.open(io.BytesIO(data)) for data in table["image"].to_pylist()]
-    own = settings["clip_images"]
-    total = own + own // 2
-
-    def train(folder: Path, *, images: int, seed: int, before: int) -> float:
-        def progress(done: int, loss: float) -> None:
-            ctx.report(done=before + done, of=total, unit="images", loss=loss)
-
-        folder.mkdir()
-        return train_clip(
-            folder, pictures, captions, images=images, batch=128, seed=seed, progress=progress
-        )
+    of = settings["clip_images"]
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         seed = settings["seed"]
-        (folder / "t5").mkdir()
+        for name in ("t5", "clip"):
+            (folder / name).mkdir()
         write_t5(folder / "t5", captions, seed=seed)
-        losses = {"clip": train(folder / "clip", images=own, seed=seed, before=0)}
-        # Pictures are scored by another CLIP than the one that conditions them.
-        losses["scorer"] = train(folder / "scorer", images=own // 2, seed=seed + 1, before=own)
+        loss = train_clip(
+            folder / "clip",
+            pictures,
+            captions,
+            images=of,
+            batch=128,
+            seed=seed,
+            progress=lambda done, loss: ctx.report(done=done, of=of, unit="images", loss=loss),
+        )
         ctx.store.put_folder(folder, ctx.folder)
         names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
-    return Result(files=names, metrics={f"{name}_loss": loss for name, loss in losses.items()})
+    return Result(files=names, metrics={"clip_loss": loss})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
-import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -18,21 +18,32 @@ from ediffi_core.cascade import CascadeStage
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.encoders import CLIP
 from ediffi_core.ensemble import Ensemble
-from ediffi_core.metrics import Moments, clip_score, frechet_distance, validation_losses
+from ediffi_core.metrics import (
+    Moments,
+    clip_scores,
+    frechet_distance,
+    kernel_distance,
+    validation_losses,
+)
 from ediffi_core.noise import EVERYTHING
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet
-from pipelines.model import draw, grid, load_clip, load_stages
+from pipelines.metrics import Metric, Pictures, metric
+from pipelines.model import draw, encoder_places, grid, load_clip, load_stages
 from pipelines.steps.context import Context, Result
+from pipelines.steps.scores import FILE as SCORES
+from pipelines.steps.scores import Scores, summary
+from pipelines.steps.scores import write as write_scores
 from pipelines.steps.seats import weights_of
 from pipelines.store.reader import Reader
 from pipelines.training.validation import validation_pictures
 
 GRID = 16
 SHOWN_SIDE = 96  # of a picture in the sample sheet
-LOSSES = "losses.json"  # of the same draws for whoever is measured on the same pictures
-LOSS_DRAWS = 1024
+LOSS_DRAWS = 4096
 UNTRAINED_CAPTIONS = 32
+FEWEST = 3  # pictures that a kernel distance can be told of
+PICTURES_A_FEATURE = 10  # below, a Fréchet distance rewards pictures that are all alike
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
@@ -47,7 +58,8 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     mine = stages[-1]
     count = min(settings["captions"], len(shards))
     captions = shards.captions(range(count))
-    real, cond = shards.rows(range(count))
+    tensors, cond = shards.rows(range(count))
+    real = as_bytes(tensors)
     cond = text_only(cond).to(device)
     drawing = {"seed": settings["seed"], "batch": ctx.runtime["batch"]}
 
@@ -58,31 +70,32 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         progress=lambda done: ctx.report(done=done, of=count, unit="pictures"),
     )
     pictures = drawn[mine.name].numpy()
-    clip = scoring_clip(ctx, settings, inputs, str(device))
-    metrics = similarity(clip, pictures, as_bytes(real), captions)
+    judges = Judges(ctx, settings, inputs, str(device))
+    scores = judges.asked(pictures, captions) | judges.beside(pictures, real, captions)
     losses = validation(cast(Ensemble, mine.denoiser), shards, {**settings, **how}, ctx)
-    metrics["val_loss"] = float(losses.mean())
-    ctx.store.write_json(f"{ctx.folder}/{LOSSES}", losses.tolist())
-    if settings["scorer"]:
-        metrics |= alignment(pictures, captions, "")
-        if settings["controls"]:
-            few = min(UNTRAINED_CAPTIONS, count)
-            noise = draw([*stages[:-1], untrained(mine)], cond[slice(0, few)], **drawing)
-            metrics |= alignment(noise[mine.name].numpy(), captions[:few], "untrained_")
-            metrics |= alignment(pictures, captions[1:] + captions[:1], "shuffled_")
-            metrics |= alignment(as_bytes(real), captions, "real_")
-            if len(stages) > 1:
-                plain = enlarged(drawn[stages[-2].name].numpy(), mine.resolution)
-                metrics |= alignment(plain, captions, "enlarged_")
-                distance = similarity(clip, plain, as_bytes(real), captions)
-                metrics |= {f"enlarged_{k}": v for k, v in distance.items()}
+    scores["val_loss"] = losses.double()
+    metrics = summary(scores)
+    if settings["controls"]:
+        metrics |= summary(judges.asked(real, captions), "real/")
+        few = min(UNTRAINED_CAPTIONS, count)
+        noise = draw([*stages[:-1], untrained(mine)], cond[slice(0, few)], **drawing)
+        metrics |= summary(judges.asked(noise[mine.name].numpy(), captions[:few]), "untrained/")
+        shuffled = captions[1:] + captions[:1]
+        metrics |= summary(judges.asked(pictures, shuffled), "shuffled/")
+        if len(stages) > 1:
+            plain = enlarged(drawn[stages[-2].name].numpy(), mine.resolution)
+            found = judges.asked(plain, captions) | judges.beside(plain, real, captions)
+            metrics |= summary(found, "enlarged/")
+    metrics |= judges.distances(pictures, real)
+    hide_inflated_clip_score(ctx, metrics)
 
+    write_scores(ctx.store, ctx.folder, scores)
     sheet = io.BytesIO()
     scale = max(1, SHOWN_SIDE // mine.resolution)
     grid(pictures[:GRID], columns=8, scale=scale).save(sheet, format="PNG")
     ctx.store.write(f"{ctx.folder}/samples.png", sheet.getvalue())
     ctx.store.write(f"{ctx.folder}/captions.txt", "\n".join(captions[:GRID]).encode())
-    files = ["samples.png", "captions.txt", LOSSES]
+    files = ["samples.png", "captions.txt", SCORES]
     made_by = {role: dict(e) for role, e in shards.version.header.encoders.items()}
     return Result(files=files, metrics=metrics, info={"encoders": made_by})
 
@@ -101,16 +114,101 @@ def other_encoders(ctx: Context, settings: Mapping[str, Any], shards: Reader) ->
     return why
 
 
+class Judges:
+    """Who measures pictures: the spec's metrics, and a CLIP where one is named or nobody else is.
+
+    Distances between sets of pictures are those of the CLIP's features, else of the first metric
+    that has some.
+    """
+
+    def __init__(
+        self, ctx: Context, settings: Mapping[str, Any], inputs: Mapping[str, str], device: str
+    ) -> None:
+        self.metrics: list[Metric] = []
+        for name, asked in settings["metrics"].items():
+            one = metric(name, asked["options"])
+            one.open(ctx.store.local(inputs[f"metric/{name}"]))
+            self.metrics.append(one)
+        self.clip = scoring_clip(ctx, settings, inputs, device, needed=not self.metrics)
+
+    def asked(self, pictures: Pictures, captions: list[str]) -> Scores:
+        """What pictures have of what their captions ask for."""
+        return {
+            name: torch.from_numpy(values)
+            for one in self.metrics
+            for name, values in one.score(pictures, captions).items()
+        }
+
+    def beside(self, pictures: Pictures, real: Pictures, captions: list[str]) -> Scores:
+        """What pictures are beside the real ones of their captions, and by a CLIP beside these."""
+        found: Scores = {}
+        features, truth = self.features(pictures), self.features(real)
+        if features is not None and truth is not None and len(pictures) >= FEWEST:
+            found["kernel_distance"] = kernel_distance(features, truth)
+        if self.clip:
+            _, text = self.clip.text(captions)
+            found["clip_score"] = clip_scores(self._seen(pictures), text)
+            found["real/clip_score"] = clip_scores(self._seen(real), text)
+        return found
+
+    def distances(self, pictures: Pictures, real: Pictures) -> dict[str, float]:
+        """The Fréchet distance, of so many pictures that it does not reward collapsed ones."""
+        features, truth = self.features(pictures), self.features(real)
+        if features is None or truth is None:
+            return {}
+        if len(pictures) < PICTURES_A_FEATURE * features.shape[1]:
+            return {}
+        distance = frechet_distance(Moments.of(features), Moments.of(truth))
+        return {"frechet_distance": distance, "frechet_distance_pictures": len(pictures)}
+
+    def features(self, pictures: Pictures) -> torch.Tensor | None:
+        if self.clip:
+            return self._seen(pictures)
+        found = (one.features(pictures) for one in self.metrics)
+        first = next((f for f in found if f is not None), None)
+        return None if first is None else torch.from_numpy(first)
+
+    def _seen(self, pictures: Pictures) -> torch.Tensor:
+        assert self.clip is not None
+        key = hashlib.sha256(pictures.tobytes()).hexdigest()
+        if key not in self._features:
+            self._features[key] = self.clip.image([Image.fromarray(p) for p in pictures])
+        return self._features[key]
+
+    @cached_property
+    def _features(self) -> dict[str, torch.Tensor]:
+        """Of the pictures that CLIP has seen; it looks at the real ones once."""
+        return {}
+
+
 def scoring_clip(
-    ctx: Context, settings: dict[str, Any], inputs: dict[str, str], device: str
-) -> CLIP:
-    """Another CLIP than the one that conditions, if there is one."""
+    ctx: Context,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    device: str,
+    *,
+    needed: bool,
+) -> CLIP | None:
+    """Another CLIP than the one that conditions; that one only if nobody else measures."""
     if named := ctx.runtime["scoring_clip"]:
         return CLIP(named, pretrained=settings["scoring_pretrained"], device=device)
-    if made := inputs.get("encoders"):
-        return CLIP(str(ctx.store.local(f"{made}/scorer")), device=device)
+    if not needed:
+        return None
     ctx.report(message="is scored by the CLIP that conditions it: set `evaluate.clip` to another")
-    return load_clip(ctx.runtime["encoders"], device)
+    places = encoder_places(ctx.store, inputs.get("encoders"), ctx.runtime["encoders"])
+    return load_clip(places, device)
+
+
+def hide_inflated_clip_score(ctx: Context, metrics: dict[str, float]) -> None:
+    """A CLIP that finds generated pictures fitter than real ones measures something else."""
+    if metrics.get("clip_score", -1.0) < metrics.get("real/clip_score", 1.0):
+        return
+    ctx.report(
+        message=f"its CLIP score ({metrics['clip_score']:.3f}) is above that of real pictures "
+        f"({metrics['real/clip_score']:.3f}), so it is not shown"
+    )
+    for key in [k for k in metrics if "clip_score" in k]:
+        del metrics[key]
 
 
 def validation(
@@ -145,7 +243,7 @@ def untrained(stage: CascadeStage) -> CascadeStage:
     return replace(stage, denoiser=fresh)
 
 
-def enlarged(pictures: np.ndarray[Any, Any], side: int) -> np.ndarray[Any, Any]:
+def enlarged(pictures: Pictures, side: int) -> Pictures:
     """The pictures of the stage below, simply enlarged: what super-resolution has to beat."""
     method = Image.Resampling.BICUBIC
     return np.stack([np.asarray(Image.fromarray(p).resize((side, side), method)) for p in pictures])
@@ -157,44 +255,7 @@ def text_only(cond: Conditioning) -> Conditioning:
     return replace(cond, pooled={**cond.pooled, "clip_image": absent})
 
 
-def as_bytes(x: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def as_bytes(x: torch.Tensor) -> Pictures:
     """[N, 3, R, R] in [-1, 1] → uint8 [N, R, R, 3]"""
-    out: np.ndarray[Any, np.dtype[np.uint8]] = (
-        ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    )
+    out: Pictures = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return out
-
-
-def similarity(
-    clip: CLIP, pictures: np.ndarray[Any, Any], real: np.ndarray[Any, Any], captions: list[str]
-) -> dict[str, float]:
-    """Fréchet distance to the real pictures of the stage, and CLIP score, by a CLIP."""
-    made = clip.image([Image.fromarray(p) for p in pictures])
-    truth = clip.image([Image.fromarray(p) for p in real])
-    _, text = clip.text(captions)
-    return {
-        "frechet_distance": frechet_distance(Moments.of(made), Moments.of(truth)),
-        "clip_score": clip_score(made, text),
-        "clip_score_real": clip_score(truth, text),
-    }
-
-
-@cache
-def scorer(side: int) -> Any:
-    """The demo's scorer for pictures of a side; fitting it takes seconds, so once a process."""
-    from pipelines.demo.scorer import Scorer
-
-    return Scorer.fit(side)
-
-
-def alignment(pictures: np.ndarray[Any, Any], captions: list[str], prefix: str) -> dict[str, float]:
-    """How many of the asked digits, colours and places the pictures have, by the demo's scorer."""
-    score = scorer(pictures.shape[1]).score(pictures, captions)
-    named = {
-        "alignment": score.overall,
-        "objects": score.objects,
-        "colours": score.colours,
-        "places": score.places,
-        "papers": score.papers,
-    }
-    return {f"{prefix}{k}": float(v) for k, v in named.items() if not math.isnan(v)}

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from ediffi_core.metrics import paired_gain
-from pipelines.judging import LARGER_IS_BETTER
 from pipelines.nodes.judges import BEFORE
+from pipelines.steps import scores
 from pipelines.steps.context import Context, Result
-from pipelines.steps.evaluate import LOSSES
 
 DECISION = "decision.json"
 
@@ -55,35 +50,20 @@ def _compared(
 ) -> dict[str, float]:
     """What is gained over the champion, more being better, with its bounds less the margin."""
     metric = rule["metric"]
-    values = [ctx.manifests[role]["metrics"].get(metric, math.nan) for role in (mine, theirs)]
-    if any(math.isnan(v) for v in values):
-        raise ValueError(
-            f"`promotion.metric: {metric}` was not measured here; choose another, such as val_loss"
-        )
+    own, champions = (scores.read(ctx.store, inputs[role]) for role in (mine, theirs))
+    try:
+        gain = scores.gain(own, champions, metric)
+    except ValueError as error:
+        raise ValueError(f"`promotion.metric: {metric}`: {error}") from None
+    values = [ctx.manifests[role]["metrics"][metric] for role in (mine, theirs)]
     margin = rule["margin"] * abs(values[1])
-    if metric == "val_loss":
-        losses = [_losses(ctx, inputs[role]) for role in (mine, theirs)]
-        gain = paired_gain(losses[1], losses[0])
-        mean, low, high = gain.mean, gain.low, gain.high
-    else:
-        mean = (values[0] - values[1]) * (1 if LARGER_IS_BETTER[metric] else -1)
-        low = high = mean
     return {
         "candidate": values[0],
         "champion": values[1],
-        "gain": mean,
-        "low": low - margin,
-        "high": high + margin,
+        "gain": gain.mean,
+        "low": gain.low - margin,
+        "high": gain.high + margin,
     }
-
-
-def _losses(ctx: Context, folder: str) -> torch.Tensor:
-    found = ctx.store.read_json(f"{folder}/{LOSSES}")
-    if found is None:
-        raise ValueError(
-            f"{ctx.store.full(folder)} has lost its {LOSSES}; remove it, and run again"
-        )
-    return torch.tensor(found, dtype=torch.float64)
 
 
 def _written(

@@ -200,7 +200,7 @@ def test_the_whole_demo_in_a_bucket_that_fails(s3, home, tmp_path):
         run = ediffi("run", demo, "--storage", store.root, patience_s=DEMO_PATIENCE_S)
         texts += [run.stdout, run.stderr]
         assert run.returncode == 0, texts[-2:]
-        drawing = ("digit-scenes", "a red seven left of a green two", "-o", picture)
+        drawing = ("emoji-scenes", "a frog left of a rocket", "-o", picture)
         draw = ediffi("sample", *drawing, "--storage", store.root)
         texts += [draw.stdout, draw.stderr]
         assert draw.returncode == 0, texts[-2:]

@@ -160,7 +160,7 @@ def assert_equal(calm, store):
             pq.read_table(s / version.relative_to(calm)).drop("source") for s in (calm, store)
         ]
         assert tables[0].equals(tables[1]), version
-    books = [json.loads((s / "registry/digit-scenes.json").read_text()) for s in (calm, store)]
+    books = [json.loads((s / "registry/emoji-scenes.json").read_text()) for s in (calm, store)]
     assert books[0]["champion"]["fingerprint"] == books[1]["champion"]["fingerprint"]
     assert [len(book["history"]) for book in books] == [2, 2]
 
@@ -170,11 +170,11 @@ def assert_recorded(store):
     from pipelines.lineage import quiet_mlflow
 
     client = quiet_mlflow().MlflowClient(f"sqlite:///{store}/mlflow.db")
-    experiment = client.get_experiment_by_name("digit-scenes").experiment_id
+    experiment = client.get_experiment_by_name("emoji-scenes").experiment_id
     runs = client.search_runs([experiment], max_results=1000)
     assert {r.info.status for r in runs} == {"FINISHED"}
     nodes = [r.data.tags["ediffi.node"] for r in runs if "ediffi.node" in r.data.tags]
     manifests = list(store.glob("nodes/**/manifest.json"))
     assert len(nodes) == len(set(nodes)) == len(manifests)
-    aliases = client.get_registered_model("digit-scenes").aliases
+    aliases = client.get_registered_model("emoji-scenes").aliases
     assert set(aliases) >= {"champion", "candidate"}

@@ -140,7 +140,7 @@ def sample(mistake, tmp_path):
     """``sample(model, *options)`` → what it complains of; nothing was drawn."""
 
     def run(model, *options, output=tmp_path / "out.png"):
-        line = mistake("sample", model, "a red seven", "-o", output, *options)
+        line = mistake("sample", model, "a frog", "-o", output, *options)
         assert not output.exists()
         return line
 

@@ -104,7 +104,7 @@ def test_every_figure_shows_something(played):
 
 def test_the_first_tells_the_plan_and_the_tree(played):
     said, _, _ = played["01_first_tree"]
-    assert "0 to run, 17 reused" in said
+    assert "0 to run, 19 reused" in said
     assert re.search(r"● E1_1 +σ ≥ 0.3012 .* gain ", said)
     for line in ("E0_0 ", "E1_0 ", "single ", "ensemble "):
         assert line in said

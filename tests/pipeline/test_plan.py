@@ -11,15 +11,16 @@ from pipelines.steps.context import Result
 from pipelines.store.artifacts import Store
 
 DEMO = yaml.safe_load((SPECS / "demo.yaml").read_text())
-TRAINED = {"train", "adopt", "evaluate", "promote"}
+TRAINED = {"train", "adopt", "evaluate", "compare", "promote"}
 AFTER_E1_1 = {
     "train/base/E1_1",
     "train/base/E2_3",
     "adopt/base",
     "evaluate/base/ensemble",
+    "compare/base",
     "evaluate/sr32/ensemble",
     "evaluate/sr64/ensemble",
-    "promote/digit-scenes",
+    "promote/emoji-scenes",
 }
 
 
@@ -36,7 +37,8 @@ def edited(**changes):
 
 
 def made(store, **changes):
-    return plan.make(edited(**changes), store, {})
+    spec = edited(**changes)
+    return plan.make(spec, store, sources.identify_all(spec))
 
 
 @pytest.fixture
@@ -61,9 +63,9 @@ def changed(store, **changes):
 
 def test_one_experts_setting_reruns_it_and_what_follows(done):
     """Nothing else runs again, and the plan says which setting did it."""
-    verdicts = made(done, stages__base__experts__E1_1__images=2416).verdicts
+    verdicts = made(done, stages__base__experts__E1_1__images=3216).verdicts
     assert {i for i, v in verdicts.items() if not v.cached} == AFTER_E1_1
-    assert "images: 2400 → 2416" in verdicts["train/base/E1_1"].why
+    assert "images: 3200 → 3216" in verdicts["train/base/E1_1"].why
     assert "input train/base/E1_1 changed" in verdicts["train/base/E2_3"].why
     assert "input adopt/base changed" in verdicts["evaluate/base/ensemble"].why
 
@@ -100,7 +102,12 @@ def test_results_of_an_earlier_format_are_made_again_and_the_plan_says_so(store,
         for verdict in made(store).verdicts.values():
             manifests[verdict.node.id] = commit(store, verdict, Result(files=[]), manifests, 0.0)
     verdicts = made(store).verdicts
-    assert {v.node.kind for v in verdicts.values() if v.cached} == {"data", "encoders", "embed"}
+    assert {v.node.kind for v in verdicts.values() if v.cached} == {
+        "data",
+        "encoders",
+        "embed",
+        "metric",
+    }
     assert verdicts["train/base/E0_0"].why == "format of its result changed"
     assert "train/base/E0_0 changed" in verdicts["train/base/E1_1"].why
 
@@ -126,10 +133,10 @@ def test_how_a_run_is_done_changes_no_fingerprint(store, changes):
     ("changes", "touched"),
     [
         ({"name": "other"}, None),
-        ({"seed": 8}, {"data", "encoders", "embed", *TRAINED}),
+        ({"seed": 8}, {"data", "encoders", "embed", "metric", *TRAINED}),
         ({"encoders__clip_images": 256}, {"encoders", "embed", *TRAINED}),
-        ({"evaluate__captions": 3}, {"evaluate", "promote"}),
-        ({"stages__base__sampling__steps": 3}, {"evaluate", "promote"}),
+        ({"evaluate__captions": 3}, {"evaluate", "compare", "promote"}),
+        ({"stages__base__sampling__steps": 3}, {"evaluate", "compare", "promote"}),
     ],
     ids=lambda c: next(iter(c)) if isinstance(c, dict) else "",
 )
@@ -137,7 +144,7 @@ def test_what_determines_a_result_changes_its_fingerprint(store, changes, touche
     """Every node of the kinds named, and none of another kind."""
     if touched is None:  # a pipeline's name is in the id of its promote node alone
         ids = made(store).verdicts.keys() ^ made(store, **changes).verdicts.keys()
-        assert ids == {"promote/digit-scenes", "promote/other"}
+        assert ids == {"promote/emoji-scenes", "promote/other"}
         return
     kinds = {v.node.id for v in made(store).verdicts.values() if v.node.kind in touched}
     assert changed(store, **changes) == kinds
@@ -146,10 +153,10 @@ def test_what_determines_a_result_changes_its_fingerprint(store, changes, touche
 def test_a_setting_of_one_stage_trains_that_stage_alone(store):
     """Base and super-resolution learn apart; what they draw together is measured again."""
     for stage in ("base", "sr32", "sr64"):
-        touched = changed(store, **{f"stages__{stage}__training__learning_rate": 2e-3})
+        touched = changed(store, **{f"stages__{stage}__training__learning_rate": 3e-3})
         trained = {i for i in touched if i.startswith("train/")}
         assert trained == {i for i in made(store).verdicts if i.startswith(f"train/{stage}/")}
-        assert {"evaluate/sr64/ensemble", "promote/digit-scenes"} <= touched
+        assert {"evaluate/sr64/ensemble", "promote/emoji-scenes"} <= touched
         assert ("evaluate/base/ensemble" in touched) == (stage == "base")
 
 
@@ -187,7 +194,7 @@ def test_encoders_in_a_folder_are_what_they_hold(store, tmp_path):
     (tmp_path / "there" / "model.safetensors").write_bytes(b"others!")
     after = fingerprints(tmp_path / "there")
     same = {i for i in before if before[i] == after[i]}
-    assert same == {"data/train", "data/validation"}
+    assert same == {"data/train", "data/validation", "metric/emoji-scenes"}
     assert fingerprints("google/t5-v1_1-xxl")["embed/train"] != before["embed/train"]
 
 
@@ -202,7 +209,7 @@ def test_nodes_come_after_what_they_need(store):
     for verdict in made(store).verdicts.values():
         assert set(verdict.node.needs) <= seen, verdict.node.id
         seen.add(verdict.node.id)
-    assert len(seen) == 24
+    assert len(seen) == 26
 
 
 def test_the_plan_shows_every_interval(store):
@@ -220,4 +227,4 @@ def test_the_plan_shows_every_interval(store):
     for expert, word in {"E0_0": "all σ", "E2_3": "σ ≥", "M_C": "≤ σ <", "E1_0": "σ <"}.items():
         [line] = [x for x in lines if x.startswith("run ") and f"train/base/{expert}" in x.split()]
         assert word in line
-    assert "24 to run, 0 reused" in lines[-1]
+    assert "26 to run, 0 reused" in lines[-1]

@@ -28,8 +28,8 @@ from pipelines.champions import Entry
 from pipelines.model import TextToImage
 from pipelines.store.artifacts import Store
 
-SEVEN, TWO = "a red seven", "a blue two"
-ONE = {"phrase": SEVEN, "where": [0, 0, 0.5, 1], "strength": 20}
+FROG, ROCKET = "a frog", "a rocket"
+ONE = {"phrase": FROG, "where": [0, 0, 0.5, 1], "strength": 20}
 AWAY = "http://127.0.0.1:9"
 
 
@@ -201,14 +201,14 @@ def mlflow_at(uri):
 
 
 def test_what_mlflow_loads_draws_what_the_ensemble_draws(models):
-    frame = pd.DataFrame({"prompt": [SEVEN, TWO, SEVEN], "seed": [3, 4, 3], "paint": [None] * 3})
+    frame = pd.DataFrame({"prompt": [FROG, ROCKET, FROG], "seed": [3, 4, 3], "paint": [None] * 3})
     frame["guidance"], frame["paint"] = [None, 3, None], [None, None, json.dumps([ONE])]
     with mlflow_at(models.uri) as mlflow:
         model = mlflow.pyfunc.load_model("models:/smoke@champion")
     found = [pixels(png) for png in model.predict(frame)["png"]]
     ensemble = TextToImage.load(models.manifest(models.one))
-    assert np.array_equal(found[0], ensemble.sample([SEVEN], seed=3)[0])
-    assert np.array_equal(found[1], ensemble.sample([TWO], seed=4, guidance=3)[0])
+    assert np.array_equal(found[0], ensemble.sample([FROG], seed=3)[0])
+    assert np.array_equal(found[1], ensemble.sample([ROCKET], seed=4, guidance=3)[0])
     assert not np.array_equal(found[2], found[0])  # it is painted
     small = model.predict(frame[:1], params={"stage": "base"})["png"][0]
     assert pixels(small).shape == (16, 16, 3)
@@ -216,8 +216,8 @@ def test_what_mlflow_loads_draws_what_the_ensemble_draws(models):
 
 def test_a_picture_does_not_depend_on_the_other_rows(models):
     ensemble = TextToImage.load(models.manifest(models.one))
-    together = ensemble.sample([TWO, SEVEN, TWO], seed=[9, 3, 9]).astype(int)
-    alone = ensemble.sample([SEVEN], seed=[3]).astype(int)[0]
+    together = ensemble.sample([ROCKET, FROG, ROCKET], seed=[9, 3, 9]).astype(int)
+    alone = ensemble.sample([FROG], seed=[3]).astype(int)[0]
     assert abs(together[1] - alone).max() <= 1  # rounding
     assert np.array_equal(together[0], together[2])
     assert abs(together[0] - alone).max() > 8
@@ -226,19 +226,21 @@ def test_a_picture_does_not_depend_on_the_other_rows(models):
 @pytest.mark.slow
 def test_mlflow_serves_it(models):
     with served(models) as url:
-        status, answer = post(url, [{"prompt": SEVEN, "seed": 3}, {"prompt": TWO, "paint": None}])
+        status, answer = post(url, [{"prompt": FROG, "seed": 3}, {"prompt": ROCKET, "paint": None}])
         assert status == 200, answer
         first, second = (row["png"] for row in answer["predictions"])
-        status, styled = post(url, [{"prompt": TWO, "style": first}])
+        status, styled = post(url, [{"prompt": ROCKET, "style": first}])
         assert status == 200, styled
-        status, refused = post(url, [{"prompt": TWO}, {"prompt": TWO, "paint": [ONE]}])
+        status, refused = post(url, [{"prompt": ROCKET}, {"prompt": ROCKET, "paint": [ONE]}])
     ensemble = TextToImage.load(models.manifest(models.one))
-    assert np.array_equal(pixels(first), ensemble.sample([SEVEN], seed=3)[0])
+    assert np.array_equal(pixels(first), ensemble.sample([FROG], seed=3)[0])
     style = Image.fromarray(pixels(first))
-    expected = ensemble.sample([TWO], style=[style])[0]
+    expected = ensemble.sample([ROCKET], style=[style])[0]
     assert np.array_equal(pixels(styled["predictions"][0]["png"]), expected)
     assert not np.array_equal(pixels(second), expected)
-    assert status == 400 and f"phrase '{SEVEN}' is not in the prompt '{TWO}'" in refused["message"]
+    assert (
+        status == 400 and f"phrase '{FROG}' is not in the prompt '{ROCKET}'" in refused["message"]
+    )
 
 
 @contextlib.contextmanager

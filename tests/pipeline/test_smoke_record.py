@@ -45,7 +45,7 @@ def parent(run):
 def test_nested_runs_are_the_expert_tree(record):
     for execution in (record.first, record.second):
         nodes = record.nodes(execution)
-        assert len(nodes) == 17
+        assert len(nodes) == 19
         root = nodes["train/base/E0_0"]
         assert parent(root) == execution.info.run_id
         for child in ("E1_1", "E1_0", "single"):
@@ -55,7 +55,7 @@ def test_nested_runs_are_the_expert_tree(record):
 
 
 def test_every_run_has_ended(record):
-    assert len(record.all) == 36
+    assert len(record.all) == 40
     assert {r.info.status for r in record.all} == {"FINISHED"}
 
 

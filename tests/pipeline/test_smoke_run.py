@@ -13,6 +13,7 @@ NODES = {
     "encoders/tiny",
     "embed/train",
     "embed/validation",
+    "metric/emoji-scenes",
     "train/base/E0_0",
     "train/base/E1_1",
     "train/base/E1_0",
@@ -21,6 +22,7 @@ NODES = {
     "evaluate/base/ensemble",
     "evaluate/base/root",
     "evaluate/base/single",
+    "compare/base",
     "train/sr32/E0_0",
     "adopt/sr32",
     "evaluate/sr32/ensemble",
@@ -49,7 +51,7 @@ def test_every_node_has_a_manifest_that_its_files_match(smoke):
         manifest = strict_json(path.read_text())
         there = {str(f.relative_to(path.parent)) for f in path.parent.rglob("*") if f.is_file()}
         extra = there - manifest["files"].keys() - {"manifest.json", "progress.json"}
-        assert (manifest["files"] or manifest["kind"] == "adopt") and not extra, path
+        assert (manifest["files"] or manifest["kind"] in ("adopt", "compare")) and not extra, path
         for name, entry in manifest["files"].items():
             data = (path.parent / name).read_bytes()
             assert len(data) == entry["bytes"]
@@ -135,7 +137,7 @@ def test_plan_status_and_tree_agree(smoke, say):
 def test_texts_for_people_name_every_node_and_expert(say):
     plan, status, tree = say("plan", SMOKE), say("status"), say("tree")
     assert all(node in plan and node in status for node in NODES)
-    assert "0 to run, 17 reused; 0 images to train" in plan
+    assert "0 to run, 19 reused; 0 images to train" in plan
     assert all(expert in tree for expert in ("E0_0", "E1_1", "E1_0", "single"))
 
 
@@ -169,7 +171,7 @@ def test_a_run_of_reused_nodes_compares_equal(smoke, say):
 def test_sample_draws_the_same_pictures_for_the_same_seed(say, tmp_path):
     def draw(name, *options):
         out = tmp_path / name
-        say("sample", "smoke", "a red seven", "a blue two", "-n", 3, "-o", out, *options)
+        say("sample", "smoke", "a frog", "a rocket", "-n", 3, "-o", out, *options)
         return out.read_bytes()
 
     first = draw("a.png", "--seed", 5, "--scale", 2)
@@ -181,7 +183,7 @@ def test_sample_draws_the_same_pictures_for_the_same_seed(say, tmp_path):
     assert draw("d.png", "--seed", 5, "--scale", 4, "--stage", "base") != first
     with Image.open(tmp_path / "d.png") as sheet:
         assert sheet.size == (3 * 68 + 4, 2 * 68 + 4)
-    paint = ("--paint", "a red seven=0,0,0.5,1")
+    paint = ("--paint", "a frog=0,0,0.5,1")
     painted = draw("e.png", "--seed", 5, "--scale", 2, *paint)
     assert painted not in (first, draw("f.png", "--seed", 5, *paint, "--strength", 0))
     assert draw("g.png", "--seed", 5, "--scale", 2, "--style", tmp_path / "a.png") != first
@@ -191,5 +193,5 @@ def test_sampling_an_exported_ensemble_by_path_and_by_name_is_the_same(smoke, sa
     promoted = smoke.folder("promote/smoke") / "ensemble.json"
     assert json.loads(promoted.read_text())["store"] == str(smoke.store)
     for name, model in (("path.png", promoted), ("name.png", "smoke")):
-        say("sample", model, "a red seven", "-o", tmp_path / name)
+        say("sample", model, "a frog", "-o", tmp_path / name)
     assert (tmp_path / "path.png").read_bytes() == (tmp_path / "name.png").read_bytes()

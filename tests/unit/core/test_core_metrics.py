@@ -12,8 +12,9 @@ from ediffi_core.metrics import (
     Estimate,
     Moments,
     by_noise_level,
-    clip_score,
+    clip_scores,
     frechet_distance,
+    kernel_distance,
     paired_gain,
     validation_losses,
 )
@@ -86,7 +87,7 @@ def test_clip_score_is_the_mean_cosine():
         torch.tensor([[1.0, 0], [3, 4], [0, 2]]),
         torch.tensor([[5.0, 0], [4, 3], [0, -1]]),
     )
-    assert clip_score(image, text) == pytest.approx((1 + 24 / 25 - 1) / 3, abs=1e-12)
+    assert float(clip_scores(image, text).mean()) == pytest.approx((1 + 24 / 25 - 1) / 3, abs=1e-12)
 
 
 COUNT = 23
@@ -186,3 +187,42 @@ def test_losses_by_noise_level_put_every_draw_into_its_share():
         assert estimate.mean == pytest.approx(float(inside.mean()))
     upper = by_noise_level(sigma[300:], sigma[300:], NOISE, 8)
     assert list(upper) == list(found)[6:]
+
+
+def test_kernel_distance_is_the_unbiased_mmd_by_its_definition():
+    x, y = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)).split([4, 3])
+    x, y = x[:3], y
+    scale = y.double().square().mean().sqrt()
+    k = lambda a, b: ((a.double() / scale) @ (b.double() / scale) / 3 + 1) ** 3  # noqa: E731
+    total = 0.0
+    for i in range(3):
+        for j in range(3):
+            if i != j:
+                total += float(k(x[i], x[j]) + k(y[i], y[j]) - k(x[i], y[j]) - k(x[j], y[i]))
+    assert float(kernel_distance(x, y).mean()) == pytest.approx(total / 6, rel=1e-9)
+
+
+def test_kernel_distance_of_one_distribution_is_nothing_on_average_and_its_interval_covers_that():
+    inside, means = 0, []
+    for seed in range(200):
+        g = torch.Generator().manual_seed(seed)
+        x, y = torch.randn(64, 8, generator=g), torch.randn(64, 8, generator=g)
+        estimate = Estimate.of(kernel_distance(x, y))
+        means.append(estimate.mean)
+        inside += estimate.low <= 0 <= estimate.high
+    error = torch.tensor(means).std() / 200**0.5
+    assert abs(torch.tensor(means).mean()) < 3 * error
+    assert inside > 170  # of 190 expected
+
+
+def test_kernel_distance_prefers_varied_pictures_to_collapsed_ones():
+    """Unlike a Fréchet distance of few pictures, which pictures of less spread please."""
+    g = torch.Generator().manual_seed(1)
+    real, made = torch.randn(128, 64, generator=g), torch.randn(128, 64, generator=g)
+    distances = [float(kernel_distance(spread * made, real).mean()) for spread in (1.0, 0.8, 0.6)]
+    assert distances == sorted(distances)
+
+
+def test_kernel_distance_needs_pictures_of_the_same_captions():
+    with pytest.raises(ValueError, match="as many pictures"):
+        kernel_distance(torch.zeros(4, 2), torch.zeros(5, 2))

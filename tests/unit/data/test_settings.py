@@ -19,9 +19,9 @@ from pipelines.spec import Embedding
     ("settings", "word"),
     [
         ({}, "either `path:`"),
-        ({"path": "a", "make": "digit-scenes"}, "either `path:`"),
-        ({"make": "digit-scenes", "key": "id"}, "`key:` is for data of your own"),
-        ({"make": "digit-scenes", "filters": {"min_side": 3}}, "`filters:` is for data"),
+        ({"path": "a", "make": "emoji-scenes"}, "either `path:`"),
+        ({"make": "emoji-scenes", "key": "id"}, "`key:` is for data of your own"),
+        ({"make": "emoji-scenes", "filters": {"min_side": 3}}, "`filters:` is for data"),
         ({"path": "a", "filters": {"scores": {"s": {"min": 1}}}}, "name it in `scores:`"),
         ({"path": "a", "format": "zip"}, "webdataset"),
         ({"path": "a", "filters": {"caption_characters": {}}}, "give `min:`"),

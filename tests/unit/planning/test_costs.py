@@ -167,6 +167,7 @@ def test_a_finished_expert_says_how_fast_its_stage_is(tmp_path):
         "train/base/E1_1",
         "adopt/base",
         "evaluate/base/ensemble",
+        "compare/base",
         "evaluate/sr32/ensemble",
         "promote/smoke",
     }

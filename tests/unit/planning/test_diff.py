@@ -45,7 +45,7 @@ def test_experts_come_and_go():
     assert found["train/base/E2_3"] == ("new", [])
     assert found["train/base/single"] == found["evaluate/base/single"] == ("gone", [])
     assert found["promote/smoke"][0] == "changed"  # it reads other experts
-    assert list(found)[-2:] == ["train/base/single", "evaluate/base/single"]
+    assert list(found)[-3:] == ["train/base/single", "evaluate/base/single", "compare/base"]
 
 
 def test_what_is_only_done_otherwise_is_told_apart():

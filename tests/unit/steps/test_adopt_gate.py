@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pipelines.judging import Promotion
 from pipelines.steps import adopt, gate
 from pipelines.steps.context import Context
 from pipelines.store.artifacts import Store
@@ -73,13 +74,14 @@ class Two:
         self.root, self.inputs, self.manifests = root, {"candidate": "nodes/promote"}, {}
         self.manifests["candidate"] = {"metrics": {}, "info": {}}
 
-    def measured(self, role, losses, **metrics):
+    def measured(self, role, losses, **others):
         folder = f"nodes/evaluate/{role}"
         (self.root / folder).mkdir(parents=True)
-        (self.root / folder / "losses.json").write_text(json.dumps(losses))
+        found = {"val_loss": losses, **others}
+        (self.root / folder / "scores.json").write_text(json.dumps(found))
         self.inputs[role] = folder
-        metrics["val_loss"] = sum(losses) / len(losses)
-        self.manifests[role] = {"metrics": metrics, "info": {}}
+        means = {k: sum(x for x in v if x is not None) / len(v) for k, v in found.items()}
+        self.manifests[role] = {"metrics": means, "info": {}}
 
     def decide(self, **rule):
         settings = {"rule": {"metric": "val_loss", "margin": 0.0, **rule}, "champion": "c" * 16}
@@ -130,25 +132,49 @@ def test_a_gain_within_the_margin_is_none(two):
 
 
 @pytest.mark.parametrize(
-    ("metric", "mine", "wins"),
+    ("metric", "by", "wins"),
     [
-        ("alignment", 0.4, True),
-        ("alignment", 0.2, False),
-        ("frechet_distance", 0.2, True),
-        ("frechet_distance", 0.4, False),
+        ("concepts", 0.1, True),
+        ("concepts", -0.1, False),
+        ("kernel_distance", -0.1, True),
+        ("kernel_distance", 0.1, False),
     ],
 )
-def test_other_metrics_have_their_own_direction(two, metric, mine, wins):
+def test_other_metrics_have_their_own_direction(two, metric, by, wins):
+    theirs = [0.5 + 0.1 * (i % 4) for i in range(64)]
+    mine = [v + by * (1 + 0.1 * (i % 3)) for i, v in enumerate(theirs)]
     two.measured("ensemble/base", losses(), **{metric: mine})
-    two.measured("champion/base", losses(), **{metric: 0.3})
+    two.measured("champion/base", losses(), **{metric: theirs})
     assert two.decide(metric=metric)["wins"] == wins
+
+
+def test_a_difference_within_its_interval_is_none(two):
+    theirs = [float(i % 2) for i in range(16)]
+    mine = [float(i % 2 or i == 0) for i in range(16)]  # one picture more of sixteen
+    two.measured("ensemble/base", losses(), concepts=mine)
+    two.measured("champion/base", losses(), concepts=theirs)
+    found = two.decide(metric="concepts")
+    assert not found["wins"]
+    assert found["compared"][0]["low"] < 0 < found["compared"][0]["gain"]
+
+
+def test_pictures_of_which_nothing_was_asked_do_not_count(two):
+    two.measured("ensemble/base", losses(), concepts=[1.0, None, 1.0, None])
+    two.measured("champion/base", losses(), concepts=[0.0, None, 0.0, None])
+    found = two.decide(metric="concepts")
+    assert found["compared"][0]["gain"] == 1.0
 
 
 def test_a_metric_that_was_not_measured_is_a_mistake(two):
     two.measured("ensemble/base", losses())
     two.measured("champion/base", losses())
-    with pytest.raises(ValueError, match="was not measured here; choose another"):
-        two.decide(metric="alignment")
+    with pytest.raises(ValueError, match="concepts was not measured here; there are val_loss"):
+        two.decide(metric="concepts")
+
+
+def test_a_metric_without_an_interval_is_refused():
+    with pytest.raises(ValueError, match="write kernel_distance"):
+        Promotion(metric="frechet_distance")
 
 
 def test_other_encoders_are_not_compared(two):

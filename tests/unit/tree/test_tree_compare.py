@@ -16,13 +16,14 @@ from pipelines.store.artifacts import Store
 def other(tree):
     """The same pipeline on another day: trained longer, split elsewhere."""
     found = copy.deepcopy(tree)
-    found["execution"] = "digit-scenes-20260203-040506-000007"
+    found["execution"] = "emoji-scenes-20260203-040506-000007"
     base = found["stages"]["base"]
     del base["experts"]["single"], base["evaluations"]["single"]
-    base["experts"]["E2_3"] |= {"images": 4800, "weights_sha256": "f" * 64, "in_ensemble": False}
+    base["experts"]["E2_3"]["images"] += 2400
+    base["experts"]["E2_3"] |= {"weights_sha256": "f" * 64, "in_ensemble": False}
     base["experts"]["E2_3"]["metrics"] |= {"val_loss": 0.1768, "val_gain": 0.0090}
     base["experts"]["M_C"] |= {"q_hi": 1.0, "sigma_hi": None, "weights_sha256": "e" * 64}
-    base["evaluations"]["ensemble"] |= {"alignment": 0.400}
+    base["evaluations"]["ensemble"] |= {"concepts": 0.400}
     del found["stages"]["sr64"]
     return found
 
@@ -35,7 +36,7 @@ def test_differences_are_b_minus_a(tree, other):
     assert e2_3["difference"]["val_gain"] == pytest.approx(0.01)
     assert (e2_3["a"]["in_ensemble"], e2_3["b"]["in_ensemble"]) == (True, False)
     assert not e2_3["same_weights"] and found["experts"]["E1_1"]["same_weights"]
-    aligned = found["evaluations"]["ensemble"]["alignment"]
+    aligned = found["evaluations"]["ensemble"]["concepts"]
     assert aligned == {"a": 0.317, "b": 0.4, "difference": pytest.approx(0.083)}
 
 
@@ -55,7 +56,7 @@ def test_experts_of_one_run_only_and_of_other_intervals_are_not_subtracted(tree,
     assert found["base"]["experts"]["single"]["only_in"] == "a"
     assert "difference" not in found["base"]["experts"]["single"]
     assert found["base"]["experts"]["M_C"]["difference"] == {"images": 0}
-    assert found["base"]["evaluations"]["single"]["alignment"]["difference"] is None
+    assert found["base"]["evaluations"]["single"]["concepts"]["difference"] is None
     assert found["sr64"]["experts"]["E0_0"]["only_in"] == "a"
     assert tree_compare.compare(other, tree)["stages"]["sr64"]["experts"]["E0_0"]["only_in"] == "b"
 
@@ -66,13 +67,13 @@ def ediffi(tree, other, tmp_path):
     store = Store.open(str(tmp_path / "store"))
     for found in (tree, other):
         run = Execution(
-            id=found["execution"], pipeline="digit-scenes", fingerprint="x", attempt=1, state="done"
+            id=found["execution"], pipeline="emoji-scenes", fingerprint="x", attempt=1, state="done"
         )
         store.write_json(f"executions/{run.id}.tree.json", found)
-        run.nodes["promote/digit-scenes"] = {"state": "done", "folder": f"nodes/promote/x-{run.id}"}
+        run.nodes["promote/emoji-scenes"] = {"state": "done", "folder": f"nodes/promote/x-{run.id}"}
         run.save(store)
         entry = Entry(fingerprint=run.id.rpartition("-")[2], folder="x", why="finished", by="run")
-        offer(store, "digit-scenes", entry)
+        offer(store, "emoji-scenes", entry)
 
     def call(*args):
         return CliRunner().invoke(cli.app, ["tree", *map(str, args), "--storage", store.root])
@@ -88,12 +89,14 @@ def test_the_verb_sets_two_runs_side_by_side(ediffi, tree, other):
     def line(start):
         return " ".join(next(x for x in lines if x.lstrip("● ").startswith(start)).split())
 
+    images = tree["stages"]["base"]["experts"]["E2_3"]["images"]
     assert line("E2_3") == (
-        "● E2_3 σ ≥ 0.6766 2,400 4,800 0.1868 0.1768 -0.0100 -0.0010 +0.0090 +0.0100"
+        f"● E2_3 σ ≥ 1.363 {images:,} {images + 2400:,} "
+        "0.1868 0.1768 -0.0100 -0.0010 +0.0090 +0.0100"
     )
     assert line("E1_1").endswith("= same weights")
     assert line("single").endswith("only in A")
-    assert line("M_C").endswith("B: σ ≥ 0.3012")
+    assert line("M_C").endswith("B: σ ≥ 0.6065")
     at = next(i for i, x in enumerate(lines) if x.startswith("  ensemble  "))
     assert [" ".join(x.split()) for x in lines[at : at + 3]] == [
         "ensemble A 0.317 0.137",

@@ -31,7 +31,7 @@ def demo_tree(root: Path) -> dict:
     loaded = spec.load(DEMO)
     made = plan.make(loaded, Store.at(str(root)), sources.identify_all(loaded))
     tree = tree_view.build(made, None, {})
-    tree |= {"execution": "digit-scenes-20260102-030405-000006", "state": "done"}
+    tree |= {"execution": "emoji-scenes-20260102-030405-000006", "state": "done"}
     for stage, experts in MEASURED.items():
         for name, numbers in experts.items():
             tree["stages"][stage]["experts"][name] |= {
@@ -40,7 +40,20 @@ def demo_tree(root: Path) -> dict:
                 "weights_sha256": f"{stage}{name}".encode().hex().ljust(64, "0"),
             }
     tree["stages"]["base"]["evaluations"] = {
-        "ensemble": {"alignment": 0.317, "val_loss": 0.137, "real_alignment": 0.987},
-        "single": {"alignment": 0.319, "val_loss": 0.129},
+        "ensemble": {
+            "concepts": 0.317,
+            "concepts_ci95": 0.05,
+            "val_loss": 0.137,
+            "real/concepts": 0.987,
+        },
+        "single": {"concepts": 0.319, "val_loss": 0.129},
+    }
+    tree["stages"]["base"]["compared"] = {
+        "gain/concepts": -0.002,
+        "gain/concepts_low": -0.03,
+        "gain/concepts_high": 0.026,
+        "gain/val_loss": -0.008,
+        "gain/val_loss_low": -0.009,
+        "gain/val_loss_high": -0.007,
     }
     return json.loads(json.dumps(tree))

@@ -1,0 +1,158 @@
+"""The demo's drawings: 36 things, each drawn by six groups of artists, and what they are called."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import resvg_py
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.demo.fetch import drawings
+
+SIDE = 128
+"""Pixels of a drawing as it is rendered, before it is cropped and resized."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A thing that every artist has drawn."""
+
+    name: str
+    """Its name in CLDR, but for ``snowman``, which CLDR calls "snowman without snow"."""
+
+    icon: str
+    """Its name in the packages of drawings."""
+
+    codepoint: str
+    """Of its emoji, in hexadecimal."""
+
+    others: tuple[str, ...] = ()
+    """Names from CLDR's keywords, which captions use as well."""
+
+    unseen: tuple[str, ...] = ()
+    """Words for it that no caption of the training data has."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that captions of the training data call it."""
+        return (self.name, *self.others)
+
+
+CONCEPTS = (
+    Concept("frog", "frog", "1F438", unseen=("toad",)),
+    Concept("penguin", "penguin", "1F427"),
+    Concept("pig", "pig", "1F416", unseen=("piglet", "hog")),
+    Concept("cat", "cat", "1F408", unseen=("kitten", "kitty")),
+    Concept("octopus", "octopus", "1F419", unseen=("squid",)),
+    Concept("dolphin", "dolphin", "1F42C", unseen=("porpoise",)),
+    Concept("lady beetle", "lady-beetle", "1F41E", ("ladybug", "ladybird")),
+    Concept("snail", "snail", "1F40C"),
+    Concept("koala", "koala", "1F428"),
+    Concept("tiger", "tiger", "1F405"),
+    Concept("honeybee", "honeybee", "1F41D", ("bee",), unseen=("wasp",)),
+    Concept("rocket", "rocket", "1F680", unseen=("spaceship", "spacecraft")),
+    Concept("airplane", "airplane", "2708", ("plane",), unseen=("airliner", "aircraft")),
+    Concept("automobile", "automobile", "1F697", ("car",), unseen=("motor vehicle", "sedan")),
+    Concept("sailboat", "sailboat", "26F5", ("yacht",), unseen=("sailing ship",)),
+    Concept("tractor", "tractor", "1F69C"),
+    Concept("cactus", "cactus", "1F335"),
+    Concept("mushroom", "mushroom", "1F344"),
+    Concept("sunflower", "sunflower", "1F33B"),
+    Concept("Christmas tree", "christmas-tree", "1F384", unseen=("xmas tree",)),
+    Concept("palm tree", "palm-tree", "1F334", ("palm",), unseen=("coconut palm",)),
+    Concept("strawberry", "strawberry", "1F353"),
+    Concept("watermelon", "watermelon", "1F349"),
+    Concept("banana", "banana", "1F34C"),
+    Concept("grapes", "grapes", "1F347"),
+    Concept("pineapple", "pineapple", "1F34D"),
+    Concept("hamburger", "hamburger", "1F354", ("burger",), unseen=("cheeseburger",)),
+    Concept("doughnut", "doughnut", "1F369", ("donut",)),
+    Concept("birthday cake", "birthday-cake", "1F382", ("cake",)),
+    Concept("umbrella", "umbrella", "2602", unseen=("parasol",)),
+    Concept("snowman", "snowman-without-snow", "26C4"),
+    Concept("balloon", "balloon", "1F388"),
+    Concept("guitar", "guitar", "1F3B8", unseen=("ukulele",)),
+    Concept("crown", "crown", "1F451", unseen=("tiara",)),
+    Concept("soccer ball", "soccer-ball", "26BD", ("football",)),
+    Concept("jack-o-lantern", "jack-o-lantern", "1F383", ("pumpkin",)),
+)
+
+ARTISTS: dict[str, str] = {
+    "Noto": "noto",
+    "Noto v1": "noto-v1",
+    "Twemoji": "twemoji",
+    "Fluent": "fluent-emoji-flat",
+    "EmojiOne": "emojione",
+}
+"""Name → package of those whose drawings are trained on."""
+
+HELD_OUT_ARTIST = ("Firefox OS", "fxemoji")
+"""Name and package of the one whose drawings only the scorer's own check shows."""
+
+
+@cache
+def drawing(concept: int, package: str) -> NDArray[np.float32]:
+    """A concept as an artist has drawn it, cropped to what is drawn.
+
+    Returns:
+        [H, W, 4] in [0, 1]: colour times alpha, and alpha. Its longer side is at most ``SIDE``.
+
+    Raises:
+        ValueError: The drawings cannot be fetched, or those in the cache are damaged.
+    """
+    png = bytes(resvg_py.svg_to_bytes(svg_string=_svg(CONCEPTS[concept].icon, package)))
+    rgba = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), np.float32) / 255
+    rows, columns = np.nonzero(rgba[..., 3] > 0.1)
+    cropped = rgba[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    return np.concatenate([cropped[..., :3] * cropped[..., 3:], cropped[..., 3:]], axis=2)
+
+
+def _svg(icon: str, package: str) -> str:
+    """The drawing as a whole SVG, of ``SIDE`` pixels."""
+    icons = _icons(package)
+    name = {n.replace("-", ""): n for n in (*icons["icons"], *icons.get("aliases", {}))}[
+        icon.replace("-", "")  # Firefox OS glues names together
+    ]
+    while name not in icons["icons"]:
+        name = icons["aliases"][name]["parent"]
+    body = icons["icons"][name]
+    box = {key: body.get(key, icons.get(key, 0)) for key in ("left", "top", "width", "height")}
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{box["left"]} {box["top"]} {box["width"]} {box["height"]}" '
+        f'width="{SIDE}" height="{SIDE}">{body["body"]}</svg>'
+    )
+
+
+@cache
+def _icons(package: str) -> Any:
+    return _read(f"@iconify-json/{package}/icons.json")
+
+
+@cache
+def keywords(concept: int) -> tuple[str, ...]:
+    """What CLDR says of a concept, but for its names, those of others, and the unseen words."""
+    found = {entry["hexcode"].removesuffix("-FE0F"): entry for entry in _read(_NAMES)}
+    tags = found[CONCEPTS[concept].codepoint]["tags"]
+    taken = {w for c in CONCEPTS for n in (*c.names, *c.unseen) for w in n.lower().split()}
+    return tuple(tag for tag in tags if tag not in taken)
+
+
+_NAMES = "emojibase-data/en/data.json"
+
+
+def _read(name: str) -> Any:
+    file = drawings() / name
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the demo's drawings in {file.parent} are damaged ({error}): remove "
+            f"{drawings()}, and they are fetched again"
+        ) from error

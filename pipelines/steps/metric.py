@@ -1,0 +1,28 @@
+"""Fits a metric that evaluations measure with, once for all of them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.metrics import metric
+from pipelines.steps.context import Context, Result
+
+
+def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
+    torch.set_num_threads(ctx.cpus)
+    one = metric(settings["metric"], settings["options"])
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        found = one.fit(
+            folder,
+            resolutions=settings["resolutions"],
+            seed=settings["seed"],
+            progress=lambda done, of: ctx.report(done=done, of=of, unit="images"),
+        )
+        ctx.store.put_folder(folder, ctx.folder)
+        files = [str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()]
+    return Result(files=sorted(files), metrics=found)

@@ -1,0 +1,83 @@
+"""Scores of single pictures: kept, summed up with an interval, and compared pairwise."""
+
+import math
+
+import pytest
+import torch
+
+from pipelines.steps import compare, scores
+from pipelines.steps.context import Context
+from pipelines.store.artifacts import Store
+
+NAN = math.nan
+
+
+def tensor(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(str(tmp_path))
+
+
+def test_what_is_written_is_read_back_and_nothing_asked_stays_nothing(store):
+    found = {"concepts": tensor(1, NAN, 0), "val_loss": tensor(0.25, 0.5, 0.125)}
+    scores.write(store, "x", found)
+    again = scores.read(store, "x")
+    assert again.keys() == found.keys()
+    for name in found:
+        torch.testing.assert_close(again[name], found[name], equal_nan=True)
+    with pytest.raises(ValueError, match="has lost its scores"):
+        scores.read(store, "y")
+
+
+def test_a_mean_is_of_what_was_asked_and_has_its_interval():
+    found = scores.summary(
+        {"concepts": tensor(1, NAN, 0, 1, 1), "pairs": tensor(NAN, NAN)}, "real/"
+    )
+    assert found.keys() == {"real/concepts", "real/concepts_ci95"}
+    assert found["real/concepts"] == 0.75
+    spread = tensor(1, 0, 1, 1).std().item()
+    assert found["real/concepts_ci95"] == pytest.approx(1.96 * spread / 2)
+
+
+def test_a_loss_that_is_no_number_is_not_left_out():
+    assert math.isnan(scores.summary({"val_loss": tensor(0.1, NAN)})["val_loss"])
+    gained = scores.gain({"val_loss": tensor(0.1, NAN)}, {"val_loss": tensor(0.2, 0.2)}, "val_loss")
+    assert math.isnan(gained.mean)
+
+
+@pytest.mark.parametrize("measure", ["val_loss", "kernel_distance", "concepts"])
+def test_a_gain_above_nothing_is_better_whatever_the_measure(measure):
+    low, high = {measure: tensor(0.1, 0.2, 0.3)}, {measure: tensor(0.2, 0.35, 0.4)}
+    better, worse = (low, high) if measure in scores.LOWER_IS_BETTER else (high, low)
+    assert scores.gain(better, worse, measure).low > 0
+    assert scores.gain(worse, better, measure).high < 0
+
+
+def test_other_captions_are_not_compared():
+    a, b = {"concepts": tensor(1, NAN)}, {"concepts": tensor(NAN, 1)}
+    with pytest.raises(ValueError, match="other captions"):
+        scores.gain(a, b, "concepts")
+    with pytest.raises(ValueError, match="same draws"):
+        scores.gain(a, {"concepts": tensor(1, NAN, 1)}, "concepts")
+
+
+def test_an_ensemble_is_compared_with_the_single_model(store):
+    scores.write(store, "e", {"val_loss": tensor(0.1, 0.2, 0.3), "pairs": tensor(NAN, NAN, 1)})
+    scores.write(store, "s", {"val_loss": tensor(0.3, 0.41, 0.5), "pairs": tensor(NAN, NAN, 0)})
+    ctx = Context(
+        node="compare/base",
+        fingerprint="f",
+        store=store,
+        folder="c",
+        cpus=1,
+        runtime={},
+        manifests={},
+        board=None,
+    )
+    found = compare.step(ctx, {}, {"ensemble": "e", "single": "s"}).metrics
+    assert found.keys() == {"gain/val_loss", "gain/val_loss_low", "gain/val_loss_high"}
+    assert found["gain/val_loss"] == pytest.approx(0.61 / 3)
+    assert 0 < found["gain/val_loss_low"] < found["gain/val_loss"] < found["gain/val_loss_high"]
