@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_its_spec_is_sound(tmp_path):
     blocks = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
-    whole, network, part, workers, promotion, adaptive, cluster = blocks
+    whole, network, part, measures, workers, promotion, adaptive, cluster = blocks
     (tmp_path / "mine.yaml").write_text(whole)
     assert list(spec.load(tmp_path / "mine.yaml").stages) == ["base", "sr256"]
     spec.Spec.model_validate(yaml.safe_load(whole) | yaml.safe_load(part))
@@ -26,7 +26,7 @@ def test_its_spec_is_sound(tmp_path):
     raw, more = yaml.safe_load(whole), yaml.safe_load(workers)
     raw["stages"]["base"] |= more.pop("stages")["base"]
     spec.Spec.model_validate(raw | more)
-    for block in (promotion, cluster):
+    for block in (measures, promotion, cluster):
         spec.Spec.model_validate(yaml.safe_load(whole) | yaml.safe_load(block))
     grown = yaml.safe_load(whole)
     grown["stages"]["base"] |= yaml.safe_load(adaptive)
