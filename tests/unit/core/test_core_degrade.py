@@ -43,6 +43,17 @@ def test_a_picture_does_not_depend_on_its_batch(settings, x):
     assert ((shuffled - together[order]).abs() > 1e-5).float().mean() < 1e-3
 
 
+@pytest.mark.parametrize("settings", [HARD, Degradation(probability=1.0, blur_sigma=0)])
+def test_the_memory_layout_changes_nothing(settings, x):
+    """As `workers.channels_last` has it, or a slice of a larger picture."""
+    plain = spoil(x, settings=settings)
+    wide = torch.nn.functional.pad(x, (3, 3, 3, 3))[:, :, 3:-3, 3:-3]
+    for other in (x.to(memory_format=torch.channels_last), wide):
+        assert not other.is_contiguous()
+        found = spoil(other, settings=settings)
+        assert ((found - plain).abs() > 1e-5).float().mean() < 1e-3  # JPEG's rounding, as above
+
+
 def test_another_seed_purpose_or_index_is_another_draw(x):
     base = spoil(x)
     for other in (spoil(x, seed=1), spoil(x, purpose="val"), spoil(x, index=INDEX + 12)):
