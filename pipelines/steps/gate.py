@@ -55,7 +55,7 @@ def _compared(
         gain = scores.gain(own, champions, metric)
     except ValueError as error:
         raise ValueError(f"`promotion.metric: {metric}`: {error}") from None
-    values = [ctx.manifests[role]["metrics"][metric] for role in (mine, theirs)]
+    values = [scores.summary({metric: of[metric]})[metric] for of in (own, champions)]
     margin = rule["margin"] * abs(values[1])
     return {
         "candidate": values[0],
