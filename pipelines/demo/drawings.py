@@ -115,7 +115,7 @@ def drawing(concept: int, package: str) -> NDArray[np.float32]:
 
 def _svg(icon: str, package: str) -> str:
     """The drawing as a whole SVG, of ``SIDE`` pixels."""
-    icons = _icons(package)
+    icons = _read(f"@iconify-json/{package}/icons.json")
     name = {n.replace("-", ""): n for n in (*icons["icons"], *icons.get("aliases", {}))}[
         icon.replace("-", "")  # Firefox OS glues names together
     ]
@@ -131,11 +131,6 @@ def _svg(icon: str, package: str) -> str:
 
 
 @cache
-def _icons(package: str) -> Any:
-    return _read(f"@iconify-json/{package}/icons.json")
-
-
-@cache
 def keywords(concept: int) -> tuple[str, ...]:
     """What CLDR says of a concept, but for its names, those of others, and the unseen words."""
     found = {entry["hexcode"].removesuffix("-FE0F"): entry for entry in _read(_NAMES)}
@@ -147,6 +142,7 @@ def keywords(concept: int) -> tuple[str, ...]:
 _NAMES = "emojibase-data/en/data.json"
 
 
+@cache
 def _read(name: str) -> Any:
     file = drawings() / name
     try:

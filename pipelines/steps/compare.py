@@ -12,7 +12,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     """Measure by measure, on the same draws: what the ensemble gains, above 0 is better."""
     mine, theirs = (scores.read(ctx.store, inputs[role]) for role in ("ensemble", "single"))
     metrics: dict[str, float] = {}
-    for measure in scores.is_comparable(mine, theirs):
+    for measure in scores.comparable(mine, theirs):
         gain = scores.gain(mine, theirs, measure)
         metrics |= {
             f"gain/{measure}": gain.mean,

@@ -74,10 +74,11 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     scores = judges.asked(pictures, captions) | judges.beside(pictures, real, captions)
     losses = validation(cast(Ensemble, mine.denoiser), shards, {**settings, **how}, ctx)
     scores["val_loss"] = losses.double()
-    hide_inflated_clip_score(ctx, scores, judges.likeness(real, captions))
+    real_likeness = judges.likeness(real, captions)
+    hide_inflated_clip_score(ctx, scores, real_likeness)
     metrics = summary(scores)
     if "clip_score" in scores:
-        metrics |= summary(judges.likeness(real, captions), "real/")
+        metrics |= summary(real_likeness, "real/")
     if settings["controls"]:
         metrics |= summary(judges.asked(real, captions), "real/")
         few = min(UNTRAINED_CAPTIONS, count)

@@ -74,7 +74,7 @@ def gain(mine: Scores, theirs: Scores, measure: str) -> Estimate:
     return paired_gain(b, a) if measure in LOWER_IS_BETTER else paired_gain(a, b)
 
 
-def is_comparable(mine: Scores, theirs: Scores) -> list[str]:
+def comparable(mine: Scores, theirs: Scores) -> list[str]:
     """The measures that both have, of at least two pictures that were asked of it."""
     return [
         name for name, values in mine.items() if name in theirs and int((~values.isnan()).sum()) > 1
