@@ -4,7 +4,17 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-from kit import Driver, call, driver, is_alive, kill, shards_of, spec_with, strict_json, title
+from kit import (
+    Driver,
+    call,
+    driver,
+    kill,
+    shards_of,
+    spec_with,
+    strict_json,
+    title,
+    wait_for_the_dead,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -45,8 +55,7 @@ def left_over(store):
 
 def assert_nothing_leaks(store, *drivers: Driver):
     assert left_over(store) == []
-    alive = {p: title(p) for d in drivers for p in d.seen if is_alive(p)}
-    assert not {p: t for p, t in alive.items() if "ray" in t}
+    wait_for_the_dead({p for d in drivers for p in d.seen})
 
 
 def finished(store, shards):

@@ -15,11 +15,11 @@ from kit import (
     SPECS,
     Driver,
     descendants,
-    is_alive,
     kill,
     shards_of,
     title,
     versions,
+    wait_for_the_dead,
 )
 
 KILLS = int(os.environ.get("EDIFFI_SOAK_KILLS", "20"))
@@ -60,14 +60,6 @@ def disturb(running: Driver, rng: random.Random) -> int:
         if running.pid in pids:
             running.process.wait()
     return kills
-
-
-def wait_for_the_dead(pids):
-    """A killed driver's Ray takes its leave by itself, within a minute or so."""
-    deadline = time.monotonic() + PATIENCE_S
-    while alive := {p: title(p) for p in pids if is_alive(p) and "ray" in title(p)}:
-        assert time.monotonic() < deadline, alive
-        time.sleep(0.5)
 
 
 @pytest.mark.soak

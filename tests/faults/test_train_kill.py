@@ -8,7 +8,7 @@ import tempfile
 import time
 
 import pytest
-from kit import PATIENCE_S, descendants, driver, is_alive, kill, title
+from kit import PATIENCE_S, descendants, driver, kill, title, wait_for_the_dead
 from train_kit import NODE, PROGRAM, steps, write_spec
 
 KILLS = int(os.environ.get("EDIFFI_SOAK_KILLS", "20"))
@@ -154,10 +154,7 @@ def test_random_kills(smoke, tmp_path, workers):
         assert own.left_over(store) == []
         shutil.rmtree(tmp_path / store / "nodes")
         jobs += 1
-    deadline = time.monotonic() + PATIENCE_S
-    while alive := {p: title(p) for p in seen if is_alive(p) and "ray" in title(p)}:
-        assert time.monotonic() < deadline, alive
-        time.sleep(0.5)
+    wait_for_the_dead(seen)
     print(f"{kills} kills over {jobs} trainings by {workers}: the same bytes, nothing left")
 
 

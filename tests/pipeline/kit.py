@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,17 @@ def title(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
     except OSError:
         return ""
+
+
+def wait_for_the_dead(pids: Iterable[int]) -> None:
+    """Until none of Ray's processes among them is left; a killed driver's go by themselves.
+
+    They notice that their raylet has died, on a busy machine seconds after it has.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while alive := {p: title(p) for p in pids if is_alive(p) and "ray" in title(p)}:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.1)
 
 
 def descendants(root: int) -> set[int]:
