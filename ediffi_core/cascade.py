@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning
@@ -110,7 +109,7 @@ class Tiled(nn.Module):
             raise ValueError("paint-with-words guides the base; leave it out of tiled stages")
         low_res = cond.low_res
         if low_res is not None:  # enlarged once and whole, as the network would
-            low_res = F.interpolate(low_res, size=x.shape[2:], mode="bilinear", align_corners=False)
+            low_res = cond.enlarged(x)
         out = torch.empty_like(x)
         for rows, outer_rows in self.cuts(x.shape[2]):
             for columns, outer_columns in self.cuts(x.shape[3]):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser
-from ediffi_core.unet import UNet, UNetConfig
+from ediffi_core.unet import UNetConfig
 
 FORMAT = 1
 
@@ -134,6 +134,6 @@ def load_denoiser(
         expert, interval: as :func:`read_as` checks them.
     """
     weights, card = read_as(path, expert=expert, interval=interval)
-    denoiser = Denoiser(UNet(card.network), card.sigma_data)
+    denoiser = Denoiser.of(card.network, card.sigma_data)
     denoiser.load_state_dict(weights)
     return denoiser.eval().requires_grad_(False), card

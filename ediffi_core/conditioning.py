@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ediffi_core import draws
 
@@ -70,6 +71,18 @@ class Conditioning:
     pooled: Mapping[str, Tensor] = field(default_factory=dict)  # name → [N, dim]
     low_res: Tensor | None = None  # [N, C, h, w] in [-1, 1]: what super-resolution starts from
     paint: Paint | None = None
+
+    def enlarged(self, like: Tensor) -> Tensor:
+        """The small picture, bilinear, in the size and precision of ``like`` [N, C, H, W].
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.low_res is None:
+            raise ValueError("a super-resolution network needs the small picture: set low_res")
+        size = like.shape[2:]
+        enlarged = F.interpolate(self.low_res, size=size, mode="bilinear", align_corners=False)
+        return enlarged.to(like.dtype)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Conditioning:
         """Applies ``fn`` to every tensor."""

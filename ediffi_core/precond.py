@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ediffi_core.conditioning import Conditioning
+from ediffi_core.unet import UNet, UNetConfig
 
 
 class Coefficients(NamedTuple):
@@ -35,17 +36,32 @@ def coefficients(sigma: Tensor, sigma_data: float) -> Coefficients:
 class Denoiser(nn.Module):
     """``(x, σ, conditioning) → x̂``: the network with its preconditioning, float32 outside."""
 
-    def __init__(self, net: nn.Module, sigma_data: float = 0.5) -> None:
+    def __init__(self, net: nn.Module, sigma_data: float = 0.5, *, residual: bool = False) -> None:
+        """
+        Args:
+            sigma_data: standard deviation of what is predicted.
+            residual: predict the difference from the enlarged small picture instead of the picture.
+        """
         super().__init__()
         self.net = net
         self.sigma_data = sigma_data
+        self.residual = residual
+
+    @classmethod
+    def of(cls, config: UNetConfig, sigma_data: float) -> Denoiser:
+        """With a fresh network, as a configuration describes it."""
+        return cls(UNet(config), sigma_data, residual=config.residual)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """x [N, C, H, W]; sigma [N] or one value for all, float64 if it comes from a grid."""
         sigma = sigma.expand(len(x)) if sigma.ndim == 0 else sigma
         c = Coefficients(*(v.to(x.dtype) for v in coefficients(sigma, self.sigma_data)))
+        known = cond.enlarged(x) if self.residual else None
+        if known is not None:
+            x = x - known
         raw = self.net(c.c_in[:, None, None, None] * x, c.c_noise, cond)
-        return c.c_skip[:, None, None, None] * x + c.c_out[:, None, None, None] * raw.to(x.dtype)
+        found = c.c_skip[:, None, None, None] * x + c.c_out[:, None, None, None] * raw.to(x.dtype)
+        return found if known is None else known + found
 
 
 def denoising_loss(

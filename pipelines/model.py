@@ -25,7 +25,6 @@ from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
 from ediffi_core.residency import Load, SwappedEnsemble
 from ediffi_core.sampling import SOLVERS
-from ediffi_core.unet import UNet
 from pipelines.champions import MANIFEST
 from pipelines.store.artifacts import Store
 
@@ -129,7 +128,7 @@ def load_ensemble(
         )
 
     def built(weights: Mapping[str, Tensor]) -> Denoiser:
-        denoiser = Denoiser(UNet(cards[0].network), cards[0].sigma_data)
+        denoiser = Denoiser.of(cards[0].network, cards[0].sigma_data)
         denoiser.load_state_dict(weights)
         return denoiser.eval().requires_grad_(False).to(device)
 

@@ -46,6 +46,7 @@ class Network(Strict):
     head_channels: Positive | None = None
     token_dim: Positive | None = None
     norm: Norm | None = None
+    residual: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -95,7 +96,9 @@ class Network(Strict):
 
         Nothing is checked that depends on the resolution: a plan says it of its stage.
         """
-        begin = PRESETS[self.preset].to_dict() if self.preset else OPTIONAL
-        found = {**begin, **self.chosen(), "resolution": resolution, "low_res": low_res}
+        begin = PRESETS[self.preset].to_dict() if self.preset else {}
+        found = {**OPTIONAL, **begin, **self.chosen(), "resolution": resolution, "low_res": low_res}
         del found["embeddings"]
+        if not found["residual"]:  # as in a UNetConfig's own dictionary
+            del found["residual"]
         return found

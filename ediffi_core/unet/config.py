@@ -61,6 +61,10 @@ class UNetConfig:
     low_res: bool = False
     """Super-resolution: reads a small picture beside the noisy one."""
 
+    residual: bool = False
+    """Super-resolution: predicts the difference from the enlarged small picture (SRDiff, Li et al.
+    2022). ``sigma_data`` is then the standard deviation of that difference, about 0.1 to 0.2."""
+
     def __post_init__(self) -> None:
         """FieldError for a network that could not be built, or that would fail when it is run."""
         self._check_numbers()
@@ -97,6 +101,12 @@ class UNetConfig:
                 f"a network of {self.levels} levels needs a resolution that "
                 f"{self.factor} divides, got {self.resolution}",
                 "resolution",
+            )
+        if self.residual and not self.low_res:
+            raise FieldError(
+                "residual is the difference from a small picture, which the first stage does not "
+                "read; leave it out",
+                "residual",
             )
         for field in ("self_attention", "cross_attention"):
             if extra := sorted({*getattr(self, field)} - {*self.sides}):
@@ -162,7 +172,12 @@ class UNetConfig:
         return self.blocks if isinstance(self.blocks, tuple) else (self.blocks,) * self.levels
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """As JSON keeps it. A field that is younger than the first checkpoints is left out at its
+        default, so that their cards and fingerprints stay the same."""
+        found = dataclasses.asdict(self)
+        if not self.residual:
+            del found["residual"]
+        return found
 
     @staticmethod
     def from_dict(d: Mapping[str, Any]) -> UNetConfig:

@@ -97,11 +97,7 @@ class UNet(nn.Module):
         """The small picture, enlarged, beside the noisy one."""
         if not self.config.low_res:
             return x
-        if cond.low_res is None:
-            raise ValueError("a super-resolution network needs the small picture: set low_res")
-        size = x.shape[2:]
-        enlarged = F.interpolate(cond.low_res, size=size, mode="bilinear", align_corners=False)
-        return torch.cat([x, enlarged.to(x.dtype)], dim=1)
+        return torch.cat([x, cond.enlarged(x)], dim=1)
 
 
 def _attend(stage: Stage, config: UNetConfig, width: int, side: int) -> Stage:

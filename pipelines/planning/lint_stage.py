@@ -210,6 +210,18 @@ def clean_small_pictures(spec: Spec, name: str, stage: Stage) -> Found:
         )
 
 
+def wide_residual(_: Spec, name: str, stage: Stage) -> Found:
+    if stage.network.residual and "sigma_data" not in stage.model_fields_set:
+        key = _key(name, "sigma_data")
+        yield warning(
+            name,
+            key,
+            f"`{key}` is {stage.sigma_data}, which pictures have; their differences from enlarged "
+            f"ones have less, which is what `{_key(name, 'network', 'residual')}` predicts; write "
+            f"`{key}: 0.15`",
+        )
+
+
 def odd_steps(_: Spec, name: str, stage: Stage) -> Found:
     steps, key = stage.sampling.steps, _key(name, "sampling", "steps")
     if steps == 1:
@@ -295,6 +307,7 @@ OF_STAGE: list[Callable[[Spec, str, Stage], Found]] = [
     uneven_batch,
     idle_expert,
     clean_small_pictures,
+    wide_residual,
     odd_steps,
     few_draws,
     network_fits,

@@ -245,7 +245,7 @@ def untrained(stage: CascadeStage) -> CascadeStage:
     """The same stage with a network that has learned nothing: what the measures say of noise."""
     trained = cast(Ensemble, stage.denoiser).experts[0].denoiser
     torch.manual_seed(0)
-    fresh = Denoiser(UNet(cast(UNet, trained.net).config), trained.sigma_data)
+    fresh = Denoiser.of(cast(UNet, trained.net).config, trained.sigma_data)
     fresh = fresh.eval().requires_grad_(False).to(next(trained.parameters()).device)
     return replace(stage, denoiser=fresh)
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from ediffi_core.checkpoint import Card, read
 from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
-from ediffi_core.unet import UNet
 from pipelines.store.artifacts import Store
 
 Which = Literal["ema", "raw"]
@@ -35,7 +34,7 @@ class Parent:
     def denoiser(self) -> Denoiser:
         """The parent as it is used: averaged, without gradients."""
         weights, card = self._read("ema")
-        denoiser = Denoiser(UNet(card.network), card.sigma_data)
+        denoiser = Denoiser.of(card.network, card.sigma_data)
         denoiser.load_state_dict(weights)
         return denoiser.eval().requires_grad_(False)
 

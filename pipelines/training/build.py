@@ -121,7 +121,8 @@ class Parts:
                 f"{self.network.levels} levels lacks"
             )
         net.checkpointed = frozenset(self.workers["recompute"])
-        model = Denoiser(net, self.settings["sigma_data"])
+        residual = self.network.residual
+        model = Denoiser(net, self.settings["sigma_data"], residual=residual)
         if self.parent:  # one that continues takes all of the parent's state afterwards
             which: Which = "raw" if self.settings["start"] == "raw" else "ema"
             model.load_state_dict(self.parent.weights(which))

@@ -7,7 +7,7 @@ import yaml
 from plan_kit import SMOKE
 from pydantic import ValidationError
 
-from ediffi_core.unet import PRESETS, UNet, UNetConfig
+from ediffi_core.unet import PRESETS, FieldError, UNet, UNetConfig
 from pipelines.network_settings import FOLLOWING, Network
 from pipelines.nodes import nodes_of
 from pipelines.planning.networks import config_of
@@ -103,6 +103,15 @@ def test_a_network_that_enlarges_is_written_wholly_too():
     config = config_of(made, "sr32")
     assert config.resolution == 16  # the crop's
     UNet(config)
+
+
+def test_a_network_that_predicts_the_difference_says_so_and_others_do_not():
+    made = spec(WHOLE | {"norm": "pixel", "residual": True}, "sr32")
+    assert trained(made, "train/sr32/E0_0")["residual"] is True
+    assert config_of(made, "sr32").residual
+    assert "residual" not in trained(spec(WHOLE | {"norm": "pixel", "residual": False}, "sr32"))
+    with pytest.raises(FieldError, match="a small picture, which the first stage does not read"):
+        config_of(spec(WHOLE | {"residual": True}), "base")
 
 
 def test_a_spec_that_is_written_down_again_has_the_same_networks():

@@ -52,6 +52,13 @@ def test_tiles_are_the_whole_picture(tile, sides, denoiser, make_cond):
     torch.testing.assert_close(found, denoiser(x, SIGMA, cond), rtol=1e-4, atol=1e-5)
 
 
+def test_tiles_of_differences_are_the_whole_picture(small, make_net, make_cond):
+    denoiser = Denoiser(make_net(config=small), residual=True)
+    x, cond = noise(2, 3, 80, 80), make_cond(2, low_res=20)
+    found = Tiled(denoiser, 48, 16)(x, SIGMA, cond)
+    torch.testing.assert_close(found, denoiser(x, SIGMA, cond), rtol=1e-4, atol=1e-5)
+
+
 def test_too_small_an_overlap_shows(denoiser, make_cond):
     x, cond = noise(1, 3, 80, 80), make_cond(1, low_res=20)
     found = Tiled(denoiser, 40, 2)(x, SIGMA, cond)

@@ -13,6 +13,7 @@ from ediffi_core.checkpoint import Card, load_denoiser, read, to_bytes, weights_
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser
 from ediffi_core.tree import interval
+from ediffi_core.unet import UNetConfig
 
 
 @pytest.fixture
@@ -63,6 +64,27 @@ def test_round_trip(tmp_path, card, make_net, make_cond):
     assert not any(p.requires_grad for p in again.parameters())
     x, sigma = torch.randn(2, 3, 8, 8), torch.tensor([0.1, 10.0], dtype=torch.float64)
     assert torch.equal(again(x, sigma, make_cond(2)), denoiser(x, sigma, make_cond(2)))
+
+
+def test_what_is_predicted_is_kept(tmp_path, card, efficient, make_net, make_cond):
+    config = dataclasses.replace(efficient, residual=True)
+    denoiser = Denoiser(make_net(config=config), 0.15, residual=True)
+    card = dataclasses.replace(card, network=config, sigma_data=0.15)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(to_bytes(denoiser.state_dict(), card)[0])
+    again, found = load_denoiser(path)
+    assert found.network.residual and again.residual
+    x, sigma, cond = torch.randn(2, 3, 16, 16), torch.tensor(0.3), make_cond(2, low_res=8)
+    assert torch.equal(again(x, sigma, cond), denoiser(x, sigma, cond))
+
+
+def test_a_card_without_the_word_is_of_a_network_that_predicts_pictures(card, efficient):
+    """As all were that earlier versions wrote; theirs is the same text today."""
+    plain = efficient.to_dict()
+    assert "residual" not in plain
+    assert UNetConfig.from_dict(plain) == efficient
+    other = dataclasses.replace(efficient, residual=True)
+    assert UNetConfig.from_dict(other.to_dict()) == other
 
 
 def test_the_same_weights_give_the_same_bytes(card, make_net):

@@ -1,5 +1,7 @@
 """Preconditioning and loss against EDM's formulas (table 1, equations 7 and 8) in numpy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -160,3 +162,31 @@ def test_the_best_loss_on_gaussian_data_is_one_at_every_noise():
     deviation = (2 / pixels) ** 0.5  # of a mean of squared standard normals
     assert ((loss - 1).abs() < 5 * deviation).all()
     assert (loss.mean() - 1).abs() < 4 * deviation / rows**0.5
+
+
+def test_a_residual_denoiser_predicts_the_difference_from_the_enlarged_picture(
+    efficient, make_net, make_cond
+):
+    """``D(x; σ) = up + D'(x − up; σ)``, D' an ordinary denoiser with the same network."""
+    net, cond = make_net(config=efficient), make_cond(2, low_res=8)
+    x, sigma = torch.randn(2, 3, 16, 16), torch.tensor([0.1, 3.0], dtype=torch.float64)
+    up = torch.nn.functional.interpolate(
+        cond.low_res, size=(16, 16), mode="bilinear", align_corners=False
+    )
+    expected = up + Denoiser(net, 0.15)(x - up, sigma, cond)
+    found = Denoiser(net, 0.15, residual=True)(x, sigma, cond)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="set low_res"):
+        Denoiser(net, 0.15, residual=True)(x, sigma, make_cond(2))
+
+
+def test_a_residual_denoiser_that_has_learned_nothing_gives_the_enlarged_picture(
+    efficient, make_cond
+):
+    """Almost: in proportion to how little is known of the difference at high noise."""
+    config = dataclasses.replace(efficient, residual=True)
+    cond, x = make_cond(2, low_res=8), 80 * torch.randn(2, 3, 16, 16)
+    denoiser = Denoiser.of(config, 0.15)
+    assert denoiser.residual and denoiser.sigma_data == 0.15
+    found = denoiser(x, torch.tensor(80.0, dtype=torch.float64), cond)
+    torch.testing.assert_close(found, cond.enlarged(x), rtol=0, atol=2e-3)

@@ -86,6 +86,7 @@ MISTAKES = {
         "experts",
         "remove",
     ),
+    "residual": ({f"{SR}network__residual": True}, "sr32", "sigma_data", "sigma_data: 0.15"),
     "clean": ({f"{SR}degrade__probability": 0.0}, "sr32", "degrade", "probability: 0.5"),
     "clean in all": (
         {f"{SR}degrade": {"blur_sigma": 0, "shrink": 1, "gaussian_noise": 0, "poisson_noise": 0}},
