@@ -38,7 +38,7 @@ __all__ = [
 
 # The version of each kind's result; raising one makes every node of the kind run again.
 FORMATS = {
-    "data": 2,
+    "data": 3,
     "encoders": 3,
     "metric": 1,
     "embed": 3,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -24,7 +25,7 @@ from ediffi_core.noise import edm_grid
 from ediffi_core.sampling import SOLVERS
 from pipelines.cli.drawing import find_model
 from pipelines.demo.drawings import ARTISTS, CONCEPTS
-from pipelines.demo.scenes import GROUNDS, PLACES, draw
+from pipelines.demo.scenes import GROUNDS, PAIRED, PLACES, draw
 from pipelines.demo.scorer import EmojiScenes
 from pipelines.model import Pictures, TextToImage, grid
 from pipelines.painting import SIDE
@@ -40,10 +41,10 @@ def half(place: str) -> torch.Tensor:
     return mask if place == "left" else mask.flip(1)
 
 
-def pairs() -> list[tuple[int, int]]:
-    """Two concepts each, drawn with a fixed seed."""
+def pairs(concepts: Sequence[int]) -> list[tuple[int, int]]:
+    """Two of these concepts each, drawn with a fixed seed."""
     rng = np.random.default_rng(SEED)
-    two = [rng.choice(len(CONCEPTS), 2, replace=False) for _ in range(COUNT)]
+    two = [rng.choice(concepts, 2, replace=False) for _ in range(COUNT)]
     return [(int(a), int(b)) for a, b in two]
 
 
@@ -59,7 +60,9 @@ def at(scorer: EmojiScenes, pictures: Pictures, order: tuple[str, str]) -> float
     return float(np.mean([[read[n, p] == c for c, p in zip(two, places)] for n, two in PAIRS]))
 
 
-PAIRS = list(enumerate(pairs()))
+PAIRS = list(enumerate(pairs(PAIRED)))
+ANY = list(enumerate(pairs(range(len(CONCEPTS)))))
+"""For what is shown one thing at a time."""
 
 
 def painting(model: TextToImage, scorer: EmojiScenes) -> tuple[list[str], Pictures]:
@@ -97,7 +100,7 @@ def style(model: TextToImage, scorer: EmojiScenes) -> list[str]:
     """Prompts without ground and artist; the reference shows another thing on one, by one."""
     prompts, references, wanted = [], [], []
     numbers = (i for i in itertools.count() if len(draw(SEED, "validation", i)[0].items) == 1)
-    for (_, (asked, _)), index in zip(PAIRS, numbers):
+    for (_, (asked, _)), index in zip(ANY, numbers):
         scene, picture = draw(SEED, "validation", index)
         prompts.append(noun(asked))
         references.append(Image.fromarray(picture))
@@ -112,7 +115,7 @@ def style(model: TextToImage, scorer: EmojiScenes) -> list[str]:
         found = [
             float(np.mean(read.grounds == [g for g, _ in wanted])),
             float(np.mean(read.artists == [a for _, a in wanted])),
-            float(np.mean([a in read.concepts[n] for n, (a, _) in PAIRS])),
+            float(np.mean([a in read.concepts[n] for n, (a, _) in ANY])),
         ]
         rows.append(f"| {label} | " + " | ".join(f"{share:.2f}" for share in found) + " |")
     return rows
@@ -123,7 +126,7 @@ def switching(
 ) -> tuple[list[str], dict[float, tuple[float, float]]]:
     """From one prompt to another after a share of the base's steps: which is in the picture?"""
     stage = model.stages[0]
-    prompts = [[noun(two[k]) for _, two in PAIRS] for k in (0, 1)]
+    prompts = [[noun(two[k]) for _, two in ANY] for k in (0, 1)]
     sigmas = edm_grid(stage.steps)
     shape = (3, stage.resolution, stage.resolution)
     start = draws.normal(SEED, "switch", torch.arange(COUNT), shape) * float(sigmas[0])
@@ -137,7 +140,7 @@ def switching(
             both = switched(*denoise, sigma_after(sigmas, share))
             x = SOLVERS[stage.solver](both, start, sigmas).clamp(-1, 1)
         read = scorer.read(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
-        found = [np.mean([two[k] in read.concepts[n] for n, two in PAIRS]) for k in (0, 1)]
+        found = [np.mean([two[k] in read.concepts[n] for n, two in ANY]) for k in (0, 1)]
         curve[share] = (float(found[0]), float(found[1]))
     rows = ["| changed after | first prompt's thing | second prompt's |", "|---|---|---|"]
     rows += [f"| {100 * s:.0f} % | {a:.2f} | {b:.2f} |" for s, (a, b) in curve.items()]
