@@ -85,8 +85,8 @@ class Conditioning:
             paint=self.paint and replace(self.paint, maps=each(self.paint.maps)),
         )
 
-    def to(self, device: torch.device | str) -> Conditioning:
-        return self.map(lambda t: t.to(device))
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Conditioning:
+        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def __getitem__(self, rows: slice | Tensor) -> Conditioning:
         return self.map(lambda t: t[rows])
@@ -244,13 +244,15 @@ class Projection(nn.Module):
                 f"{', '.join(paint.maps) or 'nothing'} is painted, but the sequences this network "
                 f"reads are {', '.join(s.name for s in attended if s.kind == 'sequence')}"
             )
-        like = paint.maps[read[0]]
+        like = paint.maps[read[0]].to(c_noise.device)
         maps = []
         names = ["", *(s.name for s in attended)]
         for name, t in zip(names, tokens, strict=True):
             painted = name in read
             maps.append(
-                paint.maps[name] if painted else like.new_zeros(*t.shape[:2], *like.shape[2:])
+                paint.maps[name].to(like.device)
+                if painted
+                else like.new_zeros(*t.shape[:2], *like.shape[2:])
             )
             if maps[-1].shape[:2] != t.shape[:2]:
                 raise ValueError(

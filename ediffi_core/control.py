@@ -71,8 +71,9 @@ def paint_with_words(
         maps[name] = masks[0].new_zeros(len(pictures), longest, *size)
         for row, (prompt, painted) in enumerate(zip(pictures, phrases, strict=True)):
             for phrase in painted:
+                mask = phrase.mask.to(masks[0])
                 for token in tokens_of(phrase, prompt, name):
-                    maps[name][row, token] += phrase.strength * _checked(phrase)
+                    maps[name][row, token] += phrase.strength * mask
     return Paint(maps, weight)
 
 
