@@ -186,7 +186,7 @@ class CLIP(Frozen):
             spans = [(0, 0)]
             for piece in tokenizer.pat.finditer(text):
                 spans += _byte_pairs(tokenizer, piece.group(), piece.start())
-            found.append(TokenSpans(text, [*spans[:end], (0, 0)]))
+            found.append(TokenSpans(text, [*spans[:end], (0, 0)], tokenizer.clean_fn))
         return found
 
     @torch.inference_mode()

@@ -34,7 +34,7 @@ def gpu():
 def gradients(monkeypatch):
     """Autograd's engine asks for a real CUDA context; so gradients are there, of the right shapes.
 
-    What is left out is PyTorch's own; on ``meta`` the engine runs, and that test leaves nothing out.
+    That part is PyTorch's own; on ``meta`` its engine runs, and that test leaves nothing out.
     """
 
     def backward(loss):
