@@ -250,7 +250,6 @@ class Texts(Encoding):
     name = "t5"
 
     def load(self) -> None:
-        from ediffi_core.encoders import MAX_TOKENS
         from pipelines.model import load_more, load_t5
 
         places = self.places()
@@ -259,16 +258,12 @@ class Texts(Encoding):
         self.encoders: dict[str, Any] = {"t5": (load_t5(places, self.device), "sequence")}
         self.encoders |= load_more(places, self.device)
         for name, (encoder, _) in self.encoders.items():
-            self.find_tokens(name, encoder, MAX_TOKENS)
+            self.find_tokens(name, encoder, encoder.longest)
 
     def work(self, work: Work) -> None:
         captions = [row["caption"] for row in work.rows]
         for name, (encoder, kind) in self.encoders.items():
-            work.encoders[name] = {
-                "name": self.names[name],
-                "sha256": encoder.sha256,
-                "dtype": str(encoder.model.dtype).removeprefix("torch."),
-            }
+            work.encoders[name] = {"name": self.names[name], **encoder.identity}
             if captions:
                 encode = encoder.text if kind == "sequence" else encoder.pooled
                 work.embeddings[name] = self.encoded(name, encode, captions)
@@ -292,11 +287,8 @@ class Pictures(Encoding):
         import torch
         from PIL import Image
 
-        work.encoders["clip"] = {
-            "name": str(self.job.encoders.get("clip", "made")),
-            "sha256": self.clip.sha256,
-            "dtype": "float32",
-        }
+        name = str(self.job.encoders.get("clip", "made"))
+        work.encoders["clip"] = {"name": name, **self.clip.identity}
         if not work.rows:
             return
         captions = [row["caption"] for row in work.rows]
