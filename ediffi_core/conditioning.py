@@ -105,6 +105,20 @@ class Conditioning:
                 return tensor
         raise ValueError("an empty conditioning has no number of rows; give it an embedding")
 
+    def not_finite(self) -> list[tuple[int, str]]:
+        """Each row with a NaN or infinity, pads included, and the embedding that has it.
+
+        Reads one number back from the device where all is well.
+        """
+        named = {**self.sequences, **self.pooled}
+        if self.low_res is not None:
+            named["low_res"] = self.low_res
+        sound = {name: t.isfinite().flatten(1).all(dim=1) for name, t in named.items()}
+        if not sound or bool(torch.stack(list(sound.values())).all()):
+            return []
+        found = [(row, name) for name, s in sound.items() for row in (~s).nonzero()[:, 0].tolist()]
+        return sorted(found)
+
     def keep(self, kept: Mapping[str, Tensor], specs: Iterable[EmbeddingSpec]) -> Conditioning:
         """Drops embeddings per sample: ``kept[group]`` is [N] bool; groups not named stay."""
         group = {s.name: s.group for s in specs}

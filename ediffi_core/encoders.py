@@ -433,6 +433,9 @@ def encode_prompts(
 
     Args:
         more: further encoders: the embedding's name → encoder, and which embedding of it.
+
+    Raises:
+        ValueError: An encoder's values are not finite for a prompt.
     """
     clip_tokens, pooled = clip.text(prompts)
     sequences = {"clip_text": pad(clip_tokens), "t5": pad(t5.text(prompts))}
@@ -442,8 +445,14 @@ def encode_prompts(
             sequences[name] = pad(encoder.text(prompts))
         else:
             vectors[name] = torch.stack(encoder.pooled(prompts))
-    return Conditioning(
+    cond = Conditioning(
         {name: tokens for name, (tokens, _) in sequences.items()},
         {name: mask for name, (_, mask) in sequences.items()},
         vectors,
     )
+    for row, name in cond.not_finite():
+        raise ValueError(
+            f"{name} of the prompt {prompts[row]!r} has values that are not finite; write it "
+            "otherwise, or load its encoder in float32"
+        )
+    return cond

@@ -301,19 +301,29 @@ class Pictures(Encoding):
         )
         seen = every[[row["picture"] for row in work.rows]]
         work.batches |= {name: batch.size for name, batch in self.batches.items()}
+        work.embeddings |= {"clip_text": tokens, "clip_text_pooled": pooled, "clip_image": seen}
         scores = (pooled * seen).sum(dim=1).tolist()
         least = self.job.filters.clip_score
         kept = []
         for i, (row, score) in enumerate(zip(work.rows, scores, strict=True)):
             row["scores"]["clip"] = score
-            if least is None or score >= least:
+            if unkept := [name for name, of in work.embeddings.items() if not self.keeps(of[i])]:
+                detail = f"{', '.join(unkept)}, for {row['caption'][:80]!r}"
+                work.bad.append(Bad(row["key"], row["source"], Reason.EMBEDDING_INFINITE, detail))
+            elif least is None or score >= least:
                 kept.append(i)
             else:
                 detail = f"{score:.3f}, the least is {least}"
                 work.bad.append(Bad(row["key"], row["source"], Reason.CLIP_SCORE, detail))
         work.rows = [work.rows[i] for i in kept]
-        work.embeddings |= {"clip_text": tokens, "clip_text_pooled": pooled, "clip_image": seen}
         work.embeddings = {name: [of[i] for i in kept] for name, of in work.embeddings.items()}
+
+    def keeps(self, values: Any) -> bool:
+        """Whether an embedding's values can be kept in the shard's precision."""
+        from pipelines.store.columns import holds
+
+        what = "precision" if values.ndim == 2 else "pooled"
+        return holds(values, self.job.packing.get(what, "fp16"))
 
 
 class Write(Stage):
