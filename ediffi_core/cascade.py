@@ -58,7 +58,17 @@ def sample(
 
     Args:
         seed: one for all rows; or one for each, of which the row is picture number ``first``.
+
+    Raises:
+        ValueError: A row of the conditioning, or of a stage's pictures, has values that are not
+            finite: as bytes they would be black.
     """
+    if bad := cond.not_finite():
+        row, name = bad[0]
+        raise ValueError(
+            f"the conditioning's {name} has values that are not finite in row {first + row} (and "
+            f"{len(bad) - 1} more such); encode it again, in float32 if it was in another type"
+        )
     for stage in stages:
         sigmas = edm_grid(stage.steps, sigma_min=stage.sigma_min, sigma_max=stage.sigma_max)
         shape = (3, stage.resolution, stage.resolution)
@@ -69,7 +79,15 @@ def sample(
             denoiser = Tiled(denoiser, stage.tile, stage.overlap)
         denoise = guided(denoiser, cond, stage.guidance, threshold=stage.threshold)
         watch = callback(stage.name) if callback else None
-        pictures = SOLVERS[stage.solver](denoise, x, sigmas, watch).clamp(-1, 1)
+        pictures = SOLVERS[stage.solver](denoise, x, sigmas, watch)
+        sound = pictures.isfinite().flatten(1).all(dim=1)
+        if not bool(sound.all()):
+            row = first + int((~sound).nonzero()[0])
+            raise ValueError(
+                f"stage {stage.name} drew values that are not finite in row {row}; lower its "
+                "guidance, or look into its weights"
+            )
+        pictures = pictures.clamp(-1, 1)
         yield stage.name, pictures
         # Paint says where in the layout words go; from here on the small picture says it.
         cond = replace(cond, low_res=pictures, paint=None)

@@ -98,8 +98,8 @@ class Conditioning:
             paint=self.paint and replace(self.paint, maps=each(self.paint.maps)),
         )
 
-    def to(self, device: torch.device | str) -> Conditioning:
-        return self.map(lambda t: t.to(device))
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Conditioning:
+        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def __getitem__(self, rows: slice | Tensor) -> Conditioning:
         return self.map(lambda t: t[rows])
@@ -117,6 +117,20 @@ class Conditioning:
             if tensor is not None:
                 return tensor
         raise ValueError("an empty conditioning has no number of rows; give it an embedding")
+
+    def not_finite(self) -> list[tuple[int, str]]:
+        """Each row with a NaN or infinity, pads included, and the embedding that has it.
+
+        Reads one number back from the device where all is well.
+        """
+        named = {**self.sequences, **self.pooled}
+        if self.low_res is not None:
+            named["low_res"] = self.low_res
+        sound = {name: t.isfinite().flatten(1).all(dim=1) for name, t in named.items()}
+        if not sound or bool(torch.stack(list(sound.values())).all()):
+            return []
+        found = [(row, name) for name, s in sound.items() for row in (~s).nonzero()[:, 0].tolist()]
+        return sorted(found)
 
     def keep(self, kept: Mapping[str, Tensor], specs: Iterable[EmbeddingSpec]) -> Conditioning:
         """Drops embeddings per sample: ``kept[group]`` is [N] bool; groups not named stay."""
@@ -257,13 +271,15 @@ class Projection(nn.Module):
                 f"{', '.join(paint.maps) or 'nothing'} is painted, but the sequences this network "
                 f"reads are {', '.join(s.name for s in attended if s.kind == 'sequence')}"
             )
-        like = paint.maps[read[0]]
+        like = paint.maps[read[0]].to(c_noise.device)
         maps = []
         names = ["", *(s.name for s in attended)]
         for name, t in zip(names, tokens, strict=True):
             painted = name in read
             maps.append(
-                paint.maps[name] if painted else like.new_zeros(*t.shape[:2], *like.shape[2:])
+                paint.maps[name].to(like.device)
+                if painted
+                else like.new_zeros(*t.shape[:2], *like.shape[2:])
             )
             if maps[-1].shape[:2] != t.shape[:2]:
                 raise ValueError(

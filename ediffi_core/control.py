@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -22,6 +22,9 @@ class TokenSpans(NamedTuple):
 
     spans: Sequence[tuple[int, int]]
     """For every token the encoder returns, where it stands; empty for special tokens."""
+
+    clean: Callable[[str], str] = str
+    """The tokenizer's own cleaning, which a phrase goes through as its prompt has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +74,9 @@ def paint_with_words(
         maps[name] = masks[0].new_zeros(len(pictures), longest, *size)
         for row, (prompt, painted) in enumerate(zip(pictures, phrases, strict=True)):
             for phrase in painted:
+                mask = phrase.mask.to(masks[0])
                 for token in tokens_of(phrase, prompt, name):
-                    maps[name][row, token] += phrase.strength * _checked(phrase)
+                    maps[name][row, token] += phrase.strength * mask
     return Paint(maps, weight)
 
 
@@ -89,13 +93,22 @@ def _checked(phrase: Phrase) -> Tensor:
     return mask
 
 
-def tokens_of(phrase: Phrase, prompt: TokenSpans, encoder: str) -> list[int]:
-    """The tokens that hold any of a phrase's characters, in the occurrences that are meant."""
-    words = " ".join(phrase.text.split())
+def occurrences(phrase: str, text: str) -> list[re.Match[str]]:
+    """Where a phrase stands in a text: as whole words, in any letter case, with any spaces between.
+
+    Raises:
+        ValueError: The phrase has no words.
+    """
+    words = phrase.split()
     if not words:
         raise ValueError("a painted phrase is empty; write words of the prompt")
-    pattern = r"\s+".join(re.escape(w) for w in words.split())
-    found = list(re.finditer(rf"(?<!\w){pattern}(?!\w)", prompt.text, re.IGNORECASE))
+    pattern = r"\s+".join(re.escape(w) for w in words)
+    return list(re.finditer(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE))
+
+
+def tokens_of(phrase: Phrase, prompt: TokenSpans, encoder: str) -> list[int]:
+    """The tokens that hold any of a phrase's characters, in the occurrences that are meant."""
+    found = occurrences(prompt.clean(phrase.text), prompt.text)
     if not found:
         raise ValueError(
             f"phrase {phrase.text!r} is not in the prompt {prompt.text!r}; "

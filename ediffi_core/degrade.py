@@ -7,6 +7,7 @@ All in torch, on a batch, the strengths a function of (seed, purpose, image inde
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,8 +64,13 @@ class Degradation:
 
 
 def degrade(x: Tensor, index: Tensor, settings: Degradation, *, seed: int, purpose: str) -> Tensor:
-    """x [N, 3, h, w] in [-1, 1], index [N] of the images in the stream; → the same, spoilt."""
+    """x [N, 3, h, w] in [-1, 1], index [N] of the images in the stream; → the same, spoilt.
+
+    With the index on the CPU, nothing is read back from the device that x is on.
+    """
     u = draws.uniform(seed, f"{purpose}/strength", index, 10)
+    shrunk = (1 + (settings.shrink - 1) * u[:, 6].to(x.dtype)).tolist()
+    index, u = (t.to(x.device, non_blocking=True) for t in (index, u))
     chosen, strength = u[:, :5] < settings.probability, u[:, 5:].to(x.dtype)
 
     def where(k: int, spoilt: Tensor, clean: Tensor) -> Tensor:
@@ -72,7 +78,7 @@ def degrade(x: Tensor, index: Tensor, settings: Degradation, *, seed: int, purpo
 
     radius = round(3 * settings.blur_sigma)
     x = where(0, blur(x, settings.blur_sigma * strength[:, 0], radius), x)
-    x = where(1, shrink_and_enlarge(x, 1 + (settings.shrink - 1) * strength[:, 1]), x)
+    x = where(1, shrink_and_enlarge(x, shrunk), x)
     shape = tuple(x.shape[1:])
     noise = draws.normal(seed, f"{purpose}/gaussian", index, shape).to(x.dtype)
     x = where(2, x + settings.gaussian_noise * strength[:, 2, None, None, None] * noise, x)
@@ -102,11 +108,11 @@ def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     return F.conv2d(flat, weight[:, :, None], groups=n * c).view(n, c, h, w)
 
 
-def shrink_and_enlarge(x: Tensor, factor: Tensor) -> Tensor:
-    """Each picture sampled at a coarser grid, 1/factor [N] of its sides, and back; bilinear."""
+def shrink_and_enlarge(x: Tensor, factors: Sequence[float]) -> Tensor:
+    """Each picture sampled at a coarser grid, 1/factor of its sides, and back; bilinear."""
     side = x.shape[2:]
     out = []
-    for picture, f in zip(x, factor.tolist(), strict=True):
+    for picture, f in zip(x, factors, strict=True):
         small = [max(1, round(s / f)) for s in side]
         down = F.interpolate(picture[None], size=small, mode="bilinear", antialias=True)
         out.append(F.interpolate(down, size=side, mode="bilinear"))
@@ -134,7 +140,9 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     """What JPEG with halved chroma makes of [N, 3, h, w] in [-1, 1] at quality [N], 1 to 100."""
     height, width = x.shape[2:]
     x = F.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate")
-    to_ycc = _TO_YCC.to(x)
+    to_ycc = _TO_YCC.to(x.dtype)
+    to_rgb = torch.linalg.inv(to_ycc).to(x.device, non_blocking=True)  # on the CPU: it is checked
+    to_ycc = to_ycc.to(x.device, non_blocking=True)
     ycc = torch.einsum("ij,njhw->nihw", to_ycc, (x + 1) * 127.5).round()
     luma, chroma = ycc[:, :1] - 128, F.avg_pool2d(ycc[:, 1:], 2)
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).floor()
@@ -142,7 +150,7 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     chroma = _through_dct(chroma, _CHROMA, scale)[:, :, : (height + 1) // 2, : (width + 1) // 2]
     # libjpeg's "fancy" enlargement, 3/4 of the nearer sample and 1/4 of the next, is bilinear.
     chroma = F.interpolate(chroma, scale_factor=2.0, mode="bilinear")[:, :, :height, :width]
-    rgb = torch.einsum("ij,njhw->nihw", torch.linalg.inv(to_ycc), torch.cat([luma, chroma], 1))
+    rgb = torch.einsum("ij,njhw->nihw", to_rgb, torch.cat([luma, chroma], 1))
     return rgb.round().clamp(0, 255) / 127.5 - 1
 
 
@@ -153,7 +161,9 @@ def _through_dct(x: Tensor, table: Tensor, scale: Tensor) -> Tensor:
     k = torch.arange(8, dtype=x.dtype, device=x.device)
     dct = torch.cos((2 * k + 1) * k[:, None] * (torch.pi / 16)) / 2
     dct[0] *= 0.5**0.5
-    step = ((table.to(x) * scale.view(-1, 1, 1) + 50) / 100).floor().clamp(1, 255)
+    step = (
+        ((table.to(x, non_blocking=True) * scale.view(-1, 1, 1) + 50) / 100).floor().clamp(1, 255)
+    )
     step = step[:, None, None, None]
     kept = (dct @ blocks @ dct.T / step).round() * step
     return (dct.T @ kept @ dct).transpose(3, 4).reshape(n, c, h, w)
@@ -173,6 +183,8 @@ def small_and_large(
 
     Args:
         x: [N, 3, R, R] in [-1, 1].
+        index: [N] of the images in the stream; best on the CPU, wherever x is, as crops and
+            factors are numbers to the host.
         factor: how many times smaller the small picture is; crops start at its multiples.
         crop: side of the crops; None for whole pictures.
     """

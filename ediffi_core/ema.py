@@ -77,7 +77,8 @@ def reconstruct(
     """The average of any length at any time up to the last snapshot (EDM2, section 3.2).
 
     The stored averages are mixed so that their weighting of time comes closest, in least squares,
-    to the one asked for. Mixed in float64.
+    to the one asked for, among the mixtures whose shares add up to 1: what the snapshots agree on
+    stays as it is, however few there are (our default; EDM2 leaves the sum free). In float64.
 
     Args:
         snapshots: (images seen, length, weights) of stored :class:`PowerEMA` averages.
@@ -92,7 +93,7 @@ def reconstruct(
     target = (np.array([float(images)]), np.array([gamma_of(length)]))
     overlap = _inner(times[:, None], gammas[:, None], times[None], gammas[None])
     wanted = _inner(times[:, None], gammas[:, None], target[0][None], target[1][None])
-    mix, *_ = np.linalg.lstsq(overlap, wanted[:, 0], rcond=None)
+    mix = _closest(overlap, wanted[:, 0])
     out: dict[str, Tensor] = {}
     for share, (_, _, weights) in zip(mix.tolist(), snapshots, strict=True):
         for key, value in weights.items():
@@ -102,6 +103,19 @@ def reconstruct(
 
 
 Array = NDArray[np.float64]
+
+
+def _closest(overlap: Array, wanted: Array) -> Array:
+    """The shares m that minimise ``m·A m − 2 m·b`` with ``Σ m = 1``, by Lagrange's multiplier."""
+    n = len(wanted)
+    system = np.ones((n + 1, n + 1))
+    system[:n, :n], system[n, n] = overlap, 0.0
+    # Scaled, so that the constraint is no smaller than the overlaps, which are per image.
+    scale = np.abs(overlap).max()
+    system[:n, :n] /= scale
+    shares, *_ = np.linalg.lstsq(system, np.append(wanted / scale, 1.0), rcond=None)
+    found: Array = shares[:n]
+    return found / found.sum()
 
 
 def _inner(t_a: Array, g_a: Array, t_b: Array, g_b: Array) -> Array:

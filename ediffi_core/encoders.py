@@ -24,6 +24,8 @@ from ediffi_core.control import TokenSpans
 Kind = Literal["sequence", "pooled"]
 
 MAX_TOKENS = 256
+"""Of a caption, as the paper's T5 reads it; an encoder of fewer positions reads fewer."""
+
 BATCH_TOKENS = 8192
 """Tokens encoded together, padding counted: what bounds an encoder's memory."""
 
@@ -65,6 +67,17 @@ class Frozen:
         """Of the weights, as they are loaded."""
         return weights_sha256(self.model.state_dict())
 
+    @property
+    def how(self) -> str:
+        """In words, what an embedding depends on besides the weights and their type."""
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What shards say of their encoder: of equal ones, embeddings may be mixed."""
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        return {"sha256": self.sha256, "dtype": dtype, "how": self.how}
+
 
 class TextEncoder(Frozen):
     """A text encoder in the Hugging Face format: T5, mT5, ByT5, BERT …
@@ -79,6 +92,12 @@ class TextEncoder(Frozen):
         self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
         self.freeze(AutoModelForTextEncoding.from_pretrained(source, dtype=dtype), device)
         self.dim: int = self.model.config.hidden_size
+        self.longest = longest_text(self.tokenizer, self.model)
+        """Tokens of a caption that are read; what is behind them is cut off."""
+
+    @property
+    def how(self) -> str:
+        return f"up to {self.longest} tokens"
 
     @torch.inference_mode()
     def text(self, captions: Sequence[str], *, batch_tokens: int = BATCH_TOKENS) -> list[Tensor]:
@@ -87,7 +106,7 @@ class TextEncoder(Frozen):
         Captions of like length are encoded together, and equal ones once.
         """
         unique = list(dict.fromkeys(captions))
-        ids = self.tokenizer(unique, truncation=True, max_length=MAX_TOKENS).input_ids
+        ids = self.tokenizer(unique, truncation=True, max_length=self.longest).input_ids
         found: dict[str, Tensor] = {}
         for rows in by_length([len(i) for i in ids], batch_tokens):
             batch = self.tokenizer.pad({"input_ids": [ids[r] for r in rows]}, return_tensors="pt")
@@ -105,7 +124,7 @@ class TextEncoder(Frozen):
     def spans(self, prompts: Sequence[str]) -> list[TokenSpans]:
         """Where each token of :meth:`text` stands in its prompt; (0, 0) for the end token."""
         batch = self.tokenizer(
-            list(prompts), truncation=True, max_length=MAX_TOKENS, return_offsets_mapping=True
+            list(prompts), truncation=True, max_length=self.longest, return_offsets_mapping=True
         )
         return [
             TokenSpans(prompt, [_without_space(prompt, *span) for span in spans])
@@ -117,27 +136,108 @@ class T5(TextEncoder):
     """The paper's first: ``google/t5-v1_1-xxl``."""
 
 
-class CLIP(Frozen):
-    """An OpenCLIP model: ``ViT-L-14`` with its pretrained tag, or a folder in OpenCLIP's format."""
+def longest_text(tokenizer: Any, model: Any) -> int:
+    """Tokens that a text encoder can read, at most :data:`MAX_TOKENS`.
 
-    def __init__(self, source: str, *, pretrained: str | None = "openai", device: str = "cpu"):
+    As its tokenizer and its configuration say. Of a table of positions that counts from behind the
+    padding's number (RoBERTa's), those before it are no text's.
+    """
+    limits = [MAX_TOKENS, tokenizer.model_max_length]
+    if positions := getattr(model.config, "max_position_embeddings", None):
+        tables = (m for name, m in model.named_modules() if "position_embedding" in name)
+        kept_free = (getattr(m, "padding_idx", None) for m in tables)
+        limits.append(positions - max((n + 1 for n in kept_free if n is not None), default=0))
+    return int(min(limits))
+
+
+class CLIP(Frozen):
+    """An OpenCLIP model: ``ViT-L-14`` with its pretrained tag, or a folder in OpenCLIP's format.
+
+    The activation is the one that the weights were trained with: of a folder its configuration
+    says which, of a pretrained tag OpenCLIP's list of tags (OpenAI's weights need QuickGELU).
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        pretrained: str | None = "openai",
+        device: str = "cpu",
+        follow_tag: bool = True,
+    ):
+        """
+        Args:
+            follow_tag: False for the activation of the model's own configuration, whatever the
+                weights need: what models were trained with before tags were followed.
+
+        Raises:
+            ValueError: The weights were trained with another activation than the model can have,
+                or token sequences cannot be read from its text tower.
+        """
         import open_clip
 
         source = located(source)
         local = Path(source).is_dir()
         name = f"local-dir:{source}" if local else source
+        self.follows_tag = follow_tag and not local and _follows_tag(source, pretrained)
+        """Whether the pretrained tag asks for another activation than the model's own."""
+
         model, _, self.preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=None if local else pretrained, device=device
+            name,
+            pretrained=None if local else pretrained,
+            device=device,
+            force_quick_gelu=self.follows_tag,
         )
         self.tokenizer: Any = open_clip.get_tokenizer(name)
         self.freeze(model, device)
         if not hasattr(self.model, "token_embedding"):
             raise ValueError(
                 f"{source!r} is a CLIP whose text tower is not OpenCLIP's own transformer; "
-                "token sequences can be read from the ViT-B/L/H models such as ViT-L-14"
+                + READABLE
             )
+        self._check_text_tower(source)
         self.text_dim: int = self.model.ln_final.weight.shape[0]
         self.dim: int = self.model.text_projection.shape[1]
+
+    @property
+    def how(self) -> str:
+        """Its activation, how it pools, how long a text it reads, and how it sees a picture."""
+        from open_clip.transformer import QuickGELU
+
+        model, size = self.model, self.model.visual.image_size
+        seen = {"size": size, **getattr(self.model.visual, "preprocess_cfg", {})}
+        activation = "QuickGELU" if _has(model, QuickGELU) else "GELU"
+        pictures = ", ".join(f"{k} {v}" for k, v in sorted(seen.items()))
+        pooled = model.text_pool_type
+        return f"{activation}, {pooled} of {model.context_length} tokens; pictures of {pictures}"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """With an ``activation`` where the tag chose it; shards without one had the model's own."""
+        chosen = {"activation": "QuickGELU of its tag"} if self.follows_tag else {}
+        return super().identity | chosen
+
+    @torch.inference_mode()
+    def _check_text_tower(self, source: str) -> None:
+        """Compares the pooled vectors that :meth:`text` reads with those of OpenCLIP's own."""
+        model = self.model
+        if model.attn_mask is None or not isinstance(model.text_projection, Tensor):
+            what = "sees the whole text at once" if model.attn_mask is None else "projects it so"
+            raise ValueError(
+                f"{source!r} is a CLIP whose text tower {what} that its tokens cannot be read one "
+                f"after another; {READABLE}"
+            )
+        if model.text_projection.is_meta:
+            return  # it has no values
+        _, found = self.text(PROBES)
+        own = model.encode_text(self.tokenizer(PROBES).to(self.device), normalize=True)
+        apart = float((found - own.float().cpu()).norm(dim=1).max())
+        if not apart < 1e-2:  # of unit vectors; a wrong token's is 0.1 and more apart
+            raise ValueError(
+                f"{source!r} is a CLIP that takes a text's vector from elsewhere than its end "
+                f"token (pool_type {model.text_pool_type!r}): read as the others are, it would be "
+                f"{apart:.2g} off; {READABLE}"
+            )
 
     @torch.inference_mode()
     def text(
@@ -186,7 +286,7 @@ class CLIP(Frozen):
             spans = [(0, 0)]
             for piece in tokenizer.pat.finditer(text):
                 spans += _byte_pairs(tokenizer, piece.group(), piece.start())
-            found.append(TokenSpans(text, [*spans[:end], (0, 0)]))
+            found.append(TokenSpans(text, [*spans[:end], (0, 0)], tokenizer.clean_fn))
         return found
 
     @torch.inference_mode()
@@ -197,6 +297,70 @@ class CLIP(Frozen):
         return torch.nn.functional.normalize(pooled.float(), dim=1).cpu()
 
 
+READABLE = "token sequences can be read from the ViT-B/L/H models such as ViT-L-14"
+
+PROBES = ("", "a cat", "two grey dogs asleep on a red sofa, by a window")
+"""Texts of different lengths, in one batch."""
+
+
+def _has(model: Any, kind: type) -> bool:
+    return any(isinstance(m, kind) for m in model.modules())
+
+
+def _follows_tag(model: str, pretrained: str | None) -> bool:
+    """Whether a pretrained tag needs QuickGELU where the model's configuration has none.
+
+    Raises:
+        ValueError: It needs the plain GELU, and the configuration has QuickGELU.
+    """
+    from open_clip import get_model_config, get_pretrained_cfg
+
+    name = model.replace("/", "-")  # as OpenCLIP reads it
+    tag = get_pretrained_cfg(name, pretrained) if pretrained else None
+    if not tag:
+        return False  # a file of weights: the model's name says what they need
+    has = bool((get_model_config(name) or {}).get("quick_gelu"))
+    wants = bool(tag.get("quick_gelu"))
+    if has and not wants:
+        raise ValueError(
+            f"the weights {pretrained!r} of {model!r} were trained with GELU, and this model "
+            "computes with QuickGELU; name the model without -quickgelu"
+        )
+    return wants and not has
+
+
+QUICK_GELU_TAGS = frozenset(
+    ("openai", "yfcc15m", "cc12m", "metaclip_400m", "metaclip_fullcc", "dfn2b", "dfn5b")
+)
+"""Tags whose weights need QuickGELU in every model that has them."""
+
+QUICK_GELU_PAIRS = frozenset(
+    (
+        ("ViT-B-32", "laion400m_e31"),
+        ("ViT-B-32", "laion400m_e32"),
+        ("ViT-H-14-worldwide", "metaclip2_worldwide"),
+    )
+)
+
+
+def tag_changes_activation(model: str, pretrained: str | None) -> bool:
+    """What :class:`CLIP` finds in OpenCLIP's tables, for a plan that does not import it (5 s)."""
+    config = published_clip(model)
+    if config is None or config.get("quick_gelu") or Path(model).is_dir():
+        return False
+    name, tag = model.replace("/", "-"), (pretrained or "").lower().replace("-", "_")
+    return tag in QUICK_GELU_TAGS or (name, tag) in QUICK_GELU_PAIRS
+
+
+def published_clip(model: str) -> dict[str, Any] | None:
+    """OpenCLIP's description of a model, without importing it; None if it has none."""
+    found = importlib.util.find_spec("open_clip")
+    places = (found.submodule_search_locations or []) if found else []
+    files = (Path(p, "model_configs", f"{model.replace('/', '-')}.json") for p in places)
+    file = next((f for f in files if f.is_file()), None)
+    return None if file is None else dict(json.loads(file.read_text()))
+
+
 def clip_side(source: str) -> int:
     """Side of the pictures that a CLIP looks at, from its description alone."""
     import open_clip
@@ -205,7 +369,7 @@ def clip_side(source: str) -> int:
     if Path(source).is_dir():
         config = json.loads((Path(source) / "open_clip_config.json").read_text())["model_cfg"]
     else:
-        config = open_clip.get_model_config(source)
+        config = open_clip.get_model_config(source.replace("/", "-"))
         if config is None:
             raise ValueError(f"{source!r} is neither a folder nor a model that OpenCLIP knows")
     size = config["vision_cfg"]["image_size"]
@@ -269,6 +433,9 @@ def encode_prompts(
 
     Args:
         more: further encoders: the embedding's name → encoder, and which embedding of it.
+
+    Raises:
+        ValueError: An encoder's values are not finite for a prompt.
     """
     clip_tokens, pooled = clip.text(prompts)
     sequences = {"clip_text": pad(clip_tokens), "t5": pad(t5.text(prompts))}
@@ -278,8 +445,14 @@ def encode_prompts(
             sequences[name] = pad(encoder.text(prompts))
         else:
             vectors[name] = torch.stack(encoder.pooled(prompts))
-    return Conditioning(
+    cond = Conditioning(
         {name: tokens for name, (tokens, _) in sequences.items()},
         {name: mask for name, (_, mask) in sequences.items()},
         vectors,
     )
+    for row, name in cond.not_finite():
+        raise ValueError(
+            f"{name} of the prompt {prompts[row]!r} has values that are not finite; write it "
+            "otherwise, or load its encoder in float32"
+        )
+    return cond

@@ -59,15 +59,20 @@ class Ensemble(nn.Module):
         return self.experts[sum(sigma >= edge for edge in self.edges)]
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """x [N, C, H, W]; sigma one value for all, or [N] (each row goes to its own expert)."""
+        """x [N, C, H, W]; sigma one value for all, or [N] (each row goes to its own expert).
+
+        Best with σ on the CPU, wherever x is: to choose the expert, one on a GPU is read back.
+        """
+        sigma = sigma.cpu()
         if sigma.ndim == 0:
             return self.ask(self.expert_at(float(sigma)), x, sigma, cond)
-        edges = torch.tensor(self.edges, dtype=torch.float64, device=sigma.device)
+        edges = torch.tensor(self.edges, dtype=torch.float64)
         rows = torch.bucketize(sigma.double(), edges, right=True)
         result = torch.empty_like(x)
         for i in rows.unique().tolist():
-            mine = rows == i
-            result[mine] = self.ask(self.experts[i], x[mine], sigma[mine], cond[mine])
+            mine = (rows == i).nonzero()[:, 0]
+            here = mine.to(x.device, non_blocking=True)
+            result[here] = self.ask(self.experts[i], x[here], sigma[mine], cond[here])
         return result
 
     def ask(self, expert: Expert, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:

@@ -156,7 +156,7 @@ def validation_losses(
         batch: how many are asked at once.
 
     Returns:
-        σ [N] float64 in the interval, and the loss [N] of each draw.
+        σ [N] float64 in the interval, on the CPU; and the loss [N] of each draw, where x is.
     """
     sigmas, losses = [], []
     for part in index.split(batch):
@@ -164,5 +164,5 @@ def validation_losses(
         sigma = interval.draw(draws.stratified(seed, "validation/sigma", part), noise)
         eps = draws.normal(seed, "validation/eps", part.to(x.device), tuple(x.shape[1:]))
         sigmas.append(sigma)
-        losses.append(denoising_loss(denoiser, sigma_data, x, sigma.to(x.device), eps, cond))
+        losses.append(denoising_loss(denoiser, sigma_data, x, sigma, eps, cond))
     return torch.cat(sigmas), torch.cat(losses)

@@ -53,14 +53,20 @@ class Denoiser(nn.Module):
         return cls(UNet(config), sigma_data, residual=config.residual)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """x [N, C, H, W]; sigma [N] or one value for all, float64 if it comes from a grid."""
-        sigma = sigma.expand(len(x)) if sigma.ndim == 0 else sigma
+        """x [N, C, H, W]; sigma [N] or one value for all, float64 if it comes from a grid.
+
+        σ may be on the CPU wherever x is. One value for all stays there: kernels take it as an
+        argument, so nothing is copied to the device and nothing waited for.
+        """
+        if sigma.ndim or sigma.device.type != "cpu":
+            sigma = sigma.to(x.device, non_blocking=True)
         c = Coefficients(*(v.to(x.dtype) for v in coefficients(sigma, self.sigma_data)))
+        c_skip, c_out, c_in = (v.view(-1, 1, 1, 1) if v.ndim else v for v in c[:3])
         known = cond.enlarged(x) if self.residual else None
         if known is not None:
             x = x - known
-        raw = self.net(c.c_in[:, None, None, None] * x, c.c_noise, cond)
-        found = c.c_skip[:, None, None, None] * x + c.c_out[:, None, None, None] * raw.to(x.dtype)
+        raw = self.net(c_in * x, x.new_zeros(len(x)) + c.c_noise, cond)
+        found = c_skip * x + c_out * raw.to(x.dtype)
         return found if known is None else known + found
 
 
@@ -72,8 +78,8 @@ def denoising_loss(
     eps: Tensor,
     cond: Conditioning,
 ) -> Tensor:
-    """``λ(σ) ‖D(x + σε; e, σ) − x‖²`` averaged over pixels. → [N] float32"""
-    noisy = x + sigma.to(x.dtype)[:, None, None, None] * eps
+    """``λ(σ) ‖D(x + σε; e, σ) − x‖²`` averaged over pixels. σ [N] on any device → [N] float32"""
+    noisy = x + sigma.to(x, non_blocking=True)[:, None, None, None] * eps
     error = (denoiser(noisy, sigma, cond) - x).square().mean(dim=(1, 2, 3))
     weight: Tensor = coefficients(sigma, sigma_data).weight
-    return error * weight.to(error.dtype)
+    return error * weight.to(error, non_blocking=True)

@@ -2,6 +2,8 @@
 
 ``solver(denoise, x, sigmas, callback=None) -> x`` where ``denoise(x, σ)`` takes a float64 scalar,
 ``sigmas`` falls to a final 0 (:func:`ediffi_core.noise.edm_grid`), and x starts at ``σ_max ε``.
+The noise levels are numbers to the host and stay on the CPU, wherever x is: no step reads anything
+back from a device. Those of a grid that is on one are read once.
 The callback gets ``{"step", "sigma", "x", "denoised"}`` after every evaluation's step. The last
 step, to σ = 0, is of first order everywhere: it lands on the denoised picture.
 """
@@ -40,7 +42,8 @@ class Churn:
     """EDM's S_churn, spread over all steps; 0 adds nothing."""
 
     noise: Callable[[int], Tensor]
-    """Step → standard normal noise of x's shape; a pure function keeps sampling reproducible."""
+    """Step → standard normal noise of x's shape, from any device; a pure function keeps sampling
+    reproducible, and one that draws on the CPU makes it the same on every device."""
 
     sigma_min: float = 0.05
     sigma_max: float = 50.0
@@ -53,7 +56,7 @@ class Churn:
             return x, sigma
         raised = sigma * (1 + min(self.amount / steps, math.sqrt(2) - 1))
         extra = float((raised**2 - sigma**2).sqrt()) * self.scale
-        return x + extra * self.noise(step), raised
+        return x + extra * self.noise(step).to(x), raised
 
 
 def euler(
@@ -89,6 +92,7 @@ def _single_step(
     *,
     second_order: bool,
 ) -> Tensor:
+    sigmas = sigmas.cpu()
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
         if churn:
             x, sigma = churn.apply(x, sigma, step, len(sigmas) - 1)
@@ -130,6 +134,7 @@ def deis(
     if not 1 <= order <= 3:
         raise ValueError(f"DEIS has orders 1 to 3, got {order}")
     history: list[Tensor] = []
+    sigmas = sigmas.cpu()
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
         if following == 0:
@@ -168,6 +173,7 @@ def dpm_pp_2m(
 ) -> Tensor:
     """DPM-Solver++(2M): second-order multistep on D itself, in ``ln σ``; one evaluation a step."""
     before: Tensor | None = None
+    sigmas = sigmas.cpu()
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
         if following == 0:

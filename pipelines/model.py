@@ -48,10 +48,35 @@ def load_t5(places: Mapping[str, Any], device: str = "cpu") -> T5:
         )
 
 
-def load_clip(places: Mapping[str, Any], device: str = "cpu") -> CLIP:
-    """ValueError if it cannot be loaded."""
+def load_clip(
+    places: Mapping[str, Any], device: str = "cpu", *, trained_with: Mapping[str, str] | None = None
+) -> CLIP:
+    """ValueError if it cannot be loaded.
+
+    Args:
+        trained_with: what the shards said of their CLIP, for a model that was trained on them.
+            Those that do not say how it worked are older, and their CLIP followed no tag.
+    """
     with _loading("clip", places["clip"]):
-        return CLIP(places["clip"], pretrained=places.get("clip_pretrained"), device=device)
+        return CLIP(
+            places["clip"],
+            pretrained=places.get("clip_pretrained"),
+            device=device,
+            follow_tag=trained_with is None or "how" in trained_with,
+        )
+
+
+def check_trained_with(
+    encoders: Mapping[str, T5 | CLIP | TextEncoder], trained_with: Mapping[str, Mapping[str, str]]
+) -> None:
+    """ValueError for an encoder that works otherwise than the one of the training shards."""
+    for role, encoder in encoders.items():
+        told = trained_with.get(role, {}).get("how", encoder.how)
+        if told != encoder.how:
+            raise ValueError(
+                f"encoder {role} works otherwise than the one that this ensemble was trained with "
+                f"({encoder.how}; not {told}): restore its configuration, or train again"
+            )
 
 
 def load_more(
@@ -228,11 +253,15 @@ class TextToImage:
             store = Store.at(d["store"])
             stages = load_stages(store, d["stages"], d["weights"], residency, device)
             places = encoder_places(store, d["encoders_folder"], d["encoders"])
+            trained_with = d.get("trained_with") or {}
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{manifest} is no ensemble manifest ({error!r})") from error
-        return TextToImage(
-            stages, load_t5(places), load_clip(places), device, more=load_more(places)
+        t5, more = load_t5(places), load_more(places)
+        clip = load_clip(places, trained_with=trained_with.get("clip", {}))
+        check_trained_with(
+            {"t5": t5, "clip": clip, **{n: e for n, (e, _) in more.items()}}, trained_with
         )
+        return TextToImage(stages, t5, clip, device, more=more)
 
     def sample(
         self,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ediffi_core.control import Phrase
+from ediffi_core.control import Phrase, occurrences
 
 SIDE = 64  # of the masks; each attention layer resizes them to its own
 STRENGTH = 0.4
@@ -22,17 +22,17 @@ KEYS = {"phrase", "where", "strength"}
 
 
 def parse(painted: Sequence[str], prompts: Sequence[str], strength: float) -> list[list[Phrase]]:
-    """Each phrase for every prompt that has it; ValueError if none has."""
+    """Each phrase for every prompt that has it, as whole words; ValueError if none has."""
     found: list[list[Phrase]] = [[] for _ in prompts]
     for text in painted:
         words, equals, where = text.rpartition("=")
         if not equals or not words.strip():
             raise ValueError(f"{text!r} paints nothing: write PHRASE=WHERE, as 'a cat=0,0,0.5,1'")
         phrase = Phrase(words.strip(), mask(where.strip()), strength)
-        holders = [i for i, p in enumerate(prompts) if words.strip().lower() in p.lower()]
+        holders = [i for i, p in enumerate(prompts) if occurrences(words, p)]
         if not holders:
             raise ValueError(
-                f"phrase {words.strip()!r} is in no prompt; paint words as a prompt has them"
+                f"phrase {words.strip()!r} is in no prompt; paint whole words as a prompt has them"
             )
         for i in holders:
             found[i].append(phrase)

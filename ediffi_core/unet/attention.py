@@ -74,7 +74,8 @@ def attention_mask(q: Tensor, k: Tensor, tokens: Tokens, side: torch.Size) -> Te
     """Where to attend, bool [N, 1, 1, T]; with paint what is added, [N, heads, H W, T] as q is.
 
     Painted attention is ``softmax((Q Kᵀ + w A)/√d) V`` with ``w = w' log(1 + σ) max(Q Kᵀ)``
-    (eDiff-I section 4.3), so ``w A/√d`` is added to what attention works out anyway. The maximum
+    (eDiff-I section 4.3), so ``w A/√d`` is added to what attention works out anyway. A maximum
+    below 0, which would push painted words away, counts as 0 (our default). The maximum
     (or the standard deviation, by choice) is taken over each picture and head alone, so that a
     picture does not depend on its batch (our default).
 
@@ -92,9 +93,12 @@ def attention_mask(q: Tensor, k: Tensor, tokens: Tokens, side: torch.Size) -> Te
 
 
 def score_max(q: Tensor, k: Tensor, valid: Tensor) -> Tensor:
-    """Largest entry of ``Q Kᵀ`` over the pixels and the valid tokens. → [N, heads] float32"""
+    """Largest entry of ``Q Kᵀ`` over the pixels and the valid tokens, or 0 if all are negative.
+
+    → [N, heads] float32
+    """
     by_token = (q @ k.transpose(2, 3)).amax(dim=2).float()
-    return by_token.masked_fill(~valid, float("-inf")).amax(dim=2)
+    return by_token.masked_fill(~valid, float("-inf")).amax(dim=2).clamp(min=0)
 
 
 def score_std(q: Tensor, k: Tensor, valid: Tensor) -> Tensor:

@@ -8,11 +8,14 @@ decode pictures are left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from ediffi_core.encoders import located, published_clip
 
 SECONDS_AN_HOUR = 3600
 POOLED_BYTES = 2  # a value; pooled vectors are kept in fp16
@@ -103,6 +106,19 @@ class Transformer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counted:
+    """An encoder of which only the width and the number of parameters are known."""
+
+    width: int
+    parameters: int
+    """Of all but the tables, which do not compute."""
+
+    def flops(self, tokens: float) -> float:
+        """Of one sequence, forward, without attention's products: some percent for a caption."""
+        return 2 * self.parameters * tokens
+
+
+@dataclass(frozen=True, kw_only=True)
 class Clip:
     """The size of a CLIP."""
 
@@ -131,34 +147,90 @@ T5_SIZES = {
 """Encoders of T5 1.1, and of FLAN-T5, from their ``config.json``."""
 
 
-def t5_size(source: str) -> Transformer | None:
-    """Of a published T5 or a folder's; None if it is neither known nor there."""
-    file = Path(source) / "config.json"
-    if file.is_file():
-        c = json.loads(file.read_text())
-        gated = str(c.get("feed_forward_proj", "relu")).startswith("gated")
-        return Transformer(
-            layers=c["num_layers"],
-            width=c["d_model"],
-            attention=c["num_heads"] * c["d_kv"],
-            feed_forward=c["d_ff"],
-            matrices=3 if gated else 2,
-        )
+LAYERS = ("num_layers", "num_hidden_layers", "n_layers", "n_layer", "encoder_layers")
+WIDTH = ("d_model", "hidden_size", "dim", "n_embd", "emb_dim")
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "encoder_attention_heads")
+FEED_FORWARD = ("d_ff", "intermediate_size", "hidden_dim", "encoder_ffn_dim", "n_inner")
+"""What the families of text encoders call them in their ``config.json``."""
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error)
+"""What reading a stranger's configuration may end in: its size is unknown, and the plan says so."""
+
+
+def t5_size(source: str, width: int | None = None) -> Transformer | Counted | None:
+    """Of a text encoder: a published T5, or one whose configuration or weights are here.
+
+    None if it is neither known nor there; never an error, as an estimate must stop no plan.
+
+    Args:
+        width: of its vectors, if that is known already.
+    """
     family, _, size = source.rpartition("/")[2].rpartition("-")
-    return T5_SIZES.get(size) if family in ("t5-v1_1", "flan-t5") else None
+    try:
+        if family in ("t5-v1_1", "flan-t5") and not Path(source).is_dir():
+            return T5_SIZES.get(size)
+        if (folder := _folder_of(source)) is None:
+            return None
+        c = json.loads((folder / "config.json").read_text())
+        c |= c.get("text_config") or {}
+        layers, heads, inside = (_number(c, names) for names in (LAYERS, HEADS, FEED_FORWARD))
+        width = _number(c, WIDTH) or width
+        if width and layers and heads:
+            gated = str(c.get("feed_forward_proj", "")).startswith("gated")
+            return Transformer(
+                layers=layers,
+                width=width,
+                attention=heads * (_number(c, ("d_kv", "head_dim")) or width // heads),
+                feed_forward=inside or 4 * width,
+                matrices=3 if gated else 2,
+            )
+        counted = sum(_parameters(folder))
+        return Counted(width=width, parameters=counted) if width and counted else None
+    except UNREADABLE:
+        return None
+
+
+def _folder_of(source: str) -> Path | None:
+    """Where a text encoder's ``config.json`` is: its folder, or the cache of published models."""
+    folder = Path(located(source))
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, "config.json")  # a ValueError for no such name
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _number(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    found = (config[name] for name in names if type(config.get(name)) is int and config[name] > 0)
+    return next(found, None)
+
+
+def _parameters(folder: Path) -> Iterator[int]:
+    """Of each matrix in the folder's safetensors, by their headers alone."""
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as opened:
+            (size,) = struct.unpack("<Q", opened.read(8))
+            header = json.loads(opened.read(size))
+        for name, tensor in header.items():
+            is_table = any(part in name for part in ("embed", "shared", "wte", "wpe"))
+            if name != "__metadata__" and not is_table and len(tensor["shape"]) > 1:
+                yield math.prod(tensor["shape"])
 
 
 def clip_size(source: str) -> Clip | None:
     """Of a CLIP that OpenCLIP describes, or a folder's; None if its towers are of other kinds."""
-    file = Path(source) / "open_clip_config.json"
+    try:
+        return _clip_size(source)
+    except UNREADABLE:
+        return None
+
+
+def _clip_size(source: str) -> Clip | None:
+    file = Path(located(source)) / "open_clip_config.json"
     if file.is_file():
         config = json.loads(file.read_text())["model_cfg"]
-    elif (package := find_spec("open_clip")) and package.submodule_search_locations:
-        known = Path(package.submodule_search_locations[0], "model_configs", f"{source}.json")
-        if not known.is_file():
-            return None
-        config = json.loads(known.read_text())
-    else:
+    elif (config := published_clip(source)) is None:
         return None
     vision, text = config["vision_cfg"], config["text_cfg"]
     if not isinstance(vision.get("layers"), int) or "width" not in text:
@@ -188,7 +260,7 @@ def gpu_hours(flops: float, dtype: str, assumed: Assumptions = ASSUMED) -> float
     return flops / (peak * assumed.utilisation) / SECONDS_AN_HOUR
 
 
-def t5_flops(size: Transformer, pairs: float, tokens: float) -> float:
+def t5_flops(size: Transformer | Counted, pairs: float, tokens: float) -> float:
     return pairs * size.flops(tokens)
 
 
@@ -208,6 +280,13 @@ def caption_bytes(
         "clip_text": tokens["clip_text"] * token_bytes(clip.text.width, precision),
         "pooled": 2.0 * clip.dim * POOLED_BYTES,
     }
+
+
+def text_bytes(width: int, tokens: float | None, precision: str) -> float:
+    """Of a further encoder's embedding: so many tokens, or for None one pooled vector."""
+    from pipelines.store.columns import token_bytes
+
+    return width * POOLED_BYTES if tokens is None else tokens * token_bytes(width, precision)
 
 
 def picture_bytes(

@@ -20,6 +20,9 @@ from pipelines.planning.cluster import EMBEDDING
 from pipelines.spec import Embedding, Encoders, Spec
 from pipelines.store.artifacts import Store
 
+NAMED = ("t5", "clip")
+"""Encoders that every spec has; others are called as the spec calls them."""
+
 LOCAL_FOOTERS, REMOTE_FOOTERS = 256, 16
 """As many are read as cost a second or so; the rest is reckoned from their bytes."""
 
@@ -37,7 +40,7 @@ def ahead(plan: Plan, store: Store, sources: Mapping[str, Any]) -> dict[str, dic
             encoders = node.inputs.get("encoders")
             made = plan.verdicts[encoders].fingerprint if encoders else None
             if pairs := sources[node.name].get("pairs"):
-                found[name] = _assumed(plan.spec, node.settings["recipe"], pairs, made)
+                found[name] = _assumed(plan.spec, node.settings["recipe"], pairs)
                 continue
             shards = sources[node.name]["listed"]
             found[name] = _work(plan, store, verdict, shards, made)
@@ -68,7 +71,7 @@ def _work(
         return work
     read, how = _pairs(todo, last)
     kept = last["rows"] / last["read"] if last.get("read") else 1.0
-    encoders = None if made else plan.spec.encoders
+    encoders = plan.spec.encoders
     how_done = _embedding(plan.spec)
     return work | _cost(read, kept, last, recipe, encoders, how_done) | {"pairs_by": how}
 
@@ -80,10 +83,9 @@ def _embedding(spec: Spec) -> Embedding:
     return spec.embedding.model_copy(update={"gpu": spec.cluster.groups[group].gpu})
 
 
-def _assumed(spec: Spec, recipe: Mapping[str, Any], pairs: int, made: str | None) -> dict[str, Any]:
+def _assumed(spec: Spec, recipe: Mapping[str, Any], pairs: int) -> dict[str, Any]:
     """Of data that nobody looked at, all new."""
-    encoders = None if made else spec.encoders
-    work = _cost(pairs, 1.0, {}, recipe, encoders, _embedding(spec))
+    work = _cost(pairs, 1.0, {}, recipe, spec.encoders, _embedding(spec))
     return {"to_embed": None, **work, "pairs_by": "assumed"}
 
 
@@ -166,32 +168,43 @@ def _cost(
     kept: float,
     last: Mapping[str, Any],
     recipe: Mapping[str, Any],
-    encoders: Encoders | None,
+    encoders: Encoders,
     embedding: Embedding,
 ) -> dict[str, Any]:
-    """Bytes and GPU-hours; None for what an encoder of unknown size makes unknown."""
+    """Bytes and GPU-hours; None for what an encoder of unknown size makes unknown.
+
+    Of encoders that the pipeline makes, nothing is known but the further ones beside them.
+    """
     assumed = replace(cost.ASSUMED, gpu=embedding.gpu, utilisation=embedding.utilisation)
-    tokens = last.get("tokens") or {"t5": assumed.t5_tokens, "clip_text": assumed.clip_tokens}
-    t5 = cost.t5_size(encoders.t5) if encoders else None
-    clip = cost.clip_size(encoders.clip) if encoders else None
+    supposed = dict.fromkeys(["t5", *encoders.more], assumed.t5_tokens)
+    tokens = supposed | {"clip_text": assumed.clip_tokens} | (last.get("tokens") or {})
+    t5 = None if encoders.make else cost.t5_size(encoders.t5)
+    clip = None if encoders.make else cost.clip_size(encoders.clip)
+    texts = {name: cost.t5_size(given.model, given.dim) for name, given in encoders.more.items()}
     rows = read * kept
     a_pair: float | None = None
     if last and last["recipe"] == {k: v for k, v in recipe.items() if k != "read"}:
         a_pair = last["bytes"] / last["rows"]
     elif t5 and clip:
         packing = recipe["packing"]
-        texts = cost.caption_bytes(t5.width, clip, tokens, packing["precision"])
+        told = cost.caption_bytes(t5.width, clip, tokens, packing["precision"])
+        for name, given in encoders.more.items():
+            kept_tokens = tokens[name] if given.kind == "sequence" else None
+            told[name] = cost.text_bytes(given.dim, kept_tokens, packing["precision"])
         pictures = (recipe["resolutions"], recipe["full"], packing["pictures"])
-        a_pair = sum(texts.values()) + cost.picture_bytes(*pictures, assumed)
-    hours: dict[str, float | None] = {"t5": None, "clip": None}
-    flops: dict[str, float | None] = {"t5": None, "clip": None}
+        a_pair = sum(told.values()) + cost.picture_bytes(*pictures, assumed)
     captions = max(read, rows)  # a picture may have several
-    if encoders and t5:
-        flops["t5"] = needed = cost.t5_flops(t5, captions, tokens["t5"])
-        hours["t5"] = cost.gpu_hours(needed, encoders.t5_dtype, assumed)
-    if clip:
-        flops["clip"] = needed = cost.clip_flops(clip, captions, tokens["clip_text"])
-        hours["clip"] = cost.gpu_hours(needed, "float32", assumed)
+    sizes = {"t5": t5, **texts}
+    flops: dict[str, float | None] = {
+        name: cost.t5_flops(size, captions, tokens[name]) if size else None
+        for name, size in sizes.items()
+    }
+    flops["clip"] = cost.clip_flops(clip, captions, tokens["clip_text"]) if clip else None
+    dtypes = {"t5": encoders.t5_dtype}
+    hours = {
+        name: None if n is None else cost.gpu_hours(n, dtypes.get(name, "float32"), assumed)
+        for name, n in flops.items()
+    }
     return {
         "pairs": round(read),
         "kept": kept,
@@ -203,7 +216,7 @@ def _cost(
         "gpu_hours": hours,
         "gpu": assumed.gpu,
         "utilisation": assumed.utilisation,
-        "t5_dtype": encoders and encoders.t5_dtype,
+        "t5_dtype": None if encoders.make else encoders.t5_dtype,
     }
 
 
@@ -238,18 +251,20 @@ def _words(work: Mapping[str, Any]) -> list[str]:
         f"{space}, at {tokens['t5']:.0f} T5 and {tokens['clip_text']:.0f} CLIP tokens a "
         f"caption ({source})"
     )
-    hours = work["gpu_hours"]
+    names = {"t5": "T5", "clip": "CLIP"} | {n: n for n in work["gpu_hours"] if n not in NAMED}
+    dtypes = {"t5": work["t5_dtype"]}
+    hours = {role: work["gpu_hours"][role] for role in names}
     known = [
-        f"{name} {_hours(hours[role])} ({dtype})"
-        for role, name, dtype in (("t5", "T5", work["t5_dtype"]), ("clip", "CLIP", "float32"))
-        if hours[role] is not None
+        f"{names[role]} {_hours(n)} ({dtypes.get(role, 'float32')})"
+        for role, n in hours.items()
+        if n is not None
     ]
     if known:
         found.append(
             f"{', '.join(known)} of one {work['gpu']} at {work['utilisation'] * 100:.0f} % "
             "of its peak"
         )
-    unknown = [name for role, name in (("t5", "T5"), ("clip", "CLIP")) if hours[role] is None]
+    unknown = [names[role] for role, n in hours.items() if n is None]
     if unknown:
         found.append(f"no GPU-hours for {' and '.join(unknown)}: of a size not known here")
     return found

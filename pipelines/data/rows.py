@@ -35,6 +35,7 @@ class Reason(StrEnum):
     SCORE_MISSING = "score is missing"
     SCORE_TYPE = "score is no number"
     SCORE_BOUNDS = "score is out of bounds"
+    EMBEDDING_INFINITE = "embedding is not finite"
     KEY_MISSING = "key is missing"
     KEY_REPEATED = "key is repeated"
     PATH_OUTSIDE = "path leads out of the data set"

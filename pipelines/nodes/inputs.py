@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ediffi_core.encoders import tag_changes_activation
 from pipelines.nodes.node import Node
 from pipelines.spec import Spec
 
@@ -76,7 +77,14 @@ class Encoders:
         identity = {role: sources["encoders"][role] for role in ("t5", "clip")}
         settings = {k: given[k] for k in ("clip_pretrained", "t5_dtype")}
         places = {k: given[k] for k in ("t5", "clip", "more")}
+        identity |= activation("clip", given["clip"], given["clip_pretrained"])
         return Encoders({**identity, **settings, "more": further}, {**places, **settings}, {})
+
+
+def activation(role: str, clip: str, pretrained: str | None) -> dict[str, str]:
+    """A setting where a CLIP's tag chooses its activation, as embeddings without it had another."""
+    followed = tag_changes_activation(clip, pretrained)
+    return {f"{role}_activation": "QuickGELU of its tag"} if followed else {}
 
 
 def embed_node(spec: Spec, split: str, sources: Mapping[str, Any]) -> Node:

@@ -15,7 +15,7 @@ from ediffi_core.noise import EVERYTHING
 from pipelines.metrics import metric
 from pipelines.nodes.champion import Champion
 from pipelines.nodes.experts import SINGLE, bounds, interval_of, super_resolution
-from pipelines.nodes.inputs import Encoders
+from pipelines.nodes.inputs import Encoders, activation
 from pipelines.nodes.node import Given, Node
 from pipelines.spec import Spec
 
@@ -175,6 +175,7 @@ def evaluate_node(
         "captions": spec.evaluate.captions,
         "scoring_clip": spec.evaluate.clip and sources["encoders"]["scorer"],
         "scoring_pretrained": spec.evaluate.clip and spec.evaluate.clip_pretrained,
+        **activation("scoring", spec.evaluate.clip or "", spec.evaluate.clip_pretrained),
         "stages": [seats.settings for seats in chain],
         "encoders": encoders.identity,
         "metrics": metric_settings(spec),

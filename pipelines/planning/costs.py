@@ -74,18 +74,20 @@ def _embed(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]) ->
             how=power.how if flops else "",
         )
     name, group = group_of(node, cluster)
-    precisions = {"t5": work.get("t5_dtype") or "float32", "clip": "float32"}
-    times = {}
+    precisions = {"t5": work.get("t5_dtype") or "float32"}
+    times = dict.fromkeys(("t5", "clip"), 0.0)
+    told = []
     for role, needed in flops.items():
-        speed = gpus_of(pools[role]) * group.peak(precisions[role]) * spec.embedding.utilisation
-        times[role] = needed / (speed or (pools[role]["actors"] or 1) * CPU_FLOPS)
-    seconds = max(times.values(), default=0.0)
+        stage = "clip" if role == "clip" else "t5"  # which encodes all other texts too
+        pool, precision = pools[stage], precisions.get(role, "float32")
+        speed = gpus_of(pool) * group.peak(precision) * spec.embedding.utilisation
+        times[stage] += needed / (speed or (pool["actors"] or 1) * CPU_FLOPS)
+        told.append(
+            f"{role} {gpus_of(pool):g} {group.gpu} × {group.peak(precision) / 1e12:g} "
+            f"TFLOP/s ({precision})"
+        )
+    seconds = max(times.values())
     share = f"{spec.embedding.utilisation * 100:g} % (assumed)"
-    told = [
-        f"{role} {gpus_of(pools[role]):g} {group.gpu} × {group.peak(precisions[role]) / 1e12:g} "
-        f"TFLOP/s ({precisions[role]})"
-        for role in flops
-    ]
     return Cost(
         flops=sum(flops.values()),
         seconds=seconds,

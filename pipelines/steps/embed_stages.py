@@ -250,7 +250,6 @@ class Texts(Encoding):
     name = "t5"
 
     def load(self) -> None:
-        from ediffi_core.encoders import MAX_TOKENS
         from pipelines.model import load_more, load_t5
 
         places = self.places()
@@ -259,16 +258,12 @@ class Texts(Encoding):
         self.encoders: dict[str, Any] = {"t5": (load_t5(places, self.device), "sequence")}
         self.encoders |= load_more(places, self.device)
         for name, (encoder, _) in self.encoders.items():
-            self.find_tokens(name, encoder, MAX_TOKENS)
+            self.find_tokens(name, encoder, encoder.longest)
 
     def work(self, work: Work) -> None:
         captions = [row["caption"] for row in work.rows]
         for name, (encoder, kind) in self.encoders.items():
-            work.encoders[name] = {
-                "name": self.names[name],
-                "sha256": encoder.sha256,
-                "dtype": str(encoder.model.dtype).removeprefix("torch."),
-            }
+            work.encoders[name] = {"name": self.names[name], **encoder.identity}
             if captions:
                 encode = encoder.text if kind == "sequence" else encoder.pooled
                 work.embeddings[name] = self.encoded(name, encode, captions)
@@ -292,11 +287,8 @@ class Pictures(Encoding):
         import torch
         from PIL import Image
 
-        work.encoders["clip"] = {
-            "name": str(self.job.encoders.get("clip", "made")),
-            "sha256": self.clip.sha256,
-            "dtype": "float32",
-        }
+        name = str(self.job.encoders.get("clip", "made"))
+        work.encoders["clip"] = {"name": name, **self.clip.identity}
         if not work.rows:
             return
         captions = [row["caption"] for row in work.rows]
@@ -309,19 +301,29 @@ class Pictures(Encoding):
         )
         seen = every[[row["picture"] for row in work.rows]]
         work.batches |= {name: batch.size for name, batch in self.batches.items()}
+        work.embeddings |= {"clip_text": tokens, "clip_text_pooled": pooled, "clip_image": seen}
         scores = (pooled * seen).sum(dim=1).tolist()
         least = self.job.filters.clip_score
         kept = []
         for i, (row, score) in enumerate(zip(work.rows, scores, strict=True)):
             row["scores"]["clip"] = score
-            if least is None or score >= least:
+            if unkept := [name for name, of in work.embeddings.items() if not self.keeps(of[i])]:
+                detail = f"{', '.join(unkept)}, for {row['caption'][:80]!r}"
+                work.bad.append(Bad(row["key"], row["source"], Reason.EMBEDDING_INFINITE, detail))
+            elif least is None or score >= least:
                 kept.append(i)
             else:
                 detail = f"{score:.3f}, the least is {least}"
                 work.bad.append(Bad(row["key"], row["source"], Reason.CLIP_SCORE, detail))
         work.rows = [work.rows[i] for i in kept]
-        work.embeddings |= {"clip_text": tokens, "clip_text_pooled": pooled, "clip_image": seen}
         work.embeddings = {name: [of[i] for i in kept] for name, of in work.embeddings.items()}
+
+    def keeps(self, values: Any) -> bool:
+        """Whether an embedding's values can be kept in the shard's precision."""
+        from pipelines.store.columns import holds
+
+        what = "precision" if values.ndim == 2 else "pooled"
+        return holds(values, self.job.packing.get(what, "fp16"))
 
 
 class Write(Stage):

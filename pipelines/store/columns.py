@@ -33,17 +33,21 @@ def packed(values: Tensor, precision: str) -> bytes:
     ``int8`` keeps a token as its largest magnitude / 127 (float32) and rounded multiples of it.
     """
     values = values.detach().cpu()
+    if not holds(values, precision):
+        raise ValueError(f"values that are not finite in {precision}")
     if precision == "int8":
         values = values.float()
         scale = values.abs().amax(dim=-1, keepdim=True) / 127
-        if not scale.isfinite().all():
-            raise ValueError("values that are not finite")
         steps = (values / scale.clamp(min=torch.finfo(torch.float32).tiny)).round().to(torch.int8)
         return torch.cat([scale.view(torch.uint8), steps.view(torch.uint8)], -1).numpy().tobytes()
     values = values.to(DTYPES[precision]).contiguous()
-    if not values.isfinite().all():
-        raise ValueError(f"values that are not finite in {precision}")
     return values.view(torch.uint8).numpy().tobytes()
+
+
+def holds(values: Tensor, precision: str) -> bool:
+    """Whether values can be kept, and read again: finite, and no larger than the type's largest."""
+    dtype = torch.float16 if precision == "int8" else DTYPES[precision]  # what int8 is read as
+    return bool(values.to(dtype).isfinite().all())
 
 
 def token_bytes(dim: int, precision: str) -> int:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ediffi_core.encoders import tag_changes_activation
 from pipelines.store.artifacts import Store
 from pipelines.store.shards import Header
 
@@ -136,18 +137,35 @@ class Version:
         """ValueError, naming both, if the embeddings are other encoders' than expected.
 
         Args:
-            expected: Encoder → ``name``, ``sha256`` or ``dtype`` that it must have: those of
+            expected: Encoder → ``name``, ``sha256``, ``dtype``, … that it must have: those of
                 another version's header, or :func:`as_named` in a spec. Where weights are expected
                 by their ``sha256`` the name does not count, as a moved folder has another.
         """
         for role, want in expected.items():
             have = self.header.encoders.get(role)
-            told = [what for what in want if what != "name" or "sha256" not in want]
-            if have is None or any(have.get(what) != want[what] for what in told):
+            if have is None or _differ(have, want):
                 raise ValueError(
                     f"the shards of {self.store.full(self.folder)} were embedded by "
                     f"{role} {_said(have)}, not by {_said(want)}; embed again, or name that one"
                 )
+
+
+def _differ(have: Mapping[str, str], want: Mapping[str, str]) -> bool:
+    """Whether embeddings of the two may be others.
+
+    What an encoder does besides its weights, ``how``, counts where both say it: older shards do
+    not. Those had the activation of the model's own configuration, so there ``activation`` counts,
+    which is only said of another one.
+    """
+    told = [what for what in want if what not in ("how", "activation")]
+    told = [what for what in told if what != "name" or "sha256" not in want]
+    if any(have.get(what) != want[what] for what in told):
+        return True
+    if "how" in have and "how" in want:
+        return have["how"] != want["how"]
+    return bool(want.keys() & {"name", "sha256"}) and (
+        have.get("activation") != want.get("activation")
+    )
 
 
 def as_named(encoders: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -161,18 +179,22 @@ def as_named(encoders: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         "clip": (encoders.get("clip"), "float32"),
         **{name: (more["model"], "float32") for name, more in encoders.get("more", {}).items()},
     }
-    return {
+    found = {
         role: {"dtype": dtype, **({} if Path(name).is_dir() else {"name": name})}
         for role, (name, dtype) in named.items()
         if name
     }
+    if tag_changes_activation(encoders.get("clip") or "", encoders.get("clip_pretrained")):
+        found["clip"]["activation"] = "QuickGELU of its tag"
+    return found
 
 
 def _said(encoder: Mapping[str, str] | None) -> str:
     if not encoder:
         return "(none)"
     weights = [f"sha256 {encoder['sha256'][:12]}"] if "sha256" in encoder else []
-    details = ", ".join([*weights, *([encoder["dtype"]] if "dtype" in encoder else [])])
+    said = (encoder[what] for what in ("dtype", "activation", "how") if what in encoder)
+    details = ", ".join([*weights, *said])
     return f"{encoder.get('name', 'another')} ({details})" if details else encoder["name"]
 
 

@@ -241,8 +241,12 @@ class Parts:
         index = torch.arange(place, place + self.options["batch"])
         assert self.data.order is not None
         shards, rows = self.data.order(index)
-        first = ", ".join(f"{s}:{r}" for s, r in list(zip(shards.tolist(), rows.tolist()))[:64])
-        return f"its rows, as shard:row, are {first}"
+        at = [f"{s}:{r}" for s, r in zip(shards.tolist(), rows.tolist(), strict=True)]
+        said = f"its rows, as shard:row, are {', '.join(at[:64])}"
+        if bad := self.data.batch(index)[1].not_finite():
+            named = ", ".join(f"{name} of {at[i]}" for i, name in bad[:8])
+            said = f"not finite are {named}; {said}"
+        return said
 
     def say(self, message: str) -> None:
         if self.world.is_first:

@@ -85,7 +85,8 @@ class Trainer:
             asked = time.monotonic()
             x, cond = next(stream)
             waited_s = time.monotonic() - asked
-            yield place, waited_s, (self.parts.put(x), cond.to(self.world.device))
+            cond = cond.to(self.world.device, non_blocking=True)
+            yield place, waited_s, (self.parts.put(x), cond)
 
     def tend(self) -> None:
         """What is due after a step: word, measurements, pictures, a checkpoint; or to leave."""

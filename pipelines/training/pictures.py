@@ -32,11 +32,12 @@ def sheet(
     trained on all noise levels, what it draws for their captions. Noise is fixed.
     """
     interval, noise = Interval(*settings["interval"]), NoiseDistribution(**settings["noise"])
-    index = torch.arange(len(x), device=x.device)
-    eps = draws.normal(settings["seed"], "pictures/eps", index, tuple(x.shape[1:]))
+    eps = draws.normal(
+        settings["seed"], "pictures/eps", torch.arange(len(x)), tuple(x.shape[1:])
+    ).to(x)  # drawn on the CPU: the same on every device
     rows = [x]
     for sigma in interval.draw(torch.tensor(LEVELS), noise).flip(0).tolist():
-        rows.append(model(x + sigma * eps, torch.full((len(x),), sigma).to(x), cond))
+        rows.append(model(x + sigma * eps, torch.tensor(sigma, dtype=x.dtype), cond))
     if interval == EVERYTHING:
         sigmas = edm_grid(STEPS)
         start = eps * float(sigmas[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +25,10 @@ class Outcome(NamedTuple):
 
 
 class Draws:
-    """Noise and dropout: functions of (seed, stream, place of the image in the stream)."""
+    """Noise and dropout: functions of (seed, stream, place of the image in the stream).
+
+    Places are on the CPU. What is drawn there is copied to the device without waiting for it.
+    """
 
     def __init__(
         self, settings: Mapping[str, Any], embeddings: tuple[EmbeddingSpec, ...], device: Any
@@ -42,16 +45,18 @@ class Draws:
 
     def sigma(self, index: Tensor) -> Tensor:
         u = draws.stratified(self.seed, f"{self.stream}/sigma", index)
-        return self.interval.draw(u, self.noise).to(self.device)
+        return self.interval.draw(u, self.noise).to(self.device, non_blocking=True)
 
     def eps(self, index: Tensor, shape: torch.Size) -> Tensor:
-        return draws.normal(self.seed, f"{self.stream}/eps", index.to(self.device), tuple(shape))
+        there = index.to(self.device, non_blocking=True)
+        return draws.normal(self.seed, f"{self.stream}/eps", there, tuple(shape))
 
     def kept(self, index: Tensor, cond: Conditioning) -> Conditioning:
         keep = draw_keep(
             self.seed, index, self.drop, all_p=self.all, purpose=f"{self.stream}/dropout"
         )
-        return cond.keep({k: v.to(self.device) for k, v in keep.items()}, self.embeddings)
+        there = {k: v.to(self.device, non_blocking=True) for k, v in keep.items()}
+        return cond.keep(there, self.embeddings)
 
 
 class Step:
@@ -113,9 +118,11 @@ class Step:
         return sigma, loss
 
 
-def computing_in(precision: str, device: torch.device) -> torch.autocast:
+def computing_in(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """The network's arithmetic; what it is given and gives back stays float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def largest_that_fits(attempt: Callable[[int], None], share: int, device: torch.device) -> int:

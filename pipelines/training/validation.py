@@ -33,7 +33,7 @@ def as_told(
     if how := settings.get("super_resolution"):
         x, small = small_and_large(
             x,
-            index.to(x.device),
+            index,
             factor=how["factor"],
             crop=how["crop"],
             settings=Degradation(**how["degrade"]),

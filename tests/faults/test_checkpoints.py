@@ -371,6 +371,24 @@ def test_a_loss_that_is_not_finite_stops_with_the_images_named(node):
     assert node.checkpoint(80).exists() and not node.checkpoint(96).exists()
 
 
+def test_a_bad_loss_names_the_row_that_is_not_finite(node):
+    trainer = node.trainer()
+    shards, rows = trainer.parts.data.order(torch.arange(80, 96))
+    read = trainer.parts.data.read
+
+    def damaged(*at):
+        x, cond = read(*at)
+        cond.sequences["t5"][
+            (torch.tensor(at[0]) == shards[3]) & (torch.tensor(at[1]) == rows[3])
+        ] = float("nan")
+        return x, cond
+
+    trainer.parts.data.read = damaged
+    with pytest.raises(ValueError, match="the loss is nan"):
+        trainer.train()
+    assert any(f"not finite are t5 of {shards[3]}:{rows[3]}" in m for m in node.board.messages)
+
+
 @pytest.mark.parametrize("checkpoint_images", [16, 1000])
 def test_a_bad_batch_is_skipped_from_the_last_checkpoint(node, checkpoint_images):
     """Weights are those of a training that never saw it, whatever the checkpoints."""

@@ -65,3 +65,14 @@ def test_formats_that_make_pillow_run_programs_are_refused():
     text = base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n").decode()
     with pytest.raises(ValueError, match="give a PNG, JPEG or WebP as base64"):
         painting.decoded(text)
+
+
+def test_a_phrase_is_painted_where_it_is_a_word():
+    """Not in prompts where it is a part of one: those have no token of it to paint."""
+    prompts = ["a cat", "a category", "The CAT, asleep", "cats", "a cat\u2019s hat"]
+    found = painting.parse(["cat=0,0,1,1"], prompts, 0.4)
+    assert [len(phrases) for phrases in found] == [1, 0, 1, 0, 1]
+    two = painting.parse(["black  cat=0,0,1,1"], ["a black cat", "a black\ncat"], 0.4)
+    assert [len(phrases) for phrases in two] == [1, 1]
+    with pytest.raises(ValueError, match="phrase 'cat' is in no prompt; paint whole words"):
+        painting.parse(["cat=0,0,1,1"], ["a category"], 0.4)

@@ -198,3 +198,30 @@ def test_another_seed_is_another_picture(make_cond):
 def test_an_unknown_solver_is_refused():
     with pytest.raises(ValueError, match="solver 'ddim' is none of euler, heun, deis1"):
         CascadeStage(name="base", denoiser=Recorded(), resolution=8, solver="ddim")
+
+
+@pytest.mark.parametrize("name", ["t5", "clip_text", "clip_text_pooled", "clip_image", "low_res"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_is_named_and_not_drawn_black(name, value, make_cond):
+    """Wherever it is, behind the last token too, where a mask of 0 times NaN is NaN."""
+    cond = make_cond(3, low_res=8)
+    held = {**cond.sequences, **cond.pooled, "low_res": cond.low_res}[name]
+    held[1].view(-1)[-1] = value
+    assert cond.not_finite() == [(1, name)]
+    assert cond[slice(0, 1)].not_finite() == []
+    stage = CascadeStage(name="base", denoiser=Recorded(), resolution=8, steps=2)
+    with pytest.raises(
+        ValueError, match=rf"{name} has values that are not finite in row 5 \(and 0"
+    ):
+        next(sample([stage], cond, seed=0, first=4))
+
+
+def test_a_network_that_draws_nan_is_named_with_the_picture(make_cond):
+    def overflowing(x, sigma, cond):
+        out = x.clone()
+        out[2] = torch.inf
+        return out
+
+    stage = CascadeStage(name="base", denoiser=overflowing, resolution=8, steps=3)
+    with pytest.raises(ValueError, match="stage base drew values that are not finite in row 2"):
+        next(sample([stage], make_cond(3), seed=0))

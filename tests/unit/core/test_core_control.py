@@ -15,7 +15,7 @@ from ediffi_core.control import (
 )
 from ediffi_core.guidance import guided
 from ediffi_core.precond import Denoiser
-from ediffi_core.unet.attention import CrossAttention
+from ediffi_core.unet.attention import CrossAttention, score_max, score_std
 
 SIGMA = torch.tensor(3.0, dtype=torch.float64)
 
@@ -136,6 +136,19 @@ def test_prompts_must_be_there_and_match_the_pictures():
         painted([[Phrase("red", LEFT)], []], [PROMPT])
     with pytest.raises(ValueError, match="need the prompts"):
         paint_with_words([[Phrase("red", LEFT)]], {})
+
+
+def test_a_phrase_is_cleaned_as_its_prompt_was(clip):
+    """CLIP's tokenizer straightens quotes and spaces; so must the phrase, to be found there."""
+    prompt = "the  cat\u2019s &amp; dog\u2019s hats"
+    (read,) = clip.spans([prompt])
+    for phrase in ("cat\u2019s", "cat's", "cat\u2019s &amp; dog\u2019s", "Hats"):
+        tokens = tokens_of(Phrase(phrase, LEFT), read, "clip_text")
+        assert "".join(read.text[slice(*read.spans[t])] for t in tokens) in (
+            "cat's",
+            "cat's&dog's",
+            "hats",
+        )
 
 
 # What the network makes of it. make_cond's rows have five token places a sequence.
@@ -261,3 +274,16 @@ def test_guidance_paints_the_conditional_branch_only(batched, x, make_net, make_
     without = denoiser(x, SIGMA, make_cond().null())
     found = guided(denoiser, cond, 2.0, batched=batched)(x, SIGMA)
     torch.testing.assert_close(found, 3 * with_text - 2 * without, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("weight", ["max", "std"])
+def test_paint_never_pushes_its_words_away(weight):
+    """Where all scores are negative, their maximum times a mask would lower the painted ones."""
+    torch.manual_seed(0)
+    q, k = torch.rand(1, 2, 4, 3), -torch.rand(1, 2, 5, 3)
+    valid = torch.tensor([[[True, True, True, True, False]]])
+    assert float((q @ k.transpose(2, 3)).max()) < 0
+    height = {"max": score_max, "std": score_std}[weight](q, k, valid)
+    assert height.shape == (1, 2)
+    assert bool((height >= 0).all())
+    assert bool((height == 0).all()) == (weight == "max")

@@ -38,18 +38,18 @@ def lengths(encoder, prompts):
 def test_a_span_for_every_token(encoder):
     found = encoder.spans(PROMPTS)
     assert [len(f.spans) for f in found] == lengths(encoder, PROMPTS)
-    for prompt, (text, spans) in zip(PROMPTS, found, strict=True):
+    for prompt, (text, spans, _) in zip(PROMPTS, found, strict=True):
         assert spans[-1] == (0, 0)  # the end token
         assert all(0 <= start <= end <= len(text) for start, end in spans)
         starts = [start for start, end in spans if end]
         assert starts == sorted(starts)
-        assert encoder.spans([prompt])[0] == (text, spans)
+        assert encoder.spans([prompt])[0][:2] == (text, spans)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS[:11])
 def test_the_spans_under_a_word_s_tokens_are_that_word(prompt, encoder):
     """The union of the spans that touch a word is the word; nothing but spaces is left out."""
-    ((text, spans),) = encoder.spans([prompt])
+    ((text, spans, _),) = encoder.spans([prompt])
     covered = {i for start, end in spans for i in range(start, end)}
     assert all(text[i].isspace() for i in set(range(len(text))) - covered)
     for word in re.finditer(r"\S+", text):
@@ -69,21 +69,21 @@ def test_clip_s_spans_are_of_the_text_as_clip_cleans_it(clip):
 def test_clip_s_tokens_are_those_of_its_spans(clip):
     """Tokenising the text under each span alone gives the token again, where it is whole."""
     prompt = "a large giraffe, on the red grass"
-    ((text, spans),) = clip.spans([prompt])
+    ((text, spans, _),) = clip.spans([prompt])
     ids = clip.tokenizer([prompt])[0].tolist()
     for token, (start, end) in list(zip(ids, spans))[1:-1]:
         assert clip.tokenizer.encode(text[start:end]) == [token]
 
 
 def test_a_character_of_many_tokens_is_under_all_of_them(clip):
-    ((text, spans),) = clip.spans(["🦒"])
+    ((text, spans, _),) = clip.spans(["🦒"])
     assert len(spans) > 3
     assert set(spans[1:-1]) == {(0, 1)}
     assert text == "🦒"
 
 
 def test_t5_s_spans_are_of_the_prompt_and_leave_its_spaces_out(t5):
-    for prompt, (text, spans) in zip(PROMPTS, t5.spans(PROMPTS), strict=True):
+    for prompt, (text, spans, _) in zip(PROMPTS, t5.spans(PROMPTS), strict=True):
         assert text == prompt
         for start, end in spans[:-1]:
             piece = text[start:end]
@@ -93,7 +93,7 @@ def test_t5_s_spans_are_of_the_prompt_and_leave_its_spaces_out(t5):
 def test_truncated_prompts_have_the_spans_of_what_is_read(t5, clip):
     long = PROMPTS[11]
     for encoder, limit in ((t5, 256), (clip, 77)):
-        ((_, spans),) = encoder.spans([long])
+        ((_, spans, _),) = encoder.spans([long])
         assert len(spans) == limit == lengths(encoder, [long])[0]
         assert spans[-1] == (0, 0)
         assert 0 < spans[-2][1] < len(long)
@@ -101,7 +101,7 @@ def test_truncated_prompts_have_the_spans_of_what_is_read(t5, clip):
 
 def test_text_that_looks_like_clip_s_end_token_ends_it(clip):
     """As in :meth:`text`: the sequence runs to the first end token."""
-    ((_, spans),) = clip.spans([PROMPTS[12]])
+    ((_, spans, _),) = clip.spans([PROMPTS[12]])
     assert spans == [(0, 0), (0, 0)]
     assert lengths(clip, [PROMPTS[12]]) == [2]
 
@@ -119,7 +119,7 @@ def test_painting_finds_repeated_words_in_both_sequences(occurrence, t5, clip):
         maps = paint.maps[name]
         assert maps.shape[:2] == cond.sequences[name].shape[:2]
         assert not maps[1].any()
-        text, spans = encoder.spans(prompts)[0]
+        text, spans, _ = encoder.spans(prompts)[0]
         first, second = (m.start() for m in re.finditer("three", text))
         blue = text.lower().index("blue")
         for (start, end), found in zip(spans, maps[0, :, 0, 0].tolist(), strict=False):

@@ -193,3 +193,13 @@ def test_neither_the_budget_nor_repetition_changes_an_embedding(t5, clip, monkey
     )
     t5.text(["nine"] * 50)
     assert sum(encoded) == 1
+
+
+def test_a_prompt_whose_embedding_is_not_finite_is_named(t5_folder, clip):
+    t5 = T5(str(t5_folder))
+    seven = t5.tokenizer("seven").input_ids[0]
+    t5.model.shared.weight[seven] = torch.nan
+    prompts = ["nine", "a large blue seven"]
+    assert encode_prompts(t5, clip, prompts[:1])
+    with pytest.raises(ValueError, match="t5 of the prompt 'a large blue seven' has values that"):
+        encode_prompts(t5, clip, prompts)

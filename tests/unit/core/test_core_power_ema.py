@@ -117,3 +117,52 @@ def test_times_without_snapshots_are_refused(images, trajectory):
         reconstruct(snapshots, images, 0.07)
     with pytest.raises(ValueError, match="last snapshot is of 0 images"):
         reconstruct([], images, 0.07)
+
+
+def shares_of(snapshots, images, length):
+    """How much each snapshot counts: it reconstructs unit vectors."""
+    units = [(at, of, {"w": row}) for (at, of), row in zip(snapshots, torch.eye(len(snapshots)))]
+    units = [(at, of, {"w": w["w"].double()}) for at, of, w in units]
+    return reconstruct(units, images, length)["w"].numpy()
+
+
+FEW = [
+    [(1000, 0.05)],
+    [(1000, 0.05), (1000, 0.10)],
+    [(1000, 0.05), (1000, 0.05), (500, 0.10)],  # one of them twice
+    [(at, length) for at in range(125, 1001, 125) for length in (0.05, 0.10)],
+]
+
+
+@pytest.mark.parametrize("snapshots", FEW)
+@pytest.mark.parametrize("images", [130, 700, 1000])
+@pytest.mark.parametrize("length", [0.03, 0.075, 0.28])
+def test_what_snapshots_agree_on_stays_as_it_is(snapshots, images, length):
+    """The shares add up to 1: weights that never moved are reconstructed, not scaled."""
+    still = [(at, of, {"w": torch.full((3,), 5.0)}) for at, of in snapshots]
+    torch.testing.assert_close(
+        reconstruct(still, images, length)["w"], torch.full((3,), 5.0), rtol=0, atol=1e-6
+    )
+    assert shares_of(snapshots, images, length).sum() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("snapshots", FEW[1:])
+def test_no_other_mixture_of_weight_1_comes_closer(snapshots):
+    """By the definition: the weightings of time, integrated on a grid."""
+    images, length = 800, 0.15
+    time = (np.arange(40_000) + 0.5) / 40
+
+    def weighting(at, of):
+        g = gamma_of(of)
+        return np.where(time < at, (g + 1) * (np.minimum(time, at) / at) ** g / at, 0)
+
+    basis = np.stack([weighting(*s) for s in snapshots])
+    best, rng = shares_of(snapshots, images, length), np.random.default_rng(0)
+
+    def distance(shares):
+        return ((shares @ basis - weighting(images, length)) ** 2).sum()
+
+    for _ in range(20):
+        step = rng.standard_normal(len(snapshots))
+        other = best + 0.05 * (step - step.mean())
+        assert distance(other) > distance(best) * (1 - 1e-6)

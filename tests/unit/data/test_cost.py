@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pipelines.data import cost
 from pipelines.data.cost import ASSUMED, T5_SIZES, Transformer
@@ -71,7 +73,67 @@ def test_sizes_come_from_a_folder_too(tmp_path):
     assert cost.t5_size(str(tmp_path)).matrices == 2
 
 
+@pytest.mark.parametrize(
+    "kind",
+    ["T5", "MT5", "UMT5", "Bert", "Roberta", "DistilBert", "Albert", "Electra", "CLIPText", "XLM"],
+)
+def test_any_text_encoder_is_costed_from_its_configuration(kind, tmp_path):
+    """The products of the network that transformers builds of it, counted by PyTorch."""
+    import transformers
+    from torch.utils.flop_counter import FlopCounterMode
+
+    sizes = {
+        "T5": {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 4, "num_layers": 3},
+        "XLM": {"emb_dim": 32, "n_heads": 4, "n_layers": 3},
+        "DistilBert": {"dim": 32, "hidden_dim": 64, "n_heads": 4, "n_layers": 3},
+    }
+    sizes |= {"MT5": sizes["T5"], "UMT5": sizes["T5"]}
+    usual = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    given = sizes.get(kind, usual | {"num_hidden_layers": 3})
+    if kind in ("Albert", "Electra"):
+        given["embedding_size"] = 32
+    config = getattr(transformers, f"{kind}Config")(vocab_size=100, pad_token_id=0, **given)
+    config.save_pretrained(tmp_path)
+    model = transformers.AutoModelForTextEncoding.from_config(config, attn_implementation="eager")
+    ids = torch.ones(1, 24, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    size = cost.t5_size(str(tmp_path))
+    assert size.width == model.config.hidden_size
+    # What is left out is BERT's pooler, of one token, and ALBERT's way in from its embeddings.
+    assert size.flops(24) == pytest.approx(counter.get_total_flops(), rel=0.04)
+
+
+def test_where_the_configuration_says_too_little_the_weights_are_counted(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "hidden_size": 8}))
+    assert cost.t5_size(str(tmp_path)) is None
+    weights = {
+        "encoder.a.weight": torch.zeros(8, 8),
+        "encoder.a.bias": torch.zeros(8),
+        "embeddings.word_embeddings.weight": torch.zeros(1000, 8),
+    }
+    save_file(weights, tmp_path / "model-1.safetensors")
+    save_file({"encoder.b.weight": torch.zeros(8, 24)}, tmp_path / "model-2.safetensors")
+    size = cost.t5_size(str(tmp_path))
+    assert (size.width, size.parameters) == (8, 8 * 8 + 8 * 24)
+    assert size.flops(10) == 2 * (8 * 8 + 8 * 24) * 10
+    (tmp_path / "config.json").write_text("{}")
+    assert cost.t5_size(str(tmp_path)) is None
+    assert cost.t5_size(str(tmp_path), width=8) == size
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"num_layers": "two"}', '{"num_layers": 2}'])
+def test_a_configuration_that_cannot_be_read_is_of_unknown_size(tmp_path, text):
+    for file in ("config.json", "open_clip_config.json"):
+        (tmp_path / file).write_text(text)
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    assert cost.t5_size(str(tmp_path)) is None
+    assert cost.clip_size(str(tmp_path)) is None
+
+
 def test_what_is_not_known_is_not_guessed():
+    assert cost.t5_size("package:not_installed/t5") is None
+    assert cost.t5_size("no such name/at all!") is None
     assert cost.t5_size("somebody/their-encoder") is None
     assert cost.t5_size("google/byt5-xxl") is None
     assert cost.clip_size("RN50") is None  # a ResNet's vision is no transformer

@@ -176,6 +176,59 @@ def test_an_encoder_of_unknown_size_is_said_to_be(data):
     assert lines[2].startswith("shards of unknown size, at 24 T5")
 
 
+BERT = {
+    "model_type": "bert",
+    "num_hidden_layers": 12,
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
+
+
+@pytest.fixture
+def bert(tmp_path):
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(BERT))
+    return str(folder)
+
+
+def test_a_bert_for_t5_and_further_encoders_are_counted(data, bert):
+    """A BERT-base has 85 M parameters that compute: as T5, and once more for each beside it."""
+    plain = planned(data)[1]["embed/train"]
+    more = {
+        "words": {"model": bert, "dim": 768},
+        "style": {"model": bert, "dim": 768, "kind": "pooled"},
+        "far": {"model": "somebody/elsewhere", "dim": 8},
+    }
+    alone = planned(data, encoders={"t5": bert})[1]["embed/train"]
+    both = planned(data, encoders={"t5_dtype": "bfloat16", "more": more})[1]["embed/train"]
+    tokens, one = 24, 2 * 84_934_656 * 24 + 4 * 24**2 * 768 * 12
+    assert alone["flops"]["t5"] == 100 * one
+    assert both["flops"]["words"] == both["flops"]["style"] == 100 * one
+    assert both["flops"]["t5"] == plain["flops"]["t5"]
+    assert (both["flops"]["far"], both["gpu_hours"]["far"]) == (None, None)
+    beside = tokens * (768 + 8) * 2 + 768 * 2  # of fp16
+    assert both["bytes_a_pair"] == plain["bytes_a_pair"] + beside
+    said = estimate.lines(both)
+    assert "words less than 0.1 GPU-minutes (float32), style less" in said[3]
+    assert said[4] == "no GPU-hours for far: of a size not known here"
+
+
+def test_no_estimate_stops_a_plan(data, bert, tmp_path):
+    """Whatever a configuration says; the command, as people call it."""
+    for text in ("{", "[1]", "{}", json.dumps(BERT | {"num_hidden_layers": None})):
+        (Path(bert) / "config.json").write_text(text)
+        spec = data / "mine.yaml"
+        given = {"t5": bert, "more": {"words": {"model": bert, "dim": 8}}}
+        cluster = {"groups": {"a": {"gpu": "H100", "count": 8}}}
+        told = spec_of(data, encoders=given, cluster=cluster).model_dump(exclude_unset=True)
+        spec.write_text(json.dumps(told))
+        said = CliRunner().invoke(cli.app, ["plan", str(spec)])
+        assert said.exit_code == 0, said.output
+        assert "no GPU-hours for T5 and words: of a size not known here" in said.output
+
+
 def test_a_billion_pairs_are_reckoned_with(data):
     made, work = planned(data)
     recipe, spec = made.verdicts["embed/train"].node.settings["recipe"], made.spec

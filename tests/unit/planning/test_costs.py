@@ -219,3 +219,21 @@ def test_every_figure_says_what_it_was_reckoned_from():
         "993,416,515 parameters, 2,072 GFLOPs an image; 256 A100 × 312 TFLOP/s (bfloat16) × 35 % "
         "(assumed): 13,490 images/s"
     )
+
+
+def test_further_text_encoders_take_their_time_on_the_gpus_of_t5():
+    """One after another, beside CLIP's: the slower of the two stages is waited for."""
+    spec = own(cluster__groups={"fast": {"gpu": "H100", "count": 8}})
+    embedding = {"t5": {"actors": 2, "gpus": 1}, "clip": {"actors": 2, "gpus": 1}}
+    spec = spec.model_copy(
+        update={"embedding": spec.embedding.model_validate({**embedding, "utilisation": 0.5})}
+    )
+    made = planned(spec)
+    peak = 66.9e12 * 0.5 * 2
+
+    def seconds(**flops):
+        ahead = {"embed/train": {"flops": flops, "t5_dtype": "float32", "bytes": 0}}
+        return costs_of(made, spec.cluster, ahead)["embed/train"].seconds
+
+    assert seconds(t5=peak, clip=2 * peak) == pytest.approx(2)
+    assert seconds(t5=peak, clip=2 * peak, words=3 * peak, far=None) == pytest.approx(4)

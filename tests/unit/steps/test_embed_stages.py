@@ -299,6 +299,23 @@ def test_embeddings_are_the_encoders(job, made, passed):
         )
 
 
+def test_a_row_whose_embedding_is_not_finite_is_quarantined(job, made, passed):
+    """And named, with the embedding; the others of its shard are kept."""
+    whole = Whole(job)
+    t5 = whole.stages[1].encoders["t5"][0]
+    captions = pq.read_table(made.url)["caption"].to_pylist()[:5]
+    ids = [set(t5.tokenizer(c).input_ids) for c in captions]
+    [token, *_] = ids[2] - set().union(*ids[:2], *ids[3:])
+    t5.model.shared.weight[token] = float("nan")
+    passed(made, [whole])
+    facts = facts_of(job, made)
+    assert facts["rows"] == 4
+    assert facts["quarantined"]["embedding is not finite"] == 1
+    [fault] = [f for f in facts["faults"] if f["reason"] == "embedding is not finite"]
+    assert fault["detail"].startswith("t5, for ") and captions[2][:40] in fault["detail"]
+    assert captions[2] not in [row["caption"] for row in rows_of(job, made)]
+
+
 RUNNING = {s.name: {"actors": None, "gpus": 0} for s in STAGES}
 
 

@@ -1,5 +1,7 @@
 """A version: a list of shards in a pool, that knows what is missing and who embedded it."""
 
+from dataclasses import replace
+
 import pytest
 from tiny_shards import ENCODERS, header, made_rows
 
@@ -60,12 +62,45 @@ def test_weights_tell_encoders_apart_where_they_are_known(version):
         version.check_encoders({"t5": {"name": "t5-xxl", "dtype": "float32"}})
 
 
+def embedded_by(version, **clip):
+    header = replace(version.header, encoders={"clip": {**CLIP, **clip}})
+    return replace(version, header=header)
+
+
+CLIP = {"name": "ViT-L-14", "sha256": "ab" * 32, "dtype": "float32"}
+QUICK = {"activation": "QuickGELU of its tag", "how": "QuickGELU, 77 tokens"}
+
+
+@pytest.mark.parametrize("known", ["name", "sha256"])
+def test_equal_weights_with_another_activation_are_not_mixed(version, known):
+    """Shards that say nothing had the activation of the model's configuration."""
+    old, new = embedded_by(version), embedded_by(version, **QUICK)
+    want = {known: CLIP[known], "dtype": "float32"}
+    old.check_encoders({"clip": want})
+    new.check_encoders({"clip": want | {"activation": QUICK["activation"]}})
+    for shards, other in ((old, QUICK), (new, {})):
+        with pytest.raises(ValueError, match=r"QuickGELU of its tag.*embed again"):
+            shards.check_encoders({"clip": want | other})
+
+
+def test_how_an_encoder_works_counts_where_both_say_it(version):
+    old, new = embedded_by(version), embedded_by(version, how="GELU, 77 tokens")
+    old.check_encoders(new.header.encoders)
+    new.check_encoders(old.header.encoders)
+    for how in ("GELU, 20 tokens", "QuickGELU, 77 tokens"):
+        with pytest.raises(ValueError, match=rf"GELU, 77 tokens.*not by.*{how}"):
+            new.check_encoders({"clip": {**CLIP, "how": how}})
+    # A folder whose configuration says QuickGELU, beside a name whose tag does: the same.
+    named = embedded_by(version, **QUICK)
+    named.check_encoders({"clip": {**CLIP, "name": "/a/folder", "how": QUICK["how"]}})
+
+
 def test_what_a_spec_names_is_what_a_header_must_say(tmp_path):
     """As the embedding job names it: by name where it has one, and by its type."""
     spec = Encoders(t5_dtype="bfloat16", more={"byt5": {"model": "google/byt5-small", "dim": 8}})
     assert as_named(spec.model_dump()) == {
         "t5": {"name": "google/t5-v1_1-xxl", "dtype": "bfloat16"},
-        "clip": {"name": "ViT-L-14", "dtype": "float32"},
+        "clip": {"name": "ViT-L-14", "dtype": "float32", "activation": "QuickGELU of its tag"},
         "byt5": {"name": "google/byt5-small", "dtype": "float32"},
     }
     assert as_named({"t5": str(tmp_path), "more": {}}) == {"t5": {"dtype": "float32"}}

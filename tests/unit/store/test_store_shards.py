@@ -110,6 +110,7 @@ def test_zero_tokens_stay_zero_in_int8():
             {"t5": [torch.full((1, 8), 1e6)] * 3},
             "t5 of row a-0: values that are not finite in fp16",
         ),
+        ({"t5": [torch.full((1, 8), torch.nan)] * 3}, "t5 of row a-0: values that are not finite"),
         ({"t5": [torch.zeros(1, 7)] * 3}, "t5 of row a-0: a sequence of width 8 is due"),
         ({"pixels_8": [np.zeros((8, 9, 3), np.uint8)] * 3}, "pixels_8 of row a-0: 8×8"),
     ],
@@ -117,6 +118,24 @@ def test_zero_tokens_stay_zero_in_int8():
 def test_a_row_that_does_not_fit_is_named(change, words):
     with pytest.raises(ValueError, match=words):
         write(made_rows(3) | change, header())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("largest", [1.0, 6e4, 7e4, torch.inf, -torch.inf, torch.nan])
+def test_what_can_be_kept_is_finite_when_it_is_read(precision, largest):
+    """int8 keeps a float32 scale, but is read as float16: 70,000 came back as infinity."""
+    values = torch.ones(2, 8)
+    values[1, 3] = largest
+    fits = abs(largest) < (3e38 if precision == "bf16" else 65_504)
+    assert columns.holds(values, precision) == fits
+    if not fits:
+        with pytest.raises(ValueError, match=f"not finite in {precision}"):
+            columns.packed(values, precision)
+        return
+    raw = np.frombuffer(bytearray(columns.packed(values, precision)), np.uint8)
+    found = columns.unpacked(raw.reshape(2, -1), precision).float()
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found, values, rtol=0.01, atol=abs(largest) / 127)
 
 
 def test_settings_say_what_they_take():
