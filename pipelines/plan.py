@@ -44,10 +44,10 @@ FORMATS = {
     "embed": 3,
     "train": 4,
     "adopt": 1,
-    "evaluate": 5,
-    "compare": 1,
+    "evaluate": 6,
+    "compare": 2,
     "promote": 3,
-    "gate": 1,
+    "gate": 2,
 }
 
 
