@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -133,8 +134,14 @@ def _row(on: str, mine: Tensor, theirs: Tensor, rule: Mapping[str, Any], *, lowe
 def _written(
     ctx: Context, settings: dict[str, Any], rows: list[Row], wins: bool, why: str
 ) -> Result:
-    decision = {"wins": wins, "why": why, "champion": settings["champion"], "compared": rows}
+    compared = [{key: strict(value) for key, value in row.items()} for row in rows]
+    decision = {"wins": wins, "why": why, "champion": settings["champion"], "compared": compared}
     ctx.store.write(f"{ctx.folder}/{DECISION}", json.dumps(decision, indent=1).encode())
     ctx.report(message=why)
     metrics = {row["metric"]: row["gain"] for row in rows}
     return Result(files=[DECISION], metrics={"wins": float(wins), **metrics}, info=decision)
+
+
+def strict(value: Any) -> Any:
+    """As JSON knows it, which has neither NaN nor infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -74,7 +74,7 @@ class Validation:
         sigma = self.interval.draw(u, self.noise)
         loss = validation_losses(
             model,
-            model.sigma_data,
+            self.settings["sigma_data"],  # one weight for whoever is asked, child or parent
             self._batch,
             index=index,
             sigma=sigma,
