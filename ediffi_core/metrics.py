@@ -96,11 +96,19 @@ def clip_scores(image: Tensor, text: Tensor) -> Tensor:
     return torch.nn.functional.cosine_similarity(image.double(), text.double())
 
 
-def student_t(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, to 1 % (Cornish-Fisher's expansion; 1 is exact)."""
+def student_t(freedom: int, comparisons: int = 1) -> float:
+    """Half the width of a 95 % interval in standard errors, by Student's t.
+
+    Args:
+        freedom: degrees of it; infinite at 0.
+        comparisons: intervals that are to hold together (Bonferroni).
+
+    Cornish-Fisher's expansion: within 1 % of 1 comparison, and of 20 from 10 degrees of freedom on.
+    """
+    p = 1 - 0.025 / comparisons
     if freedom < 2:
-        return 12.706 if freedom == 1 else math.inf
-    z = 1.959964
+        return math.tan(math.pi * (p - 0.5)) if freedom == 1 else math.inf
+    z = float(torch.special.ndtri(torch.tensor(p, dtype=torch.float64)))
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
@@ -120,24 +128,27 @@ class Estimate:
     count: int
 
     @staticmethod
-    def of(values: Tensor) -> Estimate:
+    def of(values: Tensor, comparisons: int = 1) -> Estimate:
         x = values.double()
         mean = float(x.mean())
         n = len(x)
-        error = student_t(n - 1) * float(x.std()) / math.sqrt(n) if n > 1 else math.inf
+        error = student_t(n - 1, comparisons) * float(x.std()) / math.sqrt(n) if n > 1 else math.inf
         return Estimate(mean, mean - error, mean + error, n)
 
 
-def paired_gain(parent: Tensor, child: Tensor) -> Estimate:
+def paired_gain(parent: Tensor, child: Tensor, comparisons: int = 1) -> Estimate:
     """How much lower the child's losses are, on the same draws: what a split has brought.
 
     Paired, so that the draws' own spread, far larger than the gain, cancels.
+
+    Args:
+        comparisons: whose intervals are to hold together.
     """
     if parent.shape != child.shape:
         raise ValueError(
             f"a paired test needs the same draws, got {len(parent)} and {len(child)} losses"
         )
-    return Estimate.of(parent.double() - child.double())
+    return Estimate.of(parent.double() - child.double(), comparisons)
 
 
 def by_picture(values: Tensor, picture: Tensor, weight: Tensor | None = None) -> Tensor:

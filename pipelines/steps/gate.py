@@ -28,23 +28,25 @@ Row = dict[str, Any]
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
     """Roles of the inputs are ``ensemble/<stage>`` and ``champion/<stage>``, and ``…-before``."""
     rule = settings["rule"]
-    rows: list[Row] = []
     strange = {m["info"].get("strange") for m in ctx.manifests.values()} - {None}
     if strange:
-        return _written(ctx, settings, rows, False, strange.pop())
+        return _written(ctx, settings, [], False, strange.pop())
+    pairs: list[tuple[Row, Tensor, Tensor]] = []
     for role in sorted(r for r in inputs if r.startswith("ensemble")):
         other = role.replace("ensemble", "champion", 1)
         group, _, stage = role.partition("/")
         on = stage + (" on the champion's data" if group.endswith(BEFORE) else "")
-        of = scores_of if rule["metric"] != OVER_NOISE else losses_of
-        try:
-            found = list(of(ctx, inputs[role], inputs[other], on, rule))
-        except Unlike as why:
-            return _written(ctx, settings, rows, False, str(why))
+        of = losses_of if rule["metric"] == OVER_NOISE else scores_of
+        # The name of a metric in MLflow, which takes no apostrophe and no σ.
         name = f"gain/{stage}{BEFORE if group.endswith(BEFORE) else ''}"
-        for row in found:
-            part = row.pop("part")
-            rows.append({**row, "metric": f"{name}/{part}" if part else name})
+        try:
+            for row, mine, theirs in of(ctx, inputs[role], inputs[other], on, rule["metric"]):
+                part = row.pop("part")
+                row["metric"] = f"{name}/{part}" if part else name
+                pairs.append((row, mine, theirs))
+        except Unlike as why:
+            return _written(ctx, settings, [], False, str(why))
+    rows = [row | gained(mine, theirs, rule, len(pairs)) for row, mine, theirs in pairs]
     return _written(ctx, settings, rows, *verdict(rows, rule["metric"]))
 
 
@@ -55,7 +57,8 @@ class Unlike(ValueError):
 def verdict(rows: list[Row], metric: str) -> tuple[bool, str]:
     """Whether it wins, and why, in words: better on some stage as a whole, worse nowhere.
 
-    What is no number, such as the loss of a model that has diverged, is worse.
+    The intervals hold together at 95 %, so that of many experts none is worse by chance. What is no
+    number, such as the loss of a model that has diverged, is worse.
     """
     worse = [row for row in rows if not row["high"] >= 0]
     better = [row for row in rows if row["whole"] and row["low"] > 0]
@@ -74,8 +77,8 @@ def _numbers(row: Row) -> str:
 
 
 def losses_of(
-    ctx: Context, mine: str, theirs: str, on: str, rule: Mapping[str, Any]
-) -> Iterator[Row]:
+    ctx: Context, mine: str, theirs: str, on: str, metric: str
+) -> Iterator[tuple[Row, Tensor, Tensor]]:
     """Over p(σ), over the sampler's steps, and in the interval of each expert of either.
 
     Raises:
@@ -89,22 +92,19 @@ def losses_of(
         )
     everywhere = {OVER_NOISE: (on, ""), OVER_STEPS: (f"{on} over the sampler's steps", "sampler")}
     for measure, (where, part) in everywhere.items():
-        pair = own.over(measure), champions.over(measure)
-        row = _row(where, *pair, rule, lower=True)
-        yield {**row, "draws": len(own.loss), "whole": True, "part": part}
+        row = {"on": where, "part": part, "whole": True, "draws": len(own.loss)}
+        yield row, own.over(measure), champions.over(measure)
     for name, bounds in losses.intervals(own, champions):
-        pair = own.within(bounds), champions.within(bounds)
-        row = _row(
-            f"{on} in the interval of {name} ({sigma_text(*bounds)})", *pair, rule, lower=True
-        )
-        yield {**row, "draws": int(own.inside(bounds).sum()), "whole": False, "part": name}
+        where = f"{on} in the interval of {name} ({sigma_text(*bounds)})"
+        count = int(own.inside(bounds).sum())
+        row = {"on": where, "part": name, "whole": False, "draws": count}
+        yield row, own.within(bounds), champions.within(bounds)
 
 
 def scores_of(
-    ctx: Context, mine: str, theirs: str, on: str, rule: Mapping[str, Any]
-) -> Iterator[Row]:
+    ctx: Context, mine: str, theirs: str, on: str, metric: str
+) -> Iterator[tuple[Row, Tensor, Tensor]]:
     """Of pictures, drawn with all experts."""
-    metric = rule["metric"]
     own, champions = (scores.read(ctx.store, folder) for folder in (mine, theirs))
     try:
         pair = scores.paired(own, champions, metric)
@@ -112,16 +112,20 @@ def scores_of(
         raise ValueError(f"`promotion.metric: {metric}`: {error}") from None
     if not len(pair[0]):
         raise ValueError(f"`promotion.metric: {metric}` was asked of no picture of {on}")
-    yield {**_row(on, *pair, rule, lower=scores.lower_is_better(metric)), "whole": True, "part": ""}
+    yield {"on": on, "part": "", "whole": True}, *pair
 
 
-def _row(on: str, mine: Tensor, theirs: Tensor, rule: Mapping[str, Any], *, lower: bool) -> Row:
-    """What is gained over the champion, more being better, with its bounds less the margin."""
-    gain = paired_gain(theirs, mine) if lower else paired_gain(mine, theirs)
+def gained(mine: Tensor, theirs: Tensor, rule: Mapping[str, Any], comparisons: int) -> Row:
+    """What is gained over the champion, more being better, with its bounds less the margin.
+
+    Args:
+        comparisons: of the decision, whose intervals hold together.
+    """
+    pair = (theirs, mine) if scores.lower_is_better(rule["metric"]) else (mine, theirs)
+    gain = paired_gain(*pair, comparisons)
     candidate, champion = Estimate.of(mine).mean, Estimate.of(theirs).mean
     margin = max(rule["margin"], ROUNDING) * abs(champion)
     return {
-        "on": on,
         "candidate": candidate,
         "champion": champion,
         "gain": gain.mean,

@@ -1,11 +1,12 @@
 """Moments, the Fréchet distance and validation losses against what they should equal."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from scipy import linalg
+from scipy import linalg, stats
 
 from ediffi_core import draws
 from ediffi_core.metrics import (
@@ -183,12 +184,17 @@ def test_a_picture_more_often_drawn_than_others_is_no_fault():
     )
 
 
-@pytest.mark.parametrize(
-    ("freedom", "table"),
-    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (10, 2.228), (95, 1.985), (4095, 1.961)],
-)
-def test_few_values_have_students_interval(freedom, table):
-    assert student_t(freedom) == pytest.approx(table, rel=0.01)
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 10, 95, 4095])
+def test_few_values_have_students_interval(freedom):
+    assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
+    assert student_t(0) == math.inf
+
+
+@pytest.mark.parametrize("freedom", [1, 10, 30, 95, 4095])
+@pytest.mark.parametrize("comparisons", [2, 8, 20])
+def test_intervals_that_hold_together_are_wider(freedom, comparisons):
+    true = stats.t.ppf(1 - 0.025 / comparisons, freedom)
+    assert student_t(freedom, comparisons) == pytest.approx(true, rel=0.01)
 
 
 def test_a_pair_s_gain_is_found_where_its_losses_alone_hide_it():

@@ -229,6 +229,21 @@ def test_a_model_that_diverged_loses_whatever_another_stage_gains(two, stages):
     assert not found["wins"] and "val_loss of last is worse" in found["why"]
 
 
+def test_of_many_comparisons_none_is_lost_by_chance():
+    """Twelve stages without a true difference, and one that is better for sure."""
+    generator = torch.Generator().manual_seed(0)
+    rule, refused = {"metric": "concepts", "margin": 0.0}, 0
+    for _ in range(400):
+        rows = []
+        for stage in range(13):
+            theirs = torch.rand(64, generator=generator)
+            mine = theirs + 0.05 * torch.randn(64, generator=generator) + (stage == 0)
+            row = {"on": str(stage), "whole": True}
+            rows.append(row | gate.gained(mine, theirs, rule, 13))
+        refused += not gate.verdict(rows, "concepts")[0]
+    assert refused / 400 < 0.05  # 2.5 % at most, not the 26 % of twelve single intervals
+
+
 def test_a_difference_of_rounding_is_none(two):
     two.measured("champion/base", losses())
     two.measured("ensemble/base", [x * (1 - 1e-7) for x in losses()])

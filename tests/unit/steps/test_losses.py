@@ -71,13 +71,13 @@ def root():
         token_dim=8,
         embeddings=(EmbeddingSpec(name="clip_text_pooled", dim=4, kind="pooled"),),
     )
-    return train(Denoiser(UNet(config)), 0, 120, everywhere).eval()
+    return train(Denoiser(UNet(config)), 0, 80, everywhere).eval()
 
 
 @pytest.fixture(scope="module")
 def further(root):
     """The root, trained on by p(σ) alone, as the complement's weights would be."""
-    return train(copy.deepcopy(root).train(), 120, 180, NOISE.sigma).eval()
+    return train(copy.deepcopy(root).train(), 80, 120, NOISE.sigma).eval()
 
 
 @pytest.fixture(scope="module")
