@@ -60,6 +60,20 @@ def stratified(seed: int, purpose: str, index: Tensor) -> Tensor:
     return _shift(x, 11).double() * 2.0**-53
 
 
+def rotated(seed: int, purpose: str, index: Tensor, period: int) -> Tensor:
+    """Float64 in [0, 1), evenly spread over each round of ``period`` indices. [N] → [N]
+
+    The golden-ratio sequence of :func:`stratified` in every round, shifted anew by a hash of the
+    round's number. So what comes again every ``period`` indices, a picture of a small data set,
+    meets unrelated values; with one sequence for all rounds it meets nearly the same value again
+    wherever the period is near a Fibonacci number (144, 233).
+    """
+    index = index.long()
+    place, turn = index % period, index // period
+    x = place * _signed(_GOLDEN) + bits(seed, f"{purpose}/round", turn, 1)[:, 0]
+    return _shift(x, 11).double() * 2.0**-53
+
+
 def normal(seed: int, purpose: str, index: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal float32 noise for every image index. [N] → [N, *shape] (Box–Muller)"""
     size = math.prod(shape)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning
-from ediffi_core.noise import Interval, NoiseDistribution
+from ediffi_core.noise import NoiseDistribution
 from ediffi_core.precond import denoising_loss
 
 
@@ -96,9 +96,31 @@ def clip_scores(image: Tensor, text: Tensor) -> Tensor:
     return torch.nn.functional.cosine_similarity(image.double(), text.double())
 
 
+def student_t(freedom: int, comparisons: int = 1) -> float:
+    """Half the width of a 95 % interval in standard errors, by Student's t.
+
+    Args:
+        freedom: degrees of it; infinite at 0.
+        comparisons: intervals that are to hold together (Bonferroni).
+
+    Cornish-Fisher's expansion: within 1 % of 1 comparison, and of 20 from 10 degrees of freedom on.
+    """
+    p = 1 - 0.025 / comparisons
+    if freedom < 2:
+        return math.tan(math.pi * (p - 0.5)) if freedom == 1 else math.inf
+    z = float(torch.special.ndtri(torch.tensor(p, dtype=torch.float64)))
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**n for n, term in enumerate(terms, 1))
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95 % confidence interval (normal approximation)."""
+    """A mean and its 95 % confidence interval (Student's t; infinite for a single value)."""
 
     mean: float
     low: float
@@ -106,23 +128,49 @@ class Estimate:
     count: int
 
     @staticmethod
-    def of(values: Tensor) -> Estimate:
+    def of(values: Tensor, comparisons: int = 1) -> Estimate:
         x = values.double()
         mean = float(x.mean())
-        error = 1.96 * float(x.std()) / math.sqrt(len(x)) if len(x) > 1 else math.inf
-        return Estimate(mean, mean - error, mean + error, len(x))
+        n = len(x)
+        error = student_t(n - 1, comparisons) * float(x.std()) / math.sqrt(n) if n > 1 else math.inf
+        return Estimate(mean, mean - error, mean + error, n)
 
 
-def paired_gain(parent: Tensor, child: Tensor) -> Estimate:
+def paired_gain(parent: Tensor, child: Tensor, comparisons: int = 1) -> Estimate:
     """How much lower the child's losses are, on the same draws: what a split has brought.
 
     Paired, so that the draws' own spread, far larger than the gain, cancels.
+
+    Args:
+        comparisons: whose intervals are to hold together.
     """
     if parent.shape != child.shape:
         raise ValueError(
             f"a paired test needs the same draws, got {len(parent)} and {len(child)} losses"
         )
-    return Estimate.of(parent.double() - child.double())
+    return Estimate.of(parent.double() - child.double(), comparisons)
+
+
+def by_picture(values: Tensor, picture: Tensor, weight: Tensor | None = None) -> Tensor:
+    """One value a picture, whose mean is the weighted mean of all. [N] → [pictures] float64
+
+    Several draws of one picture are no independent ones. These values are: ``Estimate.of`` them is
+    the weighted mean with an interval that is robust to what draws of a picture have in common
+    (clusters, linearised; more draws of some pictures than of others are fine). They are linear in
+    the values, so :func:`paired_gain` of two models' is that of their difference.
+
+    Args:
+        values: [N] of draws.
+        picture: [N] the number of each draw's picture.
+        weight: [N] not negative; equal by default.
+    """
+    v = values.double()
+    w = torch.ones_like(v) if weight is None else weight.double()
+    mean = (w * v).sum() / w.sum()
+    numbers, which = picture.unique(return_inverse=True)
+    parts = torch.zeros(len(numbers), dtype=torch.float64)
+    parts = parts.index_add(0, which, w * (v - mean))
+    return mean + len(numbers) * parts / w.sum()
 
 
 def by_noise_level(
@@ -143,26 +191,25 @@ def validation_losses(
     batches: Callable[[Tensor], tuple[Tensor, Conditioning]],
     *,
     index: Tensor,
+    sigma: Tensor,
     batch: int,
-    interval: Interval,
-    noise: NoiseDistribution,
     seed: int,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Denoising losses on fixed draws: the same pictures, σ and ε for every model that is asked.
 
     Args:
+        sigma_data: of the loss's weight λ(σ), the same for all that are compared.
         batches: ``index [B] → (x, conditioning)``, a function of the index alone.
-        index: [N] numbers of the draws; more than the pictures there are is fine, σ and ε differ.
+        index: [N] numbers of the draws; more than the pictures there are is fine, ε differs.
+        sigma: [N] float64, of each draw.
         batch: how many are asked at once.
 
     Returns:
-        σ [N] float64 in the interval, on the CPU; and the loss [N] of each draw, where x is.
+        The loss [N] of each draw, on the CPU.
     """
-    sigmas, losses = [], []
-    for part in index.split(batch):
+    losses = []
+    for part, level in zip(index.split(batch), sigma.split(batch), strict=True):
         x, cond = batches(part)
-        sigma = interval.draw(draws.stratified(seed, "validation/sigma", part), noise)
         eps = draws.normal(seed, "validation/eps", part.to(x.device), tuple(x.shape[1:]))
-        sigmas.append(sigma)
-        losses.append(denoising_loss(denoiser, sigma_data, x, sigma, eps, cond))
-    return torch.cat(sigmas), torch.cat(losses)
+        losses.append(denoising_loss(denoiser, sigma_data, x, level, eps, cond))
+    return torch.cat(losses).cpu()

@@ -59,7 +59,9 @@ def moment(when: str) -> str:
 
 
 def figures(numbers: dict[str, float]) -> str:
-    return "  ".join(f"{key} {value:.4g}" for key, value in list(numbers.items())[:SHOWN])
+    """The first of them, without those that belong to others."""
+    shown = [(k, v) for k, v in numbers.items() if not k.endswith(("_ci95", "_pictures"))]
+    return "  ".join(f"{key} {value:.4g}" for key, value in shown[:SHOWN])
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

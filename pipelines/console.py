@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console as Rich
@@ -142,7 +143,8 @@ class Console:
                 f"{metrics['val_gain_high']:+.4f})"
             )
         elif "kernel_distance" in metrics:
-            told.append(f"KID {metrics['kernel_distance']:.3f}, val loss {metrics['val_loss']:.4f}")
+            told.append(f"KID {measured(metrics, 'kernel_distance', 3)}")
+            told.append(f"val loss {measured(metrics, 'val_loss', 4)}")
         elif "val_loss" in metrics:
             told.append(f"val loss {metrics['val_loss']:.4f}")
         if "rows" in metrics:
@@ -154,3 +156,13 @@ class Console:
 
     def failed(self, node: str, error: str) -> None:
         self.say(f"{node} FAILED: {error}")
+
+
+def measured(metrics: Mapping[str, float], name: str, digits: int) -> str:
+    """A number, half its 95 % confidence interval, and of how many pictures it is."""
+    half, count = (metrics.get(f"{name}_{of}") for of in ("ci95", "pictures"))
+    return (
+        f"{metrics[name]:.{digits}f}"
+        + (f" ±{half:.{digits}f}" if half is not None else "")
+        + (f" ({count:,.0f} pictures)" if count is not None else "")
+    )

@@ -8,7 +8,11 @@ from pipelines.strict import Strict
 
 
 class Promotion(Strict):
-    """When a new ensemble becomes champion: better on some stage, worse on none."""
+    """When a new ensemble becomes champion: better on some stage, worse on none.
+
+    By ``val_loss`` it is better over p(σ) or over the sampler's steps, and worse neither over these
+    nor in the interval of any expert, its own or the champion's.
+    """
 
     metric: str = "val_loss"
     """Of every stage, on the validation data, compared draw by draw or picture by picture, with a

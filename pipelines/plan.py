@@ -44,10 +44,10 @@ FORMATS = {
     "embed": 3,
     "train": 4,
     "adopt": 1,
-    "evaluate": 5,
-    "compare": 1,
+    "evaluate": 6,
+    "compare": 2,
     "promote": 3,
-    "gate": 1,
+    "gate": 2,
 }
 
 
@@ -212,7 +212,7 @@ def _grown(spec: Spec, stage: str, verdicts: Mapping[str, Verdict]) -> Tree:
         verdict = verdicts[f"train/{stage}/{name}"]
         if verdict.manifest and "val_gain" in verdict.manifest["metrics"]:
             found[name] = verdict.manifest["metrics"]
-    return grow(settings, found)
+    return grow(settings, found, spec.stages[stage].noise)
 
 
 class _Known:

@@ -80,6 +80,7 @@ def data(
             "images": images_to_train(plan, v.node),
             "schedule": schedule_of(v.node),
             "sigma": sigma_range(v.node),
+            "loss_draws": draws_of(v.node),
             "folder": v.folder,
             **({"work": ahead[v.node.id]} if ahead and v.node.id in ahead else {}),
             **({"cost": cost_as_data(outlook, v.node.id)} if outlook else {}),
@@ -109,12 +110,26 @@ def text(plan: Plan, ahead: Mapping[str, Any] | None = None, outlook: Outlook | 
             lines.append(f"         {' ' * len(branches)}waits for {', '.join(waits)}")
         if ahead and v.node.id in ahead:
             lines += [f"         {line}" for line in estimate.lines(ahead[v.node.id])]
+        if measured := draws_of(v.node):
+            told = ", ".join(f"{name} {count:,}" for name, count in measured.items())
+            lead = f"         {' ' * len(branches)}"
+            lines.append(f"{lead}draws of the losses in each expert's interval: {told}")
     todo = [v for v in plan.verdicts.values() if not v.cached]
     total = sum(images_to_train(plan, v.node) or 0 for v in todo)
     reused = len(plan.verdicts) - len(todo)
     grows = "".join(f", and up to {n:,} more as {s} grows" for s, n in may_grow(plan).items())
     lines += ["", f"{len(todo)} to run, {reused} reused; {total:,} images to train{grows}"]
     return "\n".join([*lines, *(summary(plan, outlook) if outlook and todo else ())])
+
+
+def draws_of(node: Node) -> dict[str, int] | None:
+    """Expert → draws of its interval that an ensemble, and whoever it is compared with, is measured
+    on; the highest noise first."""
+    if node.kind != "evaluate" or not node.name.endswith("/ensemble"):
+        return None
+    how = node.settings["losses"]
+    falling = sorted(how["experts"], key=lambda name: -how["experts"][name][0])
+    return dict.fromkeys(falling, how["draws"])
 
 
 def schedule_of(node: Node) -> str | None:

@@ -22,7 +22,7 @@ from ediffi_core.sampling import SOLVERS
 from ediffi_core.unet import PRESETS, FieldError
 from pipelines.data.cost import ASSUMED, known_gpu
 from pipelines.data.settings import Source
-from pipelines.evaluation_settings import Evaluate
+from pipelines.evaluation_settings import Degrade, Evaluate
 from pipelines.growth import Adaptive
 from pipelines.judging import Promotion, Retraining
 from pipelines.network_settings import Network
@@ -174,17 +174,6 @@ class Sampling(Strict):
         if self.solver not in SOLVERS:
             raise ValueError(f"solver {self.solver!r} is unknown; there are {', '.join(SOLVERS)}")
         return self
-
-
-class Degrade(Strict):
-    """How the small pictures are spoilt that super-resolution trains on (our defaults)."""
-
-    probability: float = Field(0.5, ge=0, le=1)
-    blur_sigma: float = Field(1.0, ge=0)
-    shrink: float = Field(2.0, ge=1)
-    gaussian_noise: float = Field(0.1, ge=0)
-    poisson_noise: float = Field(0.1, ge=0)
-    jpeg_quality: int = Field(40, ge=1, le=95)
 
 
 class Stage(Strict):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ediffi_core.noise import Interval, NoiseDistribution, edm_grid
+from ediffi_core.noise import Interval, NoiseDistribution, edm_grid, sigma_text
 from pipelines.nodes.judges import BEFORE
 from pipelines.plan import SINGLE, Plan
 from pipelines.spec import Stage
@@ -158,11 +159,7 @@ def rows(experts: Mapping[str, Any]) -> Iterator[Row]:
 
 def interval_text(expert: Mapping[str, Any]) -> str:
     low, high = expert["sigma_lo"], expert["sigma_hi"]
-    if low == 0 and high is None:
-        return "all σ"
-    if low == 0:
-        return f"σ < {high:.4g}"
-    return f"σ ≥ {low:.4g}" if high is None else f"{low:.4g} ≤ σ < {high:.4g}"
+    return sigma_text(low, math.inf if high is None else high)
 
 
 def gain_text(expert: Mapping[str, Any]) -> str:
@@ -265,27 +262,48 @@ def evaluation_table(evaluations: Mapping[str, Mapping[str, float]]) -> list[lis
     table = [["", *heads.values()]]
     for group, label in GROUPS.items():
         if m := evaluations.get(group):
-            table.append([label, *(measured(m, k) for k in heads)])
+            table.append([label + of_pictures(m), *(measured(m, k) for k in heads)])
     controls = evaluations.get("ensemble", {})
     for prefix, label in CONTROLS.items():
         row = [measured(controls, prefix + k) for k in heads]
         if set(row) != {"–"}:
-            table.append([label, *row])
+            table.append([label + of_pictures(controls, prefix), *row])
     return table
 
 
+def of_pictures(metrics: Mapping[str, float], prefix: str = "") -> str:
+    """Of how many drawn pictures numbers are, the losses' aside; nothing where nobody knows."""
+    counts = {
+        int(value)
+        for key, value in metrics.items()
+        if key.startswith(prefix) and key.endswith("_pictures")
+        if "/" not in (name := key.removeprefix(prefix)) and not name.startswith("val_loss")
+    }
+    return f", {max(counts):,} pictures" if counts else ""
+
+
+def measure_text(measure: str) -> str:
+    """A measure for people, and a loss by whose interval it is of: ``val loss, E9_511``."""
+    name, _, part = measure.partition("/")
+    head = COLUMNS.get(name, (name.replace("_", " "), ""))[0]
+    return f"{head}, {part}" if part else head
+
+
 def comparison_table(gains: Mapping[str, float]) -> list[list[str]]:
-    """What the ensemble gains over the single model of its budget, measure by measure."""
+    """What the ensemble gains over the single model of its budget, measure by measure, of how many
+    pictures."""
     rows = []
     for key, value in gains.items():
-        if key.endswith(("_low", "_high")):
+        if key.endswith(("_low", "_high", *HIDDEN)):
             continue
         low, high = gains[f"{key}_low"], gains[f"{key}_high"]
         verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-        name = key.removeprefix("gain/")
-        head = COLUMNS.get(name, (name.replace("_", " "), ""))[0]
-        rows.append([head, f"{value:+.4f}", f"[{low:+.4f}, {high:+.4f}]", verdict])
-    return [["ensemble against single model", "gain", "95 %", ""], *rows] if rows else []
+        head, count = measure_text(key.removeprefix("gain/")), gains.get(f"{key}_pictures")
+        of = "–" if count is None else f"{int(count):,}"
+        rows.append([head, f"{value:+.4f}", f"[{low:+.4f}, {high:+.4f}]", of, verdict])
+    return (
+        [["ensemble against single model", "gain", "95 %", "pictures", ""], *rows] if rows else []
+    )
 
 
 def decision_table(stage: Mapping[str, Any]) -> list[list[str]]:

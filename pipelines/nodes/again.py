@@ -51,7 +51,8 @@ def again_nodes(
     ]
     judged = [*metric_nodes(spec), *(seats.decided_by for seats in cascade)]
     judged += [
-        evaluate_node(spec, sources, "ensemble", cascade[: at + 1]) for at in range(len(cascade))
+        evaluate_node(spec, sources, "ensemble", cascade[: at + 1], seats)
+        for at, seats in enumerate(cascade)
     ]
     promoted = promote_node(spec, sources, cascade)
     return [*input_nodes(spec, sources), *trained, *judged, promoted], cascade

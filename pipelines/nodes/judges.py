@@ -65,7 +65,7 @@ def judge_nodes(spec: Spec, sources: Mapping[str, Any], cascade: list[Seats]) ->
         if stage.single:
             groups[SINGLE] = [*cascade[:at], only(spec, seats.stage, SINGLE)]
         for group, chain in groups.items():
-            yield evaluate_node(spec, sources, group, chain)
+            yield evaluate_node(spec, sources, group, chain, seats)
         if stage.single:
             yield compare_node(seats.stage)
     if len(cascade) == len(spec.stages):
@@ -155,17 +155,44 @@ def _drawing(spec: Spec, name: str, seats: Mapping[str, list[float]]) -> dict[st
     }
 
 
+def losses_settings(spec: Spec, own: Seats) -> dict[str, Any]:
+    """How the losses of a stage's models are measured, whoever trained them and how.
+
+    Nothing of it depends on a champion: a candidate's evaluation is part of what is promoted, and
+    stays the same whoever is champion by then.
+
+    Args:
+        own: the stage's ensemble in this plan, whose experts' intervals have equal draws.
+    """
+    how, name = spec.evaluate.losses, own.stage
+    experts = dict(own.settings["experts"])
+    stage = spec.stages[name]
+    found: dict[str, Any] = {
+        "draws": how.draws_each(len(experts)),
+        "experts": experts,
+        "cut": {"P_mean": stage.P_mean, "P_std": stage.P_std},
+        "noise": {"P_mean": how.P_mean, "P_std": how.P_std},
+        "sigma_data": how.sigma_data,
+    }
+    if below := super_resolution(spec, name):
+        degrade = how.degrade.model_dump()
+        found["super_resolution"] = {**below["super_resolution"], "degrade": degrade}
+    return found
+
+
 def evaluate_node(
     spec: Spec,
     sources: Mapping[str, Any],
     group: str,
     chain: list[Seats],
+    own: Seats,
     validation: Given | None = None,
     trained_with: Mapping[str, Any] | None = None,
 ) -> Node:
     """The last stage of a chain, behind those below it.
 
     Args:
+        own: the last stage's ensemble in this plan, whose experts' intervals are measured.
         validation: another plan's; else this one's.
         trained_with: the encoders of a champion; if the validation data has others, nothing is
             measured.
@@ -179,6 +206,7 @@ def evaluate_node(
         "stages": [seats.settings for seats in chain],
         "encoders": encoders.identity,
         "metrics": metric_settings(spec),
+        "losses": losses_settings(spec, own),
         "controls": group == "ensemble",
         "seed": spec.seed,
         **({"trained_with": trained_with} if trained_with is not None else {}),
@@ -282,11 +310,11 @@ def gate_nodes(
         chain.append(Seats(stage=stage, settings=theirs, given=given))
         own = cascade[: len(chain)]
         known = champion.trained_with
-        nodes = [evaluate_node(spec, sources, "champion", list(chain), None, known)]
+        nodes = [evaluate_node(spec, sources, "champion", list(chain), mine, None, known)]
         if before:
             old = champion.data("validation")
             nodes += [
-                evaluate_node(spec, sources, f"{group}{BEFORE}", list(who), old, known)
+                evaluate_node(spec, sources, f"{group}{BEFORE}", list(who), mine, old, known)
                 for group, who in (("ensemble", own), ("champion", chain))
             ]
         yield from nodes

@@ -103,13 +103,15 @@ def _embed(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]) ->
 def evaluation(spec: Spec, node: Node, cluster: Cluster) -> Cost:
     """Pictures × each stage's evaluations × a forward pass at the whole side, twice with guidance;
     and the validation loss at the trained side."""
-    from pipelines.steps.evaluate import LOSS_DRAWS, UNTRAINED_CAPTIONS
+    from pipelines.steps.evaluate import UNTRAINED_CAPTIONS
 
     s = node.settings
     pictures = s["captions"]
     if s["metrics"] and s["controls"]:
         pictures += min(UNTRAINED_CAPTIONS, s["captions"])
-    flops = LOSS_DRAWS * size_of(config_of(spec, s["stages"][-1]["name"])).flops
+    losses = s["losses"]
+    draws = losses["draws"] * len(losses["experts"])
+    flops = draws * size_of(config_of(spec, s["stages"][-1]["name"])).flops
     for stage in s["stages"]:
         sampling = stage["sampling"]
         calls = 2 * sampling["steps"] - 1 if sampling["solver"] == "heun" else sampling["steps"]

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.steps import scores
+from pipelines.steps import losses, scores
 from pipelines.steps.context import Context, Result
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
-    """Measure by measure, on the same draws: what the ensemble gains, above 0 is better."""
+    """Measure by measure, on the same draws: what the ensemble gains, above 0 is better.
+
+    Raises:
+        ValueError: Their losses were measured differently.
+    """
+    both = [losses.read(ctx.store, inputs[role]) for role in ("ensemble", "single")]
+    if why := losses.unlike(*both):
+        raise ValueError(
+            f"the losses of the ensemble and of the single model were measured differently: {why}; "
+            "remove both evaluations, and run again"
+        )
     mine, theirs = (scores.read(ctx.store, inputs[role]) for role in ("ensemble", "single"))
     metrics: dict[str, float] = {}
     for measure in scores.comparable(mine, theirs):
@@ -18,5 +28,6 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
             f"gain/{measure}": gain.mean,
             f"gain/{measure}_low": gain.low,
             f"gain/{measure}_high": gain.high,
+            f"gain/{measure}_pictures": gain.count,
         }
     return Result(files=[], metrics=metrics)

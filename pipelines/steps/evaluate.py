@@ -23,13 +23,12 @@ from ediffi_core.metrics import (
     clip_scores,
     frechet_distance,
     kernel_distance,
-    validation_losses,
 )
-from ediffi_core.noise import EVERYTHING
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet
 from pipelines.metrics import Metric, Pictures, metric
 from pipelines.model import draw, encoder_places, grid, load_clip, load_stages
+from pipelines.steps import losses
 from pipelines.steps.context import Context, Result
 from pipelines.steps.scores import FILE as SCORES
 from pipelines.steps.scores import Scores, summary
@@ -40,7 +39,6 @@ from pipelines.training.validation import validation_pictures
 
 GRID = 16
 SHOWN_SIDE = 96  # of a picture in the sample sheet
-LOSS_DRAWS = 4096
 UNTRAINED_CAPTIONS = 32
 FEWEST = 3  # pictures that a kernel distance can be told of
 PICTURES_A_FEATURE = 10  # below, a Fréchet distance rewards pictures that are all alike
@@ -72,8 +70,8 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     pictures = drawn[mine.name].numpy()
     judges = Judges(ctx, settings, inputs, str(device))
     scores = judges.asked(pictures, captions) | judges.beside(pictures, real, captions)
-    losses = validation(cast(Ensemble, mine.denoiser), shards, {**settings, **how}, ctx)
-    scores["val_loss"] = losses.double()
+    measured = validation(cast(Ensemble, mine.denoiser), shards, settings, ctx)
+    scores |= measured.scores()
     real_likeness = judges.likeness(real, captions)
     hide_inflated_clip_score(ctx, scores, real_likeness)
     metrics = summary(scores)
@@ -93,12 +91,13 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     metrics |= judges.distances(pictures, real)
 
     write_scores(ctx.store, ctx.folder, scores)
+    measured.write(ctx.store, ctx.folder)
     sheet = io.BytesIO()
     scale = max(1, SHOWN_SIDE // mine.resolution)
     grid(pictures[:GRID], columns=8, scale=scale).save(sheet, format="PNG")
     ctx.store.write(f"{ctx.folder}/samples.png", sheet.getvalue())
     ctx.store.write(f"{ctx.folder}/captions.txt", "\n".join(captions[:GRID]).encode())
-    files = ["samples.png", "captions.txt", SCORES]
+    files = ["samples.png", "captions.txt", SCORES, losses.FILE]
     made_by = {role: dict(e) for role, e in shards.version.header.encoders.items()}
     return Result(files=files, metrics=metrics, info={"encoders": made_by})
 
@@ -219,26 +218,24 @@ def hide_inflated_clip_score(ctx: Context, scores: Scores, real: Scores) -> None
 
 
 def validation(
-    ensemble: Ensemble, shards: Reader, settings: dict[str, Any], ctx: Context
-) -> torch.Tensor:
-    """The denoising losses over all noise levels, each by the expert whose it is."""
+    ensemble: Ensemble, shards: Reader, settings: Mapping[str, Any], ctx: Context
+) -> losses.Losses:
+    """The denoising losses, of what a user's prompt says: with the picture's own CLIP embedding, an
+    expert that is deaf to the text would hardly be found out."""
     device = next(ensemble.parameters()).device
+    how = {
+        **settings["losses"],
+        "seed": settings["seed"],
+        "resolution": shards.resolution,
+        "conditioning": "text",
+        "validation": ctx.manifests["validation"]["fingerprint"],
+    }
 
     def batches(index: torch.Tensor) -> tuple[torch.Tensor, Conditioning]:
-        pictures, cond = validation_pictures(shards, index, settings)
-        return pictures.to(device), cond.to(device)
+        pictures, cond = validation_pictures(shards, index, how)
+        return pictures.to(device), text_only(cond).to(device)
 
-    _, losses = validation_losses(
-        ensemble,
-        ensemble.experts[0].denoiser.sigma_data,
-        batches,
-        index=torch.arange(LOSS_DRAWS),
-        batch=ctx.runtime["batch"],
-        interval=EVERYTHING,
-        noise=ensemble.noise,
-        seed=settings["seed"],
-    )
-    return losses
+    return losses.measure(ensemble, batches, how, pictures=len(shards), batch=ctx.runtime["batch"])
 
 
 def untrained(stage: CascadeStage) -> CascadeStage:

@@ -3,74 +3,149 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
+
+from ediffi_core.metrics import Estimate, paired_gain
+from ediffi_core.noise import sigma_text
 from pipelines.nodes.judges import BEFORE
-from pipelines.steps import scores
+from pipelines.steps import losses, scores
 from pipelines.steps.context import Context, Result
+from pipelines.steps.losses import OVER_NOISE, OVER_STEPS
 
 DECISION = "decision.json"
+
+ROUNDING = 1e-5
+"""A difference in parts of the champion's that is none: float32's rounding, which depends on how
+draws are batched and routed, would otherwise decide between a model and itself."""
+
+Row = dict[str, Any]
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
     """Roles of the inputs are ``ensemble/<stage>`` and ``champion/<stage>``, and ``…-before``."""
     rule = settings["rule"]
-    rows: list[dict[str, Any]] = []
     strange = {m["info"].get("strange") for m in ctx.manifests.values()} - {None}
     if strange:
-        return _written(ctx, settings, rows, False, strange.pop())
+        return _written(ctx, settings, [], False, strange.pop())
+    pairs: list[tuple[Row, Tensor, Tensor]] = []
     for role in sorted(r for r in inputs if r.startswith("ensemble")):
         other = role.replace("ensemble", "champion", 1)
         group, _, stage = role.partition("/")
         on = stage + (" on the champion's data" if group.endswith(BEFORE) else "")
-        rows.append({"on": on, **_compared(ctx, inputs, role, other, rule)})
+        of = losses_of if rule["metric"] == OVER_NOISE else scores_of
+        # The name of a metric in MLflow, which takes no apostrophe and no σ.
+        name = f"gain/{stage}{BEFORE if group.endswith(BEFORE) else ''}"
+        try:
+            for row, mine, theirs in of(ctx, inputs[role], inputs[other], on, rule["metric"]):
+                part = row.pop("part")
+                row["metric"] = f"{name}/{part}" if part else name
+                pairs.append((row, mine, theirs))
+        except Unlike as why:
+            return _written(ctx, settings, [], False, str(why))
+    rows = [row | gained(mine, theirs, rule, len(pairs)) for row, mine, theirs in pairs]
     return _written(ctx, settings, rows, *verdict(rows, rule["metric"]))
 
 
-def verdict(rows: list[dict[str, Any]], metric: str) -> tuple[bool, str]:
-    """Whether it wins, and why, in words."""
-    worse = [row for row in rows if row["high"] < 0]
-    better = [row for row in rows if row["low"] > 0]
-    if worse or not better:
-        shown, word = (worse[0], "worse") if worse else (rows[0], "no better")
-        return False, f"{metric} of {shown['on']} is {word} than the champion's: {_numbers(shown)}"
+class Unlike(ValueError):
+    """Two evaluations that cannot be compared, and why."""
+
+
+def verdict(rows: list[Row], metric: str) -> tuple[bool, str]:
+    """Whether it wins, and why, in words: better on some stage as a whole, worse nowhere.
+
+    The intervals hold together at 95 %, so that of many experts none is worse by chance. What is no
+    number, such as the loss of a model that has diverged, is worse.
+    """
+    worse = [row for row in rows if not row["high"] >= 0]
+    better = [row for row in rows if row["whole"] and row["low"] > 0]
+    wins = bool(better and not worse)
+    shown = (worse or better or rows)[0]
+    word = "worse" if worse else "better" if better else "no better"
+    return wins, f"{metric} of {shown['on']} is {word} than the champion's: {_numbers(shown)}"
+
+
+def _numbers(row: Row) -> str:
+    draws = f"{row['draws']:,} draws of " if "draws" in row else ""
     return (
-        True,
-        f"{metric} of {better[0]['on']} is better than the champion's: {_numbers(better[0])}",
+        f"{row['candidate']:.4f} against {row['champion']:.4f} (gain {row['gain']:+.4f} "
+        f"[{row['low']:+.4f}, {row['high']:+.4f}], {draws}{row['pictures']:,} pictures)"
     )
 
 
-def _numbers(row: Mapping[str, Any]) -> str:
-    return f"{row['candidate']:.4f} against {row['champion']:.4f}"
+def losses_of(
+    ctx: Context, mine: str, theirs: str, on: str, metric: str
+) -> Iterator[tuple[Row, Tensor, Tensor]]:
+    """Over p(σ), over the sampler's steps, and in the interval of each expert of either.
+
+    Raises:
+        Unlike: They were measured differently.
+    """
+    own, champions = (losses.read(ctx.store, folder) for folder in (mine, theirs))
+    if why := losses.unlike(own, champions):
+        raise Unlike(
+            f"{OVER_NOISE} of {on} was measured differently for the two ({why}); remove both "
+            "evaluations, and run again"
+        )
+    everywhere = {OVER_NOISE: (on, ""), OVER_STEPS: (f"{on} over the sampler's steps", "sampler")}
+    for measure, (where, part) in everywhere.items():
+        row = {"on": where, "part": part, "whole": True, "draws": len(own.loss)}
+        yield row, own.over(measure), champions.over(measure)
+    for name, bounds in losses.intervals(own, champions):
+        where = f"{on} in the interval of {name} ({sigma_text(*bounds)})"
+        count = int(own.inside(bounds).sum())
+        row = {"on": where, "part": name, "whole": False, "draws": count}
+        yield row, own.within(bounds), champions.within(bounds)
 
 
-def _compared(
-    ctx: Context, inputs: Mapping[str, str], mine: str, theirs: str, rule: Mapping[str, Any]
-) -> dict[str, float]:
-    """What is gained over the champion, more being better, with its bounds less the margin."""
-    metric = rule["metric"]
-    own, champions = (scores.read(ctx.store, inputs[role]) for role in (mine, theirs))
+def scores_of(
+    ctx: Context, mine: str, theirs: str, on: str, metric: str
+) -> Iterator[tuple[Row, Tensor, Tensor]]:
+    """Of pictures, drawn with all experts."""
+    own, champions = (scores.read(ctx.store, folder) for folder in (mine, theirs))
     try:
-        gain = scores.gain(own, champions, metric)
+        pair = scores.paired(own, champions, metric)
     except ValueError as error:
         raise ValueError(f"`promotion.metric: {metric}`: {error}") from None
-    values = [scores.summary({metric: of[metric]})[metric] for of in (own, champions)]
-    margin = rule["margin"] * abs(values[1])
+    if not len(pair[0]):
+        raise ValueError(f"`promotion.metric: {metric}` was asked of no picture of {on}")
+    yield {"on": on, "part": "", "whole": True}, *pair
+
+
+def gained(mine: Tensor, theirs: Tensor, rule: Mapping[str, Any], comparisons: int) -> Row:
+    """What is gained over the champion, more being better, with its bounds less the margin.
+
+    Args:
+        comparisons: of the decision, whose intervals hold together.
+    """
+    pair = (theirs, mine) if scores.lower_is_better(rule["metric"]) else (mine, theirs)
+    gain = paired_gain(*pair, comparisons)
+    candidate, champion = Estimate.of(mine).mean, Estimate.of(theirs).mean
+    margin = max(rule["margin"], ROUNDING) * abs(champion)
     return {
-        "candidate": values[0],
-        "champion": values[1],
+        "candidate": candidate,
+        "champion": champion,
         "gain": gain.mean,
         "low": gain.low - margin,
         "high": gain.high + margin,
+        "pictures": gain.count,
     }
 
 
 def _written(
-    ctx: Context, settings: dict[str, Any], rows: list[dict[str, Any]], wins: bool, why: str
+    ctx: Context, settings: dict[str, Any], rows: list[Row], wins: bool, why: str
 ) -> Result:
-    decision = {"wins": wins, "why": why, "champion": settings["champion"], "compared": rows}
+    compared = [{key: strict(value) for key, value in row.items()} for row in rows]
+    decision = {"wins": wins, "why": why, "champion": settings["champion"], "compared": compared}
     ctx.store.write(f"{ctx.folder}/{DECISION}", json.dumps(decision, indent=1).encode())
     ctx.report(message=why)
-    metrics = {f"gain/{row['on']}": row["gain"] for row in rows}
+    metrics = {row["metric"]: row["gain"] for row in rows}
     return Result(files=[DECISION], metrics={"wins": float(wins), **metrics}, info=decision)
+
+
+def strict(value: Any) -> Any:
+    """As JSON knows it, which has neither NaN nor infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,6 +20,12 @@ FILE = "scores.json"
 LOWER_IS_BETTER = frozenset({"val_loss", "kernel_distance"})
 """Of all that is measured; of the others more is better."""
 
+
+def lower_is_better(measure: str) -> bool:
+    """Also of its parts, such as ``val_loss/E9_511``."""
+    return measure.partition("/")[0] in LOWER_IS_BETTER
+
+
 Scores = dict[str, Tensor]
 """Measure → [N] float64, NaN for a picture of which nothing of the kind was asked."""
 
@@ -44,21 +50,29 @@ def read(store: Store, folder: str) -> Scores:
 
 
 def summary(scores: Mapping[str, Tensor], prefix: str = "") -> dict[str, float]:
-    """Each measure's mean, and as ``…_ci95`` half the width of its 95 % confidence interval."""
+    """Each measure's mean, as ``…_ci95`` half the width of its 95 % confidence interval, and as
+    ``…_pictures`` how many pictures it is of."""
     found = {}
     for name, values in scores.items():
-        asked = values if name in LOWER_IS_BETTER else values[~values.isnan()]
+        asked = values if lower_is_better(name) else values[~values.isnan()]
         if not len(asked):
             continue
         estimate = Estimate.of(asked)
         found[f"{prefix}{name}"] = estimate.mean
+        found[f"{prefix}{name}_pictures"] = len(asked)
         if len(asked) > 1:
             found[f"{prefix}{name}_ci95"] = (estimate.high - estimate.low) / 2
     return found
 
 
 def gain(mine: Scores, theirs: Scores, measure: str) -> Estimate:
-    """How much better mine is than theirs; above 0 is better, whatever the measure.
+    """How much better mine is than theirs; above 0 is better, whatever the measure."""
+    a, b = paired(mine, theirs, measure)
+    return paired_gain(b, a) if lower_is_better(measure) else paired_gain(a, b)
+
+
+def paired(mine: Scores, theirs: Scores, measure: str) -> tuple[Tensor, Tensor]:
+    """What both have of the pictures that were asked of a measure.
 
     Raises:
         ValueError: One of them was not measured so, or on other pictures.
@@ -67,11 +81,11 @@ def gain(mine: Scores, theirs: Scores, measure: str) -> Estimate:
         there = ", ".join(sorted(lacking[0])) or "nothing"
         raise ValueError(f"{measure} was not measured here; there are {there}")
     a, b = mine[measure], theirs[measure]
-    if measure not in LOWER_IS_BETTER and a.shape == b.shape:
+    if not lower_is_better(measure) and a.shape == b.shape:
         if bool((a.isnan() != b.isnan()).any()):
             raise ValueError(f"{measure} was measured on other captions; run both again")
         a, b = a[~a.isnan()], b[~b.isnan()]
-    return paired_gain(b, a) if measure in LOWER_IS_BETTER else paired_gain(a, b)
+    return a, b
 
 
 def comparable(mine: Scores, theirs: Scores) -> list[str]:

@@ -10,7 +10,6 @@ from ediffi_core.checkpoint import Card, to_bytes
 from pipelines.training.manifest import MANIFEST, part_name
 from pipelines.training.parallel import whole
 from pipelines.training.settings import FINAL_DRAWS
-from pipelines.training.validation import against
 
 if TYPE_CHECKING:
     from pipelines.training.build import Parts
@@ -35,7 +34,7 @@ def finish(trainer: Trainer, trained_now: int) -> dict[str, Any]:
     metrics = {"val_loss": float(mine.mean()), "images": trainer.images}
     theirs = parts.parents_losses(FINAL_DRAWS)
     if theirs is not None:
-        metrics |= against(theirs, mine)
+        metrics |= parts.validation.against(theirs, mine)
     drawn = parts.draw(trainer.images)
     if parts.world.is_first:
         store.write(f"{folder}/history.jsonl", trainer.lines())

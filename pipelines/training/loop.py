@@ -21,7 +21,7 @@ from pipelines.training.build import Parts
 from pipelines.training.finish import finish, write_snapshots
 from pipelines.training.meters import BadLoss
 from pipelines.training.parallel import Agreement, Pulse
-from pipelines.training.validation import against, as_told
+from pipelines.training.validation import as_told
 
 BATCHES_AHEAD = 2
 
@@ -136,7 +136,9 @@ class Trainer:
                 model, draws, self.cadence["validate_bins"]
             )
         theirs = self.parts.parents_losses(draws)
-        return found | (against(theirs, losses) if theirs is not None else {})
+        if theirs is None:
+            return found
+        return found | self.parts.validation.against(theirs, losses)
 
     def log(self, metrics: dict[str, float]) -> None:
         row = {"time_ms": int(time.time() * 1000), "images": self.images, "metrics": metrics}

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.degrade import Degradation, small_and_large
-from ediffi_core.metrics import by_noise_level, paired_gain, validation_losses
+from ediffi_core.metrics import by_noise_level, by_picture, paired_gain, validation_losses
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser
 from pipelines.store.reader import Reader
@@ -68,17 +69,19 @@ class Validation:
     def _round(self, model: Denoiser, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """A batch for each process; one too many repeats the last, for all must compute."""
         index = batches[min(self.world.rank, len(batches) - 1)]
-        mine = validation_losses(
+        seed = self.settings["seed"]
+        u = draws.rotated(seed, "validation/sigma", index, len(self.data))
+        sigma = self.interval.draw(u, self.noise)
+        loss = validation_losses(
             model,
-            model.sigma_data,
+            self.settings["sigma_data"],  # one weight for whoever is asked, child or parent
             self._batch,
             index=index,
+            sigma=sigma,
             batch=BATCH,
-            interval=self.interval,
-            noise=self.noise,
-            seed=self.settings["seed"],
+            seed=seed,
         )
-        found = self.world.everyones(tuple(t.cpu() for t in mine))[: len(batches)]
+        found = self.world.everyones((sigma, loss))[: len(batches)]
         return torch.cat([s for s, _ in found]), torch.cat([v for _, v in found])
 
     def _batch(self, index: Tensor) -> tuple[Tensor, Conditioning]:
@@ -93,10 +96,19 @@ class Validation:
             found[f"val_loss_bin/sigma_{low:.3g}_to_{high:.3g}"] = part.mean
         return found, loss
 
+    def against(self, parent: Tensor, child: Tensor) -> dict[str, float]:
+        """Child and parent on the same first draws, picture by picture."""
+        return against(parent, child, torch.arange(len(child)) % len(self.data))
 
-def against(parent: Tensor, child: Tensor) -> dict[str, float]:
-    """Child and parent on the same draws."""
-    gain = paired_gain(parent, child)
+
+def against(parent: Tensor, child: Tensor, picture: Tensor) -> dict[str, float]:
+    """What a child gains over its parent, from the losses [N] of both on the same draws.
+
+    Args:
+        picture: [N] the number of each draw's picture; the interval is by pictures, for draws of
+            one picture are no independent ones.
+    """
+    gain = paired_gain(by_picture(parent, picture), by_picture(child, picture))
     return {
         "val_loss_parent": float(parent.mean()),
         "val_gain": gain.mean,

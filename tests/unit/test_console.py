@@ -97,3 +97,20 @@ def test_plain_lines_come_less_often_in_a_long_run(at, capsys):
     early = [s for s in printed if s < 600]
     late = [s for s in printed if s >= 660]
     assert 50 <= len(early) <= 60 and 18 <= len(late) <= 20
+
+
+def test_an_evaluation_says_of_how_many_pictures_its_numbers_are(capsys):
+    metrics = {
+        "kernel_distance": 0.0312,
+        "kernel_distance_ci95": 0.0104,
+        "kernel_distance_pictures": 128,
+        "val_loss": 0.13712,
+        "val_loss_ci95": 0.0021,
+        "val_loss_pictures": 1000,
+    }
+    Console().done("evaluate/base/ensemble", {"metrics": metrics, "seconds": 61.0})
+    assert (
+        capsys.readouterr()
+        .out.strip()
+        .endswith("KID 0.031 ±0.010 (128 pictures); val loss 0.1371 ±0.0021 (1,000 pictures)")
+    )

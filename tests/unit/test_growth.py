@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ediffi_core import tree
+from ediffi_core.noise import NoiseDistribution
 from pipelines.growth import Adaptive, child, grow
 
 HIGH = ["E1_1", "E2_3", "E3_7", "E4_15"]
@@ -25,7 +26,7 @@ def grown(settings, gains):
     """Trains whatever is asked for, until nothing is; → the tree and the order of training."""
     found, order = {}, []
     while True:
-        now = grow(settings, found)
+        now = grow(settings, found, NoiseDistribution())
         if not (new := [e for e in now.experts if e not in found]):
             return now, order
         order.append(new)
@@ -104,7 +105,7 @@ def test_what_is_known_only_grows():
     gains = {"E1_1": 0.01, "E1_0": 0.012, "E2_0": 0.005, "E2_3": 0.02}
     found, before = {}, ()
     for _ in range(8):
-        now = grow(settings(), found)
+        now = grow(settings(), found, NoiseDistribution())
         assert now.experts[: len(before)] == before
         before = now.experts
         found |= {e: measured(gains.get(e, -0.01)) for e in now.experts}
@@ -113,3 +114,46 @@ def test_what_is_known_only_grows():
 def test_a_budget_must_pay_for_the_first_two():
     with pytest.raises(ValidationError, match="write at least 200"):
         Adaptive(budget=150, images=100)
+
+
+STEPS = {"weighting": "sampler"}
+LASTING = {f"E{n}_{i}": 0.01 for n in range(1, 12) for i in (0, 2**n - 1)}
+"""Every child takes as much off its parent's loss, on its own interval."""
+
+
+def test_by_the_samplers_steps_the_paper_s_own_tree_grows():
+    """Of Config D: nine levels at the high end, three at the low, and the complement."""
+    now, order = grown(settings(13, 9, **STEPS), LASTING)
+    assert now.ensemble == ("E9_511", "M_C", "E3_0") and order[-1] == ["M_C"]
+    assert order[1:9] == [[f"E{n}_{2**n - 1}"] for n in range(2, 10)]
+    # By p(σ) every level halves what a side is worth, and the same gains split both in turn.
+    even, _ = grown(settings(13, 9), LASTING)
+    assert even.spent == now.spent and even.ensemble == ("E6_63", "M_C", "E6_0")
+
+
+def test_the_share_is_the_samplers_own():
+    found = {e: measured(0.01) for e in ("E1_1", "E1_0")}
+    for weighting, shares in (("noise", (0.5, 0.5)), ("sampler", (0.705, 0.295))):
+        own = settings(weighting=weighting)
+        high, low = grow(own, found, NoiseDistribution()).decisions
+        assert (high.share, low.share) == pytest.approx(shares, abs=1e-3)
+        assert high.rate == pytest.approx(0.01 * high.share / 100 * 1e6)
+    # Where a stage's p(σ) lies higher, its lower half has more of the steps.
+    _, low = grow(settings(**STEPS), found, NoiseDistribution(P_mean=1.0)).decisions
+    assert low.share > 0.4
+
+
+def test_a_decision_says_by_what_it_was_ranked():
+    found = {e: measured(0.01) for e in ("E1_1", "E1_0")}
+    for weighting, words in (
+        ("noise", "50.0% of p(σ)"),
+        ("sampler", "70.5% of the sampler's steps"),
+    ):
+        high = grow(settings(weighting=weighting), found, NoiseDistribution()).decisions[0]
+        assert high.gained == f"gained +0.0100 [+0.0050, +0.0150] on {words}"
+        assert high.row()["weighting"] in high.gained
+
+
+def test_a_spec_without_the_key_keeps_its_results():
+    assert "weighting" not in settings().settings()
+    assert settings(**STEPS).settings()["weighting"] == "sampler"

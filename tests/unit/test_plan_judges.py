@@ -136,6 +136,57 @@ def test_with_other_validation_data_both_are_measured_on_the_champions_too(store
     assert names <= set(made.verdicts["gate/smoke"].node.inputs.values())
 
 
+def losses_of(made):
+    return {
+        i: v.node.settings["losses"] for i, v in made.verdicts.items() if i.startswith("evaluate/")
+    }
+
+
+def retrained_easily(raw):
+    """Trains on what gives lower losses: other p(σ), weight, degradation, and another tree."""
+    raw["stages"]["base"] |= {"P_std": 1.0, "P_mean": -0.8, "sigma_data": 0.6}
+    raw["stages"]["base"]["experts"]["E2_3"] = {"images": 128}
+    raw["stages"]["base"]["experts"]["M_C"] = {"images": 128}
+    raw["stages"]["base"]["ensemble"] = ["E2_3", "M_C", "E1_0"]
+    raw["stages"]["sr32"]["degrade"] = {"probability": 0.0}
+
+
+def test_both_sides_are_measured_alike_however_they_were_trained(store):
+    before = losses_of(plan.make(spec(), store, {}))
+    now = losses_of(Crowned(store).plan(retrained_easily))
+    base, sr = now["evaluate/base/ensemble"], now["evaluate/sr32/ensemble"]
+    assert now["evaluate/base/champion"] == base and now["evaluate/sr32/champion"] == sr
+    for group in ("root", "single"):
+        assert now[f"evaluate/base/{group}"] == base
+    # Nothing of the training settings but where the experts' intervals are.
+    was = before["evaluate/base/ensemble"]
+    assert {k: v for k, v in base.items() if was[k] != v}.keys() == {"cut", "experts", "draws"}
+    assert base["cut"] == {"P_mean": -0.8, "P_std": 1.0}
+    assert base["experts"] == {"E2_3": [0.75, 1.0], "M_C": [0.5, 0.75], "E1_0": [0.0, 0.5]}
+    assert sr == before["evaluate/sr32/ensemble"]
+    assert sr["super_resolution"]["degrade"]["probability"] == 0.5
+
+
+def test_a_spec_says_what_both_sides_are_measured_on(store):
+    def change(raw):
+        longer(raw)
+        raw["evaluate"]["losses"] = {"P_mean": 0.0, "draws": 8192, "degrade": {"probability": 1.0}}
+
+    made = losses_of(Crowned(store).plan(change))
+    for stage, each in (("base", 4096), ("sr32", 8192)):
+        ours, theirs = (made[f"evaluate/{stage}/{who}"] for who in ("ensemble", "champion"))
+        assert ours == theirs and ours["draws"] == each
+        assert ours["noise"] == {"P_mean": 0.0, "P_std": 1.2}
+    assert made["evaluate/sr32/ensemble"]["super_resolution"]["degrade"]["probability"] == 1.0
+
+
+def test_many_experts_have_the_fewest_draws_each():
+    from pipelines.evaluation_settings import FEWEST_DRAWS, Losses
+
+    assert Losses().draws_each(1) == 4096 and Losses().draws_each(3) == 1365
+    assert Losses().draws_each(32) == FEWEST_DRAWS
+
+
 def test_the_gate_is_no_part_of_what_is_promoted(store):
     with_it = Crowned(store).plan(longer).verdicts["promote/smoke"].fingerprint
     assert with_it == plan.make(spec(longer), store, {}).verdicts["promote/smoke"].fingerprint

@@ -132,3 +132,37 @@ def test_stratified_streams_are_shifted_against_each_other():
     index = torch.tensor([0])
     shifts = [draws.stratified(s, p, index).item() for s in range(50) for p in ("a", "b")]
     assert stats.kstest(shifts, "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("pictures", [55, 96, 144, 233])
+def test_a_picture_that_comes_again_meets_unrelated_noise_levels(pictures):
+    """One golden sequence over all rounds brings a picture nearly the same value every round, where
+    their number is near a Fibonacci number."""
+    rounds = 64
+    index = torch.arange(pictures * rounds)
+    u = draws.rotated(1, "a", index, pictures).reshape(rounds, pictures)
+    spread = u.std(dim=0)  # of each picture's values; 0.289 if they are independent and uniform
+    assert float(spread.min()) > 0.2
+    if pictures in (144, 233):
+        locked = draws.stratified(1, "a", index[: 8 * pictures]).reshape(8, pictures)
+        apart = (locked[1:] - locked[:-1] + 0.5).remainder(1) - 0.5
+        assert float(apart.abs().max()) < 0.01
+    # Neighbouring rounds are no shifted copies by one fixed step either.
+    steps = (u[1:] - u[:-1]).remainder(1)[:, 0]
+    assert float(steps.std()) > 0.2
+
+
+@pytest.mark.parametrize("pictures", [2, 3, 10, 144, 500])
+@pytest.mark.parametrize(("seed", "turn"), [(0, 0), (7, 1), (2**32, 1000)])
+def test_every_round_is_evenly_spread(seed, pictures, turn):
+    u = draws.rotated(seed, "spread", torch.arange(pictures) + turn * pictures, pictures).sort()[0]
+    assert float(u[0]) >= 0 and float(u[-1]) < 1
+    gaps = torch.cat([u.diff(), (u[:1] + 1 - u[-1:])])
+    assert float(gaps.max()) * pictures < 3  # three-distance theorem: of the golden ratio
+
+
+def test_a_round_begins_where_the_whole_begins():
+    index = torch.arange(500)
+    whole = draws.rotated(3, "a", index, 96)
+    assert torch.equal(whole[100:300], draws.rotated(3, "a", index[100:300], 96))
+    assert not torch.equal(whole, draws.rotated(4, "a", index, 96))

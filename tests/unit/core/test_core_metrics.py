@@ -1,21 +1,24 @@
 """Moments, the Fréchet distance and validation losses against what they should equal."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from scipy import linalg
+from scipy import linalg, stats
 
 from ediffi_core import draws
 from ediffi_core.metrics import (
     Estimate,
     Moments,
     by_noise_level,
+    by_picture,
     clip_scores,
     frechet_distance,
     kernel_distance,
     paired_gain,
+    student_t,
     validation_losses,
 )
 from ediffi_core.noise import NoiseDistribution
@@ -102,32 +105,23 @@ def batches(make_cond):
 
 
 def evaluate(denoiser, batches, batch, seed=4):
-    return validation_losses(
-        denoiser,
-        0.5,
-        batches,
-        index=torch.arange(COUNT),
-        batch=batch,
-        interval=interval("E3_5"),
-        noise=NOISE,
-        seed=seed,
+    index = torch.arange(COUNT)
+    u = draws.rotated(seed, "validation/sigma", index, COUNT)
+    sigma = interval("E3_5").draw(u, NOISE)
+    loss = validation_losses(
+        denoiser, 0.5, batches, index=index, sigma=sigma, batch=batch, seed=seed
     )
+    return sigma, loss
 
 
 def test_validation_draws_are_the_same_for_every_model_and_batch_size(make_net, batches):
     first, second = Denoiser(make_net(0)), Denoiser(make_net(1))
-    sigma, loss = evaluate(first, batches, COUNT)
-    assert sigma.dtype == torch.float64
-    lo, hi = interval("E3_5").bounds(NOISE)
-    assert ((sigma >= lo) & (sigma < hi)).all()
+    _, loss = evaluate(first, batches, COUNT)
     for batch in (1, 4, 10, 100):
-        sigma_again, loss_again = evaluate(first, batches, batch)
-        assert torch.equal(sigma_again, sigma)
+        _, loss_again = evaluate(first, batches, batch)
         torch.testing.assert_close(loss_again, loss, rtol=1e-5, atol=1e-6)
-    other_sigma, other_loss = evaluate(second, batches, 4)
-    assert torch.equal(other_sigma, sigma)
+    _, other_loss = evaluate(second, batches, 4)
     assert not torch.isclose(other_loss, loss).any()
-    assert not torch.equal(evaluate(first, batches, COUNT, seed=5)[0], sigma)
 
 
 def test_both_models_see_the_same_noisy_pictures(batches):
@@ -156,6 +150,53 @@ def test_both_models_see_the_same_noisy_pictures(batches):
     assert abs(eps.square().mean() - 1) < 5 * (2 / eps.numel()) ** 0.5
 
 
+def test_the_interval_of_pictures_that_are_drawn_again_and_again_covers_the_truth():
+    """Losses are a picture's own part and a draw's: 12 pictures, 20 draws of each."""
+    generator = torch.Generator().manual_seed(2)
+    picture = torch.arange(240) % 12
+    by_draw, by_cluster = 0, 0
+    for _ in range(1000):
+        own = torch.randn(12, generator=generator, dtype=torch.float64)
+        losses = own[picture] + torch.randn(240, generator=generator, dtype=torch.float64)
+        values = by_picture(losses, picture)
+        assert len(values) == 12
+        assert float(values.mean()) == pytest.approx(float(losses.mean()), abs=1e-9)
+        for_draws, for_pictures = Estimate.of(losses), Estimate.of(values)
+        by_draw += for_draws.low < 0 < for_draws.high
+        by_cluster += for_pictures.low < 0 < for_pictures.high
+    assert by_cluster / 1000 == pytest.approx(0.95, abs=0.02)
+    assert by_draw / 1000 < 0.6  # as if there were 240 pictures
+
+
+def test_a_picture_more_often_drawn_than_others_is_no_fault():
+    """A constant has no spread, whatever the weights and the numbers of draws; and it is linear."""
+    picture = torch.tensor([7, 7, 7, 2, 2, 9])
+    weight = torch.tensor([0.1, 0.2, 0.0, 3.0, 0.4, 1.0])
+    a, b = torch.randn(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(
+        by_picture(torch.full((6,), 0.25), picture, weight), torch.full((3,), 0.25).double()
+    )
+    mean = float((weight * a).sum() / weight.sum())
+    assert float(by_picture(a, picture, weight).mean()) == pytest.approx(mean)
+    torch.testing.assert_close(
+        by_picture(a - b, picture, weight),
+        by_picture(a, picture, weight) - by_picture(b, picture, weight),
+    )
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 10, 95, 4095])
+def test_few_values_have_students_interval(freedom):
+    assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
+    assert student_t(0) == math.inf
+
+
+@pytest.mark.parametrize("freedom", [1, 10, 30, 95, 4095])
+@pytest.mark.parametrize("comparisons", [2, 8, 20])
+def test_intervals_that_hold_together_are_wider(freedom, comparisons):
+    true = stats.t.ppf(1 - 0.025 / comparisons, freedom)
+    assert student_t(freedom, comparisons) == pytest.approx(true, rel=0.01)
+
+
 def test_a_pair_s_gain_is_found_where_its_losses_alone_hide_it():
     """Losses spread over decades of σ; a gain of a hundredth of that spread is still certain."""
     noise = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -171,9 +212,11 @@ def test_a_pair_s_gain_is_found_where_its_losses_alone_hide_it():
 
 
 def test_the_interval_of_an_estimate_covers_the_truth_as_often_as_it_says():
-    x = torch.randn(2000, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    covered = [e.low < 0 < e.high for e in map(Estimate.of, x)]
-    assert sum(covered) / len(covered) == pytest.approx(0.95, abs=0.02)
+    for count in (3, 50):
+        generator = torch.Generator().manual_seed(count)
+        x = torch.randn(2000, count, generator=generator, dtype=torch.float64)
+        covered = [e.low < 0 < e.high for e in map(Estimate.of, x)]
+        assert sum(covered) / len(covered) == pytest.approx(0.95, abs=0.02)
 
 
 def test_losses_by_noise_level_put_every_draw_into_its_share():

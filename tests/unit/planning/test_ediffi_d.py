@@ -89,3 +89,15 @@ def test_a_picture_takes_a_cluster(tmp_path):
     found = CliRunner().invoke(cli.app, [*asked, "--storage", str(tmp_path)])
     assert isinstance(found.exception, ValueError) and "`cluster:`" in str(found.exception)
     assert not (tmp_path / "x.svg").exists()
+
+
+def test_every_expert_is_measured_on_as_many_draws(told):
+    """The gate's: 9 of the base's 25 steps are E9_511's, and 0.2 % of p(σ)."""
+    nodes = {n["id"]: n["loss_draws"] for n in told["nodes"] if n["loss_draws"]}
+    assert nodes == {
+        "evaluate/base/ensemble": {"E9_511": 1365, "M_C": 1365, "E3_0": 1365},
+        "evaluate/sr256/ensemble": {"E1_1": 2048, "E1_0": 2048},
+        "evaluate/sr1024/ensemble": {"E0_0": 4096},
+    }
+    line = "draws of the losses in each expert's interval: E9_511 1,365, M_C 1,365, E3_0 1,365"
+    assert line in say()

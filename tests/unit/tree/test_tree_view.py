@@ -66,3 +66,16 @@ def test_every_view_says_what_the_ensemble_is(view, tmp_path):
     tree = demo_tree(tmp_path)
     assert "candidate" not in view(tree)
     assert "candidate" in view(tree | {"labels": ["candidate"]})
+
+
+def test_tables_say_of_how_many_pictures_their_numbers_are(tmp_path):
+    base = demo_tree(tmp_path)["stages"]["base"]
+    first = [row[0] for row in tree_view.evaluation_table(base["evaluations"])]
+    assert first == ["", "ensemble, 128 pictures", "single model, same budget", "real pictures"]
+    table = tree_view.comparison_table(base["compared"])
+    assert table == [
+        ["ensemble against single model", "gain", "95 %", "pictures", ""],
+        ["concepts", "-0.0020", "[-0.0300, +0.0260]", "120", "no difference shown"],
+        ["val loss", "-0.0080", "[-0.0090, -0.0070]", "–", "worse"],
+        ["val loss, E2_3", "-0.0200", "[-0.0300, -0.0100]", "1,000", "worse"],
+    ]

@@ -43,7 +43,9 @@ def demo_tree(root: Path) -> dict:
         "ensemble": {
             "concepts": 0.317,
             "concepts_ci95": 0.05,
+            "concepts_pictures": 128,
             "val_loss": 0.137,
+            "val_loss_pictures": 1000,
             "real/concepts": 0.987,
         },
         "single": {"concepts": 0.319, "val_loss": 0.129},
@@ -52,8 +54,13 @@ def demo_tree(root: Path) -> dict:
         "gain/concepts": -0.002,
         "gain/concepts_low": -0.03,
         "gain/concepts_high": 0.026,
+        "gain/concepts_pictures": 120,
         "gain/val_loss": -0.008,
         "gain/val_loss_low": -0.009,
         "gain/val_loss_high": -0.007,
+        "gain/val_loss/E2_3": -0.02,
+        "gain/val_loss/E2_3_low": -0.03,
+        "gain/val_loss/E2_3_high": -0.01,
+        "gain/val_loss/E2_3_pictures": 1000,
     }
     return json.loads(json.dumps(tree))

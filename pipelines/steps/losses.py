@@ -1,0 +1,178 @@
+"""Denoising losses of an evaluation, draw by draw: kept beside it, with how they were measured.
+
+Two models are compared on the same pictures, σ and ε, over all noise levels and within the interval
+of each expert of either. Whatever differs in how they were measured is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ediffi_core.conditioning import Conditioning
+from ediffi_core.ensemble import Ensemble
+from ediffi_core.metrics import by_picture, validation_losses
+from ediffi_core.noise import Interval, NoiseDistribution
+from ediffi_core.strata import Strata
+from pipelines.differences import difference
+from pipelines.store.artifacts import Store
+
+FILE = "losses.json"
+
+OVER_NOISE = "val_loss"
+"""The mean over p(σ)."""
+
+OVER_STEPS = f"{OVER_NOISE}/sampler"
+"""The mean over the sampler's steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    how: Mapping[str, Any]
+    """Everything that the draws, the loss's weight and the degradation follow from."""
+
+    experts: Mapping[str, tuple[float, float]]
+    """Whose losses they are: expert → its interval (σ_lo, σ_hi), the lowest noise first."""
+
+    picture: Tensor
+    """[N] int64, the number of each draw's picture; the draws are in the order of the strata."""
+
+    sigma: Tensor
+    """[N] float64"""
+
+    loss: Tensor
+    """[N] float64, NaN where it is no finite number."""
+
+    @property
+    def cut(self) -> dict[str, tuple[float, float]]:
+        """Expert → (σ_lo, σ_hi) of the intervals that have equal draws."""
+        noise = NoiseDistribution(**self.how["cut"])
+        intervals = {name: Interval(*q) for name, q in self.how["experts"].items()}
+        rising = sorted(intervals, key=lambda name: intervals[name].q_lo)
+        return {name: intervals[name].bounds(noise) for name in rising}
+
+    def over(self, measure: str) -> Tensor:
+        """One value a picture, whose mean is that over p(σ) or over the sampler's steps."""
+        strata = strata_of(self.how)
+        distribution = strata.noise if measure == OVER_NOISE else strata.sampler
+        return by_picture(self.loss, self.picture, strata.weights(self.sigma, distribution))
+
+    def within(self, bounds: tuple[float, float]) -> Tensor:
+        """One value a picture, whose mean is that of the draws in an interval of σ."""
+        mine = self.inside(bounds)
+        return by_picture(self.loss[mine], self.picture[mine])
+
+    def inside(self, bounds: tuple[float, float]) -> Tensor:
+        return (self.sigma >= bounds[0]) & (self.sigma < bounds[1])
+
+    def scores(self) -> dict[str, Tensor]:
+        """Measure → one value a picture: over p(σ), over the sampler's steps, in each interval."""
+        found = {measure: self.over(measure) for measure in (OVER_NOISE, OVER_STEPS)}
+        for name, bounds in self.cut.items():
+            if self.inside(bounds).any():
+                found[f"{OVER_NOISE}/{name}"] = self.within(bounds)
+        return found
+
+    def write(self, store: Store, folder: str) -> None:
+        columns = {"picture": self.picture, "sigma": self.sigma, "loss": self.loss}
+        rows = {
+            name: [None if value != value else value for value in column.tolist()]
+            for name, column in columns.items()
+        }
+        experts = {name: [low, _json(high)] for name, (low, high) in self.experts.items()}
+        store.write_json(f"{folder}/{FILE}", {"how": self.how, "experts": experts, **rows})
+
+
+def _json(high: float) -> float | None:
+    return None if high == float("inf") else high
+
+
+def read(store: Store, folder: str) -> Losses:
+    """ValueError if they are lost."""
+    found = store.read_json(f"{folder}/{FILE}")
+    if found is None:
+        raise ValueError(f"{store.full(folder)} has lost its {FILE}; remove it, and run again")
+    floats = {
+        name: torch.tensor(
+            [float("nan") if v is None else v for v in found[name]], dtype=torch.float64
+        )
+        for name in ("sigma", "loss")
+    }
+    inf = float("inf")
+    return Losses(
+        how=found["how"],
+        experts={
+            n: (low, inf if high is None else high) for n, (low, high) in found["experts"].items()
+        },
+        picture=torch.tensor(found["picture"]),
+        **floats,
+    )
+
+
+def strata_of(how: Mapping[str, Any]) -> Strata:
+    cut = NoiseDistribution(**how["cut"])
+    intervals = sorted((Interval(*q) for q in how["experts"].values()), key=lambda i: i.q_lo)
+    edges = (0.0, *(i.bounds(cut)[1] for i in intervals))
+    return Strata(edges=edges, noise=NoiseDistribution(**how["noise"]))
+
+
+def measure(
+    ensemble: Ensemble,
+    batches: Callable[[Tensor], tuple[Tensor, Conditioning]],
+    how: Mapping[str, Any],
+    *,
+    pictures: int,
+    batch: int,
+) -> Losses:
+    """
+    Args:
+        batches: ``index [B] → (x, conditioning)`` on the ensemble's device, of picture
+            ``index % pictures``.
+        how: ``draws`` of each interval, ``experts`` name → its interval [q_lo, q_hi) of the p(σ)
+            ``cut``, the p(σ) ``noise`` and ``sigma_data`` of the measure, ``seed``, and whatever
+            else the pictures follow from.
+    """
+    index, sigma = strata_of(how).draw(how["draws"], pictures=pictures, seed=how["seed"])
+    loss = validation_losses(
+        ensemble,
+        how["sigma_data"],
+        batches,
+        index=index,
+        sigma=sigma,
+        batch=batch,
+        seed=how["seed"],
+    ).double()
+    edges = pairwise([0.0, *ensemble.edges, float("inf")])
+    return Losses(
+        how=how,
+        experts={e.name: edge for e, edge in zip(ensemble.experts, edges, strict=True)},
+        picture=index % pictures,
+        sigma=sigma,
+        loss=torch.where(loss.isfinite(), loss, torch.nan),
+    )
+
+
+def unlike(mine: Losses, theirs: Losses) -> str:
+    """In words, what differs in how two were measured; nothing if they can be compared."""
+    changed = difference(theirs.how, mine.how)
+    if changed:
+        return "; ".join(changed[:3])
+    same = torch.equal(mine.picture, theirs.picture) and torch.allclose(
+        mine.sigma, theirs.sigma, rtol=1e-9, atol=0
+    )
+    return "" if same else "other draws"
+
+
+def intervals(mine: Losses, theirs: Losses) -> Iterator[tuple[str, tuple[float, float]]]:
+    """The intervals of the experts of both, each once and with draws: whose, and (σ_lo, σ_hi)."""
+    seen: set[tuple[float, float]] = set()
+    for prefix, losses in (("", mine), ("champion ", theirs)):
+        for name, bounds in losses.experts.items():
+            if bounds not in seen and bool(mine.inside(bounds).any()):
+                seen.add(bounds)
+                yield f"{prefix}{name}", bounds
