@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.data import folder, parquet, webdataset
 from pipelines.data.captions import objection
-from pipelines.data.identity import identify
+from pipelines.data.identity import identify_each
 from pipelines.data.places import MAX_FILE_BYTES, File, Place, find
 from pipelines.data.rows import Bad, BadRow, Reason, Row, split_captions
 from pipelines.data.settings import Source
@@ -39,10 +39,10 @@ def list_shards(source: Source) -> list[SourceShard]:
             name=name_of(file.path),
             folder=place.folder,
             path=file.path,
-            identity=identify(place, [file]),
+            identity=identity,
             bytes=file.bytes,
         )
-        for file in mine
+        for file, identity in zip(mine, identify_each(place, [[f] for f in mine]), strict=True)
     ]
 
 
