@@ -30,8 +30,8 @@ def write_pictures(path, count):
 
 
 @pytest.fixture
-def small_buckets(monkeypatch):
-    monkeypatch.setattr(folder, "BUCKET_FILES", 8)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(folder, "SHARD_PICTURES", 8)
 
 
 @pytest.fixture
@@ -89,11 +89,11 @@ def test_without_a_home_to_write_to_all_is_hashed(tmp_path, hashed, settled, mon
     assert len(hashed) == 2
 
 
-def test_a_picture_more_less_or_other_changes_one_bucket(tmp_path, small_buckets, settled):
+def test_a_picture_more_less_or_other_changes_one_shard(tmp_path, small_shards, settled):
     home = tmp_path / "set"
     write_pictures(home, 60)
     before = identities(home)
-    assert len(before) == 8
+    assert 4 <= len(before) <= 15
     steps = [
         lambda: (home / "new.jpg").write_bytes(JPEG),
         lambda: (home / "new.txt").write_text("a cat"),
@@ -111,7 +111,7 @@ def test_a_picture_more_less_or_other_changes_one_bucket(tmp_path, small_buckets
     assert identities(home) == before
 
 
-def test_a_caption_file_counts_for_the_buckets_it_speaks_of(tmp_path, small_buckets):
+def test_a_caption_file_counts_for_the_shards_it_speaks_of(tmp_path, small_shards):
     home = tmp_path / "set"
     write_pictures(home, 60)
     lines = [json_line(file=f"{i:03d}.jpg", text=f"cat {i}") for i in range(60)]
