@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from pipelines.data.earlier import content_of
 from pipelines.data.rows import Bad
 from pipelines.data.settings import Source
 from pipelines.steps.context import Context
@@ -55,7 +56,11 @@ def embed(of, shard, captions, *, keys=None, small=(), bad=(), seconds=None, bat
     for i, caption in enumerate(captions):
         key = keys[i] if keys else f"{shard.name}-{i}"
         rows.append({"key": key, "source": shard.path, "caption": caption, "picture": i})
-        rows[-1]["scores"] = {}
+        rows[-1] |= {
+            "at": (i, 0),
+            "content": content_of(b"%d" % i, caption),
+            "scores": {"clip": 0.5},
+        }
         tall = rng.integers(0, 256, (16 + 4 * (i % 2), 16, 3), np.uint8)
         pictures.append({8: tall[:8, :8].copy(), 16: None if i in small else tall})
     lengths = [len(caption.split()) for caption in captions]
@@ -66,7 +71,7 @@ def embed(of, shard, captions, *, keys=None, small=(), bad=(), seconds=None, bat
     work = Work(shard, rows, pictures, texts, ENCODERS)
     work.bad = [Bad(key, shard.path, reason, detail) for key, reason, detail in bad]
     work.read, work.seconds = len(rows) + len(bad), seconds or {"decode": 0.5, "t5": 2.0}
-    work.batches = batches or {}
+    work.batches, work.encoded = batches or {}, len(rows)
     Write(of).work(work)
     return of.store.read_json(of.path(shard, "json"))
 
