@@ -38,9 +38,7 @@ class Job:
 
     @cached_property
     def filters(self) -> Filters:
-        """A picture is never enlarged: it must do for the smallest stage at least."""
-        given = self.source.filters
-        return given.model_copy(update={"min_side": given.min_side or min(self.resolutions)})
+        return self.source.filters.for_sides(self.resolutions)
 
     def path(self, shard: SourceShard, ending: str) -> str:
         return shard_path(self.pool, shard.name, shard.identity, ending)

@@ -41,13 +41,16 @@ def job(store, pool="embeddings/tiny", path="/data"):
     )
 
 
-def embed(of, shard, captions, *, keys=None, small=(), bad=(), seconds=None, batches=None):
+def embed(
+    of, shard, captions, *, keys=None, small=(), bad=(), seconds=None, batches=None, contents=None
+):
     """One source shard → its shard and row in the pool; the row.
 
     A caption has as many T5 tokens as words, and two more of CLIP.
 
     Args:
         keys: By default ``NAME-NUMBER``.
+        contents: By default one for each number and caption.
         small: Rows without a picture of 16.
         bad: For each fault its key, reason and detail.
     """
@@ -58,7 +61,7 @@ def embed(of, shard, captions, *, keys=None, small=(), bad=(), seconds=None, bat
         rows.append({"key": key, "source": shard.path, "caption": caption, "picture": i})
         rows[-1] |= {
             "at": (i, 0),
-            "content": content_of(b"%d" % i, caption),
+            "content": contents[i] if contents else content_of(b"%d" % i, caption),
             "scores": {"clip": 0.5},
         }
         tall = rng.integers(0, 256, (16 + 4 * (i % 2), 16, 3), np.uint8)

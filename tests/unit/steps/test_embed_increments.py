@@ -114,6 +114,16 @@ class Own:
         assert version.missing() == []
         return version, manifest["metrics"]
 
+    def planned(self, rows):
+        """What the plan says of embedding them."""
+        from pipelines import sources
+        from pipelines.data import estimate
+        from pipelines.spec import load
+
+        spec = self.spec(rows)
+        found = sources.identify_all(load(spec))
+        return estimate.ahead(plan_of(spec, self.store.root), self.store, found)[NODE]
+
     def anew(self, rows):
         """The same in an empty store."""
         return self.embed(rows, Store.at(str(self.root / f"anew-{random.getrandbits(32)}")))[0]
@@ -164,8 +174,10 @@ def test_of_a_data_set_that_grew_only_what_is_new_is_encoded(write, encoders, tm
     own, rows = Own(tmp_path, encoders, write), pairs(ROWS)
     _, told = own.embed(rows)
     assert (told["rows"], told["encoded_now"], told["copied_now"]) == (ROWS, ROWS, 0)
+    plan = own.planned(grown(rows))
     version, told = own.embed(grown(rows))
     assert (told["rows"], told["encoded_now"]) == (ROWS - 1 + ROWS // 6, 2 + ROWS // 6)
+    assert (plan["pairs"], plan["copied"]) == (told["encoded_now"], told["copied_now"])
     keys = table(version)["key"].to_pylist()
     assert len(set(keys)) == len(keys) and sum("renamed" in key for key in keys) == 1
     assert_same(version, own.anew(grown(rows)))
@@ -375,3 +387,24 @@ def test_the_index_knows_where_what_it_has_lies(most, monkeypatch):
         for content in contents:
             assert found.holding(content) in ([str(i)], [] if found.is_thin else [str(i)])
     assert found.holding(draw.randbytes(16)) == []
+
+
+@pytest.mark.parametrize("rows", [[0], [4, 3, 11], list(range(12))])
+def test_rows_are_copied_from_a_bucket_as_from_a_disk(rows, encoders, tmp_path):
+    """In any order, from any of the row groups."""
+    import fsspec
+
+    own = Own(tmp_path, encoders, row_group_rows=5)
+    version, _ = own.embed(pairs(12))
+    memory = fsspec.filesystem("memory")
+    memory.put(own.store.root, "/copies", recursive=True)
+    try:
+        for store in (own.store, Store.at("memory://copies")):
+            header, found = earlier._rows(store, version.path(0), rows)
+            assert header == version.header and found.equals(table(version).take(rows))
+            contents = earlier.Contents.read(store, version.path(0))
+            assert len(contents.contents) == 12
+        with pytest.raises(FileNotFoundError):
+            earlier._rows(Store.at("memory://nowhere"), version.path(0), rows)
+    finally:
+        memory.rm("/copies", recursive=True)
