@@ -187,6 +187,7 @@ class Earlier:
         shards: Iterable[SourceShard],
         todo: Sequence[SourceShard],
         last: Version | None,
+        there: Mapping[str, int] | None = None,
     ) -> Earlier:
         """For a job that is to make some shards.
 
@@ -196,8 +197,11 @@ class Earlier:
         Args:
             shards: all that the new version is to have.
             last: the version that the node made before, if there is one.
+            there: the pool's files, if it has been listed.
         """
-        there = store.files(pool) if todo else {}
+        if not todo:
+            return Earlier()
+        there = store.files(pool) if there is None else there
         with_rows = [name.removesuffix(ROWS) for name in there if name.endswith(ROWS)]
         if not with_rows:
             return Earlier()

@@ -58,7 +58,8 @@ def _work(
 ) -> dict[str, Any]:
     recipe = verdict.node.settings["recipe"]
     pool = pool_of(recipe, made)
-    todo = _to_embed(store, pool, shards)
+    there = store.files(pool)
+    todo = _to_embed(store, pool, shards, there)
     last = _last(store, verdict)
     before = last.get("shards", {})
     current = {s.name for s in shards}
@@ -77,7 +78,7 @@ def _work(
         return work
     encoders = None if made else plan.spec.encoders
     kept = last["rows"] / last["read"] if last.get("read") else 1.0
-    earlier = Earlier.of(store, pool, shards, todo, Version.latest(store, verdict.node.id))
+    earlier = Earlier.of(store, pool, shards, todo, Version.latest(store, verdict.node.id), there)
     compared = _compared(plan, verdict, store, earlier, todo)
     rest = [s for s in todo if s.name not in compared]
     encode, copied = (float(sum(found[i] for found in compared.values())) for i in (0, 1))
@@ -156,10 +157,12 @@ def _assumed(spec: Spec, recipe: Mapping[str, Any], pairs: int, made: str | None
     return {"to_embed": None, **work, "pairs_by": "assumed"}
 
 
-def _to_embed(store: Store, pool: str, shards: list[SourceShard]) -> list[SourceShard]:
+def _to_embed(
+    store: Store, pool: str, shards: list[SourceShard], there: Mapping[str, int]
+) -> list[SourceShard]:
     """Those that the pool has not, by the same rule as the job's."""
-    there = {shard.name for shard, _ in whole_in(store, pool, shards)}
-    return [s for s in shards if s.name not in there]
+    whole = {shard.name for shard, _ in whole_in(store, pool, shards, there)}
+    return [s for s in shards if s.name not in whole]
 
 
 def _last(store: Store, verdict: Verdict) -> dict[str, Any]:

@@ -59,13 +59,15 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         size = {what: tally.totals[what] for what in ("rows", "bytes")}
         ctx.report(done=tally.shards, of=len(shards), unit="shards", **size)
 
-    for facts in done_before(job, shards):
+    there = ctx.store.files(job.pool)
+    for facts in done_before(job, shards, there):
         tally.add(facts)
         safe.add(facts["name"])
     report()
     todo = [s for s in shards if s.name not in safe]
     before = Version.latest(ctx.store, ctx.node) if todo else None
-    job = replace(job, earlier=Earlier.of(job.store, job.pool, shards, todo, before))
+    job = replace(job, earlier=Earlier.of(job.store, job.pool, shards, todo, before, there))
+    del there  # of a million files
     for facts in run(job, todo, ctx.runtime["embedding"], ctx.cpus):
         tally.add(facts, now=True)
         ctx.save_progress(tally.shards, len(shards), "shards")
@@ -73,9 +75,11 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     return assembled(ctx, job, tally)
 
 
-def done_before(job: Job, shards: list[SourceShard]) -> Iterator[Facts]:
+def done_before(
+    job: Job, shards: list[SourceShard], there: Mapping[str, int] | None = None
+) -> Iterator[Facts]:
     """Facts of the shards that are in the pool."""
-    for shard, facts in whole_in(job.store, job.pool, shards):
+    for shard, facts in whole_in(job.store, job.pool, shards, there):
         yield facts | {"name": shard.name, "source": shard.url}
 
 

@@ -8,8 +8,9 @@ from pipelines.data.rows import Bad
 from pipelines.data.settings import Source
 from pipelines.steps.context import Context
 from pipelines.steps.embed import assembled
-from pipelines.steps.embed_stages import Job, Work, Write
+from pipelines.steps.embed_stages import Write
 from pipelines.steps.embed_tally import Tally
+from pipelines.steps.embed_work import Job, Work
 
 RECIPE = {
     "resolutions": [8, 16],

@@ -181,6 +181,20 @@ def test_what_is_not_read_is_reckoned_from_how_many_rows_there_were(data, monkey
     assert estimate.lines(train)[1].startswith("at least 37 pairs to encode, 16 to copy (from the")
 
 
+def test_a_pool_is_listed_once_though_some_of_it_is_to_be_made(data, monkeypatch):
+    made, _ = planned(data)
+    embed(data, made)
+    parquet(data / "train", "0.parquet", 11)
+    listed, files = [], Store.files
+    monkeypatch.setattr(Store, "files", lambda s, f: listed.append(f) or files(s, f))
+    store, found = Store.at(str(data / "store")), sources.identify_all(made.spec)
+    again = plan.make(made.spec, store, found)
+    listed.clear()
+    work = estimate.ahead(again, store, found)
+    assert work["embed/train"]["to_embed"] == 1
+    assert len(listed) == 2  # for each split, of which one has nothing yet
+
+
 def test_a_plan_fetches_no_pictures_from_the_web(data, monkeypatch):
     """Rows that name some are reckoned with, not read."""
     embed(data, planned(data)[0])
