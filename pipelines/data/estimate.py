@@ -1,7 +1,7 @@
 """What an embed node would do and cost, before it runs: for the plan.
 
 Reads listings, what the pool says of its shards, some Parquet footers and the version made last;
-nothing is written.
+and of changed files on disk the rows, to tell those that the job will copy. Nothing is written.
 """
 
 from __future__ import annotations
@@ -12,13 +12,22 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.data import cost
+from pipelines.data.earlier import Copier, Earlier, content_of, picture_id
+from pipelines.data.filters import sift
 from pipelines.data.folder import is_image
 from pipelines.data.pool import pool_of, whole_in
+from pipelines.data.rows import Row
+from pipelines.data.settings import Source
 from pipelines.data.shard import SourceShard
+from pipelines.data.sources import read_shard
 from pipelines.plan import Plan, Verdict, folder_of
 from pipelines.planning.cluster import EMBEDDING
 from pipelines.spec import Embedding, Encoders, Spec
 from pipelines.store.artifacts import Store
+from pipelines.store.dataset import Version
+
+READ_BYTES = 2**31
+"""Of files whose rows are compared with earlier ones; they have just been read to be hashed."""
 
 NAMED = ("t5", "clip")
 """Encoders that every spec has; others are called as the spec calls them."""
@@ -52,7 +61,8 @@ def _work(
 ) -> dict[str, Any]:
     recipe = verdict.node.settings["recipe"]
     pool = pool_of(recipe, made)
-    todo = _to_embed(store, pool, shards)
+    there = store.files(pool)
+    todo = _to_embed(store, pool, shards, there)
     last = _last(store, verdict)
     before = last.get("shards", {})
     current = {s.name for s in shards}
@@ -69,11 +79,71 @@ def _work(
     }
     if not todo:
         return work
-    read, how = _pairs(todo, last)
-    kept = last["rows"] / last["read"] if last.get("read") else 1.0
     encoders = plan.spec.encoders
-    how_done = _embedding(plan.spec)
-    return work | _cost(read, kept, last, recipe, encoders, how_done) | {"pairs_by": how}
+    kept = last["rows"] / last["read"] if last.get("read") else 1.0
+    earlier = Earlier.of(store, pool, shards, todo, Version.latest(store, verdict.node.id), there)
+    compared = _compared(plan, verdict, store, earlier, todo)
+    rest = [s for s in todo if s.name not in compared]
+    encode, copied = (float(sum(found[i] for found in compared.values())) for i in (0, 1))
+    how = "compared with those embedded before"
+    if rest:
+        read, how = _pairs(rest, last)
+        held = max(0.0, min(read, len(earlier.heads) - copied))
+        encode, copied = encode + read - held, copied + held
+    elif compared:
+        kept = 1.0
+    cost_ = _cost(encode, kept, last, recipe, encoders, _embedding(plan.spec))
+    if (size := cost_["bytes_a_pair"]) and copied:
+        cost_["bytes"] = round(size * (encode + copied) * kept)
+    exact = not rest or not copied
+    return work | cost_ | {"copied": round(copied), "at_least": not exact, "pairs_by": how}
+
+
+def _compared(
+    plan: Plan, verdict: Verdict, store: Store, earlier: Earlier, todo: list[SourceShard]
+) -> dict[str, tuple[int, int]]:
+    """Shard → how many of its pairs are to be encoded, and how many copied, as the job will find.
+
+    Of shards that have nothing to be copied from, or would cost too much to be read, nothing.
+    """
+    if not earlier.paths and not earlier.named:
+        return {}
+    source: Source = getattr(plan.spec.data, verdict.node.name)
+    filters = source.filters.for_sides(verdict.node.settings["recipe"]["resolutions"])
+    found, left = {}, READ_BYTES
+    for shard in todo:
+        left -= shard.bytes
+        if left < 0 or not shard.place.is_local or not _has_pictures(source, shard):
+            continue
+        copier, encode, copy = Copier(store, earlier, shard.name), 0, 0
+        for row in read_shard(source, shard):
+            for wanted in sift(row, filters) if isinstance(row, Row) else ():
+                if isinstance(wanted, Row):
+                    picture = picture_id(wanted.image)
+                    known = [copier.find(content_of(picture, text)) for text in wanted.captions]
+                    encode += known.count(None)
+                    copy += len(known) - known.count(None)
+        found[shard.name] = (encode, copy)
+    return found
+
+
+def _has_pictures(source: Source, shard: SourceShard) -> bool:
+    """Whether a shard's pictures are in its files; a Parquet file may name some on the web."""
+    if not _is_parquet(shard):
+        return True
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with shard.place.open(shard.path) as file:
+            kind = pq.read_schema(file).field(source.image).type
+    except (pa.ArrowException, OSError, KeyError):
+        return False
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_parquet(shard: SourceShard) -> bool:
+    return shard.path.lower().endswith((".parquet", ".pq"))
 
 
 def _embedding(spec: Spec) -> Embedding:
@@ -89,15 +159,17 @@ def _assumed(spec: Spec, recipe: Mapping[str, Any], pairs: int) -> dict[str, Any
     return {"to_embed": None, **work, "pairs_by": "assumed"}
 
 
-def _to_embed(store: Store, pool: str, shards: list[SourceShard]) -> list[SourceShard]:
+def _to_embed(
+    store: Store, pool: str, shards: list[SourceShard], there: Mapping[str, int]
+) -> list[SourceShard]:
     """Those that the pool has not, by the same rule as the job's."""
-    there = {shard.name for shard, _ in whole_in(store, pool, shards)}
-    return [s for s in shards if s.name not in there]
+    whole = {shard.name for shard, _ in whole_in(store, pool, shards, there)}
+    return [s for s in shards if s.name not in whole]
 
 
 def _last(store: Store, verdict: Verdict) -> dict[str, Any]:
     """What the version made last of this name teaches; empty if there is none."""
-    from pipelines.store.dataset import FILE, Version
+    from pipelines.store.dataset import FILE
 
     pointer = store.read_json(f"nodes/{verdict.node.id}.latest.json")
     folder = folder_of(verdict.node, pointer["fingerprint"]) if pointer else ""
@@ -134,7 +206,7 @@ def _pairs(todo: list[SourceShard], last: Mapping[str, Any]) -> tuple[float, str
     size = sum(s.bytes for s in todo)
     if pictures := sum(is_image(path) for s in todo for path in s.files):
         return pictures, "pictures listed"
-    if todo[0].path.lower().endswith((".parquet", ".pq")):
+    if _is_parquet(todo[0]):
         most = LOCAL_FOOTERS if todo[0].place.is_local else REMOTE_FOOTERS
         asked = todo[:: -(-len(todo) // most)]
         with ThreadPoolExecutor(16) as pool:
@@ -247,6 +319,12 @@ def _words(work: Mapping[str, Any]) -> list[str]:
     space = f"about {cost.gigabytes(size)} of shards" if size else "shards of unknown size"
     share = f", {work['kept'] * 100:.1f} % of them kept as before" if work["kept"] < 1 else ""
     found = [f"{work['pairs']:,} pairs ({work['pairs_by']}{share})"]
+    if work.get("copied"):
+        least = "at least " if work["at_least"] else ""
+        found = [
+            f"{least}{work['pairs']:,} pairs to encode, {work['copied']:,} to copy "
+            f"({work['pairs_by']}{share})"
+        ]
     found.append(
         f"{space}, at {tokens['t5']:.0f} T5 and {tokens['clip_text']:.0f} CLIP tokens a "
         f"caption ({source})"

@@ -1,10 +1,12 @@
 """A folder of pictures, captioned by a ``.txt`` beside each or by one caption file at the root.
 
-The unit is a bucket of pictures, chosen by the hash of their path without its ending: a picture
-that is added, removed or captioned anew changes one bucket. There are as few buckets as hold about
-``BUCKET_FILES`` each, a power of two; when a growing data set doubles, so does their number, and
-all are read again. The caption file is read once for the plan, and once for each bucket: for
-millions of pictures Parquet or WebDataset is the better home.
+The unit is a run of pictures in the order of their paths without endings, some ``SHARD_PICTURES``
+of them. Where a run ends is decided by the hash of the picture after it (content-defined chunking):
+a picture that is added or removed changes the run it falls into and at most a few behind it, and
+pictures whose names follow each other, such as a new day's, fall into few. Inside a run pictures
+are in the order of their names' hashes, for a folder often holds one kind of picture. The caption
+file is read once for the plan, and once for each run: for millions of pictures Parquet or
+WebDataset is the better home.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.data.captions import lines, listed
-from pipelines.data.identity import identify
-from pipelines.data.places import File, Place
+from pipelines.data.identity import identify_each
+from pipelines.data.places import File, Folder, Place
 from pipelines.data.rows import Bad, BadRow, Reason
 from pipelines.data.settings import Source
 from pipelines.data.shard import (
@@ -29,14 +32,18 @@ from pipelines.data.shard import (
     caption_fields,
     fields,
     first_of,
+    name_of,
 )
 
-BUCKET_FILES = 1024
+SHARD_PICTURES = 1024
+"""On average; a shard has from half to twice as many, the last one fewer."""
+
 CAPTION_FILES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
 
 
-def shards(source: Source, place: Place, files: list[File]) -> list[SourceShard]:
-    """The buckets that hold anything; ValueError if there are two caption files."""
+def shards(source: Source, home: Folder) -> list[SourceShard]:
+    """The runs of pictures; ValueError if there are two caption files."""
+    place, files = home.place, home.files
     tables = [f.path for f in files if f.path in CAPTION_FILES]
     if len(tables) > 1:
         raise ValueError(
@@ -49,31 +56,57 @@ def shards(source: Source, place: Place, files: list[File]) -> list[SourceShard]
         )
     pictures = [f for f in files if is_image(f.path)]
     texts = [] if tables else [f for f in files if f.path.endswith(".txt")]
-    count = 1
-    while len(pictures) > count * BUCKET_FILES:
-        count *= 2
-    content: list[list[File]] = [[] for _ in range(count)]
+    starts = _starts(stem(f.path) for f in pictures)
+    content: list[list[File]] = [[] for _ in starts]
     for file in [*pictures, *texts]:
-        content[bucket_of(stem(file.path), count)].append(file)
-    said = [hashlib.sha256() for _ in range(count)]
+        content[_run_of(stem(file.path), starts)].append(file)
+    said = [hashlib.sha256() for _ in starts]
     spoken = set()
     for line in table(source, place, tables[0]) if tables else ():
-        bucket = bucket_of(line.belongs_to, count)
-        said[bucket].update(f"{line}\n".encode("utf-8", "surrogateescape"))
-        spoken.add(bucket)
+        run = _run_of(line.belongs_to, starts)
+        said[run].update(f"{line}\n".encode("utf-8", "surrogateescape"))
+        spoken.add(run)
+    runs = [i for i, some in enumerate(content) if some or i in spoken]
+    identities = identify_each(place, [content[i] for i in runs])
     return [
         SourceShard(
-            name=f"bucket-{i:05d}-of-{count:05d}",
+            name="pictures-" + name_of(home.prefix + starts[i]).lstrip("-"),
             folder=place.folder,
             path=tables[0] if tables else "",
-            identity=identify(place, content[i]) + (f"+{said[i].hexdigest()}" if tables else ""),
+            identity=identity + (f"+{said[i].hexdigest()}" if tables else ""),
             bytes=sum(f.bytes for f in content[i]),
+            prefix=home.prefix,
             files=tuple(f.path for f in content[i]),
-            bucket=(i, count),
+            span=(starts[i], starts[i + 1] if i + 1 < len(starts) else None),
         )
-        for i in range(count)
-        if content[i] or i in spoken
+        for i, identity in zip(runs, identities, strict=True)
     ]
+
+
+def _starts(stems: Iterable[str]) -> list[str]:
+    """Where each run begins; the first one begins before everything."""
+    starts, size = [""], 0
+    for name in sorted(set(stems)):
+        ends = size >= SHARD_PICTURES // 2 and _hash(name) % (SHARD_PICTURES // 2) == 0
+        if ends or size >= 2 * SHARD_PICTURES:
+            starts.append(name)
+            size = 0
+        size += 1
+    return starts
+
+
+def _run_of(text: str, starts: list[str]) -> int:
+    return bisect_right(starts, text) - 1
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def _mixed(path: str) -> tuple[int, str]:
+    """Sorts pictures so that neighbours are of no kind; those of one stem stay together."""
+    return _hash(stem(path)), path
 
 
 def read(source: Source, shard: SourceShard) -> Findings:
@@ -82,24 +115,24 @@ def read(source: Source, shard: SourceShard) -> Findings:
 
 def _captioned_by_text(source: Source, shard: SourceShard) -> Findings:
     texts = {stem(path): path for path in shard.files if path.endswith(".txt")}
-    pictures = [path for path in shard.files if is_image(path)]
+    pictures = sorted((path for path in shard.files if is_image(path)), key=_mixed)
     for path in pictures:
-        text = texts.get(stem(path))
+        key, text = shard.prefix + stem(path), texts.get(stem(path))
         try:
             captions = lines(shard.place.fetch(text)) if text else [None]
         except BadRow as bad:
-            yield Bad(stem(path), text or path, Reason.CAPTION_MISSING, str(bad))
+            yield Bad(key, text or path, Reason.CAPTION_MISSING, str(bad))
             continue
-        yield Found(key=stem(path), source=path, image=path, captions=captions)
+        yield Found(key=key, source=path, image=path, captions=captions)
     for lonely in sorted(texts.keys() - {stem(path) for path in pictures}):
-        yield Bad(lonely, texts[lonely], Reason.IMAGE_MISSING)
+        yield Bad(shard.prefix + lonely, texts[lonely], Reason.IMAGE_MISSING)
 
 
 def _captioned_by_table(source: Source, shard: SourceShard) -> Findings:
-    index, count = shard.bucket
+    first, beyond = shard.span
     found: dict[str, Line] = {}
     for line in table(source, shard.place, shard.path):
-        if bucket_of(line.belongs_to, count) != index:
+        if line.belongs_to < first or (beyond is not None and line.belongs_to >= beyond):
             continue
         if line.bad:
             yield Bad(f"line {line.number}", shard.path, line.bad, line.detail)
@@ -108,16 +141,17 @@ def _captioned_by_table(source: Source, shard: SourceShard) -> Findings:
         else:
             found[line.file] = line
     there = {path for path in shard.files if is_image(path)}
-    for path in sorted(there | found.keys()):
+    for path in sorted(there | found.keys(), key=_mixed):
+        key = shard.prefix + stem(path)
         if path not in found:
-            yield Bad(stem(path), path, Reason.CAPTION_MISSING, f"{shard.path} does not name it")
+            yield Bad(key, path, Reason.CAPTION_MISSING, f"{shard.path} does not name it")
         elif path not in there:
             detail = f"line {found[path].number} of {shard.path} names it"
-            yield Bad(stem(path), path, Reason.IMAGE_MISSING, detail)
+            yield Bad(key, path, Reason.IMAGE_MISSING, detail)
         else:
             line = found[path]
             yield Found(
-                key=line.key if source.key else stem(path),
+                key=line.key if source.key else key,
                 source=path,
                 image=path,
                 captions=line.captions,
@@ -134,11 +168,6 @@ def stem(path: str) -> str:
     return f"{folder}{slash}{name.rpartition('.')[0] or name}"
 
 
-def bucket_of(text: str, count: int) -> int:
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") % count
-
-
 @dataclass
 class Line:
     """What one line of a caption file says."""
@@ -153,7 +182,7 @@ class Line:
 
     @property
     def belongs_to(self) -> str:
-        """What decides its bucket: the picture it names, or else its own text."""
+        """What decides its run: the picture it names, or else its own text."""
         return stem(self.file) if self.file else self.detail
 
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import sqlite3
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipelines.data.places import File, Place
@@ -20,6 +21,11 @@ SETTLED_S = 2.0
 CACHE = ".cache/ediffi/identities.sqlite"
 CHUNK_BYTES = 2**20
 
+SAVE_EVERY_S = 10.0
+"""What was hashed is written this often, so that a plan that is cut short has not read in vain."""
+
+ASKED = 500  # keys of one query; SQLite takes no more than 999
+
 
 def identify(place: Place, files: list[File]) -> str:
     """Identity of some files: of their paths in the data set, and of their content.
@@ -28,26 +34,59 @@ def identify(place: Place, files: list[File]) -> str:
     One in an object store by its checksum (ETag) and size, which cost no reading; the same file
     uploaded anew in other parts counts as changed. A store that has no checksum is read.
     """
-    if place.is_local:
-        return _remembered(place, files)
-    return _digest(
-        [(f.path, f"{f.stamp[0]}/{f.bytes}" if f.stamp else _read(place, f)) for f in files]
-    )
+    return identify_each(place, [files])[0]
 
 
-def _remembered(place: Place, files: list[File]) -> str:
+def identify_each(place: Place, groups: Sequence[list[File]]) -> list[str]:
+    """:func:`identify` of many groups of files, looked up and remembered together."""
+    if not place.is_local:
+        return [
+            _digest(
+                [(f.path, f"{f.stamp[0]}/{f.bytes}" if f.stamp else _read(place, f)) for f in files]
+            )
+            for files in groups
+        ]
+    keys = [_key(place, files) for files in groups]
+    known = _recall(keys)
+    fresh: dict[str, str] = {}
+    saved_s = time.monotonic()
+    try:
+        for key, files in zip(keys, groups, strict=True):
+            if key in known:
+                continue
+            known[key] = _digest([(f.path, _read(place, f)) for f in files])
+            newest_s = max((time_ns / 1e9 for f in files for time_ns in f.stamp), default=0)
+            if time.time() - newest_s > SETTLED_S:
+                fresh[key] = known[key]
+            if time.monotonic() - saved_s > SAVE_EVERY_S:
+                _remember(fresh)
+                fresh, saved_s = {}, time.monotonic()
+    finally:
+        _remember(fresh)
+    return [known[key] for key in keys]
+
+
+def _key(place: Place, files: list[File]) -> str:
     full = [(place.full(f.path), f"{f.bytes} {f.stamp}") for f in files]
-    key = _digest([*full, ("in", place.folder)])
+    return _digest([*full, ("in", place.folder)])
+
+
+def _recall(keys: Sequence[str]) -> dict[str, str]:
+    known: dict[str, str] = {}
     with contextlib.suppress(OSError, sqlite3.Error), _cache() as cache:
-        for (known,) in cache.execute("SELECT content FROM identities WHERE files = ?", (key,)):
-            return str(known)
-    content = _digest([(f.path, _read(place, f)) for f in files])
-    newest_s = max((time_ns / 1e9 for f in files for time_ns in f.stamp), default=0)
-    if time.time() - newest_s > SETTLED_S:
-        with contextlib.suppress(OSError, sqlite3.Error), _cache() as cache:
-            cache.execute("INSERT OR REPLACE INTO identities VALUES (?, ?)", (key, content))
-            cache.commit()
-    return content
+        for at in range(0, len(keys), ASKED):
+            some = keys[at : at + ASKED]
+            marks = ",".join("?" * len(some))
+            known.update(cache.execute(f"SELECT * FROM identities WHERE files IN ({marks})", some))
+    return known
+
+
+def _remember(fresh: Mapping[str, str]) -> None:
+    """Writes in one transaction: on a disk each costs a flush, some 10 ms."""
+    if not fresh:
+        return
+    with contextlib.suppress(OSError, sqlite3.Error), _cache() as cache, cache:
+        cache.executemany("INSERT OR REPLACE INTO identities VALUES (?, ?)", fresh.items())
 
 
 def _digest(parts: list[tuple[str, str]]) -> str:

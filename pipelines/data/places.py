@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import posixpath
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -102,63 +104,117 @@ def filesystem(url: str) -> tuple[Any, str]:
     return LocalFileSystem(), str(Path(url).expanduser().absolute())
 
 
-def find(paths: str | list[str]) -> tuple[Place, list[File]]:
-    """A data set's folder and every file in it, by path; hidden ones (``.name``) are left out.
+@dataclass(frozen=True)
+class Folder:
+    """One of the folders that make up a data set."""
 
-    Of single files the folder is the one they share.
+    place: Place
+    files: list[File]
+    """By path."""
+
+    prefix: str = ""
+    """Ends in ``/`` and comes before its files' paths where the data set's other folders are at
+    hand; nothing for the first folder."""
+
+
+def find_each(paths: str | list[str]) -> list[Folder]:
+    """The folders that a ``path:`` names, each as it would be found alone.
+
+    Files of a list that lie in one folder, or in a folder that is listed too, belong to that
+    folder. A list's first folder has no prefix; each further one has its own name, or as much of
+    its path as tells its files from those before. So a folder that is added to the end of a list
+    leaves the names and the content of all others as they were.
+
+    Raises:
+        ValueError: A file or folder is not there, or they lie on several storage systems.
+    """
+    if isinstance(paths, str):
+        return [Folder(*find(paths))]
+    if not paths:
+        raise ValueError("`path:` is an empty list; name a folder or some files")
+    found = [find(path) for path in paths]
+    kinds = sorted({p.folder.partition("://")[0] if not p.is_local else "" for p, _ in found})
+    if len(kinds) > 1:
+        raise ValueError(
+            f"`path:` lists files of different places ({', '.join(k or 'disk' for k in kinds)}); "
+            "bring them to one"
+        )
+    outermost: dict[str, dict[str, File]] = {}
+    listed = {place.folder for place, _ in found}
+    for place, files in found:
+        above = [f for f in _parents(place.folder) if f in listed]
+        home = above[-1] if above else place.folder
+        within = place.folder.removeprefix(home).strip("/")
+        for file in files:
+            path = posixpath.join(within, file.path)
+            outermost.setdefault(home, {})[path] = replace(file, path=path)
+        outermost.setdefault(home, {})
+    folders: list[Folder] = []
+    taken: set[str] = set()
+    for home, members in outermost.items():
+        prefix = next(p for p in _prefixes(home, first=not folders) if _is_free(p, members, taken))
+        taken.update(f"{prefix}{path}" for path in members)
+        files = sorted(members.values(), key=lambda f: f.path)
+        folders.append(Folder(Place(home), files, prefix))
+    return folders
+
+
+def _parents(folder: str) -> Iterator[str]:
+    """The folders that a folder lies in, from the nearest on."""
+    while (above := folder.rpartition("/")[0]) and not above.endswith(":/"):
+        yield above
+        folder = above
+
+
+def _prefixes(folder: str, first: bool) -> Iterator[str]:
+    if first:
+        yield ""
+    names = [name for name in folder.rpartition("://")[2].split("/") if name]
+    for many in range(1, len(names) + 1):
+        yield "/".join(names[-many:]) + "/"
+    for number in itertools.count(2):
+        yield f"{'/'.join(names)} ({number})/"
+
+
+def _is_free(prefix: str, members: Iterable[str], taken: set[str]) -> bool:
+    return taken.isdisjoint(f"{prefix}{path}" for path in members)
+
+
+def find(path: str) -> tuple[Place, list[File]]:
+    """A folder and every file in it, by path; hidden ones (``.name``) are left out.
+
+    Of a single file, the folder it lies in and that file.
 
     Raises:
         ValueError: There is no such file or folder.
     """
-    if isinstance(paths, list):
-        if not paths:
-            raise ValueError("`path:` is an empty list; name a folder or some files")
-        return _joined([find(path) for path in paths])
-    fs, root = filesystem(paths)
-    if "://" not in paths:
+    fs, root = filesystem(path)
+    if "://" not in path:
         if fs.isfile(root):
             folder, name = posixpath.split(root)
             return Place(folder), [_local(Path(folder), name)]
         place, files, exists = Place(root), _walk(Path(root)), fs.exists(root)
     else:
         fs.invalidate_cache()
-        listing = remote.attempt(lambda: fs.find(root, detail=True), paths)
+        listing = remote.attempt(lambda: fs.find(root, detail=True), path)
         if root in listing:  # a file
             name = posixpath.basename(root)
-            return Place(paths.rpartition("/")[0]), [_remote(name, listing[root])]
+            return Place(path.rpartition("/")[0]), [_remote(name, listing[root])]
         files = [
             _remote(posixpath.relpath(name, root), info)
             for name, info in listing.items()
             if info["type"] != "directory" and not name.endswith("/")  # a mark of a folder
         ]
-        place = Place(paths.rstrip("/"))
-        exists = bool(files) or remote.attempt(lambda: fs.exists(root), paths)
+        place = Place(path.rstrip("/"))
+        exists = bool(files) or remote.attempt(lambda: fs.exists(root), path)
     if not exists:
-        hint = ", for braces are not expanded" if "{" in paths else ""
+        hint = ", for braces are not expanded" if "{" in path else ""
         raise ValueError(
-            f"data folder {paths} does not exist; set `path:` to a folder, a file or a list "
+            f"data folder {path} does not exist; set `path:` to a folder, a file or a list "
             f"of files{hint}"
         )
     visible = [f for f in files if not any(p.startswith(".") for p in f.path.split("/"))]
     return place, sorted(visible, key=lambda f: f.path)
-
-
-def _joined(found: list[tuple[Place, list[File]]]) -> tuple[Place, list[File]]:
-    folders = [place.folder for place, _ in found]
-    kinds = sorted({folder.partition("://")[0] if "://" in folder else "" for folder in folders})
-    if len(kinds) > 1:
-        raise ValueError(
-            f"`path:` lists files of different places ({', '.join(k or 'disk' for k in kinds)}); "
-            "bring them to one"
-        )
-    prefix = f"{kinds[0]}://" if kinds[0] else ""
-    shared = prefix + os.path.commonpath([folder.removeprefix(prefix) for folder in folders])
-    files = {}
-    for place, members in found:
-        for file in members:
-            path = posixpath.relpath(f"{place.folder}/{file.path}", shared)
-            files[path] = File(path, file.bytes, file.stamp)
-    return Place(shared), sorted(files.values(), key=lambda f: f.path)
 
 
 def _walk(root: Path) -> list[File]:

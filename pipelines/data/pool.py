@@ -48,13 +48,19 @@ def is_whole(facts: Mapping[str, Any], size: Callable[[str], int | None]) -> boo
 
 
 def whole_in(
-    store: Store, pool: str, shards: Iterable[SourceShard]
+    store: Store,
+    pool: str,
+    shards: Iterable[SourceShard],
+    there: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[SourceShard, dict[str, Any]]]:
     """Those of the shards that are in the pool, whole, each with its row; in their order.
 
-    Lists the pool once, and reads the rows many at a time.
+    Reads the rows many at a time.
+
+    Args:
+        there: the pool's files and sizes, if it has been listed.
     """
-    there = store.files(pool)
+    there = store.files(pool) if there is None else there
 
     def row(shard: SourceShard) -> str:
         return shard_path(pool, shard.name, shard.identity, "json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -46,6 +47,10 @@ class Filters(Strict):
 
     scores: dict[str, Range] = Field(default_factory=dict)
     """Bounds of the scores that the source names; a row without the score is refused."""
+
+    def for_sides(self, resolutions: Sequence[int]) -> Filters:
+        """For some stages: a picture is never enlarged, so it must do for the smallest at least."""
+        return self.model_copy(update={"min_side": self.min_side or min(resolutions)})
 
 
 class Source(Strict):

@@ -34,11 +34,15 @@ class SourceShard:
     change the Parquet with them."""
 
     bytes: int
+    prefix: str = ""
+    """Of a data set of several folders: what tells this one's files from the others'."""
+
     files: tuple[str, ...] = ()
     """Of a folder's pictures: those of this shard and their captions."""
 
-    bucket: tuple[int, int] = (0, 1)
-    """Of a folder's pictures: the shard's index and their number."""
+    span: tuple[str, str | None] = ("", None)
+    """Of a folder's pictures: where the shard's begin among all paths without endings, and where
+    the next one's do."""
 
     @property
     def url(self) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from pipelines.data import folder, parquet, webdataset
 from pipelines.data.captions import objection
-from pipelines.data.identity import identify
-from pipelines.data.places import MAX_FILE_BYTES, File, Place, find
+from pipelines.data.identity import identify_each
+from pipelines.data.places import MAX_FILE_BYTES, Folder, Place, find_each
 from pipelines.data.rows import Bad, BadRow, Reason, Row, split_captions
 from pipelines.data.settings import Source
 from pipelines.data.shard import Found, SourceShard, name_of
@@ -26,23 +26,32 @@ def list_shards(source: Source) -> list[SourceShard]:
     Raises:
         ValueError: Nothing usable at ``path``, several formats, or a column is missing.
     """
-    place, files, kind = _look(source)
-    mine = [f for f in files if _kind(f.path) == kind]
+    folders, kind = _look(source)
+    found = [shard for folder_ in folders for shard in _shards(source, folder_, kind)]
+    if not found:
+        raise ValueError(f"{_named(folders)} has no file of the format {kind!r}; change `format:`")
+    return found
+
+
+def _shards(source: Source, home: Folder, kind: str) -> list[SourceShard]:
+    mine = [f for f in home.files if _kind(f.path) == kind]
     if not mine:
-        raise ValueError(f"{place.folder} has no file of the format {kind!r}; change `format:`")
+        return []
     if kind == "folder":
-        return folder.shards(source, place, files)
+        return folder.shards(source, home)
     if kind == "parquet":
-        parquet.check_columns(source, place, mine)
+        parquet.check_columns(source, home.place, mine)
+    identities = identify_each(home.place, [[file] for file in mine])
     return [
         SourceShard(
-            name=name_of(file.path),
-            folder=place.folder,
+            name=name_of(home.prefix + file.path),
+            folder=home.place.folder,
             path=file.path,
-            identity=identify(place, [file]),
+            identity=identity,
             bytes=file.bytes,
+            prefix=home.prefix,
         )
-        for file in mine
+        for file, identity in zip(mine, identities, strict=True)
     ]
 
 
@@ -56,7 +65,7 @@ def read_shard(source: Source, shard: SourceShard) -> Iterator[Row | Bad]:
     """
     keys: set[str] = set()
     for found in READERS[_kind(shard.path) or "folder"](source, shard):  # a folder's caption file
-        key, place = _text(found.key), _text(found.source)
+        key, place = _text(found.key), _text(shard.prefix + found.source)
         if isinstance(found, Bad):
             yield Bad(key, place, found.reason, _text(found.detail))
             continue
@@ -77,25 +86,30 @@ def read_shard(source: Source, shard: SourceShard) -> Iterator[Row | Bad]:
         yield from dropped
 
 
-def _look(source: Source) -> tuple[Place, list[File], str]:
-    """The files at the source's path, and their format."""
+def _look(source: Source) -> tuple[list[Folder], str]:
+    """The folders at the source's path, and their files' format."""
     if source.path is None:
         raise ValueError("this source has no `path:`; its pictures are made")
-    place, files = find(source.path)
-    kinds = sorted({kind for f in files if (kind := _kind(f.path))})
+    folders = find_each(source.path)
     if source.format:
-        return place, files, source.format
+        return folders, source.format
+    kinds = sorted({kind for found in folders for f in found.files if (kind := _kind(f.path))})
     if len(kinds) > 1:
         raise ValueError(
-            f"{place.folder} has files of several formats ({', '.join(kinds)}); "
+            f"{_named(folders)} has files of several formats ({', '.join(kinds)}); "
             "say with `format:` which are meant"
         )
     if not kinds:
         raise ValueError(
-            f"data folder {place.folder} holds no .parquet file, no .tar file and no picture; "
+            f"data folder {_named(folders)} holds no .parquet file, no .tar file and no picture; "
             "set `path:` to one that does"
         )
-    return place, files, kinds[0]
+    return folders, kinds[0]
+
+
+def _named(folders: list[Folder]) -> str:
+    more = f" (and {len(folders) - 1} more)" if len(folders) > 1 else ""
+    return f"{folders[0].place.folder}{more}"
 
 
 def _kind(path: str) -> str | None:

@@ -2,21 +2,25 @@
 
 One source shard becomes one embedded shard in the pool, whole or not at all, and a row beside it
 says that it is done. So a killed job does again only what was in flight, and what an earlier
-version or another pipeline has embedded by the same recipe is not done at all. The node's own
-result is a version: the list of its shards.
+version or another pipeline has embedded by the same recipe is not done at all: neither a shard
+that is in the pool, nor a row that an earlier shard has (:mod:`pipelines.data.earlier`). The
+node's own result is a version: the list of its shards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from pipelines.data.earlier import Earlier
 from pipelines.data.pool import pool_of, whole_in
 from pipelines.data.settings import Source
 from pipelines.data.shard import SourceShard
 from pipelines.steps.context import Context, Result
-from pipelines.steps.embed_stages import STAGES, Job, Stage, Whole, Work
+from pipelines.steps.embed_stages import STAGES, Stage, Whole
 from pipelines.steps.embed_tally import Tally
+from pipelines.steps.embed_work import Job, Work
 
 Facts = dict[str, Any]
 
@@ -26,6 +30,7 @@ WAVE = 10_000  # shards of one Ray Data job
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
     from pipelines.data.sources import list_shards
     from pipelines.sources import digest_of
+    from pipelines.store.dataset import Version
 
     recipe = settings["recipe"]
     made = ctx.manifests.get("encoders")
@@ -54,11 +59,15 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         size = {what: tally.totals[what] for what in ("rows", "bytes")}
         ctx.report(done=tally.shards, of=len(shards), unit="shards", **size)
 
-    for facts in done_before(job, shards):
+    there = ctx.store.files(job.pool)
+    for facts in done_before(job, shards, there):
         tally.add(facts)
         safe.add(facts["name"])
     report()
     todo = [s for s in shards if s.name not in safe]
+    before = Version.latest(ctx.store, ctx.node) if todo else None
+    job = replace(job, earlier=Earlier.of(job.store, job.pool, shards, todo, before, there))
+    del there  # of a million files
     for facts in run(job, todo, ctx.runtime["embedding"], ctx.cpus):
         tally.add(facts, now=True)
         ctx.save_progress(tally.shards, len(shards), "shards")
@@ -66,9 +75,11 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     return assembled(ctx, job, tally)
 
 
-def done_before(job: Job, shards: list[SourceShard]) -> Iterator[Facts]:
+def done_before(
+    job: Job, shards: list[SourceShard], there: Mapping[str, int] | None = None
+) -> Iterator[Facts]:
     """Facts of the shards that are in the pool."""
-    for shard, facts in whole_in(job.store, job.pool, shards):
+    for shard, facts in whole_in(job.store, job.pool, shards, there):
         yield facts | {"name": shard.name, "source": shard.url}
 
 
@@ -160,6 +171,7 @@ def assembled(ctx: Context, job: Job, tally: Tally) -> Result:
             "shards": tally.shards,
             "gigabytes": stats["bytes"] / 1e9,
             "encoded_now": tally.totals["encoded_now"],
+            "copied_now": tally.totals["copied_now"],
         },
         info={
             "pool": job.pool,

@@ -1,13 +1,15 @@
 """What is done to one source shard on its way to becoming an embedded one, stage by stage.
 
-    Decode      reads, checks and filters its rows; every picture is decoded once
+    Decode      reads, checks and filters its rows; copies those that an earlier shard has, and
+                decodes the pictures of the others, each once
     Texts       T5 of the captions
     Pictures    CLIP of captions and pictures, and the filter that needs it
     Write       the shard, and behind it the row that says it is done
 
 Each is a pool of actors of the Ray Data job; or one actor does them all in turn (``Whole``), where
 no GPU makes them differ in what they need. A shard travels whole: it is the unit of recovery, and
-what comes out depends on nothing but the shard and the recipe.
+what comes out depends on nothing but the shard and the recipe: whether a row was copied or encoded
+makes no difference but in an encoder's last bits (:mod:`pipelines.data.earlier`).
 """
 
 from __future__ import annotations
@@ -15,85 +17,14 @@ from __future__ import annotations
 import pickle
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar
 
-from pipelines.data.pool import is_whole, shard_path
+from pipelines.data.earlier import Copier, Lost, content_of, picture_id
 from pipelines.data.rows import Bad, BadRow, Reason, Row
-from pipelines.data.settings import Filters, Source
-from pipelines.data.shard import SourceShard
 from pipelines.remote import attempt
-from pipelines.steps.embed_batch import Batch, Given
-from pipelines.store.artifacts import Store, sha256
-
-FILTERED = (
-    Reason.IMAGE_SMALL,
-    Reason.CAPTION_LENGTH,
-    Reason.SCORE_MISSING,
-    Reason.SCORE_BOUNDS,
-    Reason.CLIP_SCORE,
-)
-"""Sound rows that are not wanted: counted. All other reasons are faults: listed one by one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What all shards of an embedding job have in common; travels to every actor."""
-
-    store: Store
-    pool: str
-    """The folder in the store that versions of this recipe share."""
-
-    source: Source
-    resolutions: tuple[int, ...]
-    full: tuple[int, ...]
-    packing: dict[str, Any]
-    encoders_folder: str | None
-    encoders: Mapping[str, Any]
-    threads: int
-    batch_tokens: Given
-    clip_batch: Given
-
-    @cached_property
-    def filters(self) -> Filters:
-        """A picture is never enlarged: it must do for the smallest stage at least."""
-        given = self.source.filters
-        return given.model_copy(update={"min_side": given.min_side or min(self.resolutions)})
-
-    def path(self, shard: SourceShard, ending: str) -> str:
-        return shard_path(self.pool, shard.name, shard.identity, ending)
-
-    def is_done(self, shard: SourceShard) -> bool:
-        """Whether it is in the pool, whole: Ray repeats what died before it could say so."""
-        facts = self.store.read_json(self.path(shard, "json"))
-        return facts is not None and is_whole(facts, self.store.size)
-
-
-@dataclass
-class Work:
-    """A shard between two stages."""
-
-    shard: SourceShard
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """For each ``key``, ``source``, ``caption``, ``picture`` (a number) and ``scores``."""
-
-    pictures: list[dict[Any, Any]] = field(default_factory=list)
-    """For each ``clip`` and every resolution a uint8 array; None where it is too small."""
-
-    embeddings: dict[str, Any] = field(default_factory=dict)
-    encoders: dict[str, dict[str, str]] = field(default_factory=dict)
-    bad: list[Bad] = field(default_factory=list)
-    batches: dict[str, int] = field(default_factory=dict)
-    """Encoder, or ``clip_image`` → tokens or pictures it worked on together."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    read: int = 0
-    done: bool = False
-    error: str = ""
-    """A user's mistake, in words: raised in the driver, as Ray Data would print it as its own."""
+from pipelines.steps.embed_batch import Batch
+from pipelines.steps.embed_work import Job, Work
 
 
 class Stage(ABC):
@@ -145,20 +76,36 @@ class Decode(Stage):
         )
 
     def work(self, work: Work) -> None:
-        from pipelines.data.sources import read_shard
-
         work.done = self.job.is_done(work.shard)
         if work.done:
             return
 
-        def read() -> None:
-            work.rows, work.pictures, work.bad, work.read = [], [], [], 0
-            for found in read_shard(self.job.source, work.shard):
-                self.take(work, found)
+        copier = Copier(self.job.store, self.job.earlier, work.shard.name)
+        while True:
+            attempt(lambda: self.read(work, copier), work.shard.url)
+            try:
+                self.copy(work, copier)
+                break
+            except Lost as lost:  # what it had is read again, to be encoded
+                copier.without(lost.shard)
+        work.encoded = len(work.rows)
 
-        attempt(read, work.shard.url)
+    def read(self, work: Work, copier: Copier) -> None:
+        from pipelines.data.sources import read_shard
 
-    def take(self, work: Work, found: Row | Bad) -> None:
+        work.rows, work.pictures, work.bad, work.read = [], [], [], 0
+        work.copied, work.dropped = [], {}
+        if self.job.earlier.is_thin:
+            copier.look_for(
+                content_of(picture_id(found.image), caption)
+                for found in read_shard(self.job.source, work.shard)
+                if isinstance(found, Row)
+                for caption in found.captions
+            )
+        for found in read_shard(self.job.source, work.shard):
+            self.take(work, found, copier)
+
+    def take(self, work: Work, found: Row | Bad, copier: Copier) -> None:
         from pipelines.data.filters import sift
 
         work.read += isinstance(found, Row) or found.reason != Reason.CAPTION_DROPPED
@@ -169,20 +116,49 @@ class Decode(Stage):
             for row in sift(found, self.job.filters):
                 if isinstance(row, Bad):
                     work.bad.append(row)
-                    continue
-                work.pictures.append(self.sizes(row.image))
-                for i, caption in enumerate(row.captions):
-                    work.rows.append(
-                        {
-                            "key": f"{row.key}#{i}" if i else row.key,
-                            "source": row.source,
-                            "caption": caption,
-                            "picture": len(work.pictures) - 1,
-                            "scores": dict(row.scores),
-                        }
-                    )
+                else:
+                    self.sort(work, row, copier)
         except BadRow as bad:
             work.bad.append(Bad(found.key, found.source, bad.reason, bad.detail))
+
+    def sort(self, work: Work, row: Row, copier: Copier) -> None:
+        """Its pairs to those that are copied, or to those that are encoded.
+
+        Raises:
+            BadRow: its picture is damaged.
+        """
+        picture = picture_id(row.image)
+        to_encode, copied, dropped = [], [], []
+        for i, caption in enumerate(row.captions):
+            content = content_of(picture, caption)
+            pair = {
+                "at": (work.read, i),
+                "key": f"{row.key}#{i}" if i else row.key,
+                "source": row.source,
+                "caption": caption,
+                "content": content,
+                "scores": dict(row.scores),
+            }
+            known = copier.find(content)
+            if known is None:
+                to_encode.append(pair)
+            elif known.row is None:
+                dropped.append((pair, known.score))
+            else:
+                copied.append({**pair, "known": known})
+        if to_encode:
+            work.pictures.append(self.sizes(row.image))
+            work.rows += [{**pair, "picture": len(work.pictures) - 1} for pair in to_encode]
+        work.copied += copied
+        for pair, score in dropped:
+            self.job.drop(work, pair, score)
+
+    def copy(self, work: Work, copier: Copier) -> None:
+        found = [pair.pop("known") for pair in work.copied]
+        values = copier.rows(found, [pair["caption"] for pair in work.copied])
+        for pair, known, kept in zip(work.copied, found, values, strict=True):
+            pair["values"] = kept
+            pair["scores"]["clip"] = known.score
 
     def sizes(self, image: bytes) -> dict[Any, Any]:
         import numpy as np
@@ -313,8 +289,7 @@ class Pictures(Encoding):
             elif least is None or score >= least:
                 kept.append(i)
             else:
-                detail = f"{score:.3f}, the least is {least}"
-                work.bad.append(Bad(row["key"], row["source"], Reason.CLIP_SCORE, detail))
+                self.job.drop(work, row, score)
         work.rows = [work.rows[i] for i in kept]
         work.embeddings = {name: [of[i] for i in kept] for name, of in work.embeddings.items()}
 
@@ -332,55 +307,15 @@ class Write(Stage):
     name = "write"
 
     def work(self, work: Work) -> None:
+        from pipelines.steps.embed_write import write_shard
+
         work.done = self.job.is_done(work.shard)  # meanwhile, by an actor that was thought dead
         if not work.done:
-            self.keep(work)
-        work.rows, work.pictures, work.embeddings = [], [], {}
-
-    def keep(self, work: Work) -> None:
-        from pipelines.data.repeated import hashed, keys_path
-        from pipelines.store.shards import pixels_at, write
-
-        columns: dict[str, list[Any]] = {
-            name: [row[name] for row in work.rows] for name in ("key", "source", "caption")
-        }
-        for score in sorted({s for row in work.rows for s in row["scores"]}):
-            columns[f"score_{score}"] = [row["scores"].get(score) for row in work.rows]
-        for side in self.job.resolutions:
-            columns[pixels_at(side)] = [work.pictures[row["picture"]][side] for row in work.rows]
-        facts: dict[str, Any] = {"rows": 0, "usable": dict.fromkeys(self.job.resolutions, 0)}
-        if work.rows:
-            header = header_of(self.job, work)
-            data, facts = write({**columns, **work.embeddings}, header)
-            path = self.job.path(work.shard, "parquet")
-            self.job.store.write(path, data)
-            self.job.store.write(keys_path(path), hashed(columns["key"]))
-            captions = {row["caption"]: None for row in work.rows}
-            facts |= {
-                "path": path,
-                "bytes": len(data),
-                "sha256": sha256(data),
-                "metadata": {k.decode(): v.decode() for k, v in header.to_metadata().items()},
-                "captions": len(captions),
-                "tokens": {
-                    name: dict(sorted(Counter(map(len, values)).items()))
-                    for name, values in work.embeddings.items()
-                    if values[0].ndim == 2
-                },
-            }
-        reasons = Counter(str(b.reason) for b in work.bad)
-        facts |= {
-            "name": work.shard.name,
-            "source": work.shard.url,
-            "source_identity": work.shard.identity,
-            "read": work.read,
-            "filtered": {r: n for r, n in sorted(reasons.items()) if r in FILTERED},
-            "quarantined": {r: n for r, n in sorted(reasons.items()) if r not in FILTERED},
-            "faults": [asdict(b) for b in work.bad if b.reason not in FILTERED],
-            "batches": dict(sorted(work.batches.items())),
-            "seconds": {stage: round(s, 3) for stage, s in work.seconds.items()},
-        }
-        self.job.store.write_json(self.job.path(work.shard, "json"), facts)
+            try:
+                write_shard(self.job, work)
+            except ValueError as error:
+                work.error = str(error)
+        work.rows, work.copied, work.pictures, work.embeddings = [], [], [], {}
 
 
 class Whole(Stage):
@@ -400,25 +335,3 @@ class Whole(Stage):
 
 
 STAGES: tuple[type[Stage], ...] = (Decode, Texts, Pictures, Write)
-
-
-def header_of(job: Job, work: Work) -> Any:
-    """What is the same for all shards of the job: found from the first row's embeddings."""
-    from ediffi_core.conditioning import EmbeddingSpec
-    from ediffi_core.encoders import embedding_specs
-    from pipelines.store.shards import Header, Packing
-
-    found = work.embeddings
-    paper = embedding_specs(
-        found["t5"][0].shape[1], found["clip_text"][0].shape[1], len(found["clip_image"][0])
-    )
-    more = job.encoders.get("more", {})
-    return Header(
-        resolutions=job.resolutions,
-        embeddings=(
-            *paper,
-            *(EmbeddingSpec(name=n, dim=m["dim"], kind=m["kind"]) for n, m in more.items()),
-        ),
-        encoders=work.encoders,
-        packing=Packing(**job.packing, full=job.full),
-    )

@@ -27,7 +27,7 @@ class Tally:
         """What all shards share; None as long as none has a row."""
 
         self.shards = 0
-        self.totals = Counter(rows=0, read=0, bytes=0, captions=0, encoded_now=0)
+        self.totals = Counter(rows=0, read=0, bytes=0, captions=0, encoded_now=0, copied_now=0)
         self.quarantined: Counter[str] = Counter()
         self.filtered: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
@@ -48,6 +48,9 @@ class Tally:
         """
         self.shards += 1
         self.totals["read"] += facts["read"]
+        if now:
+            self.totals["encoded_now"] += facts.get("encoded", facts["rows"])
+            self.totals["copied_now"] += facts.get("copied", 0)
         self.quarantined.update(facts["quarantined"])
         self.filtered.update(facts["filtered"])
         self.seconds.update(facts["seconds"])
@@ -61,7 +64,6 @@ class Tally:
             self.header = Header.from_metadata(said)
         for what in ("rows", "bytes", "captions"):
             self.totals[what] += facts[what]
-        self.totals["encoded_now"] += facts["rows"] if now else 0
         for name, lengths in facts["tokens"].items():
             counts = self.tokens.setdefault(name, Counter())
             counts.update({int(length): n for length, n in lengths.items()})

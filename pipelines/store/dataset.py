@@ -87,6 +87,19 @@ class Version:
             raise ValueError(f"{store.full(path)} cannot be read: {error}") from error
         return Version(store, folder, header, table)
 
+    @staticmethod
+    def latest(store: Store, node: str) -> Version | None:
+        """What a node such as ``embed/train`` made last; None if that cannot be read, or is of an
+        older format."""
+        pointer = store.read_json(f"nodes/{node}.latest.json")
+        folder = f"nodes/{node}-{pointer['fingerprint']}" if pointer else ""
+        if not pointer or store.size(f"{folder}/{FILE}") is None:
+            return None
+        try:
+            return Version.open(store, folder)
+        except ValueError:
+            return None
+
     def __len__(self) -> int:
         """Shards."""
         return len(self.table)

@@ -132,18 +132,57 @@ class Header:
         return names
 
 
-def write(rows: Mapping[str, Sequence[Any]], header: Header) -> tuple[bytes, dict[str, Any]]:
+Sums = tuple[float, float]
+"""Of a packed embedding: its sum of squares, and that of what packing changed."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A value as a shard holds it, packed, in place of a tensor or an array."""
+
+    data: bytes
+    shape: tuple[int, ...]
+    """Of the value before it was packed."""
+
+    sums: Sums = (0.0, 0.0)
+    """Of an embedding."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What :func:`write` made of some rows."""
+
+    data: bytes
+    order: list[int]
+    """The rows' numbers, in the order in which the shard has them."""
+
+    usable: dict[int, int]
+    """Resolution → how many rows it has."""
+
+    sums: dict[str, list[Sums]]
+    """Embedding → of each row, in the shard's order."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """``rows``, ``usable``, and ``rms_error``: embedding → what packing changed, relative to
+        the root mean square."""
+        errors = {name: _rms(sums) for name, sums in self.sums.items()}
+        return {"rows": len(self.order), "usable": self.usable, "rms_error": errors}
+
+
+def _rms(sums: Sequence[Sums]) -> float:
+    signal = sum(s for s, _ in sums)
+    return float((sum(e for _, e in sums) / signal) ** 0.5) if signal else 0.0
+
+
+def write(rows: Mapping[str, Sequence[Any]], header: Header) -> Written:
     """A shard's bytes, the same for the same rows, and a summary of them.
 
     Args:
         rows: ``key``, ``caption``; a uint8 array [R, R, 3] or None as ``pixels_R`` for every
             resolution ([H, W, 3] with shortest side R for full ones); a tensor for every
             embedding, [tokens, dim] of a sequence, [dim] of a pooled one; and, if at hand,
-            ``source`` and any ``score_NAME``.
-
-    Returns:
-        The bytes; and ``rows``, ``usable`` (resolution → how many rows it has) and ``rms_error``
-        (embedding → what packing changed, relative to the root mean square).
+            ``source`` and any ``score_NAME``. Any picture or embedding may be :class:`Kept`.
 
     Raises:
         ValueError: A row is not what it must be; names its key.
@@ -158,16 +197,15 @@ def write(rows: Mapping[str, Sequence[Any]], header: Header) -> tuple[bytes, dic
     for name in sorted(n for n in rows if n.startswith("score_")):
         table[name] = pa.array([rows[name][i] for i in order], pa.float32())
 
-    errors = {}
+    sums: dict[str, list[Sums]] = {}
     for spec in sorted(header.embeddings, key=lambda e: e.kind):  # pooled first, tokens together
         precision = packing.precision if spec.kind == "sequence" else packing.pooled
         values = [rows[spec.name][i] for i in order]
         kept = list(_each(at, spec.name, values, partial(_pack, spec=spec, precision=precision)))
-        table[spec.name] = pa.array([data for data, _, _ in kept], pa.large_binary())
+        table[spec.name] = pa.array([v.data for v in kept], pa.large_binary())
         if spec.kind == "sequence":
-            table[f"{spec.name}_length"] = pa.array([len(v) for v in values], pa.int32())
-        signal = sum(s for _, s, _ in kept)
-        errors[spec.name] = float((sum(e for _, _, e in kept) / signal) ** 0.5) if signal else 0.0
+            table[f"{spec.name}_length"] = pa.array([v.shape[0] for v in values], pa.int32())
+        sums[spec.name] = [v.sums for v in kept]
 
     for side in header.resolutions:
         name, full = pixels_at(side), side in packing.full
@@ -190,7 +228,7 @@ def write(rows: Mapping[str, Sequence[Any]], header: Header) -> tuple[bytes, dic
         compression={name: _compression(name, header) for name in table},
         write_page_checksum=True,
     )
-    return sink.getvalue(), {"rows": count, "usable": usable, "rms_error": errors}
+    return Written(sink.getvalue(), order, usable, sums)
 
 
 def _required(table: Mapping[str, pa.Array], header: Header) -> pa.Schema:
@@ -226,26 +264,31 @@ def _each(
             raise ValueError(f"{name} of row {key}: {error}") from error
 
 
-def _pack(values: Tensor, spec: EmbeddingSpec, precision: str) -> tuple[bytes, float, float]:
-    """→ bytes, the sum of squares, and that of what packing changed."""
-    if values.dim() != (2 if spec.kind == "sequence" else 1) or values.shape[-1] != spec.dim:
-        raise ValueError(f"a {spec.kind} of width {spec.dim} is due, got {list(values.shape)}")
+def _pack(values: Tensor | Kept, spec: EmbeddingSpec, precision: str) -> Kept:
+    shape = tuple(values.shape)
+    if len(shape) != (2 if spec.kind == "sequence" else 1) or shape[-1] != spec.dim:
+        raise ValueError(f"a {spec.kind} of width {spec.dim} is due, got {list(shape)}")
+    if isinstance(values, Kept):
+        return values
     data = columns.packed(values, precision)
     raw = np.frombuffer(bytearray(data), np.uint8)
     width = columns.token_bytes(spec.dim, precision)
     kept = columns.unpacked(raw.reshape(*values.shape[:-1], width), precision).double()
     exact = values.double()
-    return data, float(exact.square().sum()), float((kept - exact).square().sum())
+    return Kept(data, shape, (float(exact.square().sum()), float((kept - exact).square().sum())))
 
 
-def _picture(pixels: Bytes | None, side: int, full: bool, packing: Packing) -> bytes | None:
+def _picture(pixels: Bytes | Kept | None, side: int, full: bool, packing: Packing) -> bytes | None:
     if pixels is None:
         return None
     height, width, channels = pixels.shape
     fits = min(height, width) == side and (full or height == width)
-    if not fits or channels != 3 or pixels.dtype != np.uint8:
+    dtype = np.uint8 if isinstance(pixels, Kept) else pixels.dtype
+    if not fits or channels != 3 or dtype != np.uint8:
         due = f"a shortest side of {side}" if full else f"{side}×{side}"
-        raise ValueError(f"{due} in RGB and uint8 is due, got {pixels.shape} {pixels.dtype}")
+        raise ValueError(f"{due} in RGB and uint8 is due, got {pixels.shape} {dtype}")
+    if isinstance(pixels, Kept):
+        return pixels.data
     return columns.encoded(pixels, packing.pictures, packing.jpeg_quality)
 
 

@@ -32,7 +32,8 @@ from pipelines.demo import captions as words
 from pipelines.demo.encoders import train_clip, write_t5
 from pipelines.demo.scenes import draw
 from pipelines.steps.embed import run
-from pipelines.steps.embed_stages import Job, Whole, Work
+from pipelines.steps.embed_stages import Whole
+from pipelines.steps.embed_work import Job, Work
 from pipelines.store.artifacts import Store
 
 CAPTIONS, SHARDS, SCENES, SIDE, BATCH, ROUNDS = 50_000, 50, 512, 64, 64, 3

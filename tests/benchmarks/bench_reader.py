@@ -91,11 +91,12 @@ def written(store: Store) -> Version:
     header = Header(resolutions=(SIDE,), embeddings=SPECS)
     entries = []
     for i in range(SHARDS):
-        data, summary = write(shard(i), header)
+        written = write(shard(i), header)
+        data = written.data
         path = f"embeddings/bench/{i}.parquet"
         store.write(path, data)
         found = {"name": str(i), "path": path, "bytes": len(data), "sha256": sha256(data)}
-        entries.append(found | summary)
+        entries.append(found | written.facts)
     return Version.write(store, "dataset", entries, header)
 
 

@@ -149,8 +149,8 @@ class Pool:
         return sorted(key for table in tables for key in table["key"].to_pylist())
 
     def strays(self):
-        """Whatever is neither a shard, nor its keys or row, nor a temporary file."""
-        known = {p for of in ("parquet", "keys", "json") for p in self.files(of).values()}
+        """Whatever is neither a shard, nor its keys, contents or row, nor a temporary file."""
+        known = {p for of in ("parquet", "keys", "rows", "json") for p in self.files(of).values()}
         return [
             p
             for p in self.folder.rglob("*")

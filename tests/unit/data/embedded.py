@@ -3,12 +3,14 @@
 import numpy as np
 import torch
 
+from pipelines.data.earlier import content_of
 from pipelines.data.rows import Bad
 from pipelines.data.settings import Source
 from pipelines.steps.context import Context
 from pipelines.steps.embed import assembled
-from pipelines.steps.embed_stages import Job, Work, Write
+from pipelines.steps.embed_stages import Write
 from pipelines.steps.embed_tally import Tally
+from pipelines.steps.embed_work import Job, Work
 
 RECIPE = {
     "resolutions": [8, 16],
@@ -40,13 +42,16 @@ def job(store, pool="embeddings/tiny", path="/data"):
     )
 
 
-def embed(of, shard, captions, *, keys=None, small=(), bad=(), seconds=None, batches=None):
+def embed(
+    of, shard, captions, *, keys=None, small=(), bad=(), seconds=None, batches=None, contents=None
+):
     """One source shard → its shard and row in the pool; the row.
 
     A caption has as many T5 tokens as words, and two more of CLIP.
 
     Args:
         keys: By default ``NAME-NUMBER``.
+        contents: By default one for each number and caption.
         small: Rows without a picture of 16.
         bad: For each fault its key, reason and detail.
     """
@@ -55,7 +60,11 @@ def embed(of, shard, captions, *, keys=None, small=(), bad=(), seconds=None, bat
     for i, caption in enumerate(captions):
         key = keys[i] if keys else f"{shard.name}-{i}"
         rows.append({"key": key, "source": shard.path, "caption": caption, "picture": i})
-        rows[-1]["scores"] = {}
+        rows[-1] |= {
+            "at": (i, 0),
+            "content": contents[i] if contents else content_of(b"%d" % i, caption),
+            "scores": {"clip": 0.5},
+        }
         tall = rng.integers(0, 256, (16 + 4 * (i % 2), 16, 3), np.uint8)
         pictures.append({8: tall[:8, :8].copy(), 16: None if i in small else tall})
     lengths = [len(caption.split()) for caption in captions]
@@ -66,7 +75,7 @@ def embed(of, shard, captions, *, keys=None, small=(), bad=(), seconds=None, bat
     work = Work(shard, rows, pictures, texts, ENCODERS)
     work.bad = [Bad(key, shard.path, reason, detail) for key, reason, detail in bad]
     work.read, work.seconds = len(rows) + len(bad), seconds or {"decode": 0.5, "t5": 2.0}
-    work.batches = batches or {}
+    work.batches, work.encoded = batches or {}, len(rows)
     Write(of).work(work)
     return of.store.read_json(of.path(shard, "json"))
 

@@ -1,19 +1,23 @@
 """What the plan says of an embed node before it runs."""
 
+import io
 import json
-import random
 from pathlib import Path
 
 import embedded
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines import cli, plan, plan_view, sources
-from pipelines.data import estimate
+from pipelines.data import estimate, folder
+from pipelines.data.earlier import content_of, picture_id
 from pipelines.data.pool import pool_of
-from pipelines.data.sources import list_shards
+from pipelines.data.rows import Row
+from pipelines.data.sources import list_shards, read_shard
 from pipelines.spec import Spec
 from pipelines.store.artifacts import Store
 
@@ -28,11 +32,18 @@ STAGES = {
 }
 
 
+def noise(*seed):
+    """A picture that Parquet makes no smaller."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 def parquet(folder, name, rows, said="a fox"):
     folder.mkdir(exist_ok=True)
-    noise = random.Random(rows)  # Parquet would make little of equal pictures
     table = {
-        "image": [noise.randbytes(5000) for _ in range(rows)],
+        "image": [noise(rows, i) for i in range(rows)],
         "caption": [f"{said} {i}" for i in range(rows)],
     }
     pq.write_table(pa.table(table), folder / name)
@@ -110,6 +121,93 @@ def test_only_what_is_new_or_changed_is_embedded(data):
     assert train["pairs"] == 7 + 9 + 20
     assert train["tokens"] == {"t5": 3.0, "clip_text": 5.0}  # those of the version before
     assert estimate.lines(train)[0] == "3 of 5 shards to embed: 2 new, 1 changed; 1 removed"
+
+
+def pairs(folder, count, first=0):
+    folder.mkdir(exist_ok=True)
+    for i in range(first, first + count):
+        (folder / f"{i:04d}.png").write_bytes(noise(i))
+        (folder / f"{i:04d}.txt").write_text(f"fox {i}")
+
+
+def embed_pictures(data, made):
+    """As the job's last stage would, with the contents that its first finds."""
+    settings = made.verdicts["embed/train"].node.settings
+    job = embedded.job(Store.at(str(data / "store")), pool_of(settings["recipe"], None))
+    source, facts = made.spec.data.train, []
+    for shard in list_shards(source):
+        rows = [row for row in read_shard(source, shard) if isinstance(row, Row)]
+        contents = [content_of(picture_id(row.image), row.captions[0]) for row in rows]
+        captions = [row.captions[0] for row in rows]
+        facts.append(embedded.embed(job, shard, captions, contents=contents))
+    embedded.version(job, facts, settings=json.loads(json.dumps(settings)))
+
+
+def test_the_pairs_that_are_new_are_told_from_those_that_will_be_copied(data, monkeypatch):
+    """3 more, one captioned anew, one gone and one too small, in a folder of 40."""
+    monkeypatch.setattr(folder, "SHARD_PICTURES", 16)
+    pictures = data / "pictures"
+    pairs(pictures, 40)
+    sets = {
+        "train": {"path": str(pictures)},
+        "validation": {"path": str(data / "validation")},
+    }
+    made, _ = planned(data, data=sets)
+    embed_pictures(data, made)
+    pairs(pictures, 3, first=100)
+    (pictures / "0007.txt").write_text("a hare")
+    (pictures / "0009.png").unlink()
+    (pictures / "0009.txt").unlink()
+    Image.new("RGB", (63, 64)).save(pictures / "0011.png")
+    train = planned(data, data=sets)[1]["embed/train"]
+    shards = {s.name: s for s in list_shards(made.spec.data.train)}
+    assert train["pairs"] == 4 and not train["at_least"]
+    assert 0 < train["to_embed"] < len(shards)
+    assert train["copied"] + train["pairs"] <= sum(len(s.files) // 2 for s in shards.values()) - 1
+    assert train["bytes"] == train["bytes_a_pair"] * (4 + train["copied"])
+    assert estimate.lines(train)[1] == (
+        f"4 pairs to encode, {train['copied']} to copy (compared with those embedded before)"
+    )
+
+
+def test_what_is_not_read_is_reckoned_from_how_many_rows_there_were(data, monkeypatch):
+    """Two files that had 8 each, by the version before, are written anew with 53."""
+    embed(data, planned(data)[0])
+    monkeypatch.setattr(estimate, "READ_BYTES", 0)
+    for i, rows in ((1, 22), (2, 31)):
+        parquet(data / "train", f"{i}.parquet", rows)
+    train = planned(data)[1]["embed/train"]
+    assert (train["pairs"], train["copied"], train["at_least"]) == (53 - 16, 16, True)
+    assert estimate.lines(train)[1].startswith("at least 37 pairs to encode, 16 to copy (from the")
+
+
+def test_a_pool_is_listed_once_though_some_of_it_is_to_be_made(data, monkeypatch):
+    made, _ = planned(data)
+    embed(data, made)
+    parquet(data / "train", "0.parquet", 11)
+    listed, files = [], Store.files
+    monkeypatch.setattr(Store, "files", lambda s, f: listed.append(f) or files(s, f))
+    store, found = Store.at(str(data / "store")), sources.identify_all(made.spec)
+    again = plan.make(made.spec, store, found)
+    listed.clear()
+    work = estimate.ahead(again, store, found)
+    assert work["embed/train"]["to_embed"] == 1
+    assert len(listed) == 2  # for each split, of which one has nothing yet
+
+
+def test_a_plan_fetches_no_pictures_from_the_web(data, monkeypatch):
+    """Rows that name some are reckoned with, not read."""
+    embed(data, planned(data)[0])
+    table = pa.table({"image": ["https://there.invalid/1.jpg"] * 12, "caption": ["a fox"] * 12})
+    pq.write_table(table, data / "train" / "0.parquet")
+
+    def read(source, shard):
+        assert shard.folder.endswith("validation")
+        return read_shard(source, shard)
+
+    monkeypatch.setattr(estimate, "read_shard", read)
+    train = planned(data)[1]["embed/train"]
+    assert (train["pairs"], train["copied"]) == (12 - 8, 8)
 
 
 def test_a_removed_shard_alone_costs_nothing(data):

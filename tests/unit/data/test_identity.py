@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 import time
 
 import fsspec
@@ -29,8 +30,8 @@ def write_pictures(path, count):
 
 
 @pytest.fixture
-def small_buckets(monkeypatch):
-    monkeypatch.setattr(folder, "BUCKET_FILES", 8)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(folder, "SHARD_PICTURES", 8)
 
 
 @pytest.fixture
@@ -88,11 +89,11 @@ def test_without_a_home_to_write_to_all_is_hashed(tmp_path, hashed, settled, mon
     assert len(hashed) == 2
 
 
-def test_a_picture_more_less_or_other_changes_one_bucket(tmp_path, small_buckets, settled):
+def test_a_picture_more_less_or_other_changes_one_shard(tmp_path, small_shards, settled):
     home = tmp_path / "set"
     write_pictures(home, 60)
     before = identities(home)
-    assert len(before) == 8
+    assert 4 <= len(before) <= 15
     steps = [
         lambda: (home / "new.jpg").write_bytes(JPEG),
         lambda: (home / "new.txt").write_text("a cat"),
@@ -110,7 +111,7 @@ def test_a_picture_more_less_or_other_changes_one_bucket(tmp_path, small_buckets
     assert identities(home) == before
 
 
-def test_a_caption_file_counts_for_the_buckets_it_speaks_of(tmp_path, small_buckets):
+def test_a_caption_file_counts_for_the_shards_it_speaks_of(tmp_path, small_shards):
     home = tmp_path / "set"
     write_pictures(home, 60)
     lines = [json_line(file=f"{i:03d}.jpg", text=f"cat {i}") for i in range(60)]
@@ -156,3 +157,51 @@ def test_a_url_given_by_the_data_is_of_its_own_kind_or_the_web():
         assert Place("memory://ids").fetch("memory://other/a.jpg") == JPEG
     finally:
         memory.rm("/other", recursive=True)
+
+
+def commits(monkeypatch):
+    """Transactions that write to the cache of identities, counted by SQLite's own trace."""
+    found, connect = [], sqlite3.connect
+
+    def traced(*args, **options):
+        cache = connect(*args, **options)
+        cache.set_trace_callback(lambda said: found.append(said) if said == "COMMIT" else None)
+        return cache
+
+    monkeypatch.setattr(identity.sqlite3, "connect", traced)
+    return found
+
+
+def test_many_small_files_are_remembered_in_one_transaction(tmp_path, settled, hashed, monkeypatch):
+    """A flush of the disk for each was most of the first plan of 5,000 files."""
+    home, empty = tmp_path / "set", tmp_path / "empty"
+    home.mkdir()
+    empty.mkdir()
+    write_tar(empty / "a.tar", [("a.txt", b"a cat")])
+    identities(empty)  # makes the file and its table
+    for i in range(1200):  # more than SQLite takes values in one query
+        write_tar(home / f"{i:04d}.tar", [(f"{i}.txt", b"a cat")])
+    written = commits(monkeypatch)
+    first = identities(home)
+    assert len(first) == 1200 and written == ["COMMIT"]
+    hashed.clear()
+    assert identities(home) == first and hashed == [] and written == ["COMMIT"]
+
+
+def test_a_plan_that_is_cut_short_has_not_read_in_vain(tmp_path, settled, monkeypatch):
+    for name in "abc":
+        write_tar(tmp_path / f"{name}.tar", [(f"{name}.txt", b"a cat")])
+    read = identity._read
+    asked = []
+
+    def interrupted(place, file):
+        asked.append(file.path)
+        if file.path == "c.tar" and asked.count("c.tar") == 1:
+            raise KeyboardInterrupt
+        return read(place, file)
+
+    monkeypatch.setattr(identity, "_read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        identities(tmp_path)
+    identities(tmp_path)
+    assert asked == ["a.tar", "b.tar", "c.tar", "c.tar"]

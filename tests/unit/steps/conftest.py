@@ -52,7 +52,7 @@ def passed(shard, stages):
 
     import pyarrow as pa
 
-    from pipelines.steps.embed_stages import Work
+    from pipelines.steps.embed_work import Work
 
     batch = pa.table({"work": pa.array([pickle.dumps(Work(shard))], pa.large_binary())})
     for stage in stages:

@@ -15,7 +15,8 @@ from pipelines.data.settings import Source
 from pipelines.data.sources import list_shards
 from pipelines.remote import StorageError
 from pipelines.steps import embed
-from pipelines.steps.embed_stages import STAGES, Decode, Job, Pictures, Texts, Whole, Write
+from pipelines.steps.embed_stages import STAGES, Decode, Pictures, Texts, Whole, Write
+from pipelines.steps.embed_work import Job
 from pipelines.store.artifacts import Store
 
 PACKING = {"precision": "fp16", "pictures": "png", "jpeg_quality": 95, "row_group_rows": 4}

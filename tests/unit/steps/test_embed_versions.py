@@ -125,13 +125,13 @@ def test_a_touched_or_moved_data_set_is_the_same(own):
     assert own.verdict().cached
 
 
-def test_a_bad_row_put_right_costs_its_shard_alone(own):
+def test_a_bad_row_put_right_is_encoded_alone(own):
     write_source(own.source / "3.parquet", 3, image=halved)
     old, _, encoded = own.embed()
     assert encoded == 11 and old.counts("quarantined") == {"image is damaged or cut short": 1}
     write_source(own.source / "3.parquet", 3)
     new, _, encoded = own.embed()
-    assert encoded == 3 and new.counts("quarantined") == {}
+    assert encoded == 1 and new.counts("quarantined") == {}
 
 
 @pytest.mark.parametrize("other", ["encoder", "filter"])

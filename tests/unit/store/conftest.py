@@ -20,12 +20,13 @@ def make_version(store):
     def make(parts, head=None, folder="nodes/embed/v1", store=store):
         entries, head = [], head or header()
         for i, rows in enumerate(parts):
-            data, summary = write(rows, head)
+            written = write(rows, head)
+            data = written.data
             path = f"embeddings/tiny/{i:04d}.parquet"
             store.write(path, data)
             entries.append(
                 {"name": f"{i:04d}", "path": path, "bytes": len(data), "sha256": sha256(data)}
-                | summary
+                | written.facts
             )
         return Version.write(store, folder, entries, head)
 

@@ -15,11 +15,12 @@ from pipelines.store.shards import Header, Packing, write
 
 
 def test_the_same_rows_make_the_same_bytes():
-    assert write(made_rows(9), header())[0] == write(made_rows(9), header())[0]
+    assert write(made_rows(9), header()).data == write(made_rows(9), header()).data
 
 
 def test_a_stage_rows_are_the_first():
-    data, summary = write(made_rows(11, small=(0, 4, 10)), header())
+    written = write(made_rows(11, small=(0, 4, 10)), header())
+    data, summary = written.data, written.facts
     assert summary["usable"] == {4: 11, 8: 8}
     table = pq.read_table(io.BytesIO(data))
     assert [p is not None for p in table["pixels_8"].to_pylist()] == [True] * 8 + [False] * 3
@@ -35,7 +36,7 @@ def test_a_stage_that_has_a_picture_only_others_lack_is_refused():
 
 
 def test_the_header_comes_back():
-    data, _ = write(made_rows(2), header(pictures="png", full=(8,)))
+    data = write(made_rows(2), header(pictures="png", full=(8,))).data
     found = Header.from_metadata(pq.read_metadata(io.BytesIO(data)).metadata)
     assert found == header(pictures="png", full=(8,))
     assert found.encoders == ENCODERS
@@ -46,7 +47,7 @@ def test_half_precision_costs_two_bytes_a_value():
     head = Header(resolutions=(4,), embeddings=(spec,))
     tokens = [torch.randn(20 + i, 1024) for i in range(64)]
     rows = made_rows(64, sides=(4,)) | {"t5": tokens}
-    file = pq.read_metadata(io.BytesIO(write(rows, head)[0]))
+    file = pq.read_metadata(io.BytesIO(write(rows, head).data))
     groups = [file.row_group(g) for g in range(file.num_row_groups)]
     stored = sum(
         c.total_compressed_size
@@ -72,7 +73,7 @@ def test_a_caption_costs_little_more_than_its_tokens():
         rows[spec.name] = [torch.randn(*of) for of in shape]
     head = Header(resolutions=(4,), embeddings=specs, packing=Packing())
     tokens = sum(2 * t.numel() for s in specs if s.kind == "sequence" for t in rows[s.name])
-    data = write(rows, head)[0]
+    data = write(rows, head).data
     file = pq.read_metadata(io.BytesIO(data))
     columns = [g.column(i) for g in map(file.row_group, range(3)) for i in range(file.num_columns)]
     pictures = sum(c.total_compressed_size for c in columns if "pixels" in c.path_in_schema)
@@ -93,7 +94,7 @@ def test_what_precision_changes_is_bounded_and_told(precision, relative):
     assert ((kept - tokens).abs() <= bound + rounding).all()
 
     rows = made_rows(40) | {"t5": list(tokens[:, None])}
-    _, summary = write(rows, header(precision=precision))
+    summary = write(rows, header(precision=precision)).facts
     measured = ((kept - tokens).square().sum() / tokens.square().sum()).sqrt()
     assert summary["rms_error"]["t5"] == pytest.approx(float(measured), rel=1e-4)
 
