@@ -14,6 +14,9 @@ class Reason(StrEnum):
     IMAGE_TYPE = "image is neither bytes nor a path"
     IMAGE_AMBIGUOUS = "sample has several images"
     IMAGE_FETCH = "image cannot be fetched"
+    IMAGE_AWAY = "image's server is away"
+    """May pass: the shard is embedded again another time."""
+
     IMAGE_LARGE = "image file is too large"
     IMAGE_UNKNOWN = "image is of no known format"
     IMAGE_BROKEN = "image is damaged or cut short"

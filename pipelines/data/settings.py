@@ -59,11 +59,12 @@ class Source(Strict):
     path: str | list[str] | None = None
     """A folder, a file or a list of files, on disk or at any address fsspec knows (``s3://…``)."""
 
-    format: Literal["parquet", "folder", "webdataset"] | None = None
+    format: Literal["parquet", "folder", "coco", "webdataset"] | None = None
     """``parquet``: files with the columns below. ``webdataset``: ``.tar`` files whose members
     ``KEY.jpg``, ``KEY.txt`` and ``KEY.json`` are one row. ``folder``: pictures, each with a
     ``.txt`` of its name, or with ``captions.jsonl`` or ``captions.csv`` at the root (also under
-    the name ``metadata``). Without it the files at ``path`` tell."""
+    the name ``metadata``). ``coco``: pictures, with one of COCO's ``captions_*.json``. Without it
+    the files at ``path`` tell."""
 
     image: str = "image"
     """Parquet: the column, with bytes, ``{bytes, path}`` or paths. WebDataset: the member's

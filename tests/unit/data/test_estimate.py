@@ -209,7 +209,10 @@ def test_a_lost_or_torn_shard_is_embedded_again(data, harm):
     embed(data, made)
     harm(min((data / "store" / "embeddings").rglob("*.parquet")))
     train = planned(data)[1]["embed/train"]
-    assert estimate.lines(train)[0] == "1 of 4 shards to embed: 1 whose files are lost"
+    assert (
+        estimate.lines(train)[0]
+        == "1 of 4 shards to embed: 1 whose files are lost or lack pictures"
+    )
 
 
 def test_another_recipe_embeds_all_again(data):
