@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines.data.captions import listed
 from pipelines.data.places import File, Folder, Place
+from pipelines.data.places import find as find_files
 from pipelines.data.rows import BadRow, Reason
 from pipelines.data.settings import Source
 from pipelines.data.shard import caption_fields, fields, first_of, is_image, is_text, stem
@@ -57,14 +58,33 @@ def find(place: Place, files: list[File], *, coco: bool) -> str | None:
     found = [f.path for f in files if (is_coco(f.path) if coco else f.path.lower() in NAMES)]
     if len(found) > 1 and coco:
         raise ValueError(
-            f"{place.folder} has {' and '.join(found[:3])}; write one and the folder of its "
-            f"pictures: `path: [{place.full(found[0])}, {place.full('…')}]`"
+            f"{place.folder} has {' and '.join(found[:3])}; set `path:` to one of them, such as "
+            f"{place.full(found[0])}"
         )
     if len(found) > 1:
         raise ValueError(
             f"{place.folder} has {' and '.join(found)}; keep the one that captions the pictures"
         )
     return found[0] if found else None
+
+
+def coco_folder(path: str) -> Folder:
+    """The data set of one of COCO's caption files: it, and the pictures it is about.
+
+    Those of ``annotations/captions_val2017.json`` lie in ``val2017/`` beside ``annotations/``.
+    """
+    place, [file] = find_files(path)
+    root, _, last = place.folder.rpartition("/")
+    if last == "annotations":
+        name = f"{last}/{file.path}"
+        place, files = find_files(root)
+    else:
+        name = file.path
+        place, files = find_files(place.folder)
+    part = file.path[len("captions_") : -len(".json")].lower()
+    pictures = [f for f in files if is_image(f.path)]
+    own = [f for f in pictures if f"/{part}/" in f"/{f.path}".lower()]
+    return Folder(place, [f for f in files if f.path == name] + (own or pictures))
 
 
 def pictures_folder(source: Source, place: Place, path: str, pictures: set[str]) -> str:

@@ -42,8 +42,10 @@ class Reason(StrEnum):
     KEY_REPEATED = "key is repeated"
     PATH_OUTSIDE = "path leads out of the data set"
     MEMBER_TYPE = "member is no plain file"
+    MEMBER_ORDER = "members of a sample lie apart in the tar"
     METADATA_BROKEN = "metadata cannot be parsed"
     COLUMN_MISSING = "file lacks a column"
+    COLUMN_REPEATED = "file has two columns of one name"
     FILE_BROKEN = "file is damaged or cut short"
 
 

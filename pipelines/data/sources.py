@@ -53,6 +53,8 @@ def _shards(source: Source, home: Folder, kind: str) -> list[SourceShard]:
         return folder.shards(source, home, coco=kind == "coco")
     if kind == "parquet":
         parquet.check_columns(source, home.place, mine)
+    if kind == "webdataset":
+        webdataset.check_members(home.place, mine)
     identities = identify_each(home.place, [[file] for file in mine])
     return [
         SourceShard(
@@ -102,6 +104,8 @@ def _look(source: Source) -> tuple[list[Folder], str]:
     """The folders at the source's path, and their files' format."""
     if source.path is None:
         raise ValueError("this source has no `path:`; its pictures are made")
+    if isinstance(source.path, str) and caption_file.is_coco(source.path):
+        return [caption_file.coco_folder(source.path)], "coco"
     folders = find_each(source.path)
     if source.format:
         return folders, source.format
