@@ -125,6 +125,11 @@ def check(source: Source, home: Folder, *, coco: bool) -> None:
         first = itertools.islice(_records(path, handle), FIRST_RECORDS)
         records = [record for _, record in first if isinstance(record, dict)]
     names = head or [*dict.fromkeys(name for record in records for name in record)]
+    if not names and is_coco(path):
+        raise ValueError(
+            f"{full} holds no record as COCO's captions are; if something else captions the "
+            "pictures, set `format: folder`"
+        )
     if not names:
         raise ValueError(f"{full} holds no record; give it a line for every picture")
     image = _image_fields(source)

@@ -67,13 +67,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Bad:
-    """Something that is no row."""
+    """Something that is no row. Its texts are printed to terminals: see :func:`printable`."""
 
     key: str
     source: str
     reason: Reason
     detail: str = ""
     """What was met, for whoever looks into it; not part of what is counted."""
+
+    def __post_init__(self) -> None:
+        for name in ("key", "source", "detail"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+
+
+def printable(text: str) -> str:
+    """With control characters, which a terminal obeys, and halves of characters escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class BadRow(Exception):

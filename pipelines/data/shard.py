@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.data.places import Place
-from pipelines.data.rows import Bad
+from pipelines.data.rows import Bad, printable
 from pipelines.data.settings import Source
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -49,7 +49,8 @@ class SourceShard:
 
     @property
     def url(self) -> str:
-        return posixpath.join(self.folder, self.path)
+        """To be shown and kept: bytes that are no UTF-8 are escaped."""
+        return printable(posixpath.join(self.folder, self.path))
 
     @property
     def place(self) -> Place:

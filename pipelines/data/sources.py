@@ -88,6 +88,8 @@ def read_shard(source: Source, shard: SourceShard) -> Iterator[Row | Bad]:
                 raise BadRow(Reason.KEY_MISSING)
             if key in keys:
                 raise BadRow(Reason.KEY_REPEATED)
+            if found.image is None:
+                raise BadRow(Reason.IMAGE_MISSING)
             texts = found.captions if source.captions == "all" else found.captions[:1]
             captions, dropped = split_captions([objection(t) for t in texts], key, place)
             scores = _numbers(found)
@@ -111,8 +113,10 @@ def _look(source: Source) -> tuple[list[Folder], str]:
         return folders, source.format
     files = [file for found in folders for file in found.files]
     kinds = sorted({kind for f in files if (kind := _kind(f.path))})
-    if kinds == ["coco", "folder"]:
-        return folders, "coco"
+    if "coco" in kinds:
+        if "folder" in kinds:
+            return folders, "coco"
+        kinds = [kind for kind in kinds if kind != "coco"]  # captions of no picture that is here
     if not kinds and any(f.path.lower() in caption_file.NAMES for f in files):
         return folders, "folder"  # of pictures by their addresses
     if len(kinds) > 1:
@@ -170,8 +174,6 @@ def _numbers(found: Found) -> dict[str, float]:
 
 def _image(place: Place, image: Any) -> bytes:
     """The picture's bytes, fetched if they are elsewhere; BadRow if there are none."""
-    if image is None:
-        raise BadRow(Reason.IMAGE_MISSING)
     if isinstance(image, str):
         image = place.fetch(image) if image else b""
     if not isinstance(image, bytes):

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines.data.earlier import Earlier
 from pipelines.data.pool import pool_of, whole_in
-from pipelines.data.rows import Reason
+from pipelines.data.rows import Reason, printable
 from pipelines.data.settings import Source
 from pipelines.data.shard import SourceShard
 from pipelines.steps.context import Context, Result
@@ -155,8 +155,8 @@ def assembled(ctx: Context, job: Job, tally: Tally) -> Result:
     if twice := stats["repeated"]["rows"]:
         one = stats["repeated"]["examples"][0]
         ctx.report(
-            message=f"has {twice:,} rows whose key another shard has too, such as {one['key']} "
-            f"in {one['first']} and {one['again']}; none is dropped"
+            message=f"has {twice:,} rows whose key another shard has too, such as "
+            f"{printable(one['key'])} in {one['first']} and {one['again']}; none is dropped"
         )
     if away := quarantined.get(Reason.IMAGE_AWAY):
         ctx.report(

@@ -237,7 +237,7 @@ def test_a_folders_pictures_are_counted_and_a_tars_guessed(data, tmp_path):
     for i in range(3):
         (tmp_path / "pictures" / f"{i}.png").write_bytes(b"x")
         (tmp_path / "pictures" / f"{i}.txt").write_text("a fox")
-    (tmp_path / "tars" / "0.tar").write_bytes(bytes(1_000_000))
+    (tmp_path / "tars" / "0.tar").write_bytes(b"x" * 1_000_000)
     both = {"train": {"path": str(tmp_path / "pictures")}}
     both["validation"] = {"path": str(tmp_path / "tars")}
     _, work = planned(data, data=both)
