@@ -84,6 +84,7 @@ def paths_of(source: Source) -> list[str]:
 
 
 def is_relative(path: str) -> bool:
+    path = path.rpartition("::")[2]  # zip://::pictures.zip is read through its last part
     parts = urlsplit(path)
     if parts.scheme == "sqlite":
         return not parts.path.startswith("//")

@@ -54,7 +54,11 @@ class StorageError(OSError):
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it. Listings are never remembered."""
+    """The file system of a URL, and the path in it. Listings are never remembered.
+
+    Raises:
+        ValueError: It needs a package that is not installed.
+    """
     options: dict[str, Any] = {}
     if "::" not in url:
         options["use_listings_cache"] = False
@@ -63,7 +67,17 @@ def filesystem(url: str) -> tuple[Any, str]:
             "retries": {"mode": "standard", "max_attempts": REQUEST_ATTEMPTS},
             "connect_timeout": 10,
         }
-    fs, path = explained(lambda: fsspec.core.url_to_fs(url, **options), url)
+    if url.startswith(("http://", "https://")):
+        from aiohttp import ClientTimeout
+
+        options["client_kwargs"] = {"timeout": ClientTimeout(total=None, connect=10, sock_read=30)}
+    try:
+        fs, path = explained(lambda: fsspec.core.url_to_fs(url, **options), url)
+    except ImportError as error:
+        raise ValueError(
+            f"{url} cannot be reached: {' '.join(str(error).split())}, into the environment that "
+            "runs this and on the cluster's machines; or bring the files to a disk or to S3"
+        ) from error
     return fs, path
 
 

@@ -1,4 +1,4 @@
-"""A user's image–caption data set, in any of three formats, as rows and refusals.
+"""A user's image–caption data set, in any of four formats, as rows and refusals.
 
     list_shards(source)          the units of work, each with the identity of its content
     read_shard(source, shard)    its rows and, with a reason each, what is no row

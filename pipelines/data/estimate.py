@@ -14,11 +14,10 @@ from typing import Any
 from pipelines.data import cost
 from pipelines.data.earlier import Copier, Earlier, content_of, picture_id
 from pipelines.data.filters import sift
-from pipelines.data.folder import is_image
 from pipelines.data.pool import pool_of, whole_in
 from pipelines.data.rows import Row
 from pipelines.data.settings import Source
-from pipelines.data.shard import SourceShard
+from pipelines.data.shard import SourceShard, is_image
 from pipelines.data.sources import read_shard
 from pipelines.plan import Plan, Verdict, folder_of
 from pipelines.planning.cluster import EMBEDDING
@@ -297,7 +296,7 @@ def lines(work: Mapping[str, Any]) -> list[str]:
     if work["to_embed"] is None:
         return _words(work)
     few = f"{work['to_embed']:,} of {work['source_shards']:,} shards to embed"
-    again = "whose files are lost" if work["lost"] else "by a new recipe"
+    again = "whose files are lost or lack pictures" if work["lost"] else "by a new recipe"
     told = [
         f"{work[what]:,} {words}"
         for what, words in (("new", "new"), ("changed", "changed"), ("again", again))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipelines.data.places import File, Place
+from pipelines.data.places import File, NoFile, Place
 
 SETTLED_S = 2.0
 """A file this fresh may change again within the tick of its clock: hashed, but not remembered."""
@@ -104,6 +104,8 @@ def _read(place: Place, file: File) -> str:
                 content.update(chunk)
     except FileNotFoundError:  # a link that leads nowhere; reading the row will say so
         return "missing"
+    except NoFile:  # a pipe; the same
+        return "no file"
     except OSError as error:
         raise ValueError(
             f"{place.full(file.path)} cannot be read ({error}); make it readable or move it away"

@@ -17,21 +17,30 @@ BUFFER_BYTES = 2**20
 
 
 def check_columns(source: Source, place: Place, files: list[File]) -> None:
-    """Holds the settings against the first file that can be read.
+    """Holds the settings against the files, up to the first that has rows.
 
     Raises:
-        ValueError: It lacks a column, or no file can be read.
+        ValueError: It lacks a column or has one twice, no file can be read, or none has a row.
     """
+    rows = None
     for file in files:
-        names = remote.attempt(partial(columns_of, place, file), place.full(file.path))
-        if names is None:
+        found = remote.attempt(partial(footer_of, place, file), place.full(file.path))
+        if found is None:
             continue
+        names, rows = found
         if absent := missing(source, names):
             raise ValueError(
                 f"{place.full(file.path)} has no column {absent!r}, only {', '.join(names)}; name "
                 "yours with `image:`, `caption:`, `key:` and `scores:` beside `path:`"
             )
-        return
+        if twice := repeated(source, names):
+            raise ValueError(
+                f"{place.full(file.path)} has two columns {twice!r}; rename or drop one of them"
+            )
+        if rows:
+            return
+    if rows is not None:
+        raise ValueError(f"the Parquet files of {place.folder} hold no row; fill `path:`")
     raise ValueError(
         f"{place.folder} holds no readable Parquet file: {files[0].path} is damaged or cut short"
         + (f", and so are {len(files) - 1} more" if len(files) > 1 else "")
@@ -39,15 +48,15 @@ def check_columns(source: Source, place: Place, files: list[File]) -> None:
     )
 
 
-def columns_of(place: Place, file: File) -> list[str] | None:
-    """Names of a file's columns; None if it is damaged."""
+def footer_of(place: Place, file: File) -> tuple[list[str], int] | None:
+    """A file's columns and its number of rows; None if it is damaged."""
     with Watched(place.open(file.path)) as handle:
         try:
-            names: list[str] = open_parquet(handle, place).schema_arrow.names
+            found = open_parquet(handle, place)
+            return found.schema_arrow.names, found.metadata.num_rows
         except handle.damage():
             handle.check()
             return None
-        return names
 
 
 def missing(source: Source, names: list[str]) -> str | None:
@@ -56,6 +65,18 @@ def missing(source: Source, names: list[str]) -> str | None:
         return source.caption
     asked = [source.image, *source.scores, *([source.key] if source.key else [])]
     return next((name for name in asked if name not in names), None)
+
+
+def repeated(source: Source, names: list[str]) -> str | None:
+    """A column that is read and is there twice, as a join leaves it."""
+    return next((name for name in columns_of(source, names) if names.count(name) > 1), None)
+
+
+def columns_of(source: Source, names: list[str]) -> list[str]:
+    """Those that are read, of a file that lacks none: the picture first, then the caption."""
+    caption = next(name for name in caption_fields(source) if name in names)
+    key = source.key or ("key" if "key" in names else None)
+    return [*dict.fromkeys([source.image, caption, *source.scores, *([key] if key else [])])]
 
 
 def read(source: Source, shard: SourceShard) -> Findings:
@@ -70,9 +91,12 @@ def read(source: Source, shard: SourceShard) -> Findings:
         if absent := missing(source, names):
             yield Bad(shard.name, shard.path, Reason.COLUMN_MISSING, absent)
             return
+        if twice := repeated(source, names):
+            yield Bad(shard.name, shard.path, Reason.COLUMN_REPEATED, twice)
+            return
+        columns = columns_of(source, names)
         caption = next(name for name in caption_fields(source) if name in names)
         key = source.key or ("key" if "key" in names else None)
-        columns = [*dict.fromkeys([source.image, caption, *source.scores, *([key] if key else [])])]
         start = 0
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows

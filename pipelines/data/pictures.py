@@ -6,22 +6,41 @@ PIL is imported when asked; what it raises on garbage is turned into BadRow here
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pipelines.data.rows import BadRow, Reason
 
 if TYPE_CHECKING:
     from PIL import Image
 
+T = TypeVar("T")
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """PIL opens dozens more, some by running another program."""
 
 MAX_PIXELS = 2**26
+BITS_PER_SAMPLE = 258  # TIFF's tag
 
+PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"
 """A PNG's last chunk. PIL is content once it has the rows, though their checksums come after."""
+
+PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""Chunks of text and colour profiles: PIL refuses the whole picture where one is over 1 MB."""
+
+DEPTHS = {1, 2, 4, 8, 16}
+"""Bits a channel that are scaled to 8. PIL opens 12 bits too, and leaves them sixteen times too
+dark."""
+
+STRIP = 8
+"""Pictures that are so many times as long as wide are cut before CLIP's preprocessing scales them:
+a PNG of 200 kB may have a million rows."""
+
+BLANK_BYTES = 64
+"""As many zeros at the end of an arithmetic-coded stream are no code."""
 
 
 def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -31,7 +50,7 @@ def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
         BadRow: Empty, of no known format, or a bomb of more than ``max_pixels``.
     """
     with _objections():
-        return _open(data, max_pixels).size
+        return _without_notes(data, lambda data: _open(data, max_pixels).size)
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, side: int | None = None) -> Image.Image:
@@ -51,15 +70,18 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, side: int | None = None) -
     """
     from PIL import Image
 
-    with _objections():
+    def loaded(data: bytes) -> Image.Image:
         picture = _open(data, max_pixels)
         if side and picture.format in ("JPEG", "MPO"):
             scale = 2 * side / min(picture.size)
             width, height = (max(1, round(n * scale)) for n in picture.size)
             picture.draft(None, (width, height))
         picture.load()
-        if picture.format == "PNG" and PNG_END not in data:
-            raise BadRow(Reason.IMAGE_BROKEN, "cut short: a PNG without its end")
+        return picture
+
+    with _objections():
+        picture = _without_notes(data, loaded)
+        _check_end(data, str(picture.format))
         turn = _turn(picture)
         if picture.mode.startswith("I;16"):
             picture = _eight_bits(picture)
@@ -101,6 +123,19 @@ def for_clip(picture: Image.Image, side: int) -> Image.Image:
     else:
         size = (int(side * width / height), side)
     left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
+    if max(size) > STRIP * side:  # the same square, without the rest of the strip
+        edge = min(width, height)
+        scale = max(width, height) / max(size)
+        start = max(left, top) * scale
+        margin = math.ceil(2 * max(1, scale)) + 1  # what the filter sees beside the square
+        first = max(0, math.floor(start) - margin)
+        last = min(max(width, height), math.ceil(start + side * scale) + margin)
+        box = (start - first, start - first + side * scale)
+        if width <= height:
+            part = picture.crop((0, first, edge, last))
+            return part.resize((side, side), Image.Resampling.BICUBIC, (0, box[0], edge, box[1]))
+        part = picture.crop((first, 0, last, edge))
+        return part.resize((side, side), Image.Resampling.BICUBIC, (box[0], 0, box[1], edge))
     scaled = picture.resize(size, Image.Resampling.BICUBIC)
     return scaled.crop((left, top, left + side, top + side))
 
@@ -122,14 +157,72 @@ def _check_side(picture: Image.Image, side: int) -> None:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if not data:
         raise BadRow(Reason.IMAGE_EMPTY)
-    picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        _, bits = _jpeg_scan(data)
+        if bits and bits not in DEPTHS:
+            raise BadRow(Reason.IMAGE_DEPTH, f"{bits} bits") from None
+        raise
     if picture.width * picture.height > max_pixels:
         raise BadRow(Reason.IMAGE_PIXELS, f"{picture.width}×{picture.height}")
+    if picture.format == "TIFF":
+        depths: tuple[int, ...] = picture.tag_v2.get(BITS_PER_SAMPLE, (1,))  # type: ignore[attr-defined]
+        if not DEPTHS.issuperset(depths):
+            raise BadRow(Reason.IMAGE_DEPTH, f"{max(depths)} bits")
     return picture
+
+
+def _without_notes(data: bytes, read: Callable[[bytes], T]) -> T:
+    """What is read of a picture; of a PNG that PIL refuses for its texts, once more without."""
+    try:
+        return read(data)
+    except ValueError:
+        if not data.startswith(PNG_START):
+            raise
+        parts, at = [PNG_START], len(PNG_START)
+        while at < len(data):
+            end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+            if data[at + 4 : at + 8] not in PNG_NOTES:
+                parts.append(data[at:end])
+            at = end
+        return read(b"".join(parts))
+
+
+def _check_end(data: bytes, format: str) -> None:
+    """BadRow if a picture's end is not there: PIL takes zeros in its place for grey pixels."""
+    if format == "PNG" and PNG_END not in data:
+        raise BadRow(Reason.IMAGE_BROKEN, "cut short: a PNG without its end")
+    if format in ("JPEG", "MPO") and data.find(b"\xff\xd9", _jpeg_scan(data)[0]) < 0:
+        raise BadRow(Reason.IMAGE_BROKEN, "cut short: a JPEG without its end")
+    if format == "WEBP":
+        at = 12
+        while at + 8 <= len(data):
+            end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+            if data[at : at + 4] == b"VP8 " and not any(data[end - BLANK_BYTES : end]):
+                raise BadRow(Reason.IMAGE_BROKEN, "cut short: a WebP that ends in zeros")
+            at = end + end % 2
+
+
+def _jpeg_scan(data: bytes) -> tuple[int, int]:
+    """Where a JPEG's first scan begins (behind all of its header, which may hold a whole JPEG as
+    a thumbnail), and its bits a channel; 0 bits if it is no JPEG."""
+    at, bits = 2, 0
+    while data.startswith(b"\xff\xd8") and 0 <= (at := data.find(b"\xff", at)) < len(data) - 4:
+        marker = data[at + 1]
+        if marker == 0xDA:
+            return at, bits
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:  # of no length
+            at += 1 if marker == 0xFF else 2
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            bits = data[at + 4]
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return len(data), bits
 
 
 @contextmanager

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from zipfile import BadZipFile
 
-import fsspec
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractFileSystem
 
 from pipelines import remote
+from pipelines.data import web
 from pipelines.data.rows import BadRow, Reason
+
+PARQUET_SUFFIXES = (".parquet", ".pq")
 
 MAX_FILE_BYTES = 2**28
 """A picture, a caption or metadata of one row that is larger is taken for a mistake."""
+
+LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+"""Of a link: its row is refused. Whatever else keeps a file from being looked at stops the plan."""
+
+DISK_AWAY = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENODEV,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+}
+"""A failing disk or mount, or a process that is out of something: no fault of the row's."""
 
 
 @dataclass(frozen=True)
@@ -53,39 +77,47 @@ class Place:
         return posixpath.join(filesystem(self.folder)[1], path)
 
     def open(self, path: str) -> Any:
-        return self.fs.open(self.full(path), "rb")
+        full = self.full(path)
+        if self.is_local and not _is_file(full):
+            raise NoFile(errno.EINVAL, "is no plain file", full)
+        return self.fs.open(full, "rb")
 
     def fetch(self, address: str) -> bytes:
         """What lies at a path inside the folder or at a URL (http, https, or this folder's kind).
 
         Raises:
             BadRow: The path leads out of the folder, the file is too large, or is not to be had.
+            OSError: The folder's own disk or bucket is away.
         """
         if "://" in address:
             protocols = self.fs.protocol
             mine = {protocols} if isinstance(protocols, str) else set(protocols)
-            scheme = urlsplit(address).scheme
+            scheme = address.partition("://")[0].lower()
             if "::" in address or scheme not in ({"http", "https"} | (mine - {"file", "local"})):
                 raise BadRow(Reason.PATH_OUTSIDE, f"{scheme}:// is not read from a data set")
-            fs, full = None, address
+            if scheme in ("http", "https"):
+                return _of_size(web.fetch(address, MAX_FILE_BYTES))
+            full = address
         else:
-            fs, full = self.fs, self.full(self.inside(address))
+            full = self.full(self.inside(address))
 
         def read() -> bytes:
-            with fs.open(full, "rb") if fs else fsspec.open(full, "rb") as file:
+            if self.is_local and not _is_file(full):
+                raise NoFile("no plain file")
+            with self.fs.open(full, "rb") as file:
                 found: bytes = file.read(MAX_FILE_BYTES + 1)
             return found
 
         try:
-            data = remote.attempt(read) if fs and not self.is_local else read()
+            data = read() if self.is_local else remote.attempt(read)
         except Exception as error:  # each of fsspec's back ends raises errors of its own
             if isinstance(error, remote.StorageError) and remote.is_transient(error.__cause__):
                 raise  # the bucket is away, which is no fault of the row's
+            if self.is_local and isinstance(error, OSError) and error.errno in DISK_AWAY:
+                raise
             shown = address.partition("?")[0]  # what follows may be a signature
             raise BadRow(Reason.IMAGE_FETCH, f"{shown}: {type(error).__name__}") from error
-        if len(data) > MAX_FILE_BYTES:
-            raise BadRow(Reason.IMAGE_LARGE, f"more than {MAX_FILE_BYTES} bytes")
-        return data
+        return _of_size(data)
 
     def inside(self, path: str) -> str:
         """The path, relative to the folder and without dots; BadRow if it leads out of it."""
@@ -96,10 +128,37 @@ class Place:
         return relative
 
 
+class NoFile(OSError):
+    """A pipe, a socket or a device: opened, it might never answer."""
+
+
+def _is_file(full: str) -> bool:
+    """False for what is neither a file nor missing; a missing one is left to whoever opens it."""
+    path = Path(full)
+    return path.is_file() or not path.exists()
+
+
+def _of_size(data: bytes) -> bytes:
+    if len(data) > MAX_FILE_BYTES:
+        raise BadRow(Reason.IMAGE_LARGE, f"more than {MAX_FILE_BYTES} bytes")
+    return data
+
+
+@lru_cache(maxsize=8)
+def _chained(url: str) -> tuple[Any, str]:
+    """Kept, as a zip is closed with its file system, under whoever reads it."""
+    return remote.filesystem(url)
+
+
 def filesystem(url: str) -> tuple[Any, str]:
     """The file system of a path or URL, and the path in it."""
     if "://" in url:
-        fs, path = remote.filesystem(url)
+        try:
+            fs, path = (_chained if "::" in url else remote.filesystem)(url)
+        except (OSError, BadZipFile) as error:  # of what an address with :: leads through
+            if isinstance(error, remote.StorageError) or "::" not in url:
+                raise
+            raise ValueError(f"{url} cannot be opened ({error}); correct `path:`") from error
         return fs, path.rstrip("/")
     return LocalFileSystem(), str(Path(url).expanduser().absolute())
 
@@ -181,47 +240,99 @@ def _is_free(prefix: str, members: Iterable[str], taken: set[str]) -> bool:
 
 
 def find(path: str) -> tuple[Place, list[File]]:
-    """A folder and every file in it, by path; hidden ones (``.name``) are left out.
+    """A folder and every file in it, by path. Of a single file, the folder it lies in and it.
 
-    Of a single file, the folder it lies in and that file.
+    Left out are hidden ones (``.name``), and Parquet files in folders ``_name`` (but not
+    ``_column=value``), where Spark and Delta keep what is no data.
 
     Raises:
-        ValueError: There is no such file or folder.
+        ValueError: There is no such file or folder, or some of it may not be looked at.
     """
-    fs, root = filesystem(path)
-    if "://" not in path:
-        if fs.isfile(root):
-            folder, name = posixpath.split(root)
-            return Place(folder), [_local(Path(folder), name)]
-        place, files, exists = Place(root), _walk(Path(root)), fs.exists(root)
+    if "://" in path:
+        place, files = _find_remote(path)
     else:
-        fs.invalidate_cache()
-        listing = remote.attempt(lambda: fs.find(root, detail=True), path)
+        root = Path(filesystem(path)[1])
+        if not _exists(root):
+            raise _absent(path)
+        if not root.is_dir():
+            return Place(str(root.parent)), [_local(root.parent, root.name)]
+        place, files = Place(str(root)), _walk(root)
+    return place, sorted((f for f in files if not _is_hidden(f.path)), key=lambda f: f.path)
+
+
+def _find_remote(url: str) -> tuple[Place, list[File]]:
+    _chained.cache_clear()
+    fs, root = filesystem(url)
+    fs.invalidate_cache()
+    try:
+        listing = remote.attempt(lambda: _listed(fs, root), url)
+        if not listing and not remote.attempt(lambda: fs.exists(root), url):
+            raise _absent(url)
         if root in listing:  # a file
-            name = posixpath.basename(root)
-            return Place(path.rpartition("/")[0]), [_remote(name, listing[root])]
-        files = [
-            _remote(posixpath.relpath(name, root), info)
+            _measure(fs, listing)
+            return Place(url.rpartition("/")[0]), [_remote(posixpath.basename(root), listing[root])]
+        listing = {
+            name: info
             for name, info in listing.items()
             if info["type"] != "directory" and not name.endswith("/")  # a mark of a folder
-        ]
-        place = Place(path.rstrip("/"))
-        exists = bool(files) or remote.attempt(lambda: fs.exists(root), path)
-    if not exists:
-        hint = ", for braces are not expanded" if "{" in path else ""
+        }
+        _measure(fs, listing)
+    except (ValueError, remote.StorageError):
+        raise
+    except Exception as error:  # each of fsspec's back ends raises errors of its own
         raise ValueError(
-            f"data folder {path} does not exist; set `path:` to a folder, a file or a list "
-            f"of files{hint}"
-        )
-    visible = [f for f in files if not any(p.startswith(".") for p in f.path.split("/"))]
-    return place, sorted(visible, key=lambda f: f.path)
+            f"{url} cannot be listed ({type(error).__name__}: {error}); check the address, and "
+            "that it may be read from here"
+        ) from error
+    names = {name: posixpath.relpath(f"/{name}", f"/{root}") for name in listing}
+    return Place(url.rstrip("/")), [_remote(names[name], info) for name, info in listing.items()]
+
+
+def _listed(fs: Any, root: str) -> dict[str, Any]:
+    """All files below a folder. What walks it folder by folder leaves out, by itself, those that
+    it could not list."""
+    walks = type(fs).find is AbstractFileSystem.find or (
+        isinstance(fs, AsyncFileSystem) and type(fs)._find is AsyncFileSystem._find
+    )
+    found: dict[str, Any] = fs.find(root, detail=True, **({"on_error": _raise} if walks else {}))
+    return found
+
+
+def _raise(error: Exception) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _measure(fs: Any, listing: dict[str, Any]) -> None:
+    """Adds sizes and checksums where listing gives none, as over HTTP."""
+    bare = [name for name, info in listing.items() if info.get("size") is None]
+    with ThreadPoolExecutor(16) as threads:
+        measured = threads.map(lambda name: remote.attempt(lambda: fs.info(name), name), bare)
+        for name, info in zip(bare, measured, strict=True):
+            listing[name] = {**listing[name], **info}
+
+
+def _absent(path: str) -> ValueError:
+    hint = ", for braces are not expanded" if "{" in path else ""
+    return ValueError(
+        f"data folder {path} does not exist; set `path:` to a folder, a file or a list "
+        f"of files{hint}"
+    )
+
+
+def _is_hidden(path: str) -> bool:
+    *folders, name = path.split("/")
+    if any(part.startswith(".") for part in (*folders, name)):
+        return True
+    left_over = any(part.startswith("_") and "=" not in part for part in folders)
+    return left_over and name.lower().endswith(PARQUET_SUFFIXES)
 
 
 def _walk(root: Path) -> list[File]:
     """Follows links, as data sets are often put together from them, but no folder twice."""
     found, seen = [], set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        status = Path(folder).stat()
+    for folder, folders, names in os.walk(root, onerror=_unreadable, followlinks=True):
+        status = _looked(Path(folder).stat)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
@@ -232,14 +343,40 @@ def _walk(root: Path) -> list[File]:
     return found
 
 
-def _local(root: Path, path: str) -> File:
+def _exists(path: Path) -> bool:
     try:
-        status = (root / path).stat()
-    except OSError:  # a link that leads nowhere: listed, so that reading it says so
+        path.stat()
+    except OSError as error:
+        if error.errno not in LEADS_NOWHERE:
+            _unreadable(error)
+        return False
+    except ValueError:  # with a null character in it
+        return False
+    return True
+
+
+def _local(root: Path, path: str) -> File:
+    if not _exists(root / path):  # a link that leads nowhere: listed, so that reading it says so
         return File(path, 0, ())
+    status = _looked((root / path).stat)
     return File(path, status.st_size, (status.st_mtime_ns, status.st_ctime_ns))
+
+
+def _looked(stat: Callable[[], os.stat_result]) -> os.stat_result:
+    try:
+        return stat()
+    except OSError as error:
+        _unreadable(error)
+        raise AssertionError("unreachable") from error
+
+
+def _unreadable(error: OSError) -> None:
+    raise ValueError(
+        f"{error.filename} cannot be read ({error.strerror}), so that part of the data set "
+        "would be missing; make it readable, or move it away"
+    ) from error
 
 
 def _remote(path: str, info: dict[str, Any]) -> File:
     checksums = [str(info[k]) for k in ("md5Hash", "ETag", "etag") if info.get(k)]
-    return File(path, int(info["size"] or 0), tuple(checksums[:1]))
+    return File(path, int(info.get("size") or 0), tuple(checksums[:1]))

@@ -18,6 +18,9 @@ FOLDER = "embeddings"
 AT_ONCE = 32
 """Small files of a pool that are asked for together: a bucket answers each in some 20 ms."""
 
+ASKED_MOST = 3
+"""As often is a shard embedded for pictures whose server was away; then they count as gone."""
+
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -39,11 +42,14 @@ def shard_path(pool: str, name: str, identity: str, ending: str) -> str:
 
 
 def is_whole(facts: Mapping[str, Any], size: Callable[[str], int | None]) -> bool:
-    """Whether what a shard's row tells of is there; of no rows, no file is.
+    """Whether what a shard's row tells of is there, and is all there will be; of no rows, no file
+    is. Pictures whose server was away (``away``) are asked for another time.
 
     Args:
         size: path in the store → bytes of the file, None if there is none.
     """
+    if facts.get("away") and facts["asked"] < ASKED_MOST:
+        return False
     return not facts["rows"] or size(facts["path"]) == facts["bytes"]
 
 

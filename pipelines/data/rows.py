@@ -14,6 +14,9 @@ class Reason(StrEnum):
     IMAGE_TYPE = "image is neither bytes nor a path"
     IMAGE_AMBIGUOUS = "sample has several images"
     IMAGE_FETCH = "image cannot be fetched"
+    IMAGE_AWAY = "image's server is away"
+    """May pass: the shard is embedded again another time."""
+
     IMAGE_LARGE = "image file is too large"
     IMAGE_UNKNOWN = "image is of no known format"
     IMAGE_BROKEN = "image is damaged or cut short"
@@ -40,8 +43,10 @@ class Reason(StrEnum):
     KEY_REPEATED = "key is repeated"
     PATH_OUTSIDE = "path leads out of the data set"
     MEMBER_TYPE = "member is no plain file"
+    MEMBER_ORDER = "members of a sample lie apart in the tar"
     METADATA_BROKEN = "metadata cannot be parsed"
     COLUMN_MISSING = "file lacks a column"
+    COLUMN_REPEATED = "file has two columns of one name"
     FILE_BROKEN = "file is damaged or cut short"
 
 
@@ -63,13 +68,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Bad:
-    """Something that is no row."""
+    """Something that is no row. Its texts are printed to terminals: see :func:`printable`."""
 
     key: str
     source: str
     reason: Reason
     detail: str = ""
     """What was met, for whoever looks into it; not part of what is counted."""
+
+    def __post_init__(self) -> None:
+        for name in ("key", "source", "detail"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+
+
+def printable(text: str) -> str:
+    """With control characters, which a terminal obeys, and halves of characters escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class BadRow(Exception):

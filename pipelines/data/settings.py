@@ -57,21 +57,24 @@ class Source(Strict):
     """Image–caption pairs: a data set of your own, or the demo's scenes."""
 
     path: str | list[str] | None = None
-    """A folder, a file or a list of files, on disk or at any address fsspec knows (``s3://…``)."""
+    """A folder, a file or a list of them, on disk or at an address: ``s3://…``, ``https://…``,
+    ``zip://FOLDER::FILE.zip``, or what else fsspec has a package for that is installed."""
 
-    format: Literal["parquet", "folder", "webdataset"] | None = None
+    format: Literal["parquet", "folder", "coco", "webdataset"] | None = None
     """``parquet``: files with the columns below. ``webdataset``: ``.tar`` files whose members
     ``KEY.jpg``, ``KEY.txt`` and ``KEY.json`` are one row. ``folder``: pictures, each with a
     ``.txt`` of its name, or with ``captions.jsonl`` or ``captions.csv`` at the root (also under
-    the name ``metadata``). Without it the files at ``path`` tell."""
+    the name ``metadata``). ``coco``: pictures, with one of COCO's ``captions_*.json``. Without it
+    the files at ``path`` tell."""
 
     image: str = "image"
     """Parquet: the column, with bytes, ``{bytes, path}`` or paths. WebDataset: the member's
-    ending, where a sample has several pictures. Caption file: the column with the file's path
-    (by default also ``file`` and ``file_name``)."""
+    ending (``png``, ``input.jpg``), where a sample has several pictures. Caption file: the column
+    with the file's path or address (by default also ``file`` and ``file_name``)."""
 
     caption: str = "caption"
-    """The column, or the field of a JSON (by default also ``text`` and ``captions``)."""
+    """The column, or the field of a JSON (by default also ``text`` and ``captions``). WebDataset:
+    also a member's ending (``prompt.txt``)."""
 
     captions: Literal["first", "all"] = "all"
     """A picture may have several: a list in Parquet or JSON, lines of a ``.txt``, rows of a caption

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.data.places import Place
-from pipelines.data.rows import Bad
+from pipelines.data.rows import Bad, printable
 from pipelines.data.settings import Source
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -44,9 +44,13 @@ class SourceShard:
     """Of a folder's pictures: where the shard's begin among all paths without endings, and where
     the next one's do."""
 
+    beside: str = ""
+    """Of a caption file: the folder that it takes the names of pictures from, if not the root."""
+
     @property
     def url(self) -> str:
-        return posixpath.join(self.folder, self.path)
+        """To be shown and kept: bytes that are no UTF-8 are escaped."""
+        return printable(posixpath.join(self.folder, self.path))
 
     @property
     def place(self) -> Place:
@@ -72,7 +76,29 @@ Findings = Iterator[Found | Bad]
 def name_of(path: str) -> str:
     """A file's path as a shard's name: readable, and by its hash unique."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.rsplit(".", 1)[0]).strip(".-")[-60:]
-    return f"{stem}-{hashlib.sha256(path.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
+    return f"{stem}-{hashlib.sha256(utf8(path)).hexdigest()[:10]}"
+
+
+def is_image(path: str) -> bool:
+    return path.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+
+
+def is_text(path: str) -> bool:
+    return path.lower().endswith(".txt")
+
+
+def stem(path: str) -> str:
+    """A path without its ending."""
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}{name.rpartition('.')[0] or name}"
+
+
+def utf8(text: str) -> bytes:
+    """Any text as bytes: bytes that were no UTF-8 as they were, and halves of an emoji."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def fields(named: str, default: str, others: tuple[str, ...]) -> tuple[str, ...]:

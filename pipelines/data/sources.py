@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from pipelines.data import folder, parquet, webdataset
+from pipelines.data import caption_file, folder, parquet, webdataset
 from pipelines.data.captions import objection
 from pipelines.data.identity import identify_each
-from pipelines.data.places import MAX_FILE_BYTES, Folder, Place, find_each
+from pipelines.data.places import MAX_FILE_BYTES, PARQUET_SUFFIXES, Folder, Place, find_each
 from pipelines.data.rows import Bad, BadRow, Reason, Row, split_captions
 from pipelines.data.settings import Source
-from pipelines.data.shard import Found, SourceShard, name_of
+from pipelines.data.shard import Found, SourceShard, is_image, name_of
 
-READERS = {"parquet": parquet.read, "folder": folder.read, "webdataset": webdataset.read}
+READERS = {
+    "parquet": parquet.read,
+    "folder": folder.read,
+    "coco": folder.read,
+    "webdataset": webdataset.read,
+}
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
@@ -35,12 +41,20 @@ def list_shards(source: Source) -> list[SourceShard]:
 
 def _shards(source: Source, home: Folder, kind: str) -> list[SourceShard]:
     mine = [f for f in home.files if _kind(f.path) == kind]
+    if kind == "folder":
+        mine += [f for f in home.files if f.path.lower() in caption_file.NAMES]
     if not mine:
         return []
-    if kind == "folder":
-        return folder.shards(source, home)
+    for file in mine if home.place.is_local else ():
+        if not is_image(file.path) and not Path(full := home.place.full(file.path)).is_file():
+            raise ValueError(f"{full} is a pipe, or a link that leads nowhere; move it away")
+    if kind in ("folder", "coco"):
+        caption_file.check(source, home, coco=kind == "coco")
+        return folder.shards(source, home, coco=kind == "coco")
     if kind == "parquet":
         parquet.check_columns(source, home.place, mine)
+    if kind == "webdataset":
+        webdataset.check_members(home.place, mine)
     identities = identify_each(home.place, [[file] for file in mine])
     return [
         SourceShard(
@@ -74,6 +88,8 @@ def read_shard(source: Source, shard: SourceShard) -> Iterator[Row | Bad]:
                 raise BadRow(Reason.KEY_MISSING)
             if key in keys:
                 raise BadRow(Reason.KEY_REPEATED)
+            if found.image is None:
+                raise BadRow(Reason.IMAGE_MISSING)
             texts = found.captions if source.captions == "all" else found.captions[:1]
             captions, dropped = split_captions([objection(t) for t in texts], key, place)
             scores = _numbers(found)
@@ -90,10 +106,19 @@ def _look(source: Source) -> tuple[list[Folder], str]:
     """The folders at the source's path, and their files' format."""
     if source.path is None:
         raise ValueError("this source has no `path:`; its pictures are made")
+    if isinstance(source.path, str) and caption_file.is_coco(source.path):
+        return [caption_file.coco_folder(source.path)], "coco"
     folders = find_each(source.path)
     if source.format:
         return folders, source.format
-    kinds = sorted({kind for found in folders for f in found.files if (kind := _kind(f.path))})
+    files = [file for found in folders for file in found.files]
+    kinds = sorted({kind for f in files if (kind := _kind(f.path))})
+    if "coco" in kinds:
+        if "folder" in kinds:
+            return folders, "coco"
+        kinds = [kind for kind in kinds if kind != "coco"]  # captions of no picture that is here
+    if not kinds and any(f.path.lower() in caption_file.NAMES for f in files):
+        return folders, "folder"  # of pictures by their addresses
     if len(kinds) > 1:
         raise ValueError(
             f"{_named(folders)} has files of several formats ({', '.join(kinds)}); "
@@ -114,11 +139,13 @@ def _named(folders: list[Folder]) -> str:
 
 def _kind(path: str) -> str | None:
     name = path.lower()
-    if name.endswith((".parquet", ".pq")):
+    if name.endswith(PARQUET_SUFFIXES):
         return "parquet"
     if name.endswith(TAR_SUFFIXES):
         return "webdataset"
-    return "folder" if folder.is_image(name) else None
+    if caption_file.is_coco(path):
+        return "coco"
+    return "folder" if is_image(name) else None
 
 
 def _text(value: Any) -> str:
@@ -147,8 +174,6 @@ def _numbers(found: Found) -> dict[str, float]:
 
 def _image(place: Place, image: Any) -> bytes:
     """The picture's bytes, fetched if they are elsewhere; BadRow if there are none."""
-    if image is None:
-        raise BadRow(Reason.IMAGE_MISSING)
     if isinstance(image, str):
         image = place.fetch(image) if image else b""
     if not isinstance(image, bytes):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.data.captions import lines, listed
+from pipelines.data.places import File, Place
 from pipelines.data.rows import Bad, Reason
 from pipelines.data.settings import Source
 from pipelines.data.shard import (
@@ -23,8 +24,24 @@ from pipelines.data.tar import members
 Sample = dict[str, bytes]
 """Ending → content."""
 
+MOST_MEMBERS = 64
+"""Of one key up to its first dot that are looked at together, for a tar may hold nothing else."""
+
+ORDER = "write the tar anew, ordered by name: tar --sort=name"
+
+
+def check_members(place: Place, files: list[File]) -> None:
+    """ValueError if no tar has a member. Reads on to the first that has one, or is damaged."""
+    for file in files:
+        with place.open(file.path) as handle:
+            if next(members(handle, lambda name: False), None):
+                return
+    raise ValueError(f"{place.full(files[0].path)} and its like hold no row; fill `path:`")
+
 
 def read(source: Source, shard: SourceShard) -> Findings:
+    """The rows. One whose members lie apart is refused once, with a word about their order."""
+    lonely: dict[str, Bad] = {}
     with shard.place.open(shard.path) as handle:
         for found in samples(handle, source, shard):
             if isinstance(found, Bad):
@@ -32,39 +49,96 @@ def read(source: Source, shard: SourceShard) -> Findings:
                 continue
             key, sample = found
             try:
-                yield row_of(key, sample, source, shard)
-            except ValueError as error:
+                row = row_of(key, sample, source, shard)
+            except (ValueError, RecursionError) as error:
                 yield Bad(key, shard.path, Reason.METADATA_BROKEN, str(error)[:200])
+                continue
+            if isinstance(row, Found) and _is_half(row):
+                lacks = Reason.IMAGE_MISSING if row.image is None else Reason.CAPTION_MISSING
+                before = lonely.pop(key, None)
+                if before and before.reason != lacks:
+                    yield Bad(key, shard.path, Reason.MEMBER_ORDER, ORDER)
+                    continue
+                if before:
+                    yield before
+                lonely[key] = Bad(key, shard.path, lacks)
+            else:
+                yield row
+    yield from lonely.values()
+
+
+def _is_half(row: Found) -> bool:
+    return row.image is None or row.captions == [None]
 
 
 def samples(handle: Any, source: Source, shard: SourceShard) -> Iterator[tuple[str, Sample] | Bad]:
     """The rows' members. One that is lost leaves its row without it, which is then refused."""
-    endings = {*IMAGE_SUFFIXES, "txt", "json", source.image.lower()}
-    key, sample = "", Sample()
-    for member in members(handle, lambda name: split(name)[1] in endings):
+    endings = endings_of(source)
+    group: dict[str, Sample] = {}  # key → sample, of members that share what is before a dot
+    for member in members(handle, lambda name: split(name, endings)[1] in endings):
         if member.bad:
             yield Bad(member.name or shard.name, shard.path, member.bad, member.detail)
             continue
-        name, ending = split(member.name)
+        name, ending = split(member.name, endings)
         if name.startswith("/") or ".." in name.split("/"):
             yield Bad(member.name, shard.path, Reason.PATH_OUTSIDE)
             continue
-        if member.data is None or not posixpath.basename(name):  # of another kind, or hidden
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if member.data is None or hidden or not posixpath.basename(name):  # or of another kind
             continue
-        if name != key or ending in sample:
-            if sample:
-                yield key, sample
-            key, sample = name, Sample()
-        sample[ending] = member.data
-    if sample:
-        yield key, sample
+        other = group and first_part(name) != first_part(next(iter(group)))
+        full = name not in group and len(group) >= MOST_MEMBERS
+        if other or full or ending in group.get(name, ()):
+            yield from divided(group)
+            group = {}
+        elif group and name not in group:  # a whole sample is not kept until the next key
+            last = next(reversed(group))
+            if "." in posixpath.basename(last) and is_pair(group[last]):
+                yield last, group.pop(last)
+        group.setdefault(name, Sample())[ending] = member.data
+    yield from divided(group)
 
 
-def split(name: str) -> tuple[str, str]:
-    """``a/0001.seg.PNG`` → ``a/0001``, ``seg.png``: a key has no dot."""
+def endings_of(source: Source) -> frozenset[str]:
+    """What a member may end in to be read; those that the source names may have several parts."""
+    named = (source.image.lower(), source.caption.lower())
+    return frozenset({*IMAGE_SUFFIXES, "txt", "json", *named})
+
+
+def split(name: str, endings: frozenset[str]) -> tuple[str, str]:
+    """``a/v1.5_7.input.PNG`` → ``a/v1.5_7``, ``input.png`` where that is an ending; else up to the
+    last dot."""
     folder, _, base = name.removeprefix("./").rpartition("/")
-    stem, _, ending = base.partition(".")
+    at = base.find(".")
+    while 0 <= at < base.rfind(".") and base[at + 1 :].lower() not in endings:
+        at = base.find(".", at + 1)
+    stem, ending = (base[:at], base[at + 1 :]) if at >= 0 else (base, "")
     return (f"{folder}/{stem}" if folder or name.startswith("/") else stem), ending.lower()
+
+
+def first_part(key: str) -> str:
+    """What WebDataset takes for the key: up to the first dot of the name."""
+    folder, slash, base = key.rpartition("/")
+    return f"{folder}{slash}{base.partition('.')[0]}"
+
+
+def is_pair(sample: Sample) -> bool:
+    """Whether it is a row by itself, whatever else has its key up to the first dot."""
+    return "txt" in sample and any(ending in IMAGE_SUFFIXES for ending in sample)
+
+
+def divided(group: dict[str, Sample]) -> Iterator[tuple[str, Sample]]:
+    """The samples among members that share a key up to its first dot.
+
+    ``7.jpg``, ``7.txt`` and ``7.mask.png`` are one sample: by WebDataset's rule the mask is its
+    further member. ``v1.5.jpg`` and ``v1.5.txt`` have a dot in their key.
+    """
+    if not group:
+        return
+    plain = group.get(first_part(next(iter(group))))
+    for key, sample in group.items():
+        if sample is plain or plain is None or is_pair(sample):
+            yield key, sample
 
 
 def row_of(key: str, sample: Sample, source: Source, shard: SourceShard) -> Found | Bad:
@@ -77,13 +151,19 @@ def row_of(key: str, sample: Sample, source: Source, shard: SourceShard) -> Foun
     if len(images) > 1:
         there = " and ".join(e for e in endings if e in sample)
         return Bad(key, shard.path, Reason.IMAGE_AMBIGUOUS, f"{there}; choose one with `image:`")
-    in_text = "txt" in sample and source.caption == "caption"
     return Found(
         key=meta.get(source.key) if source.key else key,
         source=shard.path,
         image=images[0] if images else None,
-        captions=lines(sample["txt"])
-        if in_text
-        else listed(first_of(meta, caption_fields(source))),
+        captions=captions_of(sample, meta, source),
         scores={name: meta.get(name) for name in source.scores},
     )
+
+
+def captions_of(sample: Sample, meta: dict[str, Any], source: Source) -> list[Any]:
+    """Of the member or the JSON field that the source names; else of the ``.txt``."""
+    if (named := source.caption.lower()) in sample and named != "json":
+        return lines(sample[named])
+    if "txt" in sample and source.caption == "caption":
+        return lines(sample["txt"])
+    return listed(first_of(meta, caption_fields(source)))

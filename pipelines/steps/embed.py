@@ -15,6 +15,7 @@ from typing import Any
 
 from pipelines.data.earlier import Earlier
 from pipelines.data.pool import pool_of, whole_in
+from pipelines.data.rows import Reason, printable
 from pipelines.data.settings import Source
 from pipelines.data.shard import SourceShard
 from pipelines.steps.context import Context, Result
@@ -146,6 +147,8 @@ def assembled(ctx: Context, job: Job, tally: Tally) -> Result:
     if tally.header is None:
         worst = ", ".join(f"{n} × {why}" for why, n in sorted((quarantined | filtered).items()))
         where = f"{job.store.full(job.pool)}/*.json"
+        if not worst:
+            raise ValueError(f"{job.source.path} holds no row; put image–caption pairs there")
         raise ValueError(
             f"not one row of {job.source.path} is usable ({worst}); see `faults` in {where}"
         )
@@ -156,8 +159,13 @@ def assembled(ctx: Context, job: Job, tally: Tally) -> Result:
     if twice := stats["repeated"]["rows"]:
         one = stats["repeated"]["examples"][0]
         ctx.report(
-            message=f"has {twice:,} rows whose key another shard has too, such as {one['key']} "
-            f"in {one['first']} and {one['again']}; none is dropped"
+            message=f"has {twice:,} rows whose key another shard has too, such as "
+            f"{printable(one['key'])} in {one['first']} and {one['again']}; none is dropped"
+        )
+    if away := quarantined.get(Reason.IMAGE_AWAY):
+        ctx.report(
+            message=f"lacks {away:,} pictures whose servers were away; they are asked for again "
+            "when the data or a setting of the embedding has changed"
         )
     ctx.store.write_json(f"{ctx.folder}/stats.json", stats)
     return Result(

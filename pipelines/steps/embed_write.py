@@ -34,12 +34,17 @@ def write_shard(job: Job, work: Work) -> None:
         ValueError: What would be copied was embedded by other weights of the same name.
     """
     header, path = header_of(job, work), job.path(work.shard, "parquet")
+    row = job.path(work.shard, "json")
+    reasons = Counter(str(b.reason) for b in work.bad)
+    away = reasons[Reason.IMAGE_AWAY]
     facts: dict[str, Any] = {"rows": 0, "usable": dict.fromkeys(job.resolutions, 0)}
     contents = Contents(contents=[], scores=[], sums={}, sha256="")
     if header is not None:
         pairs = sorted(_pairs(job, work), key=lambda pair: pair["at"])
         columns = columns_of(pairs, header)
         written = write(columns, header)
+        if away:  # what takes its place later is another file, as versions name this one
+            path = f"{path.removesuffix('.parquet')}.{sha256(written.data)[:8]}.parquet"
         job.store.write(path, written.data)
         job.store.write(keys_path(path), hashed(columns["key"]))
         facts = written.facts | {
@@ -62,7 +67,6 @@ def write_shard(job: Job, work: Work) -> None:
         )
     if header is not None or work.dropped:
         contents.with_dropped(work.dropped).write(job.store, path)
-    reasons = Counter(str(b.reason) for b in work.bad)
     facts |= {
         "name": work.shard.name,
         "source": work.shard.url,
@@ -76,7 +80,12 @@ def write_shard(job: Job, work: Work) -> None:
         "batches": dict(sorted(work.batches.items())),
         "seconds": {stage: round(s, 3) for stage, s in work.seconds.items()},
     }
-    job.store.write_json(job.path(work.shard, "json"), facts)
+    if away:
+        before = job.store.read_json(row) or {}
+        facts |= {"away": away, "asked": before.get("asked", 0) + 1}
+        if header is not None:
+            job.store.write_json(f"{path.removesuffix('.parquet')}.json", facts)
+    job.store.write_json(row, facts)
 
 
 def columns_of(pairs: Sequence[Mapping[str, Any]], header: Header) -> dict[str, list[Any]]:

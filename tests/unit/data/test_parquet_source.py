@@ -187,3 +187,35 @@ def test_rows_stream(tmp_path):
     for _ in read_shard(source_at(path), shard):
         peak = max(peak, pa.total_allocated_bytes() - before)
     assert peak < 30 * 2**20  # the group has 40 MiB, a batch 16
+
+
+def test_two_columns_of_one_name_that_are_read(tmp_path):
+    """The plan refuses them in the first file; a later file is one bad row."""
+    columns = [pa.array([JPEG]), pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
+    for twice in ("caption", "key", "id"):
+        names = ["image", *dict.fromkeys(["caption", twice]), twice, "more"][:4]
+        pq.write_table(pa.table(columns, names=names), tmp_path / "b.parquet")
+        settings = {"key": "id"} if twice == "id" else {}
+        with pytest.raises(ValueError, match=f"two columns '{twice}'"):
+            list_shards(source_at(tmp_path, **settings))
+        first = {"image": JPEG, "caption": "a cat", "id": "1"}
+        write_parquet(tmp_path / "a.parquet", [first])
+        rows, bads = harvest(source_at(tmp_path, **settings))
+        assert len(rows) == 1
+        assert [(b.source, b.reason.name, b.detail) for b in bads] == [
+            ("b.parquet", "COLUMN_REPEATED", twice)
+        ]
+        (tmp_path / "a.parquet").unlink()
+    names = ["image", "caption", "other", "other"]
+    pq.write_table(pa.table(columns, names=names), tmp_path / "b.parquet")
+    assert len(harvest(source_at(tmp_path))[0]) == 1
+
+
+def test_parquet_without_a_row_is_said_when_planned(tmp_path):
+    empty = pa.table({"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())})
+    for name in "ab":
+        pq.write_table(empty, tmp_path / f"{name}.parquet")
+    with pytest.raises(ValueError, match="hold no row"):
+        list_shards(source_at(tmp_path))
+    write_parquet(tmp_path / "c.parquet", rows_of(1))
+    assert len(harvest(source_at(tmp_path))[0]) == 1

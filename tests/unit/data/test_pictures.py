@@ -1,13 +1,14 @@
 """Pictures become upright 8-bit RGB whatever they were, and stay sharp and free of aliases."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 from dirty import FRAMES, JPEG, bomb, encoded, noise
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from pipelines.data.pictures import centre_square, decode, shortest_side, size_of
+from pipelines.data.pictures import centre_square, decode, for_clip, shortest_side, size_of
 from pipelines.data.rows import BadRow, Reason
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
@@ -163,3 +164,127 @@ def test_sides():
     for resize in (shortest_side, centre_square):
         with pytest.raises(ValueError, match="would be enlarged to 91"):
             resize(picture, 91)
+
+
+def gradient(size=256):
+    y, x = np.mgrid[:size, :size]
+    return Image.fromarray(np.stack([x, y, (x + y) // 8 % 2 * 200], -1).astype(np.uint8))
+
+
+def preallocated(data):
+    """A download that was given its size before its content, and stopped half-way."""
+    return data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"quality": 90}),
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"exif": True}),
+        ("MPO", {}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+def test_a_tail_of_zeros_is_no_picture(kind, options):
+    """The thumbnail in an Exif is a whole JPEG, and its end is not that of the picture."""
+    if "exif" in options:
+        exif = Image.Exif()
+        exif[0x010E] = encoded(noise((32, 32))).decode("latin-1")
+        options = {"exif": exif}
+    if kind == "MPO":
+        options = {"save_all": True, "append_images": [gradient()]}
+    whole = encoded(gradient(), kind, **options)
+    assert (pixels(whole) == pixels(whole + bytes(1000))).all()
+    spoilt = whole[: len(whole) // 3] + bytes(len(whole)) if kind == "MPO" else preallocated(whole)
+    with pytest.raises(BadRow) as error:
+        decode(spoilt, side=32)
+    assert error.value.reason == Reason.IMAGE_BROKEN
+
+
+@pytest.mark.parametrize("kind", ["text", "profile", "after the pixels"])
+def test_a_png_with_large_notes_is_its_pixels(kind):
+    picture, info, large = noise(), PngImagePlugin.PngInfo(), "x" * 2_000_000
+    info.add_itxt("XML:com.adobe.xmp", large, zip=True)
+    options = {"icc_profile": large.encode()} if kind == "profile" else {"pnginfo": info}
+    data = encoded(picture, "PNG", **options)
+    if kind == "after the pixels":
+        plain = encoded(picture, "PNG")
+        at = data.index(b"iTXt") - 4
+        note = data[at : at + 12 + int.from_bytes(data[at : at + 4], "big")]
+        data = plain[:-12] + note + plain[-12:]
+    assert len(data) < 30_000
+    assert (pixels(data) == np.asarray(picture)).all()
+    assert size_of(data) == picture.size
+    with pytest.raises(BadRow):
+        decode(data[:-20])
+
+
+def clip_of_all(picture, side):
+    """OpenCLIP's preprocessing by its definition: the shortest side scaled, then the middle."""
+    width, height = picture.size
+    scale = side / min(picture.size)
+    size = (side, int(height * scale)) if width <= height else (int(width * scale), side)
+    left, top = (round((n - side) / 2) for n in size)
+    scaled = picture.resize(size, Image.Resampling.BICUBIC)
+    return scaled.crop((left, top, left + side, top + side))
+
+
+@pytest.mark.parametrize(
+    "size", [(20, 3001), (3001, 20), (40, 500), (500, 40), (90, 4000), (64, 64)]
+)
+def test_a_strip_is_seen_by_clip_as_if_all_of_it_were_scaled(size):
+    """Without black and white: PIL rounds between two passes, whose order depends on the size."""
+    picture = noise(size).point(lambda value: 64 + value // 2)
+    found, all_of_it = for_clip(picture, 32), clip_of_all(picture, 32)
+    assert np.abs(np.asarray(found).astype(int) - np.asarray(all_of_it)).max() <= 1
+
+
+def test_a_strip_takes_no_more_memory_than_its_pixels(monkeypatch):
+    """No picture on the way is larger than what was decoded."""
+    made, resize = [], Image.Image.resize
+
+    def watched(picture, size, *args, **kwargs):
+        made.append(size[0] * size[1])
+        return resize(picture, size, *args, **kwargs)
+
+    picture = decode(encoded(Image.new("L", (64, 200_000), 128), "PNG"))
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    for small in (for_clip(picture, 224), centre_square(picture, 64), shortest_side(picture, 64)):
+        assert min(small.size) in (64, 224)
+    assert max(made) <= 64 * 200_000
+
+
+def tiff(bits, kind, data, side=4):
+    """A grey TIFF. ``kind``: 1 unsigned, 2 signed, 3 floating point."""
+    fields = [(256, side), (257, side), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1)]
+    fields += [(278, side), (279, len(data)), (339, kind)]
+    table = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in fields)
+    start = b"II*\0" + struct.pack("<I", 8 + len(data)) + data
+    return start + struct.pack("<H", len(fields)) + table + bytes(4)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_any_depth_up_to_sixteen_bits_has_white_for_its_largest_value(bits):
+    assert (pixels(tiff(bits, 1, b"\xff" * (2 * bits))) == 255).all()
+
+
+@pytest.mark.parametrize("bits", [12, 32])
+def test_a_depth_that_would_be_read_wrongly_is_refused(bits):
+    """PIL has 4,095 of 12 bits for 4,095 of 65,535: black instead of white."""
+    for read in (decode, size_of) if bits == 12 else (decode,):
+        with pytest.raises(BadRow) as error:
+            read(tiff(bits, 1, b"\xff" * (2 * bits)))
+        assert error.value.reason == Reason.IMAGE_DEPTH
+
+
+def test_a_jpeg_of_twelve_bits_is_refused_for_its_depth():
+    data = bytearray(JPEG)
+    at = data.index(b"\xff\xc0")
+    data[at + 4] = 12
+    with pytest.raises(BadRow) as error:
+        decode(bytes(data))
+    assert error.value.reason == Reason.IMAGE_DEPTH

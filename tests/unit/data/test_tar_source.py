@@ -215,3 +215,88 @@ def test_every_single_byte_overwritten_is_survived(tmp_path):
         found = list(read_shard(source, shard))
         assert {"0000", "0002"} <= {item.key for item in found}
         assert any(getattr(item, "reason", None) for item in found)
+
+
+def test_a_key_may_have_dots(tmp_path):
+    """By WebDataset's rule all of ``v1`` would be one key and ``5_0001.jpg`` an ending."""
+    keys = [f"v1.5_{i:04d}" for i in range(200)] + ["0003", "3.a.b", "sub.dir/x.y"]
+    members = [m for k in keys for m in ((f"{k}.jpg", JPEG), (f"{k}.txt", b"a cat"))]
+    write_tar(tmp_path / "a.tar", members)
+    assert outcome(tmp_path) == (keys, [])
+    meta = [m for k in keys for m in ((f"{k}.jpg", JPEG), (f"{k}.json", json_line(caption="cat")))]
+    write_tar(tmp_path / "a.tar", meta)
+    assert outcome(tmp_path) == (keys, [])
+
+
+def test_dotted_keys_that_lack_something_are_counted(tmp_path):
+    write_tar(
+        tmp_path / "a.tar",
+        [("v1.5.jpg", JPEG), ("v1.6.txt", b"a cat"), ("v1.7.jpg", JPEG), ("v1.7.txt", b"a cat")]
+        + [(f"v2.{i}.jpg", JPEG) for i in range(100)],
+    )
+    keys, bads = outcome(tmp_path)
+    assert keys == ["v1.7"]
+    lonely = [(f"v2.{i}", "CAPTION_MISSING") for i in range(100)]
+    assert bads == sorted([("v1.5", "CAPTION_MISSING"), ("v1.6", "IMAGE_MISSING"), *lonely])
+
+
+def test_endings_of_two_parts_are_named_for_pictures_and_captions(tmp_path):
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("1.input.jpg", JPEG),
+            ("1.target.jpg", PNG),
+            ("1.prompt.txt", b"a cat"),
+            ("1.txt", b"a dog"),
+            ("v1.5.input.jpg", JPEG),
+            ("v1.5.PROMPT.TXT", b"a frog"),
+        ],
+    )
+    source = source_at(tmp_path, image="input.jpg", caption="prompt.txt")
+    rows, bads = harvest(source)
+    assert [(r.key, r.image, r.captions) for r in rows] == [
+        ("1", JPEG, ("a cat",)),
+        ("v1.5", JPEG, ("a frog",)),
+    ]
+    assert not bads
+    assert [r.image for r in harvest(source_at(tmp_path, image="target.jpg"))[0]] == [PNG]
+
+
+def test_a_mask_belongs_to_its_picture_wherever_it_stands(tmp_path):
+    """Also between picture and text; and with metadata of its own."""
+    mask = [("1.mask.png", PNG), ("1.mask.json", b"{}")]
+    pair = [("1.jpg", JPEG), ("1.txt", b"a cat")]
+    for content in (mask + pair, [pair[0], *mask, pair[1]], pair + mask):
+        write_tar(tmp_path / "a.tar", [*content, ("2.jpg", JPEG), ("2.txt", b"a dog")])
+        assert outcome(tmp_path) == (["1", "2"], [])
+
+
+def test_pictures_first_and_texts_after_them_are_refused_for_their_order(tmp_path):
+    names = [f"{i:03d}" for i in range(20)]
+    pictures, texts = [(f"{n}.jpg", JPEG) for n in names], [(f"{n}.txt", b"a cat") for n in names]
+    lonely = [("lonely.jpg", JPEG), ("lonely.jpg", JPEG)]
+    for content in (pictures + texts, texts + pictures):
+        write_tar(tmp_path / "a.tar", content + lonely)
+        rows, bads = harvest(source_at(tmp_path))
+        assert not rows
+        assert sorted((b.key, b.reason.name) for b in bads) == [
+            *((n, "MEMBER_ORDER") for n in names),
+            ("lonely", "CAPTION_MISSING"),
+            ("lonely", "CAPTION_MISSING"),
+        ]
+        assert "--sort=name" in bads[0].detail
+
+
+def test_json_nested_without_end_is_one_bad_row(tmp_path):
+    deep = b'{"caption":' + b"[" * 200_000
+    write_tar(tmp_path / "a.tar", [("1.jpg", JPEG), ("1.json", deep)])
+    assert outcome(tmp_path) == ([], [("1", "METADATA_BROKEN")])
+
+
+def test_a_tar_without_a_member_is_said_when_planned(tmp_path):
+    for name, mode in (("a.tar", "w"), ("b.tar.gz", "w:gz")):
+        write_tar(tmp_path / name, [], mode)
+    with pytest.raises(ValueError, match="hold no row"):
+        list_shards(source_at(tmp_path))
+    write_tar(tmp_path / "c.tar", [("1.jpg", JPEG), ("1.txt", b"a cat")])
+    assert outcome(tmp_path) == (["1"], [])

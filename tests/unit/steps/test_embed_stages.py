@@ -394,3 +394,48 @@ def test_a_further_encoder_of_another_width_is_refused(made, job, encoders, pass
     wrong = {"words": {"model": encoders["t5"], "dim": 7, "kind": "sequence"}}
     work = passed(made, [Whole(replace(job, encoders={**encoders, "more": wrong}))])
     assert "write `dim: " in work.error and "instead of 7" in work.error
+
+
+def test_pictures_whose_server_was_away_are_asked_for_again(job, shard, passed, monkeypatch):
+    """The shard is no final one, the version made of it stays whole, and no dead host for ever
+    brings its shard back."""
+    from pipelines.data import pool
+    from pipelines.data.rows import BadRow, Reason
+
+    rng = np.random.default_rng(0)
+    image, kept = picture(rng), picture(rng)
+    away = True
+
+    def fetched(address, most):
+        if address.endswith("/1.png") and not away:
+            return image
+        if address.endswith("/2.png"):
+            return kept
+        raise BadRow(Reason.IMAGE_AWAY, "HTTP 503")
+
+    monkeypatch.setattr("pipelines.data.web.fetch", fetched)
+    found = shard(
+        image=["https://x/1.png", "https://x/2.png"], caption=["a cat", "a dog"], key=["a", "b"]
+    )
+    passed(found, [Whole(job)])
+    first = facts_of(job, found)
+    assert (first["rows"], first["away"], first["asked"]) == (1, 1, 1)
+    assert first["quarantined"] == {"image's server is away": 1}
+    assert not list(embed.done_before(job, [found])) and not job.is_done(found)
+    before = job.store.read(first["path"])
+    assert job.store.read_json(first["path"].removesuffix("parquet") + "json") == first
+
+    away = False
+    passed(found, [Whole(job)])
+    second = facts_of(job, found)
+    assert (second["rows"], second.get("away")) == (2, None) and not second["faults"]
+    assert [f["rows"] for f in embed.done_before(job, [found])] == [2]
+    assert job.store.read(first["path"]) == before and second["path"] != first["path"]
+
+    dead = replace(job, pool="embeddings/dead")
+    away = True
+    for asked in range(1, pool.ASKED_MOST + 1):
+        assert not dead.is_done(found)
+        passed(found, [Whole(dead)])
+        assert facts_of(dead, found)["asked"] == asked
+    assert dead.is_done(found)

@@ -1,0 +1,181 @@
+"""Pictures behind http: asked once if there, again if the server is away, and never for minutes."""
+
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from dirty import JPEG, harvest, json_line, source_at
+
+from pipelines import remote
+from pipelines.data import web
+from pipelines.data.rows import BadRow, Reason
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Answers a path with what ``answers`` has for it, one after the other, the last for ever."""
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(web, "_refusals", {})
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.asked.append(self.path)
+            left = self.server.answers.get(self.path, [404])
+            answer = left.pop(0) if len(left) > 1 else left[0]
+            status, data, length = answer if isinstance(answer, tuple) else (answer, b"", 0)
+            self.send_response(status)
+            if status == 302:
+                self.send_header("Location", data.decode())
+                data, length = b"", 0
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_HEAD(self):
+            self.server.asked.append(f"HEAD {self.path}")
+            self.send_error(405)
+
+        def log_message(self, *_):
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.asked, httpd.answers = [], {}
+    httpd.at = f"http://127.0.0.1:{httpd.server_port}"
+    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread.start()
+    yield httpd
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def whole(data=JPEG):
+    return (200, data, len(data))
+
+
+def refusal(address):
+    with pytest.raises(BadRow) as error:
+        web.fetch(address, 2**20)
+    return error.value
+
+
+def test_a_picture_takes_one_request(server):
+    server.answers["/1.jpg?a=b%20c"] = [whole()]
+    assert web.fetch(f"{server.at}/1.jpg?a=b%20c", 2**20) == JPEG
+    assert server.asked == ["/1.jpg?a=b%20c"]
+
+
+def test_a_file_that_is_too_large_is_not_read_to_its_end(server):
+    server.answers["/1.jpg"] = [whole(bytes(2**20))]
+    assert len(web.fetch(f"{server.at}/1.jpg", 1000)) == 1001
+
+
+def test_an_address_may_have_spaces_letters_of_any_script_and_redirects(server):
+    server.answers["/a%20caf%C3%A9.jpg?q=%C3%A9"] = [(302, b"/there.jpg", 0)]
+    server.answers["/there.jpg"] = [whole()]
+    assert web.fetch(f"{server.at}/a café.jpg?q=é#part", 2**20) == JPEG
+
+
+@pytest.mark.parametrize("passing", [503, 429, 500, (200, JPEG[:100], len(JPEG))])
+def test_what_passes_is_asked_again(server, passing):
+    """An answer cut short, too: a picture with its end missing would be refused for ever."""
+    server.answers["/1.jpg"] = [passing, passing, whole()]
+    assert web.fetch(f"{server.at}/1.jpg", 2**20) == JPEG
+    assert len(server.asked) == 3
+
+
+def test_a_server_that_stays_away_may_be_asked_another_time(server):
+    server.answers["/1.jpg"] = [503]
+    assert refusal(f"{server.at}/1.jpg").reason == Reason.IMAGE_AWAY
+    assert len(server.asked) == remote.ATTEMPTS
+
+
+@pytest.mark.parametrize("status", [404, 403, 410, 401, 501])
+def test_a_no_is_an_answer(server, status):
+    server.answers["/1.jpg?secret=1"] = [status]
+    bad = refusal(f"{server.at}/1.jpg?secret=1")
+    assert bad.reason == Reason.IMAGE_FETCH and f"HTTP {status}" in bad.detail
+    assert len(server.asked) == 1 and "secret" not in bad.detail
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://",
+        "http://[",
+        "http://127.0.0.1:99999/a",
+        "http://\0/",
+        "http://a b/",
+        "http://\ud83d/",
+    ],
+)
+def test_what_is_no_address_is_refused_for_good(address):
+    assert refusal(address).reason == Reason.IMAGE_FETCH
+
+
+def test_nobody_at_the_port_may_pass(server):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    assert refusal(f"http://127.0.0.1:{port}/1.jpg").reason == Reason.IMAGE_AWAY
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """A host that takes connections and says nothing; the connections it took."""
+    monkeypatch.setattr(web, "_refusals", {})
+    monkeypatch.setattr(web, "SILENCE_S", 0.05)
+    monkeypatch.setattr(web, "WITHIN_S", 0.12)
+    held = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def take():
+            while True:
+                try:
+                    held.append(listening.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=take, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", held
+    for one in held:
+        one.close()
+
+
+def test_a_silent_host_is_left_alone_after_some_pictures(silent):
+    """A shard of a thousand of its pictures would take hours."""
+    address, held = silent
+    found = [refusal(f"{address}/{i}.jpg") for i in range(20)]
+    assert {bad.reason for bad in found} == {Reason.IMAGE_AWAY}
+    assert "not asked" in found[-1].detail and "not asked" not in found[0].detail
+    assert len(held) <= web.AWAY_AFTER * remote.ATTEMPTS
+
+
+def test_a_host_that_is_back_is_asked_again(server, monkeypatch):
+    monkeypatch.setattr(web, "AWAY_S", 0.0)
+    server.answers["/1.jpg"] = [503] * remote.ATTEMPTS * web.AWAY_AFTER + [whole()]
+    for _ in range(web.AWAY_AFTER):
+        refusal(f"{server.at}/1.jpg")
+    assert web.fetch(f"{server.at}/1.jpg", 2**20) == JPEG
+    assert not web._refusals
+
+
+def test_an_address_is_fetched_wherever_it_stands(server, tmp_path):
+    """In Parquet as in caption files, and no other kind of address in any of them."""
+    server.answers["/1.jpg"] = [whole()]
+    images = {"good": f"{server.at}/1.jpg", "gone": f"{server.at}/2.jpg", "file": "file:///etc/x"}
+    keys, expected = list(images), {"gone": "IMAGE_FETCH", "file": "PATH_OUTSIDE"}
+    for kind in ("parquet", "jsonl", "csv"):
+        (tmp_path / kind).mkdir()
+    columns = {"key": keys, "image": list(images.values()), "caption": ["a cat"] * 3}
+    pq.write_table(pa.table(columns), tmp_path / "parquet" / "a.parquet")
+    (tmp_path / "jsonl" / "captions.jsonl").write_bytes(
+        b"".join(json_line(key=k, file_name=images[k], caption="a cat") for k in keys)
+    )
+    lines = [f"{k},{images[k]},a cat\n" for k in keys]
+    (tmp_path / "csv" / "captions.csv").write_text("key,file,caption\n" + "".join(lines))
+    for kind in ("parquet", "jsonl", "csv"):
+        rows, bads = harvest(source_at(tmp_path / kind, key="key"))
+        assert [(row.key, row.image) for row in rows] == [("good", JPEG)]
+        assert {bad.key: bad.reason.name for bad in bads} == expected
