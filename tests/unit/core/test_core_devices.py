@@ -13,7 +13,7 @@ from ediffi_core.degrade import Degradation, small_and_large
 from ediffi_core.ensemble import Ensemble, Expert
 from ediffi_core.guidance import dynamic_threshold, guided, on_interval, static_threshold
 from ediffi_core.metrics import validation_losses
-from ediffi_core.noise import EVERYTHING, Interval, NoiseDistribution, edm_grid
+from ediffi_core.noise import Interval, NoiseDistribution, edm_grid
 from ediffi_core.precond import Denoiser
 from ediffi_core.residency import SwappedEnsemble
 from ediffi_core.sampling import SOLVERS, Churn, euler, heun
@@ -110,9 +110,9 @@ def painted(cond, side=8):
 
 
 @pytest.mark.parametrize(("weight", "where"), [("max", "there"), ("std", "cpu")])
-def test_a_painted_cascade_with_style_and_tiles(
-    device, weight, where, halves, make_cond, efficient
-):
+def test_a_painted_cascade_with_style_and_tiles(gpu, weight, where, halves, make_cond, efficient):
+    """On a GPU alone: whether all is finite is read back, which ``meta`` cannot say."""
+    device = "cuda"
     cond = make_cond(2).to(device)
     cond = with_style(cond, torch.ones(1, 6))
     paint = replace(painted(cond), weight=weight)
@@ -160,22 +160,20 @@ def validated(model, cond, device):
         0.5,
         lambda index: (torch.zeros(len(index), 3, 8, 8).to(device), cond),
         index=torch.arange(4),
+        sigma=torch.tensor([0.1, 0.5, 2.0, 40.0], dtype=torch.float64),
         batch=2,
-        interval=EVERYTHING,
-        noise=NOISE,
         seed=0,
     )
 
 
-def test_validation_keeps_its_noise_levels_on_the_cpu(device, make_net, make_cond):
-    sigma, loss = validated(Denoiser(make_net(0)).to(device), make_cond(2).to(device), device)
-    assert (sigma.device.type, loss.device.type) == ("cpu", device)
-    assert bool(((sigma > 0) & (sigma < 1000)).all())  # values, even where the model has none
+def test_validation_takes_its_noise_levels_from_the_cpu(gpu, make_net, make_cond):
+    loss = validated(Denoiser(make_net(0)).to("cuda"), make_cond(2).to("cuda"), "cuda")
+    assert (loss.device.type, loss.shape) == ("cpu", (4,))
 
 
 def test_validation_of_an_ensemble(gpu, halves, make_cond):
-    sigma, loss = validated(halves("cuda"), make_cond(2).to("cuda"), "cuda")
-    assert (sigma.device.type, loss.device.type) == ("cpu", "cuda")
+    loss = validated(halves("cuda"), make_cond(2).to("cuda"), "cuda")
+    assert (loss.device.type, loss.shape) == ("cpu", (4,))
 
 
 def cascade_syncs(gpu, halves, efficient, cond, steps):
