@@ -40,7 +40,10 @@ def check_columns(source: Source, place: Place, files: list[File]) -> None:
         if rows:
             return
     if rows is not None:
-        raise ValueError(f"the Parquet files of {place.folder} hold no row; fill `path:`")
+        raise ValueError(
+            f"the Parquet files of {place.folder} hold no row; point `path:` at a folder of which "
+            "a file does"
+        )
     raise ValueError(
         f"{place.folder} holds no readable Parquet file: {files[0].path} is damaged or cut short"
         + (f", and so are {len(files) - 1} more" if len(files) > 1 else "")

@@ -36,7 +36,10 @@ def check_members(place: Place, files: list[File]) -> None:
         with place.open(file.path) as handle:
             if next(members(handle, lambda name: False), None):
                 return
-    raise ValueError(f"{place.full(files[0].path)} and its like hold no row; fill `path:`")
+    raise ValueError(
+        f"{place.full(files[0].path)} and all others of its kind hold no row; point `path:` at a "
+        "folder of which a file does"
+    )
 
 
 def read(source: Source, shard: SourceShard) -> Findings:
