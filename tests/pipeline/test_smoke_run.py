@@ -67,7 +67,7 @@ def test_embedded_shards_are_those_that_the_versions_list(smoke):
     assert len({row["path"].rpartition("/")[0] for row in listed}) == 1
     files = {smoke.store / s for v in versions(smoke.store) for s in shards_of(v)}
     there = {p for p in smoke.store.glob("embeddings/**/*") if p.is_file()}
-    endings = (".parquet", ".json", ".keys")
+    endings = (".parquet", ".json", ".keys", ".rows")
     assert there == {f.with_suffix(ending) for f in files for ending in endings}
     for row in listed:
         data = (smoke.store / row["path"]).read_bytes()

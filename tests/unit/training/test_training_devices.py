@@ -61,6 +61,7 @@ def settings_of(low_res=False):
         "stream": "train/base",
         "interval": [0.0, 1.0],
         "noise": {"P_mean": -1.2, "P_std": 1.2},
+        "sigma_data": 0.5,
         "training": {"dropout": {"all": 0.1, "others": 0.5}},
         "super_resolution": SUPER_RESOLUTION if low_res else None,
     }
