@@ -228,11 +228,18 @@ def columns(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return own | {k: " ".join(head) for k, head in COLUMNS.items() if k in seen}
 
 
+FEW = 10
+"""Of fewer pictures an interval says nothing: that of a share would reach beyond 0 and 1."""
+
+
 def measured(metrics: Mapping[str, float], key: str) -> str:
-    """A number with half its 95 % confidence interval, where it has one."""
+    """A number with half its 95 % confidence interval, where it has one; of few pictures, with
+    how many."""
     if key not in metrics:
         return "–"
-    half = metrics.get(f"{key}_ci95")
+    half, pictures = metrics.get(f"{key}_ci95"), metrics.get(f"{key}_pictures")
+    if pictures and pictures < FEW:
+        return f"{metrics[key]:.3f} of {pictures:.0f}"
     return f"{metrics[key]:.3f}" + (f" ±{half:.3f}".replace("±0.", "±.") if half else "")
 
 

@@ -79,3 +79,13 @@ def test_tables_say_of_how_many_pictures_their_numbers_are(tmp_path):
         ["val loss", "-0.0080", "[-0.0090, -0.0070]", "–", "worse"],
         ["val loss, E2_3", "-0.0200", "[-0.0300, -0.0100]", "1,000", "worse"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "shown"), [(3, "0.333 of 3"), (10, "0.333 ±.217"), (None, "0.333 ±.217")]
+)
+def test_a_share_of_few_pictures_has_their_number_and_no_interval(pictures, shown):
+    metrics = {"concepts": 1 / 3, "concepts_ci95": 0.217}
+    if pictures:
+        metrics["concepts_pictures"] = pictures
+    assert tree_view.measured(metrics, "concepts") == shown
