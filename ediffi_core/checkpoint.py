@@ -134,6 +134,11 @@ def load_denoiser(
         expert, interval: as :func:`read_as` checks them.
     """
     weights, card = read_as(path, expert=expert, interval=interval)
+    return filled(weights, card), card
+
+
+def filled(weights: Mapping[str, Tensor], card: Card) -> Denoiser:
+    """The denoiser that a card describes with these weights; in eval mode, without gradients."""
     denoiser = Denoiser.of(card.network, card.sigma_data)
     denoiser.load_state_dict(weights)
-    return denoiser.eval().requires_grad_(False), card
+    return denoiser.eval().requires_grad_(False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ediffi_core.metrics import Estimate, paired_gain
+from ediffi_core.metrics import Estimate
 from ediffi_core.noise import sigma_text
 from pipelines.nodes.judges import BEFORE
 from pipelines.steps import losses, scores
@@ -121,8 +121,7 @@ def gained(mine: Tensor, theirs: Tensor, rule: Mapping[str, Any], comparisons: i
     Args:
         comparisons: of the decision, whose intervals hold together.
     """
-    pair = (theirs, mine) if scores.lower_is_better(rule["metric"]) else (mine, theirs)
-    gain = paired_gain(*pair, comparisons)
+    gain = scores.gain_of(mine, theirs, rule["metric"], comparisons)
     candidate, champion = Estimate.of(mine).mean, Estimate.of(theirs).mean
     margin = max(rule["margin"], ROUNDING) * abs(champion)
     return {

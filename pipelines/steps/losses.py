@@ -20,6 +20,7 @@ from ediffi_core.metrics import by_picture, validation_losses
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.strata import Strata
 from pipelines.differences import difference
+from pipelines.steps.scores import from_json, kept, to_json
 from pipelines.store.artifacts import Store
 
 FILE = "losses.json"
@@ -80,10 +81,7 @@ class Losses:
 
     def write(self, store: Store, folder: str) -> None:
         columns = {"picture": self.picture, "sigma": self.sigma, "loss": self.loss}
-        rows = {
-            name: [None if value != value else value for value in column.tolist()]
-            for name, column in columns.items()
-        }
+        rows = {name: to_json(column) for name, column in columns.items()}
         experts = {name: [low, _json(high)] for name, (low, high) in self.experts.items()}
         store.write_json(f"{folder}/{FILE}", {"how": self.how, "experts": experts, **rows})
 
@@ -94,15 +92,7 @@ def _json(high: float) -> float | None:
 
 def read(store: Store, folder: str) -> Losses:
     """ValueError if they are lost."""
-    found = store.read_json(f"{folder}/{FILE}")
-    if found is None:
-        raise ValueError(f"{store.full(folder)} has lost its {FILE}; remove it, and run again")
-    floats = {
-        name: torch.tensor(
-            [float("nan") if v is None else v for v in found[name]], dtype=torch.float64
-        )
-        for name in ("sigma", "loss")
-    }
+    found = kept(store, folder, FILE)
     inf = float("inf")
     return Losses(
         how=found["how"],
@@ -110,7 +100,8 @@ def read(store: Store, folder: str) -> Losses:
             n: (low, inf if high is None else high) for n, (low, high) in found["experts"].items()
         },
         picture=torch.tensor(found["picture"]),
-        **floats,
+        sigma=from_json(found["sigma"]),
+        loss=from_json(found["loss"]),
     )
 
 

@@ -7,7 +7,8 @@ so the pictures' own differences, far larger than the models', cancel.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,22 +32,30 @@ Scores = dict[str, Tensor]
 
 
 def write(store: Store, folder: str, scores: Mapping[str, Tensor]) -> None:
-    rows = {
-        name: [None if math.isnan(v) else v for v in values.tolist()]
-        for name, values in scores.items()
-    }
-    store.write_json(f"{folder}/{FILE}", rows)
+    store.write_json(f"{folder}/{FILE}", {name: to_json(v) for name, v in scores.items()})
 
 
 def read(store: Store, folder: str) -> Scores:
     """ValueError if they are lost."""
-    found = store.read_json(f"{folder}/{FILE}")
+    return {name: from_json(values) for name, values in kept(store, folder, FILE).items()}
+
+
+def kept(store: Store, folder: str, file: str) -> dict[str, Any]:
+    """What an evaluation left in a JSON file beside it; ValueError if it is lost."""
+    found = store.read_json(f"{folder}/{file}")
     if found is None:
-        raise ValueError(f"{store.full(folder)} has lost its {FILE}; remove it, and run again")
-    return {
-        name: torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)
-        for name, values in found.items()
-    }
+        raise ValueError(f"{store.full(folder)} has lost its {file}; remove it, and run again")
+    return dict(found)
+
+
+def to_json(values: Tensor) -> list[float | None]:
+    """As JSON keeps a column, which has no NaN."""
+    return [None if math.isnan(v) else v for v in values.tolist()]
+
+
+def from_json(values: Sequence[float | None]) -> Tensor:
+    """The inverse of :func:`to_json`. [N] float64"""
+    return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)
 
 
 def summary(scores: Mapping[str, Tensor], prefix: str = "") -> dict[str, float]:
@@ -67,8 +76,17 @@ def summary(scores: Mapping[str, Tensor], prefix: str = "") -> dict[str, float]:
 
 def gain(mine: Scores, theirs: Scores, measure: str) -> Estimate:
     """How much better mine is than theirs; above 0 is better, whatever the measure."""
-    a, b = paired(mine, theirs, measure)
-    return paired_gain(b, a) if lower_is_better(measure) else paired_gain(a, b)
+    return gain_of(*paired(mine, theirs, measure), measure)
+
+
+def gain_of(mine: Tensor, theirs: Tensor, measure: str, comparisons: int = 1) -> Estimate:
+    """The same of values that are paired already.
+
+    Args:
+        comparisons: whose intervals are to hold together.
+    """
+    pair = (theirs, mine) if lower_is_better(measure) else (mine, theirs)
+    return paired_gain(*pair, comparisons)
 
 
 def paired(mine: Scores, theirs: Scores, measure: str) -> tuple[Tensor, Tensor]:

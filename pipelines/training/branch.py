@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ediffi_core.checkpoint import Card, read
+from ediffi_core.checkpoint import Card, filled, read
 from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
 from pipelines.store.artifacts import Store
@@ -33,10 +33,7 @@ class Parent:
 
     def denoiser(self) -> Denoiser:
         """The parent as it is used: averaged, without gradients."""
-        weights, card = self._read("ema")
-        denoiser = Denoiser.of(card.network, card.sigma_data)
-        denoiser.load_state_dict(weights)
-        return denoiser.eval().requires_grad_(False)
+        return filled(*self._read("ema"))
 
     def _read(self, which: Which) -> tuple[dict[str, Tensor], Card]:
         """ValueError unless it was trained on all of the child's noise levels, and these are the

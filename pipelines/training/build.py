@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -114,15 +114,14 @@ class Parts:
     def _model(self) -> tuple[Denoiser, nn.Module]:
         """The denoiser, and what is called in training: the same, with other processes' part."""
         torch.manual_seed(self.seed)
-        net = UNet(self.network)
+        model = Denoiser.of(self.network, self.settings["sigma_data"])
+        net = cast(UNet, model.net)
         if wrong := [n for n in self.workers["recompute"] if n >= self.network.levels]:
             raise ValueError(
                 f"`recompute: [{wrong[0]}]` names a level that a network of "
                 f"{self.network.levels} levels lacks"
             )
         net.checkpointed = frozenset(self.workers["recompute"])
-        residual = self.network.residual
-        model = Denoiser(net, self.settings["sigma_data"], residual=residual)
         if self.parent:  # one that continues takes all of the parent's state afterwards
             which: Which = "raw" if self.settings["start"] == "raw" else "ema"
             model.load_state_dict(self.parent.weights(which))
