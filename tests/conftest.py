@@ -1,11 +1,11 @@
-"""An S3 for whoever asks for one."""
+"""What all tests share: the modules in `kits/`, and an S3 for those that ask for one."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "kits"))
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def s3(s3_server, monkeypatch, tmp_path):
     import s3 as kit
     from botocore.retries.standard import ExponentialBackoff
 
-    from pipelines import remote
+    from pipelines.store import remote
 
     for name in kit.AWS_VARIABLES:
         monkeypatch.setenv(name, "")  # what is set meanwhile goes with the test

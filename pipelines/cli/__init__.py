@@ -27,7 +27,7 @@ def one_line(error: BaseException) -> str:
 
 def main() -> None:
     """The command: a user's mistake is one line and exit code 2, never a traceback."""
-    from pipelines.remote import StorageError
+    from pipelines.store.remote import StorageError
 
     if os.environ.get("EDIFFI_DEBUG"):
         app()

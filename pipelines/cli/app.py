@@ -35,8 +35,10 @@ def opened(
             the spec gives as ``pairs:``.
         retrains: whether the plan shall go on from the champion; ValueError if there is none.
     """
-    from pipelines import plan, remote, sources, spec
-    from pipelines.nodes.champion import Champion
+    from pipelines.dag import plan, sources
+    from pipelines.dag.champion import Champion
+    from pipelines.spec import pipeline as spec
+    from pipelines.store import remote
     from pipelines.store.artifacts import Store
 
     loaded = spec.load(spec_path)
@@ -56,9 +58,9 @@ def opened(
 
 def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) -> tuple[Any, Any]:
     """The store, and the execution that was asked for (the last one by default)."""
-    from pipelines import remote
-    from pipelines import spec as specs
-    from pipelines.execution import by_id, latest
+    from pipelines.runs.execution import by_id, latest
+    from pipelines.spec import pipeline as specs
+    from pipelines.store import remote
     from pipelines.store.artifacts import Store
 
     pipeline = None
@@ -78,7 +80,7 @@ def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) 
 
 def asked_tree(storage: str | None, run_id: str | None) -> tuple[Any, Any, Any]:
     """The store, the execution, and its expert tree with what the ensemble is by now."""
-    from pipelines.champions import marks_of
+    from pipelines.models.champions import marks_of
 
     store, execution = asked_execution(None, storage, run_id)
     found = store.read_json(f"executions/{execution.id}.tree.json")

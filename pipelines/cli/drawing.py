@@ -66,9 +66,9 @@ def sample(
     place = find_model(model, storage)
     from transformers.utils.logging import disable_progress_bar
 
-    from pipelines import painting
-    from pipelines.model import TextToImage, grid
-    from pipelines.painting import picture
+    from pipelines.models import painting
+    from pipelines.models.painting import picture
+    from pipelines.models.text_to_image import TextToImage, grid
 
     disable_progress_bar()  # it would mix with an error's one line
     wanted = [p for p in prompts for _ in range(n)]
@@ -89,8 +89,8 @@ def sample(
 
 def find_model(model: str, storage: str | None) -> Path:
     """The ensemble.json behind a path, a pipeline's name or an address in a registry."""
-    from pipelines import champions
-    from pipelines.execution import latest
+    from pipelines.models import champions
+    from pipelines.runs.execution import latest
     from pipelines.store.artifacts import Store
 
     if model.endswith(".json"):
@@ -116,7 +116,7 @@ def find_model(model: str, storage: str | None) -> Path:
 def _registered(model: str, store: Any) -> Path:
     """Of what MLflow keeps only the JSON is read: nothing of it is executed."""
     from pipelines.lineage import quiet_mlflow
-    from pipelines.registry import address
+    from pipelines.lineage.sync import address
 
     mlflow = quiet_mlflow()
     uri = address(store, re.split("[@/]", model.removeprefix("models:/"))[0])

@@ -56,10 +56,11 @@ def submit(
 
     The spec is checked and sent; the project is installed there. One job a pipeline is at work.
     """
-    from pipelines import jobs, reach
-    from pipelines import spec as specs
-    from pipelines import submit as sending
+    from pipelines.jobs import client as jobs
+    from pipelines.jobs import portability as reach
+    from pipelines.jobs import submit as sending
     from pipelines.planning import lint
+    from pipelines.spec import pipeline as specs
     from pipelines.store.artifacts import Store
 
     if verb not in VERBS:
@@ -95,7 +96,7 @@ def show_jobs(
     as_json: AsJson = False,
 ) -> None:
     """Lists a cluster's pipelines, the last first; or says how one stands."""
-    from pipelines import jobs
+    from pipelines.jobs import client as jobs
 
     client = jobs.connect(address)
     found = [jobs.details(client, job)] if job else [j for j in jobs.listed(client) if jobs.of(j)]
@@ -122,7 +123,7 @@ def logs(
     ] = False,
 ) -> None:
     """Prints what a job has printed."""
-    from pipelines import jobs
+    from pipelines.jobs import client as jobs
 
     client = jobs.connect(address)
     if follow:
@@ -133,7 +134,7 @@ def logs(
 @app.command(epilog="Example:  ediffi stop mine-1 --address http://ray-head:8265")
 def stop(job: JobId, address: Address) -> None:
     """Has a job save what it is at, and end. The same `ediffi submit` goes on from there."""
-    from pipelines import jobs
+    from pipelines.jobs import client as jobs
 
     found = jobs.stop(jobs.connect(address), job)
     typer.echo(f"job {job}: {found.status.lower()}")
@@ -141,7 +142,7 @@ def stop(job: JobId, address: Address) -> None:
 
 def followed(client: Any, job: str) -> None:
     """Prints what the job prints, and ends this process with its exit code."""
-    from pipelines import jobs
+    from pipelines.jobs import client as jobs
 
     try:
         found = jobs.follow(client, job, lambda text: typer.echo(text, nl=False))
@@ -157,8 +158,8 @@ def followed(client: Any, job: str) -> None:
 
 def row(job: Any) -> dict[str, Any]:
     """What is shown of a job."""
-    from pipelines import jobs
-    from pipelines.console import clock
+    from pipelines.formatting import clock
+    from pipelines.jobs import client as jobs
 
     pipeline, storage = jobs.of(job) or ("", "")
     begun, ended = (job.start_time or 0) / 1000, (job.end_time or 0) / 1000 or time.time()

@@ -35,7 +35,7 @@ def promote(
     storage: Storage = None,
 ) -> None:
     """Makes an ensemble the champion of its model."""
-    from pipelines import champions
+    from pipelines.models import champions
 
     store = stored(storage)
     book = champions.read(store, model)
@@ -52,7 +52,7 @@ def promote(
 @app.command(epilog='Example:  ediffi rollback emoji-scenes --why "its frogs are cacti"')
 def rollback(model: Model, why: Why = "", storage: Storage = None) -> None:
     """Makes the champion before the champion again."""
-    from pipelines import champions
+    from pipelines.models import champions
 
     store = stored(storage)
     book = champions.roll_back(store, model, why)
@@ -75,7 +75,8 @@ def models(
     as_json: AsJson = False,
 ) -> None:
     """Lists the ensembles that were offered: which is champion, which candidate, and why."""
-    from pipelines import champions, champions_view
+    from pipelines.models import champions
+    from pipelines.reports import champions as champions_view
 
     store = stored(storage)
     names = [model] if model else champions.models(store)
@@ -100,11 +101,11 @@ def _name(book: Any, entry: Any) -> str:
 
 def _tell_mlflow(store: Any, model: str, loud: bool = False) -> None:
     """The store has it; that MLflow cannot be told now is no failure of the verb."""
-    from pipelines import registry
+    from pipelines.lineage import sync
     from pipelines.lineage.delivery import words
 
     try:
-        uri = registry.sync(store, model)
+        uri = sync.sync(store, model)
     except Exception as error:  # whatever MLflow's back end raises
         again = "" if loud else ", or `ediffi models --sync`"
         typer.echo(

@@ -35,9 +35,9 @@ def show_plan(
     your own data what is still to embed, and what that will cost. With a `cluster:` in the spec
     also GPU-hours, storage, money and time, of each node and in all.
     """
-    from pipelines import plan_view
-    from pipelines.data import estimate
+    from pipelines.planning import embedding as estimate
     from pipelines.planning import gantt, lint, outlook
+    from pipelines.reports import plan as plan_view
 
     loaded, store, made, sources = opened(spec, storage, assume=assume)
     work = estimate.ahead(made, store, sources)

@@ -24,7 +24,7 @@ from pipelines.cli.app import (
 @app.command(epilog="Example:  ediffi run pipelines/specs/demo.yaml")
 def run(spec: SpecPath, storage: Storage = None) -> None:
     """Runs a pipeline, or goes on where a kill stopped it."""
-    from pipelines.drive import drive
+    from pipelines.executor.driver import drive
 
     _, store, made, _ = opened(spec, storage)
     finish(*drive(made, store))
@@ -37,8 +37,8 @@ def retrain(spec: SpecPath, storage: Storage = None) -> None:
     Every expert of the champion's is trained on for a part of its images; the result is compared
     with the champion on old and new validation data. Without new data nothing is done.
     """
-    from pipelines.drive import drive
-    from pipelines.retrain import why_not
+    from pipelines.dag.new_data import why_not
+    from pipelines.executor.driver import drive
 
     _, store, made, sources = opened(spec, storage, retrains=True)
     assert made.champion is not None
@@ -74,8 +74,8 @@ def status(
 
     Who drives it, since when each node is at work, how fast, and how long it will take.
     """
-    from pipelines import status_view
-    from pipelines.execution import by_id
+    from pipelines.reports import status as status_view
+    from pipelines.runs.execution import by_id
 
     store, execution = asked_execution(spec, storage, run)
     if as_json:
@@ -106,7 +106,7 @@ def cancel(
     Its driver, wherever it is, hears of it within seconds, has training nodes save and leave, and
     ends with code 3. The next `ediffi run` begins a new run, which goes on from what was saved.
     """
-    from pipelines.cancel import cancel as give_up
+    from pipelines.executor.cancel import cancel as give_up
 
     typer.echo(give_up(*asked_execution(spec, storage, run)))
 
@@ -133,8 +133,9 @@ def tree(
 
     Intervals, budgets, gains over the parents, and how the ensemble measures up.
     """
-    from pipelines import tree_compare, tree_page, tree_view
     from pipelines.lineage.address import Runs
+    from pipelines.reports import tree as tree_view
+    from pipelines.reports import tree_compare, tree_page
 
     if compare and (run or html):
         raise ValueError("--compare names both runs itself; leave RUN and --html out")
@@ -147,7 +148,8 @@ def tree(
     if html:
         writable(html, "--html")
         runs, pictures = Runs.of(execution.tracking), tree_page.thumbnails(store, found)
-        html.write_text(tree_page.html(found, runs=runs, pictures=pictures), encoding="utf-8")
+        page = tree_page.html(found, links=runs.links() if runs else None, pictures=pictures)
+        html.write_text(page, encoding="utf-8")
         typer.echo(f"{html}: the tree of {execution.id}")
         return
     typer.echo(json.dumps(found, indent=1) if as_json else tree_view.text(found))

@@ -42,10 +42,10 @@ def schedule(
     Never twice at once. What is missed while this is not running is caught up once; where nothing
     changed nothing is done. SIGTERM or Ctrl-C has the verb at work save and leave.
     """
-    from pipelines import schedule as schedules
-    from pipelines.cron import times
-    from pipelines.schedule_book import Kept, Schedule, listed, only_one
-    from pipelines.stopping import Stop
+    from pipelines.executor.stopping import Stop
+    from pipelines.jobs import schedule as schedules
+    from pipelines.jobs.cron import times
+    from pipelines.jobs.schedule_state import Kept, Schedule, listed, only_one
     from pipelines.store.artifacts import Store
 
     if show:
@@ -87,8 +87,8 @@ def schedule(
 
 
 def _loaded(spec: Path) -> Any:
-    from pipelines import remote
-    from pipelines import spec as specs
+    from pipelines.spec import pipeline as specs
+    from pipelines.store import remote
 
     loaded = specs.load(spec)
     remote.use(loaded.s3.variables())
@@ -104,7 +104,7 @@ def _store(spec: Path | None, storage: str | None) -> Any:
 
 def _idle(spec: Path, store: Any, verb: str) -> str:
     """Why there is no need to begin; nothing if there is one. `retrain` finds out by itself."""
-    from pipelines.lease import is_driven
+    from pipelines.runs.lease import is_driven
 
     loaded = _loaded(spec)
     if is_driven(store, loaded.name):
@@ -117,7 +117,7 @@ def _idle(spec: Path, store: Any, verb: str) -> str:
 
 
 def _table(rows: list[dict[str, Any]], root: str) -> str:
-    from pipelines.schedule_book import Schedule
+    from pipelines.jobs.schedule_state import Schedule
 
     if not rows:
         return f"no schedules in {root}"

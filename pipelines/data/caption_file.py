@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.data.captions import listed
-from pipelines.data.places import File, Folder, Place
-from pipelines.data.places import find as find_files
+from pipelines.data.files import File, Folder, Place
+from pipelines.data.files import find as find_files
+from pipelines.data.formats.shard import caption_fields, fields, first_of, is_image, is_text, stem
 from pipelines.data.rows import BadRow, Reason
-from pipelines.data.settings import Source
-from pipelines.data.shard import caption_fields, fields, first_of, is_image, is_text, stem
+from pipelines.spec.data import Source
 
 NAMES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
 COCO = "captions_*.json"

@@ -34,11 +34,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.data.formats.shard import SourceShard
 from pipelines.data.pool import each, is_whole, shard_path
-from pipelines.data.shard import SourceShard
-from pipelines.remote import StorageError
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
+from pipelines.store.remote import StorageError
 from pipelines.store.shards import Header, Kept, Sums, pixels_at
 
 ROWS = ".rows"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pipelines.data.pictures import size_of
 from pipelines.data.rows import Bad, BadRow, Reason, Row, split_captions
-from pipelines.data.settings import Filters
+from pipelines.spec.data import Filters
 
 
 def sift(row: Row, filters: Filters) -> list[Row | Bad]:

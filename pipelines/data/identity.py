@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipelines.data.places import File, NoFile, Place
+from pipelines.data.files import File, NoFile, Place
 
 SETTLED_S = 2.0
 """A file this fresh may change again within the tick of its clock: hashed, but not remembered."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from pipelines.data.rows import BadRow, Reason
+from pipelines.spec.data import MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,7 +22,6 @@ T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """PIL opens dozens more, some by running another program."""
 
-MAX_PIXELS = 2**26
 BITS_PER_SAMPLE = 258  # TIFF's tag
 
 PNG_START = b"\x89PNG\r\n\x1a\n"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from pipelines.data.shard import SourceShard
+from pipelines.data.formats.shard import SourceShard
 from pipelines.store.artifacts import Store, sha256
 
 FOLDER = "embeddings"

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.data import caption_file, folder, parquet, webdataset
+from pipelines.data import caption_file
 from pipelines.data.captions import objection
+from pipelines.data.files import MAX_FILE_BYTES, PARQUET_SUFFIXES, Folder, Place, find_each
+from pipelines.data.formats import folder, parquet, webdataset
+from pipelines.data.formats.shard import Found, SourceShard, is_image, name_of
 from pipelines.data.identity import identify_each
-from pipelines.data.places import MAX_FILE_BYTES, PARQUET_SUFFIXES, Folder, Place, find_each
 from pipelines.data.rows import Bad, BadRow, Reason, Row, split_captions
-from pipelines.data.settings import Source
-from pipelines.data.shard import Found, SourceShard, is_image, name_of
+from pipelines.spec.data import Source
 
 READERS = {
     "parquet": parquet.read,
@@ -72,7 +73,7 @@ def _shards(source: Source, home: Folder, kind: str) -> list[SourceShard]:
 def read_shard(source: Source, shard: SourceShard) -> Iterator[Row | Bad]:
     """Streams a shard's rows, and a Bad for whatever is none.
 
-    Keys are unique in a shard; the same key in two is found by :mod:`pipelines.data.repeated`.
+    Keys are unique in a shard; :mod:`pipelines.data.duplicate_keys` finds the same key in two.
 
     Raises:
         OSError: The shard's file went away, or the connection to it; try again.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.data.cost import gigabytes
+from pipelines.formatting import gigabytes
 from pipelines.store.artifacts import MANIFEST, Store
 from pipelines.store.dataset import Version
 

@@ -11,8 +11,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
-from pipelines import remote
 from pipelines.data.rows import BadRow, Reason
+from pipelines.store import remote
 
 SILENCE_S = 8.0
 """As long is a server waited for that says nothing."""

@@ -49,6 +49,12 @@ class Runs:
         runs = {"": tracking["run"], **tracking["nodes"]}
         return Runs(uri=tracking["uri"], experiment=tracking["experiment"], of_node=runs)
 
+    def links(self) -> dict[str, dict[str, str]]:
+        """Node → ``id`` and ``address`` of its run, for :mod:`pipelines.reports.tree_page`."""
+        return {
+            node: {"id": run, "address": self.address(node)} for node, run in self.of_node.items()
+        }
+
     def address(self, node: str) -> str:
         """The page of a node's run; empty where there is no server to ask. Tells no password."""
         parts = urlsplit(self.uri)

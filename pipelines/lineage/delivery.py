@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pipelines.lineage.spool import Item, Spool
 from pipelines.lineage.writer import BATCH, Writer
-from pipelines.remote import StorageError
+from pipelines.store.remote import StorageError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 TRIES = 4

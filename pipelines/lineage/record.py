@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ediffi_core.noise import Interval, NoiseDistribution
-from pipelines import champions, tree_view
+from pipelines.dag.plan import Plan, Verdict
 from pipelines.lineage.address import folder, tracking_uri
 from pipelines.lineage.delivery import Delivery
 from pipelines.lineage.spool import Item, Spool
 from pipelines.lineage.writer import Writer
-from pipelines.plan import Plan, Verdict
+from pipelines.models import champions
+from pipelines.reports import tree as tree_view
 from pipelines.store.artifacts import Store, sha256
 
 SHOWN = (".png", "captions.txt", "ensemble.json", "decision.json")

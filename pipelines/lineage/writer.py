@@ -160,15 +160,16 @@ class Writer:
 
     def _close(self, item: Item) -> None:
         """The end of an execution: its tree, its measurements, its model."""
-        from pipelines import registry, tree_page
+        from pipelines.lineage import registry
+        from pipelines.reports import tree_page
 
         run = self.runs[""]
         # Of nodes that an earlier attempt began and this one did not come to, or did not end.
         self._reap({run}, "cancelled" if item["state"] == "cancelled" else "killed")
         self._tag("", {"mlflow.note.content": item["note"]})
-        runs = Runs(uri=self.uri, experiment=self.experiment, of_node=self.runs)
+        links = Runs(uri=self.uri, experiment=self.experiment, of_node=self.runs).links()
         pictures = tree_page.thumbnails(self.store, item["tree"])
-        page = tree_page.html(item["tree"], runs=runs, pictures=pictures)
+        page = tree_page.html(item["tree"], links=links, pictures=pictures)
         self.client.log_text(run, page, "lineage.html")
         self.metrics("", item["values"])
         if model := item["model"]:

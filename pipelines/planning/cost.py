@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.data.cost import SECONDS_AN_HOUR
-from pipelines.plan import Node
-from pipelines.planning.cluster import EMBEDDING, Cluster, Group
+from pipelines.dag.plan import Node
+from pipelines.planning.encoder_cost import SECONDS_AN_HOUR
+from pipelines.spec.cluster import EMBEDDING, Cluster, Group
 
 CPU = "CPU"
 """The group of nodes without a GPU: the spec's ``cpus:``."""

@@ -3,8 +3,8 @@
 Every figure is a formula of the spec, worked out where its docstring says so, with
 
 - operations of a network: :func:`pipelines.planning.network.size_of`, of the encoders:
-  :mod:`pipelines.data.cost`;
-- what a GPU does: its data sheet's peak (:data:`pipelines.data.cost.GPUS`) times the share of it
+  :mod:`pipelines.planning.encoder_cost`;
+- what a GPU does: its data sheet's peak (:data:`pipelines.spec.gpus.GPUS`) times the share of it
   that the spec assumes, or what a finished expert of the stage was measured to do.
 
 Left out, as small beside the rest: validation, pictures and checkpoints while training, reading,
@@ -16,27 +16,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.plan import Node, Plan, images_to_train
-from pipelines.planning.cluster import Cluster
-from pipelines.planning.cost import (
-    CPU_FLOPS,
-    Cost,
-    gpus_of,
-    group_of,
-    money_for,
-    power_of,
-)
+from pipelines.dag.plan import Node, Plan, images_to_train
+from pipelines.planning.cost import CPU_FLOPS, Cost, gpus_of, group_of, money_for, power_of
 from pipelines.planning.network import size_of
 from pipelines.planning.networks import config_of
 from pipelines.planning.training_cost import measured_speeds, training
-from pipelines.spec import Spec
+from pipelines.spec.cluster import Cluster
+from pipelines.spec.evaluation import UNTRAINED_CAPTIONS
+from pipelines.spec.pipeline import Spec
 
 
 def costs_of(plan: Plan, cluster: Cluster, ahead: Mapping[str, Any]) -> dict[str, Cost]:
     """Node → its cost, for the nodes that must run.
 
     Args:
-        ahead: of embed nodes, as :func:`pipelines.data.estimate.ahead` reckons.
+        ahead: of embed nodes, as :func:`pipelines.planning.embedding.ahead` reckons.
     """
     speeds = measured_speeds(plan)
     found = {}
@@ -103,8 +97,6 @@ def _embed(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]) ->
 def evaluation(spec: Spec, node: Node, cluster: Cluster) -> Cost:
     """Pictures × each stage's evaluations × a forward pass at the whole side, twice with guidance;
     and the validation loss at the trained side."""
-    from pipelines.steps.evaluate import UNTRAINED_CAPTIONS
-
     s = node.settings
     pictures = s["captions"]
     if s["metrics"] and s["controls"]:

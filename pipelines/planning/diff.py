@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipelines.differences import difference
-from pipelines.plan import Node, Plan, data_changed
-from pipelines.planning.words import rows_of
+from pipelines.dag.differences import difference
+from pipelines.dag.plan import Node, Plan, data_changed
+from pipelines.formatting import rows_of
 
 Change = Literal["new", "gone", "changed", "inputs", "runtime"]
 

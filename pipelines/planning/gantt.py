@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
-from pipelines.plan import Plan
+from pipelines.dag.plan import Plan
+from pipelines.formatting import duration, number
 from pipelines.planning.cost import CPU
 from pipelines.planning.outlook import Outlook
-from pipelines.planning.words import duration, number
 
 ROW, BAR, TOP, LEFT, WIDTH, RIGHT = 22, 14, 64, 220, 720, 90
 """Pixels: a row's height and its bar's; the head, the names, the time axis, and room behind it."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from pipelines.plan import Plan, Verdict
-from pipelines.planning.cluster import EMBEDDING, Cluster
+from pipelines.dag.plan import Plan, Verdict
+from pipelines.formatting import duration
 from pipelines.planning.cost import stage_of
 from pipelines.planning.costs import evaluation
 from pipelines.planning.findings import Finding, Found, error, warning
 from pipelines.planning.lint_stage import OF_STAGE
-from pipelines.planning.words import duration
-from pipelines.spec import Spec
+from pipelines.spec.cluster import EMBEDDING, Cluster
+from pipelines.spec.pipeline import Spec
 
 EVALUATION_S = 12 * 3600
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from ediffi_core import tree
 from ediffi_core.learning_rate import LearningRate
 from ediffi_core.unet import PRESETS, FieldError
-from pipelines.plan import SINGLE
+from pipelines.dag.plan import SINGLE
 from pipelines.planning.findings import Found, error, warning
 from pipelines.planning.networks import config_of
-from pipelines.spec import Expert, Spec, Stage
-from pipelines.training.settings import FINAL_DRAWS
+from pipelines.spec.pipeline import Expert, Spec, Stage
+from pipelines.spec.training import FINAL_DRAWS
 
 DRAWS_A_BIN = 4
 """A mean of fewer says little."""

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from ediffi_core.conditioning import EmbeddingSpec
 from ediffi_core.unet import UNetConfig
 from ediffi_core.unet.config import PAPER_EMBEDDINGS
-from pipelines.data.cost import clip_size, t5_size
+from pipelines.planning.encoder_cost import clip_size, t5_size
 from pipelines.planning.network import embeddings
-from pipelines.spec import Encoders, Spec
+from pipelines.spec.pipeline import Encoders, Spec
 
 
 def config_of(spec: Spec, stage_name: str) -> UNetConfig:

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.plan import Plan, ways_to_end
-from pipelines.planning.cluster import Cluster
+from pipelines.dag.plan import Plan, ways_to_end
 from pipelines.planning.cost import CPU, Cost, stage_of
 from pipelines.planning.costs import costs_of
 from pipelines.planning.network import size_of
 from pipelines.planning.networks import config_of
 from pipelines.planning.simulate import Schedule, Task, simulate
 from pipelines.planning.training_cost import TRAINING_PASSES, growth_of
+from pipelines.spec.cluster import Cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def look_ahead(plan: Plan, ahead: Mapping[str, Any]) -> Outlook | None:
     """None without a `cluster:` to reckon with; ValueError if something could never run on it.
 
     Args:
-        ahead: of embed nodes, as :func:`pipelines.data.estimate.ahead` reckons.
+        ahead: of embed nodes, as :func:`pipelines.planning.embedding.ahead` reckons.
     """
     cluster = plan.spec.cluster
     if cluster is None:

@@ -1,6 +1,6 @@
 """Runs tasks on a cluster that is not there: when each would start, and how good that is.
 
-Pure. The order is the run's own, :mod:`pipelines.schedule_order`: of what is ready, the longest
+Pure. The order is the run's own, :mod:`pipelines.dag.scheduling`: of what is ready, the longest
 way to the end first; a gang gets all its GPUs at once, and nobody behind it gets what it waits for.
 """
 
@@ -10,7 +10,8 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.schedule_order import Amount, Candidate, less, startable
+from pipelines.dag.node import Amount
+from pipelines.dag.scheduling import Candidate, less, startable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ediffi_core.tree import ROOT
-from pipelines.plan import Node, Plan, may_grow
-from pipelines.planning.cluster import Cluster
+from pipelines.dag.plan import Node, Plan, may_grow
+from pipelines.formatting import number
 from pipelines.planning.cost import Cost, money_for, power_of, stage_of
 from pipelines.planning.network import Size, size_of
 from pipelines.planning.networks import config_of
-from pipelines.planning.words import number
-from pipelines.spec import Spec
+from pipelines.spec.cluster import Cluster
+from pipelines.spec.pipeline import Spec
 
 START_S = 10.7
 """From ready to the first step of a training node, as measured (RESULTS.md)."""

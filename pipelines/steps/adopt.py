@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.steps.context import Context, Result
+from pipelines.runs.context import Context, Result
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:

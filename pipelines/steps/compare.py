@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.runs.context import Context, Result
 from pipelines.steps import losses, scores
-from pipelines.steps.context import Context, Result
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:

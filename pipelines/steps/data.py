@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.demo.make import write_parquet
-from pipelines.steps.context import Context, Result
+from pipelines.runs.context import Context, Result
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:

@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.data.earlier import Earlier
+from pipelines.data.formats.shard import SourceShard
 from pipelines.data.pool import pool_of, whole_in
 from pipelines.data.rows import Reason, printable
-from pipelines.data.settings import Source
-from pipelines.data.shard import SourceShard
-from pipelines.steps.context import Context, Result
+from pipelines.runs.context import Context, Result
+from pipelines.spec.data import Source
 from pipelines.steps.embed_stages import STAGES, Stage, Whole
 from pipelines.steps.embed_tally import Tally
 from pipelines.steps.embed_work import Job, Work
@@ -29,8 +29,8 @@ WAVE = 10_000  # shards of one Ray Data job
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
+    from pipelines.dag.sources import digest_of
     from pipelines.data.sources import list_shards
-    from pipelines.sources import digest_of
     from pipelines.store.dataset import Version
 
     recipe = settings["recipe"]
@@ -139,7 +139,7 @@ def pools(
 
 def assembled(ctx: Context, job: Job, tally: Tally) -> Result:
     """The version, and what there is to say about it."""
-    from pipelines.data import repeated
+    from pipelines.data import duplicate_keys as repeated
     from pipelines.store.dataset import FILE, Version
 
     stats = tally.stats()

@@ -22,9 +22,9 @@ from typing import Any, ClassVar
 
 from pipelines.data.earlier import Copier, Lost, content_of, picture_id
 from pipelines.data.rows import Bad, BadRow, Reason, Row
-from pipelines.remote import attempt
 from pipelines.steps.embed_batch import Batch
 from pipelines.steps.embed_work import Job, Work
+from pipelines.store.remote import attempt
 
 
 class Stage(ABC):
@@ -69,7 +69,7 @@ class Decode(Stage):
     name = "decode"
 
     def load(self) -> None:
-        from pipelines.model import encoder_places, side_for_clip
+        from pipelines.models.text_to_image import encoder_places, side_for_clip
 
         self.clip_side = side_for_clip(
             encoder_places(self.job.store, self.job.encoders_folder, self.job.encoders)
@@ -181,7 +181,7 @@ class Encoding(Stage):
     def places(self) -> Mapping[str, Any]:
         import torch
 
-        from pipelines.model import encoder_places
+        from pipelines.models.text_to_image import encoder_places
 
         torch.set_num_threads(self.job.threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -226,7 +226,7 @@ class Texts(Encoding):
     name = "t5"
 
     def load(self) -> None:
-        from pipelines.model import load_more, load_t5
+        from pipelines.models.text_to_image import load_more, load_t5
 
         places = self.places()
         self.names = {"t5": str(self.job.encoders.get("t5", "made"))}
@@ -252,7 +252,7 @@ class Pictures(Encoding):
     name = "clip"
 
     def load(self) -> None:
-        from pipelines.model import load_clip, side_for_clip
+        from pipelines.models.text_to_image import load_clip, side_for_clip
 
         places = self.places()
         self.clip = load_clip(places, self.device)

@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from pipelines.data.earlier import Earlier
+from pipelines.data.formats.shard import SourceShard
 from pipelines.data.pool import is_whole, shard_path
 from pipelines.data.rows import Bad, Reason
-from pipelines.data.settings import Filters, Source
-from pipelines.data.shard import SourceShard
+from pipelines.spec.data import Filters, Source
 from pipelines.steps.embed_batch import Given
 from pipelines.store.artifacts import Store
 

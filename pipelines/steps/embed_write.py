@@ -9,8 +9,8 @@ from typing import Any
 
 from ediffi_core.conditioning import EmbeddingSpec
 from ediffi_core.encoders import embedding_specs
+from pipelines.data.duplicate_keys import hashed, keys_path
 from pipelines.data.earlier import Contents
-from pipelines.data.repeated import hashed, keys_path
 from pipelines.data.rows import Reason
 from pipelines.steps.embed_work import Job, Work
 from pipelines.store.artifacts import sha256

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from pipelines.demo.encoders import train_clip, write_t5
-from pipelines.steps.context import Context, Result
+from pipelines.runs.context import Context, Result
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:

@@ -27,9 +27,10 @@ from ediffi_core.metrics import (
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet
 from pipelines.metrics import Metric, Pictures, metric
-from pipelines.model import draw, encoder_places, grid, load_clip, load_stages
+from pipelines.models.text_to_image import draw, encoder_places, grid, load_clip, load_stages
+from pipelines.runs.context import Context, Result
+from pipelines.spec.evaluation import UNTRAINED_CAPTIONS
 from pipelines.steps import losses
-from pipelines.steps.context import Context, Result
 from pipelines.steps.scores import FILE as SCORES
 from pipelines.steps.scores import Scores, summary
 from pipelines.steps.scores import write as write_scores
@@ -39,7 +40,6 @@ from pipelines.training.validation import validation_pictures
 
 GRID = 16
 SHOWN_SIDE = 96  # of a picture in the sample sheet
-UNTRAINED_CAPTIONS = 32
 FEWEST = 3  # pictures that a kernel distance can be told of
 PICTURES_A_FEATURE = 10  # below, a Fréchet distance rewards pictures that are all alike
 

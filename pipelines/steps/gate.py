@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ediffi_core.metrics import Estimate
 from ediffi_core.noise import sigma_text
-from pipelines.nodes.judges import BEFORE
+from pipelines.dag.evaluation import BEFORE
+from pipelines.runs.context import Context, Result
 from pipelines.steps import losses, scores
-from pipelines.steps.context import Context, Result
 from pipelines.steps.losses import OVER_NOISE, OVER_STEPS
 
 DECISION = "decision.json"

@@ -19,7 +19,7 @@ from ediffi_core.ensemble import Ensemble
 from ediffi_core.metrics import by_picture, validation_losses
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.strata import Strata
-from pipelines.differences import difference
+from pipelines.dag.differences import difference
 from pipelines.steps.scores import from_json, kept, to_json
 from pipelines.store.artifacts import Store
 

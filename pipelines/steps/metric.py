@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipelines.metrics import metric
-from pipelines.steps.context import Context, Result
+from pipelines.runs.context import Context, Result
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.champions import MANIFEST
-from pipelines.model import load_stages
-from pipelines.steps.context import Context, Result
+from pipelines.models.champions import MANIFEST
+from pipelines.models.text_to_image import load_stages
+from pipelines.runs.context import Context, Result
 from pipelines.steps.seats import weights_of
 
 

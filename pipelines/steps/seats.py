@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.steps.context import Context
+from pipelines.runs.context import Context
 
 
 def weights_of(

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.steps.context import Context, Result
+from pipelines.runs.context import Context, Result
 from pipelines.store.artifacts import SCRATCH, signature
 from pipelines.training import retries
 

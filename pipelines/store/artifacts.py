@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.remote import StorageError, attempt, filesystem
+from pipelines.store.remote import StorageError, attempt, filesystem
 
 MANIFEST = "manifest.json"
 

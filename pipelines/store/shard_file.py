@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.remote import attempt
 from pipelines.store.artifacts import Store
 from pipelines.store.columns import Bytes, token_bytes
 from pipelines.store.dataset import Version
+from pipelines.store.remote import attempt
 from pipelines.store.shards import Header, pixels_at
 
 OPEN_FILES = 256

@@ -2,7 +2,7 @@
 
 In S3 by its conditional writes; in a folder under a lock that is held for the moment of writing.
 Another object store has no such thing that all of them share: there the last writer wins, which
-:mod:`pipelines.lease` notices at the next beat.
+:mod:`pipelines.runs.lease` notices at the next beat.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.remote import attempt, status_of
 from pipelines.store.artifacts import Store
+from pipelines.store.remote import attempt, status_of
 
 LOCK = "leases/.swap.lock"
 LOST, BUSY = (404, 412), 409

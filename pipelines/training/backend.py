@@ -18,7 +18,7 @@ import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
 
-from pipelines.training import notice
+from pipelines.training import preemption as notice
 
 
 @dataclass
@@ -29,7 +29,7 @@ class ProcessGroup(BackendConfig):
     """After which a collective that a rank does not join is an error."""
 
     board: Any = None
-    """Where the driver says that it was told to stop; see :func:`pipelines.training.notice`."""
+    """Where the driver says that it was told to stop; see :func:`pipelines.training.preemption`."""
 
     node: str = ""
     """Which one it is."""

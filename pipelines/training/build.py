@@ -17,17 +17,17 @@ from ediffi_core import draws
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet, UNetConfig
-from pipelines.steps.context import Context
+from pipelines.runs.context import Context
+from pipelines.spec.training import FINAL_DRAWS, Training
 from pipelines.store.dataset import Version, as_named
 from pipelines.store.order import Order
 from pipelines.store.reader import Reader
-from pipelines.training import pictures
+from pipelines.training import samples as pictures
 from pipelines.training.branch import Parent, Which
-from pipelines.training.checkpoints import Checkpoints, Peers, Restored
+from pipelines.training.checkpoints.state import State
+from pipelines.training.checkpoints.writer import Checkpoints, Peers, Restored
 from pipelines.training.meters import Meters, flops_per_image, matrix_rate
 from pipelines.training.parallel import World, split, without_sync
-from pipelines.training.settings import FINAL_DRAWS, Training
-from pipelines.training.state import State
 from pipelines.training.step import Draws, Step, largest_that_fits
 from pipelines.training.validation import Validation, as_told, validation_pictures
 

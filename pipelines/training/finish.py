@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ediffi_core.checkpoint import Card, to_bytes
-from pipelines.training.manifest import MANIFEST, part_name
+from pipelines.spec.training import FINAL_DRAWS
+from pipelines.training.build import Parts
+from pipelines.training.checkpoints.manifest import MANIFEST, part_name
 from pipelines.training.parallel import whole
-from pipelines.training.settings import FINAL_DRAWS
-
-if TYPE_CHECKING:
-    from pipelines.training.build import Parts
-    from pipelines.training.loop import Trainer
 
 
-def finish(trainer: Trainer, trained_now: int) -> dict[str, Any]:
-    """Writes weights, state, curve and pictures, and measures the child against its parent."""
-    parts = trainer.parts
+def finish(
+    parts: Parts, *, images: int, history: bytes, kept: list[str], skipped: list[int]
+) -> dict[str, Any]:
+    """Writes weights, curve and pictures, and measures the child against its parent.
+
+    Args:
+        images: how many were seen.
+        history: lines of JSON, one a measurement.
+        kept: files that were written on the way, from the node's folder.
+        skipped: places in the stream of batches that were left out.
+
+    Returns:
+        ``files``, ``metrics`` and ``info`` of the node's result.
+    """
     store, folder = parts.ctx.store, parts.ctx.folder
-    trainer.save(to=parts.ended)
-    trainer.checkpoints.wait()
     hashes = {
-        which: write_weights(parts, which, trainer.images, weights)
+        which: write_weights(parts, which, images, weights)
         for which, weights in (
             ("raw", parts.model.state_dict()),
             ("ema", parts.state.ema.weights),
@@ -31,27 +37,26 @@ def finish(trainer: Trainer, trained_now: int) -> dict[str, Any]:
     }
     with parts.averaged() as model:
         _, mine = parts.validation.losses(model, FINAL_DRAWS)
-    metrics = {"val_loss": float(mine.mean()), "images": trainer.images}
+    metrics = {"val_loss": float(mine.mean()), "images": images}
     theirs = parts.parents_losses(FINAL_DRAWS)
     if theirs is not None:
         metrics |= parts.validation.against(theirs, mine)
-    drawn = parts.draw(trainer.images)
+    drawn = parts.draw(images)
     if parts.world.is_first:
-        store.write(f"{folder}/history.jsonl", trainer.lines())
-    trainer.checkpoints.clear()
+        store.write(f"{folder}/history.jsonl", history)
+    parts.checkpoints.clear()
     parts.world.everyones(None)  # nobody leaves before all is written
     size = parts.world.size
     state = [MANIFEST, "history.jsonl", *(part_name(rank, size) for rank in range(size))]
-    kept = sorted({*trainer.kept, drawn, *(f"state/{name}" for name in state)})
+    files = sorted({*kept, drawn, *(f"state/{name}" for name in state)})
     return {
-        "files": ["raw.safetensors", "ema.safetensors", "history.jsonl", *kept],
+        "files": ["raw.safetensors", "ema.safetensors", "history.jsonl", *files],
         "metrics": metrics,
         "info": {
             "weights_sha256": hashes["ema"],
             "raw_sha256": hashes["raw"],
             "parameters": sum(p.numel() for p in parts.model.parameters()),
-            "skipped": trainer.skipped,
-            "trained_now": trained_now,
+            "skipped": skipped,
         },
     }
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ediffi_core.conditioning import Conditioning
-from pipelines.steps.meters import SystemMeter
-from pipelines.training import notice
+from pipelines.runs.meters import SystemMeter
+from pipelines.training import preemption as notice
 from pipelines.training.build import Parts
 from pipelines.training.finish import finish, write_snapshots
 from pipelines.training.meters import BadLoss
@@ -56,11 +56,25 @@ class Trainer:
                     self.run_on()
                 except BadLoss as bad:
                     self.go_back(bad)
-            return finish(self, trained_now=self.images - began_at)
+            return self.end(trained_now=self.images - began_at)
         except RuntimeError as error:
             if self.world.lost(error):
                 raise self.pulse.missing(error) from error
             raise
+
+    def end(self, trained_now: int) -> dict[str, Any]:
+        """Keeps the state that a later training may go on from, and the node's result."""
+        self.save(to=self.parts.ended)
+        self.checkpoints.wait()
+        found = finish(
+            self.parts,
+            images=self.images,
+            history=self.lines(),
+            kept=self.kept,
+            skipped=self.skipped,
+        )
+        found["info"]["trained_now"] = trained_now
+        return found
 
     def run_on(self) -> None:
         """Trains to the end, or to a bad loss."""

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipelines.training.notice import Stalled
+from pipelines.training.preemption import Stalled
 
 BEAT_S = 1.0
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from pipelines.remote import StorageError, is_transient
-from pipelines.steps.context import Context
-from pipelines.training.notice import Preempted, Stalled, told
+from pipelines.runs.context import Context
+from pipelines.store.remote import StorageError, is_transient
+from pipelines.training.preemption import Preempted, Stalled, told
 
 LOOK_EVERY_S = 1.0
 

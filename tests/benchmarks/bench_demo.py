@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness import report
 
-from pipelines.tree_view import evaluation_table
+from pipelines.reports.tree import evaluation_table
 
 ROOT = Path(__file__).parents[2]
 EDIFFI = [str(Path(sys.executable).with_name("ediffi"))]

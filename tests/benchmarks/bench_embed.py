@@ -26,11 +26,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ediffi_core.encoders import CLIP, MAX_TOKENS, T5
-from pipelines.data.settings import Source
 from pipelines.data.sources import list_shards
 from pipelines.demo import captions as words
 from pipelines.demo.encoders import train_clip, write_t5
 from pipelines.demo.scenes import draw
+from pipelines.spec.data import Source
 from pipelines.steps.embed import run
 from pipelines.steps.embed_stages import Whole
 from pipelines.steps.embed_work import Job, Work
@@ -127,7 +127,7 @@ def make_encoders(folder: Path, captions: Sequence[str], pictures: Sequence[byte
 
 
 def main() -> None:
-    from pipelines.cluster import start_ray
+    from pipelines.executor.ray_cluster import start_ray
 
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--rounds", type=int, default=ROUNDS)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness import report
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "kits"))
 
 from embed_kit import PROGRAM, write_encoders, write_source, write_spec
 from kit import descendants, driver, title

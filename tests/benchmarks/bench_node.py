@@ -19,7 +19,7 @@ import torch
 from harness import report
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/pipeline")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/kits")]
 
 from train_kit import NODE, verdict_of, write_spec  # noqa: E402
 
@@ -28,8 +28,8 @@ ROUNDS, IMAGES, WARM = 3, 1600, 320
 
 def prepared(folder: Path) -> tuple[Path, Path]:
     """→ a spec of one expert with the demo's network, and a store in which its data are ready."""
-    from pipelines.cluster import start_ray
-    from pipelines.run import Runner
+    from pipelines.executor.ray_cluster import start_ray
+    from pipelines.executor.runner import Runner
     from pipelines.store.artifacts import Store
 
     spec = write_spec(folder / "bench.yaml", images=IMAGES, checkpoint_images=10**9)
@@ -60,7 +60,7 @@ def prepared(folder: Path) -> tuple[Path, Path]:
 
 def context(spec: Path, store: Path, way: str, board: Any = None, **runtime: Any) -> Any:
     """→ the parts of the node's training, in a folder of its own."""
-    from pipelines.steps.context import Context
+    from pipelines.runs.context import Context
     from pipelines.store.artifacts import Store
     from pipelines.training.build import Parts
 
@@ -139,8 +139,8 @@ def through_ray(spec: Path, store: Path, rounds: int) -> list[dict[str, float]]:
     import bench_node
     import ray
 
-    from pipelines.cluster import start_ray
-    from pipelines.steps.context import Board, Context
+    from pipelines.executor.ray_cluster import start_ray
+    from pipelines.runs.context import Board, Context
     from pipelines.steps.train import train
     from pipelines.store.artifacts import Store
 

@@ -27,8 +27,8 @@ from pipelines.cli.drawing import find_model
 from pipelines.demo.drawings import ARTISTS, CONCEPTS
 from pipelines.demo.scenes import GROUNDS, PAIRED, PLACES, draw
 from pipelines.demo.scorer import EmojiScenes
-from pipelines.model import Pictures, TextToImage, grid
-from pipelines.painting import SIDE
+from pipelines.models.painting import SIDE
+from pipelines.models.text_to_image import Pictures, TextToImage, grid
 
 matplotlib.use("Agg")
 COUNT, SEED = 96, 11

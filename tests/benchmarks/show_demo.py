@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines import spec
 from pipelines.cli.drawing import find_model
 from pipelines.data.show import Pair, grid
 from pipelines.demo.captions import parse, write
 from pipelines.demo.drawings import CONCEPTS
 from pipelines.demo.scenes import Item as Thing
 from pipelines.demo.scenes import draw, generator, is_trained
-from pipelines.model import TextToImage
+from pipelines.models.text_to_image import TextToImage
+from pipelines.spec import pipeline as spec
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = (

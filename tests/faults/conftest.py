@@ -1,9 +1,6 @@
 """Brings the pipeline tests' kit and their shared smoke run."""
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 
 import pytest
 from kit import smoke  # noqa: F401

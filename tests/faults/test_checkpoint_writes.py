@@ -4,21 +4,16 @@ import os
 import random
 import resource
 import signal
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "training"))
-
 from processes import CONTEXT
 
-from pipelines import remote
-from pipelines.remote import StorageError
+from pipelines.store import remote
 from pipelines.store.artifacts import Store
-from pipelines.training.checkpoints import Checkpoints, NonFinite
+from pipelines.store.remote import StorageError
+from pipelines.training.checkpoints.writer import Checkpoints, NonFinite
 
 NODE = "nodes/train/base/E0_0-01"
 KILLS = 12

@@ -10,11 +10,11 @@ from PIL import Image
 
 from ediffi_core.checkpoint import read
 from ediffi_core.ema import reconstruct
-from pipelines import plan
-from pipelines.spec import load
-from pipelines.steps.context import Context
+from pipelines.dag import plan
+from pipelines.runs.context import Context
+from pipelines.spec.pipeline import load
 from pipelines.store.artifacts import Store
-from pipelines.training import notice
+from pipelines.training import preemption as notice
 from pipelines.training.build import Parts
 from pipelines.training.loop import Trainer
 

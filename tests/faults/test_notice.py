@@ -13,14 +13,16 @@ import notice_kit
 import pytest
 from kit import PATIENCE_S, SMOKE, call, descendants, driver, is_alive, strict_json, title
 
-from pipelines.cluster import start_ray
-from pipelines.steps.context import Board, Context
+from pipelines.executor.ray_cluster import start_ray
+from pipelines.runs.context import Board, Context
+from pipelines.runs.threads import in_thread
 from pipelines.steps.train import train
-from pipelines.stopping import in_thread
 from pipelines.store.artifacts import Store
-from pipelines.training.notice import Preempted
+from pipelines.training.preemption import Preempted
 
 pytestmark = pytest.mark.slow
+
+KITS = str(Path(notice_kit.__file__).parent)
 
 RETRIES = {"preemptions": 2, "machines": 9, "failures": 1, "bugs": 1, "backoff_s": 0.1}
 WORKERS = {"gpus": 0, "retries": RETRIES}
@@ -39,7 +41,7 @@ def a_cluster():
     with pytest.MonkeyPatch.context() as patch:
         for name in [n for n in os.environ if n.startswith("RAY_")]:
             patch.delenv(name)
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([KITS, *sys.path]))
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
         patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.2")
         start_ray(2)
@@ -186,7 +188,7 @@ def test_a_driver_that_is_told_to_stop(smoke, tmp_path, capsys, number, code):
     word, end = ("interrupted", "the same command") if number else ("cancelled", "what is finished")
     store = smoke.copy(tmp_path / "store", "train/base/E1_1")
     program = (sys.executable, notice_kit.__file__)
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([KITS, os.environ.get("PYTHONPATH", "")])
     with driver(SMOKE, store, tmp_path / "log", program, PYTHONPATH=paths) as running:
         running.until(lambda: "E1_1 is at work" in running.text(), "a worker at work")
         running.look()

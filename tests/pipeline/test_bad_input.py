@@ -6,7 +6,7 @@ import shutil
 import pytest
 from kit import SMOKE, call, ediffi, spec_with
 
-from pipelines.lease import only_driver
+from pipelines.runs.lease import only_driver
 from pipelines.store.artifacts import Store
 
 

@@ -7,14 +7,13 @@ import json
 import os
 import re
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from kit import SMOKE, environment
+from paths import ROOT
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 

@@ -4,10 +4,11 @@ import pytest
 import yaml
 from kit import SPECS
 
-from pipelines import plan, plan_view, sources
-from pipelines.run import commit
-from pipelines.spec import Spec
-from pipelines.steps.context import Result
+from pipelines.dag import plan, sources
+from pipelines.executor.runner import commit
+from pipelines.reports import plan as plan_view
+from pipelines.runs.context import Result
+from pipelines.spec.pipeline import Spec
 from pipelines.store.artifacts import Store
 
 DEMO = yaml.safe_load((SPECS / "demo.yaml").read_text())

@@ -23,9 +23,9 @@ import pytest
 from kit import PATIENCE_S, Finished, call, environment, said
 from PIL import Image
 
-from pipelines import champions
-from pipelines.champions import Entry
-from pipelines.model import TextToImage
+from pipelines.models import champions
+from pipelines.models.champions import Entry
+from pipelines.models.text_to_image import TextToImage
 from pipelines.store.artifacts import Store
 
 FROG, ROCKET = "a frog", "a rocket"
@@ -116,7 +116,7 @@ def test_a_second_time_changes_nothing(models, client):
 
 
 def test_an_item_of_before_there_was_a_registry_file_makes_a_candidate(models, client):
-    from pipelines import registry
+    from pipelines.lineage import registry
 
     experiment = client.get_experiment_by_name("smoke").experiment_id
     old = {
@@ -214,6 +214,22 @@ def test_what_mlflow_loads_draws_what_the_ensemble_draws(models):
     assert not np.array_equal(found[2], found[0])  # it is painted
     small = model.predict(frame[:1], params={"stage": "base"})["png"][0]
     assert pixels(small).shape == (16, 16, 3)
+
+
+def test_a_version_of_before_the_loader_moved_loads(models, client, tmp_path):
+    """MLflow keeps the loader's name with each version; it was `pipelines.pyfunc_model` once."""
+    version = client.get_model_version_by_alias("smoke", "champion")
+    place = Path(urllib.parse.urlparse(version.source).path)
+    shutil.copytree(place, tmp_path / "model")
+    card = tmp_path / "model/MLmodel"
+    text = card.read_text()
+    assert "loader_module: pipelines.models.pyfunc\n" in text
+    card.write_text(text.replace("pipelines.models.pyfunc\n", "pipelines.pyfunc_model\n"))
+    with mlflow_at(models.uri) as mlflow:
+        model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    drawn = model.predict(pd.DataFrame({"prompt": [FROG], "seed": [3]}))["png"][0]
+    ensemble = TextToImage.load(models.manifest(models.one))
+    assert np.array_equal(pixels(drawn), ensemble.sample([FROG], seed=3)[0])
 
 
 def test_a_picture_does_not_depend_on_the_other_rows(models):

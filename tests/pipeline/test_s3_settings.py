@@ -7,12 +7,12 @@ import pytest
 from kit import SMOKE, call, spec_with
 from s3 import KEY, SECRET
 
-from pipelines import cluster
-from pipelines.execution import Execution
-from pipelines.lease import is_driven, only_driver
+from pipelines.dag.plan import make
+from pipelines.executor import ray_cluster as cluster
 from pipelines.lineage import tracking_uri
-from pipelines.plan import make
-from pipelines.spec import load
+from pipelines.runs.execution import Execution
+from pipelines.runs.lease import is_driven, only_driver
+from pipelines.spec.pipeline import load
 from pipelines.store.artifacts import Store
 
 BUCKET = Store.at("s3://bucket/a/store")

@@ -1,14 +1,14 @@
 """What the README says is so: its spec is sound, its links lead somewhere, its verbs exist."""
 
 import re
-from pathlib import Path
 
 import yaml
+from paths import ROOT
 
-from pipelines import cli, spec
+from pipelines import cli
 from pipelines.planning.networks import config_of
+from pipelines.spec import pipeline as spec
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 

@@ -16,7 +16,7 @@ from dirty import (
     write_tar,
 )
 
-from pipelines.data.settings import Source
+from pipelines.spec.data import Source
 
 
 def as_parquet(folder):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from dirty import JPEG, PNG, json_line, write_parquet, write_tar
 
-from pipelines.data import folder
-from pipelines.data.places import find_each
-from pipelines.data.settings import Source
+from pipelines.data.files import find_each
+from pipelines.data.formats import folder
 from pipelines.data.sources import list_shards, read_shard
+from pipelines.spec.data import Source
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ class Pictures:
     """A listing of a folder, without the folder."""
 
     def __init__(self, names, monkeypatch):
-        from pipelines.data.places import File, Folder, Place
+        from pipelines.data.files import File, Folder, Place
 
         self.names = set(names)
         self.home = lambda files: Folder(Place("/data"), files)

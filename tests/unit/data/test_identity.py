@@ -9,8 +9,9 @@ import fsspec
 import pytest
 from dirty import JPEG, json_line, source_at, write_parquet, write_tar
 
-from pipelines.data import folder, identity
-from pipelines.data.places import Place
+from pipelines.data import identity
+from pipelines.data.files import Place
+from pipelines.data.formats import folder
 from pipelines.data.sources import list_shards, read_shard
 
 

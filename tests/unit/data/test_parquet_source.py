@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from dirty import JPEG, harvest, reasons, source_at, write_parquet
 
-from pipelines.data import parquet
+from pipelines.data.formats import parquet
 from pipelines.data.rows import Bad, Row
 from pipelines.data.sources import list_shards, read_shard
 

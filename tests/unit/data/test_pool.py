@@ -5,8 +5,8 @@ import threading
 import embedded
 import pytest
 
+from pipelines.data.formats.shard import SourceShard
 from pipelines.data.pool import AT_ONCE, each, whole_in
-from pipelines.data.shard import SourceShard
 from pipelines.store.artifacts import Store
 
 

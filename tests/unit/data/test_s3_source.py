@@ -5,9 +5,9 @@ import test_formats
 from dirty import CASES, EXPECTED_GOOD, source_at
 from s3 import KINDS
 
-from pipelines import remote
-from pipelines.data.places import find
+from pipelines.data.files import find
 from pipelines.data.sources import list_shards, read_shard
+from pipelines.store import remote
 from pipelines.store.artifacts import Store
 
 

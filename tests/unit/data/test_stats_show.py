@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from pipelines import cli
 from pipelines.data import show, stats
+from pipelines.data.formats.shard import SourceShard
 from pipelines.data.rows import Reason
-from pipelines.data.shard import SourceShard
 from pipelines.store.artifacts import Store
 
 A = [

@@ -7,8 +7,8 @@ import tarfile
 import pytest
 from dirty import JPEG, PNG, harvest, json_line, source_at, write_tar
 
+from pipelines.data.formats.tar import members
 from pipelines.data.sources import list_shards, read_shard
-from pipelines.data.tar import members
 
 BLOCK = 512
 SAMPLES = 12

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from dirty import JPEG, harvest, json_line, source_at
 
-from pipelines import remote
 from pipelines.data import web
 from pipelines.data.rows import BadRow, Reason
+from pipelines.store import remote
 
 
 @pytest.fixture

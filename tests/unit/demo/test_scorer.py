@@ -7,14 +7,7 @@ import torch
 from pipelines.demo.captions import write
 from pipelines.demo.drawings import CONCEPTS
 from pipelines.demo.scenes import GROUNDS, draw, generator
-from pipelines.demo.scorer import (
-    NOTHING,
-    EmojiScenes,
-    as_input,
-    as_pictures,
-    emptied,
-    grounds,
-)
+from pipelines.demo.scorer import NOTHING, EmojiScenes, as_input, as_pictures, emptied, grounds
 from pipelines.metrics import metric
 
 COUNT = 192

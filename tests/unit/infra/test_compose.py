@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 import fsspec
 import pytest
 import yaml
+from paths import ROOT
 
-from pipelines import run
-from pipelines.drive import RECORD_WHEN_STOPPED_S
+from pipelines.executor import runner as run
+from pipelines.executor.driver import RECORD_WHEN_STOPPED_S
 
-ROOT = Path(__file__).parents[3]
 INFRA = ROOT / "infra"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
@@ -289,8 +289,8 @@ def test_its_health_is_asked_where_it_answers():
 
 def test_the_spec_that_the_readme_copies_is_recorded_on_the_server(tmp_path, monkeypatch):
     """The container's variable decides, a spec's own key comes before it, a file is the last."""
-    from pipelines import spec
     from pipelines.lineage import tracking_uri
+    from pipelines.spec import pipeline as spec
     from pipelines.store.artifacts import Store
 
     [source] = re.findall(r"cp (\S+) mine.yaml", README)

@@ -25,8 +25,9 @@ from manifests import (
     rendered,
 )
 
-from pipelines import run, spec
-from pipelines.drive import RECORD_WHEN_STOPPED_S
+from pipelines.executor import runner as run
+from pipelines.executor.driver import RECORD_WHEN_STOPPED_S
+from pipelines.spec import pipeline as spec
 
 PODS = all_pods()
 IDS = [where for where, _ in PODS]

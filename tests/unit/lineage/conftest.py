@@ -1,13 +1,8 @@
 """A record to write into: the smoke spec's plan, its execution, and MLflow on a fresh database."""
 
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from record_kit import Driver
 from servers import Server
 

@@ -4,9 +4,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 from record_kit import NODE, Driver, points, runs_of
 from servers import silent
 
@@ -60,7 +60,7 @@ def test_a_server_killed_and_started_again_has_every_point_once(driver, server):
 
 
 def test_what_a_killed_driver_kept_the_next_one_delivers(driver, server, tmp_path):
-    here = Path(__file__).parent
+    here = ROOT / "tests/kits"
     end = subprocess.run(
         [sys.executable, "-c", KILLED_DRIVER, tmp_path / "store", server.uri, here],
         capture_output=True,

@@ -5,8 +5,8 @@ import shutil
 import pytest
 from record_kit import NODE, Driver, runs_of
 
-from pipelines.cancel import mark
-from pipelines.execution import begin, by_id
+from pipelines.executor.cancel import mark
+from pipelines.runs.execution import begin, by_id
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

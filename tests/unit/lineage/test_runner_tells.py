@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from record_kit import NODE, points, runs_of
 
-from pipelines.claims import Claims
-from pipelines.console import Console
-from pipelines.lease import take
-from pipelines.run import Runner
-from pipelines.steps import meters
-from pipelines.stopping import Stop
+from pipelines.executor.console import Console
+from pipelines.executor.runner import Runner
+from pipelines.executor.stopping import Stop
+from pipelines.runs import meters
+from pipelines.runs.claims import Claims
+from pipelines.runs.lease import take
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -6,17 +6,18 @@ import pytest
 from planning_kit import edited, planned, raw
 
 from ediffi_core.unet import SIZES
-from pipelines import plan, plan_view, sources
-from pipelines.data import estimate
-from pipelines.planning.cluster import Cluster
+from pipelines.dag import plan, sources
+from pipelines.executor.runner import commit
+from pipelines.planning import embedding as estimate
 from pipelines.planning.cost import CPU_FLOPS, Cost
 from pipelines.planning.costs import costs_of
 from pipelines.planning.network import size_of
 from pipelines.planning.networks import config_of
 from pipelines.planning.outlook import look_ahead, reckoned
 from pipelines.planning.training_cost import START_S
-from pipelines.run import commit
-from pipelines.steps.context import Result
+from pipelines.reports import plan as plan_view
+from pipelines.runs.context import Result
+from pipelines.spec.cluster import Cluster
 from pipelines.store.artifacts import Store
 
 BASE = {

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from pipelines import cli
 from pipelines.planning.diff import compare, text
-from pipelines.spec import Spec
+from pipelines.spec.pipeline import Spec
 
 
 def smoke(change=lambda raw: None):

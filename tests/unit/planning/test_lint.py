@@ -6,10 +6,11 @@ import pytest
 from planning_kit import SPECS, edited, planned
 from typer.testing import CliRunner
 
-from pipelines import cli, plan
+from pipelines import cli
+from pipelines.dag import plan
+from pipelines.executor.runner import commit
 from pipelines.planning import lint, lint_stage
-from pipelines.run import commit
-from pipelines.steps.context import Result
+from pipelines.runs.context import Result
 from pipelines.store.artifacts import Store
 from pipelines.training.build import FINAL_DRAWS
 

@@ -3,10 +3,10 @@
 import pytest
 from planning_kit import edited, planned
 
-from pipelines import plan_view
-from pipelines.growth import Adaptive
-from pipelines.plan import digest
+from pipelines.dag.plan import digest
 from pipelines.planning.diff import compare
+from pipelines.reports import plan as plan_view
+from pipelines.spec.adaptive import Adaptive
 
 BEFORE = {
     "smoke": (5, "cd47d42d230f30ad"),

@@ -1,10 +1,5 @@
 """An embed node on made data, and its job without Ray: shard by shard in this process."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "pipeline"))
-
 import embed_kit
 import pytest
 import torch

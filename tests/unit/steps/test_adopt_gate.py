@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from pipelines.judging import Promotion
+from pipelines.runs.context import Context
+from pipelines.spec.promotion import Promotion
 from pipelines.steps import adopt, gate
 from pipelines.steps import losses as kept
-from pipelines.steps.context import Context
 from pipelines.store.artifacts import Store
 
 

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from embed_kit import NODE, embed, picture, plan_of, write_source, write_spec
 
-from pipelines import remote
 from pipelines.data import web
+from pipelines.store import remote
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from embed_kit import NODE, WORDS, Pool, embed, picture, plan_of, write_spec
 
-from pipelines.data import earlier, folder
+from pipelines.data import earlier
+from pipelines.data.formats import folder
 from pipelines.store import columns
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
@@ -116,9 +117,9 @@ class Own:
 
     def planned(self, rows):
         """What the plan says of embedding them."""
-        from pipelines import sources
-        from pipelines.data import estimate
-        from pipelines.spec import load
+        from pipelines.dag import sources
+        from pipelines.planning import embedding as estimate
+        from pipelines.spec.pipeline import load
 
         spec = self.spec(rows)
         found = sources.identify_all(load(spec))

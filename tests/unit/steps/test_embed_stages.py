@@ -9,15 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from embed_kit import SIDE, Pool, picture, write_source
 
-from pipelines import remote
 from pipelines.data import sources
-from pipelines.data.settings import Source
 from pipelines.data.sources import list_shards
-from pipelines.remote import StorageError
+from pipelines.spec.data import Source
 from pipelines.steps import embed
 from pipelines.steps.embed_stages import STAGES, Decode, Pictures, Texts, Whole, Write
 from pipelines.steps.embed_work import Job
+from pipelines.store import remote
 from pipelines.store.artifacts import Store
+from pipelines.store.remote import StorageError
 
 PACKING = {"precision": "fp16", "pictures": "png", "jpeg_quality": 95, "row_group_rows": 4}
 
@@ -279,7 +279,7 @@ def test_embeddings_are_the_encoders(job, made, passed):
     from PIL import Image
 
     from pipelines.data.pictures import for_clip
-    from pipelines.model import load_clip, load_t5
+    from pipelines.models.text_to_image import load_clip, load_t5
     from pipelines.store import columns
 
     passed(made, [Whole(job)])
@@ -360,7 +360,7 @@ def test_a_shard_says_of_its_encoders_what_the_spec_does(job, made, passed):
 def test_further_encoders_come_by_name_dimension_and_kind(made, job, encoders, passed):
     """What the spec names is in the shard, is what the encoder gives, and conditions a network."""
     from ediffi_core.encoders import T5, encode_prompts
-    from pipelines.model import load_clip, load_more, load_t5
+    from pipelines.models.text_to_image import load_clip, load_more, load_t5
     from pipelines.store.shards import Header
 
     t5 = T5(encoders["t5"])

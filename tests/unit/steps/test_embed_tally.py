@@ -1,16 +1,11 @@
 """A version's sums are those of its shards, in whatever order and in however many parts."""
 
 import random
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 import embedded
+import pytest
 
-from pipelines.data.shard import SourceShard
+from pipelines.data.formats.shard import SourceShard
 from pipelines.steps import embed_tally
 from pipelines.steps.embed_tally import Tally
 from pipelines.store.artifacts import Store

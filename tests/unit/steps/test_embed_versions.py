@@ -5,7 +5,7 @@ import re
 import pytest
 from embed_kit import NODE, Pool, embed, plan_of, write_encoders, write_source, write_spec
 
-from pipelines import plan as plans
+from pipelines.dag import plan as plans
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
 
@@ -203,9 +203,9 @@ def test_a_damaged_version_is_made_again_of_the_shards_that_are_there(own):
 
 def test_a_plan_lists_each_pool_once(own, monkeypatch):
     """Both splits read it; with a million shards a listing takes a while."""
-    from pipelines import sources
-    from pipelines.run import Runner
-    from pipelines.spec import load
+    from pipelines.dag import sources
+    from pipelines.executor.runner import Runner
+    from pipelines.spec.pipeline import load
 
     plan = plan_of(own.spec, own.store.root)
     runner = Runner(plan, own.store, None, None, None, None, None)
@@ -223,7 +223,7 @@ def test_a_plan_lists_each_pool_once(own, monkeypatch):
 
 def test_data_that_changes_under_a_run_is_refused(own):
     """The plan named another content than there is: what would come is not what it says."""
-    from pipelines.run import Runner
+    from pipelines.executor.runner import Runner
 
     plan = plan_of(own.spec, own.store.root)
     write_source(own.source / "0.parquet", 50)

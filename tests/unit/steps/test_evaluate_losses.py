@@ -7,8 +7,8 @@ from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.ensemble import Ensemble, Expert
 from ediffi_core.noise import EVERYTHING, NoiseDistribution
+from pipelines.runs.context import Context
 from pipelines.steps import evaluate
-from pipelines.steps.context import Context
 
 COUNT = 10
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.steps.context import Context
+from pipelines.runs.context import Context
 from pipelines.steps.evaluate import PICTURES_A_FEATURE, Judges, hide_inflated_clip_score
 from pipelines.store.artifacts import Store
 

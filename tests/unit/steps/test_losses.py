@@ -13,8 +13,8 @@ from ediffi_core.ensemble import Ensemble, Expert
 from ediffi_core.noise import NoiseDistribution, SamplerDensity
 from ediffi_core.precond import Denoiser, denoising_loss
 from ediffi_core.unet import UNet, UNetConfig
+from pipelines.runs.context import Context
 from pipelines.steps import gate, losses
-from pipelines.steps.context import Context
 from pipelines.store.artifacts import Store
 
 torch.set_num_threads(1)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from pipelines.runs.context import Context
 from pipelines.steps import compare, losses, scores
-from pipelines.steps.context import Context
 from pipelines.store.artifacts import Store
 
 NAN = math.nan

@@ -9,8 +9,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from tiny_shards import header, made_rows
 
-from pipelines import remote
-from pipelines.store import shard_file
+from pipelines.store import remote, shard_file
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
 from pipelines.store.order import Order

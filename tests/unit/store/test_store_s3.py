@@ -4,16 +4,15 @@ import pickle
 import re
 import socket
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from paths import SMOKE
 from s3 import KEY, KINDS, SECRET, forget_connections
 
-from pipelines import remote
-from pipelines.data.places import find
-from pipelines.store import artifacts
+from pipelines.data.files import find
+from pipelines.store import artifacts, remote
 from pipelines.store.artifacts import Store, is_abandoned
 from pipelines.store.reader import Reader
 
@@ -225,7 +224,7 @@ def test_what_is_denied_is_not_asked_for_again(bucket, s3):
 
 
 def test_a_spec_comes_before_the_environment(s3, monkeypatch):
-    from pipelines.spec import S3
+    from pipelines.spec.pipeline import S3
 
     monkeypatch.setenv("AWS_PROFILE", "work")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of another key")
@@ -246,7 +245,7 @@ def test_a_spec_comes_before_the_environment(s3, monkeypatch):
 def test_without_a_spec_the_environment_stays_as_it_is(s3):
     import os
 
-    from pipelines.spec import S3
+    from pipelines.spec.pipeline import S3
 
     before = dict(os.environ)
     remote.use(S3().variables())
@@ -267,10 +266,9 @@ def test_without_a_spec_the_environment_stays_as_it_is(s3):
     ],
 )
 def test_a_spec_that_is_wrong_does_not_tell_its_secret(tmp_path, given, words):
-    from pipelines import spec
+    from pipelines.spec import pipeline as spec
 
-    smoke = Path(spec.__file__).parent / "specs" / "smoke.yaml"
-    (tmp_path / "a.yaml").write_text(f"s3: {given.replace('SECRET', SECRET)}\n{smoke.read_text()}")
+    (tmp_path / "a.yaml").write_text(f"s3: {given.replace('SECRET', SECRET)}\n{SMOKE.read_text()}")
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         spec.load(tmp_path / "a.yaml")
     import traceback

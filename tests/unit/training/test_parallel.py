@@ -10,9 +10,9 @@ from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning, EmbeddingSpec
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet, UNetConfig
+from pipelines.spec.training import Training
+from pipelines.training.checkpoints.state import State
 from pipelines.training.parallel import Agreement, Pulse, World, split, whole
-from pipelines.training.settings import Training
-from pipelines.training.state import State
 from pipelines.training.step import Draws, Step
 
 BATCH, STEPS = 12, 4

@@ -11,10 +11,10 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
 )
 
-from pipelines.remote import StorageError
-from pipelines.steps.context import Context
+from pipelines.runs.context import Context
 from pipelines.store.artifacts import Store
-from pipelines.training.notice import Preempted, Stalled
+from pipelines.store.remote import StorageError
+from pipelines.training.preemption import Preempted, Stalled
 from pipelines.training.retries import (
     Budgets,
     Failure,

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.store.artifacts import Store
-from pipelines.training.checkpoints import Checkpoints, NonFinite
+from pipelines.training.checkpoints.writer import Checkpoints, NonFinite
 
 NODE = "nodes/train/base/E1_1-0123"
 NOTE = {"images": 1, "skipped": [[3, 7]], "rate": 0.1, "name": "σ é"}
@@ -192,8 +192,8 @@ def test_any_bit_that_flips_is_found(kit):
 
 def test_every_bit_of_a_manifest_counts(kit):
     """Also where JSON does not: spaces, and the case of letters in escapes and exponents."""
-    from pipelines.training.manifest import Manifest
-    from pipelines.training.peers import Unsound
+    from pipelines.training.checkpoints.manifest import Manifest
+    from pipelines.training.process_group import Unsound
 
     data = Manifest(
         fingerprint="f",

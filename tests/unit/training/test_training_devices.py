@@ -8,11 +8,11 @@ from ediffi_core.conditioning import Conditioning, EmbeddingSpec
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet, UNetConfig
-from pipelines.training import pictures
+from pipelines.spec.training import Training
+from pipelines.training import samples as pictures
+from pipelines.training.checkpoints.state import State
 from pipelines.training.meters import Meters, flops_per_image
 from pipelines.training.parallel import World
-from pipelines.training.settings import Training
-from pipelines.training.state import State
 from pipelines.training.step import Draws, Step
 from pipelines.training.validation import Validation, as_told
 

@@ -10,7 +10,7 @@ from processes import run
 from torch import nn
 
 from pipelines.store.artifacts import Store
-from pipelines.training.checkpoints import Checkpoints, Peers
+from pipelines.training.checkpoints.writer import Checkpoints, Peers
 
 NODE = "nodes/train/base/E0_0-0123"
 WAYS = ("replicated", "sharded", "hybrid")

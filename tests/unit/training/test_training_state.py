@@ -6,7 +6,7 @@ from test_parallel import CONFIG, OPTIONS
 
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet
-from pipelines.training.state import State
+from pipelines.training.checkpoints.state import State
 
 
 @pytest.fixture

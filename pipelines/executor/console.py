@@ -1,0 +1,152 @@
+"""What a run prints: one line a running node, alive on a terminal, plain and rarer elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console as Rich
+from rich.live import Live
+from rich.text import Text
+
+from pipelines.formatting import clock, gigabytes, speed
+
+PLAIN_EVERY_S, PLAIN_LATER_S = 10.0, 60.0
+LATER_S = 600.0
+"""From when on plain lines come less often: a log of days is to stay readable."""
+
+
+class Console:
+    """Shows states and progress; knows nothing of how they come about."""
+
+    def __init__(self) -> None:
+        self.rich = Rich(highlight=False, soft_wrap=True)
+        self.begun = time.monotonic()
+        self.running: dict[str, dict[str, Any]] = {}
+        self.shown = 0.0
+        self.live: Live | None = None
+
+    def __enter__(self) -> Console:
+        if self.rich.is_terminal:
+            self.live = Live(console=self.rich, refresh_per_second=2, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def say(self, text: str) -> None:
+        # In one piece: the live lines below would be drawn over a beginning without its end.
+        self.rich.print(f"[{clock(time.monotonic() - self.begun):>5}] {text}", markup=False)
+        sys.stdout.flush()
+
+    def state(self, node: str, state: str) -> None:
+        if state == "running":
+            self.running[node] = {"since": time.monotonic()}
+            self.say(f"{node} started")
+        elif node in self.running:
+            del self.running[node]
+
+    def report(self, node: str, row: dict[str, Any]) -> None:
+        if message := row.get("message"):
+            self.say(f"{node} {message}")
+        if picture := row.get("picture"):
+            self.say(f"{node} drew {picture}")
+        if node not in self.running:
+            return
+        now, track = time.monotonic(), self.running[node]
+        if "checkpoint" in row:
+            track["checkpoint"] = (row["checkpoint"], now)
+        if picture:
+            track["pictures"] = picture.rpartition("/")[0]
+        if "done" not in row:
+            return
+        track.setdefault("first", (now, row["done"], row.get("rows", 0)))
+        track.update(
+            {k: row[k] for k in ("done", "of", "unit", "loss", "rows", "bytes") if k in row}
+        )
+        track.update(row.get("metrics", {}))
+        since, done, rows = track["first"]
+        if row["done"] > done:
+            seconds = max(now - since, 1e-6)
+            track["rate"] = (row["done"] - done) / seconds
+            if row.get("rows", 0) > rows:
+                track["rows_per_s"] = (row["rows"] - rows) / seconds
+
+    def line(self, node: str, width: int | None = None) -> str:
+        """A running node's line; two where one would be wider than a terminal."""
+        track = self.running[node]
+        if "done" not in track:
+            return f"{node:<22} {clock(time.monotonic() - track['since'])}"
+        rate = track.get("images_per_s", track.get("rate", 0.0))
+        parts = [f"{node:<22}", f"{track['done']:>7,}/{track['of']:,} {track['unit']}"]
+        if "loss" in track:
+            parts.append(f"loss {track['loss']:.4f}")
+        if "bytes" in track:
+            parts += [f"{track['rows']:,} rows", gigabytes(track["bytes"])]
+        if rate:
+            parts += [
+                speed(track["rows_per_s"], "rows")
+                if "rows_per_s" in track
+                else speed(rate, track["unit"]),
+                f"{clock((track['of'] - track['done']) / rate)} left",
+            ]
+        kept = []
+        if "checkpoint" in track:
+            images, then = track["checkpoint"]
+            kept.append(f"saved {images:,} ({clock(time.monotonic() - then)} ago)")
+        if "pictures" in track:
+            kept.append(f"pictures in {track['pictures']}")
+        whole = "  ".join(parts + kept)
+        if not kept or width is None or len(whole) <= width:
+            return whole
+        return "  ".join(parts) + "\n" + " " * 24 + "  ".join(kept)
+
+    def tick(self) -> None:
+        """Refreshes the live lines, or prints plain ones every few seconds."""
+        if self.live:
+            lines = "\n".join(self.line(n, self.rich.width) for n in self.running)
+            self.live.update(Text(lines, no_wrap=True, overflow="ellipsis"))
+            return
+        now = time.monotonic()
+        if now - self.shown > (PLAIN_EVERY_S if now - self.begun < LATER_S else PLAIN_LATER_S):
+            self.shown = now
+            for node in self.running:
+                self.say(self.line(node))
+
+    def done(self, node: str, manifest: dict[str, Any]) -> None:
+        metrics = manifest["metrics"]
+        told = []
+        if "val_gain" in metrics:
+            told.append(
+                f"val loss {metrics['val_loss']:.4f}, parent {metrics['val_loss_parent']:.4f} "
+                f"(gain {metrics['val_gain']:+.4f}, 95 % {metrics['val_gain_low']:+.4f} to "
+                f"{metrics['val_gain_high']:+.4f})"
+            )
+        elif "kernel_distance" in metrics:
+            told.append(f"KID {measured(metrics, 'kernel_distance', 3)}")
+            told.append(f"val loss {measured(metrics, 'val_loss', 4)}")
+        elif "val_loss" in metrics:
+            told.append(f"val loss {metrics['val_loss']:.4f}")
+        if "rows" in metrics:
+            told.append(f"{metrics['rows']:,} rows")
+        if metrics.get("quarantined"):
+            reasons = manifest["info"]["quarantined"]
+            told.append("quarantined " + ", ".join(f"{n} ({why})" for why, n in reasons.items()))
+        self.say(f"{node} done in {clock(manifest['seconds'])}" + "".join(f"; {t}" for t in told))
+
+    def failed(self, node: str, error: str) -> None:
+        self.say(f"{node} FAILED: {error}")
+
+
+def measured(metrics: Mapping[str, float], name: str, digits: int) -> str:
+    """A number, half its 95 % confidence interval, and of how many pictures it is."""
+    half, count = (metrics.get(f"{name}_{of}") for of in ("ci95", "pictures"))
+    return (
+        f"{metrics[name]:.{digits}f}"
+        + (f" ±{half:.{digits}f}" if half is not None else "")
+        + (f" ({count:,.0f} pictures)" if count is not None else "")
+    )

@@ -1,0 +1,169 @@
+"""The ensembles as a registered model: ``mlflow.pyfunc.load_model("models:/NAME@champion")``.
+
+A copy for MLflow of what the store says (:mod:`pipelines.models.champions`), made anew at any time.
+
+What MLflow keeps is data, no code and no pickle. Yet its ``load_model`` imports what files name:
+who may write where MLflow keeps files can have anything run by those who load. ``ediffi sample``
+reads of them the JSON alone.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.models.champions import MANIFEST, Book, Entry, read
+from pipelines.store.artifacts import Store
+
+FINGERPRINT = "ediffi.fingerprint"
+EXAMPLE = {
+    "prompt": ["a red seven left of a green two", "a blue three"],
+    "seed": [0, 7],
+    "guidance": [1.5, None],
+    "paint": ['[{"phrase": "a red seven", "where": [0, 0, 0.5, 1], "strength": 0.4}]', None],
+}
+
+
+def mirror(
+    client: Any,
+    experiment: str,
+    store: Store,
+    name: str,
+    offered: Mapping[str, str] | None = None,
+) -> None:
+    """Brings versions, tags and aliases to what the store says; a second time changes nothing.
+
+    Args:
+        experiment: the id of the one that the model's files are kept with.
+        offered: an execution's ensemble (``fingerprint``, ``folder``, ``execution``), for a store
+            that has no registry file yet.
+    """
+    book = read(store, name)
+    if not book.history and offered:
+        entry = Entry(
+            fingerprint=offered["fingerprint"],
+            folder=offered["folder"],
+            why="the last run's",
+            by=f"run {offered['execution']}",
+        )
+        book = Book(candidate=entry, history=(entry,))
+    if not book.history:
+        return
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    there = {v.tags.get(FINGERPRINT): v for v in client.search_model_versions(f"name = '{name}'")}
+    versions: dict[str, str] = {}
+    for fingerprint, entry in book.offers.items():
+        file = f"{entry.folder}/{MANIFEST}"
+        if fingerprint not in there and store.size(file) is None:
+            continue  # of an ensemble that was removed nothing can be shown
+        found = there.get(fingerprint) or _add(client, experiment, name, entry, store.local(file))
+        versions[fingerprint] = str(found.version)
+        for key, value in tags(book, fingerprint).items():
+            if found.tags.get(key) != value:
+                client.set_model_version_tag(name, found.version, key, value)
+    aliases = {a: str(v) for a, v in client.get_registered_model(name).aliases.items()}
+    for alias, held in (("candidate", book.candidate), ("champion", book.champion)):
+        version = versions.get(held.fingerprint) if held else None
+        if version and aliases.get(alias) != version:
+            client.set_registered_model_alias(name, alias, version)
+
+
+def tags(book: Book, fingerprint: str) -> dict[str, str]:
+    """What a version is known by, the gate's numbers, and all that happened to it."""
+    events = [e for e in book.history if e.fingerprint == fingerprint]
+    last, numbers = events[-1], {k: v for e in events for k, v in e.numbers.items()}
+    return {
+        FINGERPRINT: fingerprint,
+        "ediffi.folder": last.folder,
+        "ediffi.version": str(book.version(fingerprint)),
+        "ediffi.why": last.why,
+        "ediffi.history": "\n".join(f"{e.when} {e.what} by {e.by}: {e.why}" for e in events),
+        **{f"ediffi.gate/{key}": f"{value:.6g}" for key, value in numbers.items()},
+    }
+
+
+def _add(client: Any, experiment: str, name: str, entry: Entry, manifest: Path) -> Any:
+    """A new version: files below an experiment's folder, and the version that points to them.
+
+    Made by the client alone: MLflow's ``log_model`` wants the process's own current run and
+    address, ends that run, and prints. The weights stay in the store.
+    """
+    import mlflow
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    run = next(_runs(client, experiment, entry), None)
+    model = client.create_logged_model(experiment, name="ensemble", source_run_id=run)
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.pyfunc.save_model(
+            path=f"{folder}/model",
+            # No code file and no pickle: what is loaded is data, read by the installed package.
+            loader_module="pipelines.models.pyfunc",
+            data_path=str(manifest),
+            signature=signature(),
+            input_example=example(),
+            pip_requirements=[requirement()],
+            mlflow_model=Model(
+                artifact_path=model.artifact_location,
+                model_uuid=model.model_id,
+                model_id=model.model_id,
+                run_id=run,
+            ),
+        )
+        client.log_model_artifacts(model.model_id, f"{folder}/model")
+    client.finalize_logged_model(model.model_id, "READY")
+    if run:
+        client.log_outputs(run, [LoggedModelOutput(model.model_id, step=0)])
+    # Of a model without a run a database asks the process's own MLflow, which may be another.
+    is_known = run or client.tracking_uri.startswith("http")
+    return client.create_model_version(
+        name,
+        source=model.artifact_location,
+        run_id=run,
+        tags={FINGERPRINT: entry.fingerprint},
+        model_id=model.model_id if is_known else None,
+    )
+
+
+def _runs(client: Any, experiment: str, entry: Entry) -> Iterator[str]:
+    """The run of the execution that offered it, if this MLflow has it."""
+    execution = entry.by.removeprefix("run ")
+    where = f"tags.`ediffi.execution` = '{execution}'"
+    for run in client.search_runs([experiment], where) if execution != entry.by else ():
+        if "ediffi.node" not in run.data.tags:
+            yield run.info.run_id
+
+
+def signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    from pipelines.models.pyfunc import OPTIONS
+
+    anything: Any = AnyType
+    options = [ColSpec(anything(), name, required=False) for name in OPTIONS]
+    return ModelSignature(
+        inputs=Schema([ColSpec("string", "prompt"), *options]),
+        outputs=Schema([ColSpec("string", "png")]),
+        params=ParamSchema([ParamSpec("stage", "string", None)]),
+    )
+
+
+def example() -> Any:
+    import pandas as pd
+
+    return pd.DataFrame(EXAMPLE)
+
+
+def requirement() -> str:
+    """The package and its version. Its wheel must be where pip looks for it, be it an index of
+    your own or a folder (PIP_FIND_LINKS); with ``--env-manager local`` nothing is installed."""
+    try:
+        return f"ediffi=={importlib.metadata.version('ediffi')}"
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is only on the path
+        return "ediffi"

@@ -1,0 +1,135 @@
+"""One training node on Ray and nothing else, which logs what every step saw.
+
+As a program, for it to be watched and killed::
+
+    python train_kit.py SPEC --storage STORE
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import yaml
+
+NODE = "train/base/E0_0"
+PROGRAM = (sys.executable, Path(__file__))
+
+
+def write_spec(to, workers=1, images=640, checkpoint_images=64, **more):
+    """The smoke spec's root alone, trained by so many workers of a CPU each."""
+    from kit import SMOKE
+
+    raw = yaml.safe_load(SMOKE.read_text())
+    base = raw["stages"]["base"]
+    base |= {"experts": {"E0_0": {"images": images}}, "ensemble": ["E0_0"]}
+    base["workers"] = {"count": workers, "timeout_s": 120, **more}
+    base["workers"]["retries"] = {"backoff_s": 0.1}
+    base["cadence"] = {
+        "checkpoint_images": checkpoint_images,
+        "log_images": 64,
+        "validate_images": images,
+        "validate_draws": 32,
+    }
+    del base["single"]
+    to.write_text(yaml.safe_dump(raw))
+    return to
+
+
+def verdict_of(spec, root):
+    from pipelines.dag import plan
+    from pipelines.spec.pipeline import load
+    from pipelines.store.artifacts import Store
+
+    made = plan.make(load(spec), Store.open(str(root)), {})
+    return made, made.verdicts[NODE]
+
+
+def worker(config):
+    """Trains as ever; writes each step's images and losses into ``steps/`` of the store."""
+    from pipelines.training.build import Parts
+    from pipelines.training.loop import Trainer
+
+    began = time.time()
+    parts = Parts(config["ctx"], config["settings"], config["inputs"])
+    log = Path(parts.ctx.store.root) / "steps"
+    log.mkdir(exist_ok=True)
+    size, rank = parts.world.size, parts.world.rank
+    file = (log / f"{began:.3f}-{rank}-of-{size}.jsonl").open("w", buffering=1)
+    step = parts.step
+
+    def logged(index, x, cond, learning_rate):
+        outcome = step(index, x, cond, learning_rate)
+        row = {
+            "at": time.time(),
+            "images": index.tolist(),
+            "pictures": x.double().sum(dim=(1, 2, 3)).tolist(),
+            "sigma": outcome.sigma.tolist(),
+            "loss": outcome.loss.tolist(),
+        }
+        file.write(json.dumps(row) + "\n")
+        return outcome
+
+    parts.step = logged
+    return Trainer(parts).train()
+
+
+def steps(root):
+    """Image → what the last step that had it saw and came to, of all attempts and ranks."""
+    found = {}
+    for file in sorted((Path(root) / "steps").iterdir(), key=lambda f: float(f.name.split("-")[0])):
+        for line in file.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # cut short by a kill
+            for i, image in enumerate(row["images"]):
+                found[image] = {k: row[k][i] for k in ("pictures", "sigma", "loss")}
+    return found
+
+
+def main(spec, root):
+    import ray
+
+    from pipelines.executor.ray_cluster import start_ray
+    from pipelines.executor.runner import Runner
+    from pipelines.runs.context import Board
+    from pipelines.steps import train
+    from pipelines.store.artifacts import Store
+
+    made, verdict = verdict_of(spec, root)
+    if verdict.cached:
+        print("is done", flush=True)
+        return
+    start_ray(made.spec.cpus)
+    runner = Runner(made, Store.open(str(root)), None, None, None, None, None)
+    runner.manifests = {v.node.id: v.manifest for v in made.verdicts.values() if v.cached}
+    runner.board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
+    whole = train.train
+    train.train = lambda ctx, _, config: whole(ctx, train_kit.worker, config)
+
+    def tell():
+        while True:
+            time.sleep(0.2)
+            try:
+                rows = ray.get(runner.board.drain.remote())
+            except ray.exceptions.RayError:
+                continue
+            for _, row in rows:
+                for key in ("message", "checkpoint"):
+                    if key in row:
+                        print(key, row[key], flush=True)
+
+    threading.Thread(target=tell, daemon=True).start()
+    runner.perform(verdict)
+    runner.store.sweep()  # as every run ends
+    print("is done", flush=True)
+
+
+if __name__ == "__main__":
+    import train_kit
+
+    main(Path(sys.argv[1]), Path(sys.argv[3]))

@@ -1,0 +1,119 @@
+"""What a webhook hears of a run's end, from a real server, and what is said if it does not."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines.executor import notify
+from pipelines.runs.execution import Execution
+from pipelines.spec.notify import Notify
+
+TOKEN = "/hooks/a-token-that-nobody-shall-see"
+
+
+class Server(HTTPServer):
+    """Answers with these statuses, then with 200."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.statuses, self.got = [], []
+        self.url = f"http://127.0.0.1:{self.server_port}{TOKEN}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.got.append((self.path, self.headers["Content-Type"], body))
+        self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def tell(monkeypatch):
+    """``tell(url, state)`` → what was said of it."""
+    monkeypatch.setattr(notify, "FIRST_WAIT_S", 0.0)
+
+    def call(url, state="failed", **more):
+        said = []
+        settings = Notify.model_validate({"webhook": url, **more})
+        assert TOKEN not in repr(settings)
+        execution = Execution(
+            id="demo-1",
+            pipeline="demo",
+            fingerprint="f",
+            attempt=2,
+            state=state,
+            started="2026-01-01T00:00:00+00:00",
+            ended="2026-01-01T01:00:00+00:00",
+        )
+        notify.tell(settings, execution, {"train/base/E0_0": "out of memory"}, said.append)
+        return said
+
+    return call
+
+
+def test_it_gets_one_message(server, tell):
+    assert tell(server.url) == []
+    assert server.got == [
+        (
+            TOKEN,
+            "application/json",
+            {
+                "pipeline": "demo",
+                "run": "demo-1",
+                "attempt": 2,
+                "state": "failed",
+                "seconds": 3600.0,
+                "failed": {"train/base/E0_0": "out of memory"},
+            },
+        )
+    ]
+
+
+def test_a_server_that_is_busy_is_asked_again(server, tell):
+    server.statuses = [503, 500]
+    assert tell(server.url) == [] and len(server.got) == 3
+
+
+def test_one_that_refuses_is_not_and_its_address_stays_secret(server, tell):
+    server.statuses = [403]
+    assert tell(server.url) == ["the webhook at 127.0.0.1 was not told (HTTP 403)"]
+    assert len(server.got) == 1
+    server.statuses = [500] * 3
+    assert tell(server.url) == ["the webhook at 127.0.0.1 was not told (HTTP 500)"]
+    assert len(server.got) == 4
+
+
+def test_a_server_that_is_gone_ends_nothing(server, tell):
+    server.shutdown()
+    server.server_close()
+    [line] = tell(server.url)
+    assert line.startswith("the webhook at 127.0.0.1 was not told (") and TOKEN not in line
+
+
+def test_only_ends_that_were_asked_for(server, tell):
+    assert tell(server.url, "done", on=["failed"]) == [] and server.got == []
+    assert tell(server.url, "failed", on=["failed"]) == [] and len(server.got) == 1
+    assert tell(None) == []
+
+
+def test_an_address_that_is_none_is_a_mistake_that_does_not_show_it():
+    with pytest.raises(ValidationError, match="write `webhook:` as https://HOST/PATH") as error:
+        Notify.model_validate({"webhook": f"hooks.example.com{TOKEN}"})
+    assert TOKEN not in str(error.value)

@@ -1,0 +1,173 @@
+"""What the runner makes of nodes that are another's, of time that is over, and of a lost lease."""
+
+import time
+from concurrent.futures import Future
+from dataclasses import replace
+
+import pytest
+from paths import SMOKE
+
+from pipelines.dag import plan, sources
+from pipelines.executor.console import Console
+from pipelines.executor.runner import Runner
+from pipelines.executor.stopping import Stop
+from pipelines.runs.claims import Claims
+from pipelines.runs.execution import begin, by_id
+from pipelines.runs.lease import LeaseLost, only_driver
+from pipelines.spec import pipeline as spec
+from pipelines.store.artifacts import Store
+from pipelines.training.preemption import Preempted
+
+SPEC = spec.load(SMOKE)
+NODE = "data/train"
+
+
+class Record:
+    """In place of MLflow's: which nodes it was told are reused."""
+
+    def __init__(self):
+        self.told = []
+
+    def reused(self, verdict, manifest):
+        self.told.append(verdict.node.id)
+
+
+class Board:
+    """Of one process."""
+
+    def __init__(self):
+        self.told, self.stop = [], self
+
+    def remote(self, reason, node=""):
+        self.told.append((node, reason))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(str(tmp_path))
+
+
+@pytest.fixture
+def runner(store):
+    made = plan.make(SPEC, store, sources.identify_all(SPEC))
+    execution = begin(made, store)
+    with only_driver(store, "smoke") as lease:
+        claims = Claims(store, "smoke", lease)
+        yield Runner(made, store, execution, Record(), Console(), Stop(), claims)
+
+
+@pytest.fixture
+def waiting(runner):
+    return {v.node.id: v for v in runner.sort_out(runner.plan.verdicts)}
+
+
+def manifest_of(verdict):
+    return {
+        "fingerprint": verdict.fingerprint,
+        "settings": dict(verdict.node.settings),
+        "inputs": {},
+        "metrics": {},
+        "info": {},
+        "seconds": 1.0,
+    }
+
+
+def test_a_node_that_another_pipeline_makes_is_waited_for_and_then_reused(
+    runner, store, waiting, capsys
+):
+    verdict = waiting[NODE]
+    with only_driver(store, "other") as lease:
+        other = Claims(store, "other", lease)
+        assert other.take(verdict.folder) is None
+        assert not runner.is_to_do(verdict, waiting) and not runner.is_to_do(verdict, waiting)
+        assert NODE in waiting
+        assert NODE not in [v.node.id for v in runner.ready(waiting, [])]
+        assert capsys.readouterr().out.count("is being made by pipeline other (") == 1
+        assert by_id(store, runner.execution.id).nodes[NODE]["for"] == "other"
+        store.commit(verdict.folder, [], manifest_of(verdict))
+        other.release(verdict.folder)
+    assert not runner.is_to_do(verdict, waiting)
+    assert NODE not in waiting and runner.lineage.told == [NODE]
+    assert runner.execution.nodes[NODE]["state"] == "reused" and NODE in runner.manifests
+    assert not runner.claims.held
+
+
+def test_what_nobody_makes_is_taken(runner, waiting):
+    assert runner.is_to_do(waiting[NODE], waiting) and NODE in waiting
+    assert runner.claims.held == {waiting[NODE].folder}
+    runner.fence(waiting[NODE])
+
+
+def test_the_order_is_that_of_the_longest_way_and_of_priorities(runner, waiting):
+    assert [v.node.id for v in runner.ready(waiting, [])] == ["data/train", "data/validation"]
+    late = waiting["data/validation"]
+    waiting[late.node.id] = replace(late, node=replace(late.node, priority=1))
+    assert [v.node.id for v in runner.ready(waiting, [])] == ["data/validation", "data/train"]
+    busy = [replace(late, node=replace(late.node, cpus=2))]
+    assert runner.ready(waiting, busy) == []
+
+
+def test_a_training_that_takes_too_long_is_told_to_leave_and_no_other(runner, waiting):
+    runner.board = Board()
+    timely, late = waiting["train/base/E1_0"], waiting["train/base/E1_1"]
+    late = replace(late, node=replace(late.node, runtime={"limit_hours": 2.0}))
+    hour = 3600.0
+    runner.begun = dict.fromkeys((timely.node.id, late.node.id), time.monotonic() - 1.9 * hour)
+    runner.mind_limits([timely, late])
+    assert runner.board.told == []
+    runner.begun = {node: begun - 0.2 * hour for node, begun in runner.begun.items()}
+    runner.mind_limits([timely, late])
+    [(node, reason)] = runner.board.told
+    assert node == "train/base/E1_1" and reason.startswith("it took longer than the 2 h of")
+
+
+def test_a_run_that_is_cancelled_has_its_trainings_save_and_ends_as_such(
+    runner, store, waiting, monkeypatch, capsys
+):
+    monkeypatch.setattr(runner, "hear", lambda: None)  # of Ray's actor, which is not there
+    saving, lost = Future(), Future()
+
+    class Worker(Board):
+        def remote(self, reason, node=""):
+            if not saving.done():
+                saving.set_exception(Preempted(f"{reason}; saved at 64 images"))
+
+    runner.board, runner.stop.cancelled = Worker(), "alpha, process 1"
+    trained, evaluated = "train/base/E1_1", "evaluate/base/root"
+    at_work = {saving: waiting.pop(trained), lost: waiting.pop(evaluated)}
+    runner.leave(at_work, waiting)
+    assert "cancelled by alpha, process 1; 1 training nodes save and leave, in 300 s" in (
+        capsys.readouterr().out
+    )
+    kept = by_id(store, runner.execution.id)
+    assert kept.state == "cancelled" and runner.failed == {}
+    assert {kept.nodes[n]["state"] for n in (trained, evaluated)} == {"cancelled"}
+
+
+def test_a_driver_that_lost_its_lease_writes_nothing_any_more(runner, store, waiting):
+    path = runner.claims.lease.path
+    record = store.read_json(path)
+    store.write_json(path, {**record, "owner": "another"})
+    before = store.read(f"executions/{runner.execution.id}.json")
+    with pytest.raises(LeaseLost):
+        runner.fence(waiting[NODE])
+    with pytest.raises(LeaseLost):
+        runner.set_state(waiting[NODE], "done")
+    assert store.read(f"executions/{runner.execution.id}.json") == before
+
+
+def test_how_fast_a_node_is_and_who_made_it_are_kept(runner, waiting, monkeypatch):
+    runner.set_state(waiting[NODE], "running")
+    state = runner.execution.nodes[NODE]
+    clock = iter([100.0, 110.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    for done in (64, 192):
+        runner.rate(NODE, state, {"done": done, "of": 256})
+    assert state["rate"] == 12.8
+    monkeypatch.undo()
+    runner.set_state(waiting[NODE], "done", seconds=20.0)
+    runner.execution.nodes[NODE]["by"] = "elsewhere"
+    runner.execution.attempt = 2
+    runner.reuse(waiting[NODE], manifest_of(waiting[NODE]))
+    kept = runner.execution.nodes[NODE]
+    assert (kept["state"], kept["by"], kept["attempt"]) == ("reused", "elsewhere", 1)

@@ -1,0 +1,322 @@
+"""When a scheduler works, what it tells and keeps, and how it ends. The clock is set by hand."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+from paths import SMOKE
+
+from pipelines import cli
+from pipelines.executor.stopping import Stop
+from pipelines.jobs import child, cron, schedule
+from pipelines.jobs.schedule import Outcome
+from pipelines.jobs.schedule_state import Kept, Schedule
+from pipelines.runs.threads import in_thread
+from pipelines.store.artifacts import Store
+
+START = datetime(2026, 11, 27, 12, tzinfo=UTC)
+HOURLY = Schedule(pipeline="demo", spec="demo.yaml", verb="run", cron="0 * * * *", timezone="UTC")
+PATIENCE_S = 120
+
+
+def hours(count, minutes=0):
+    return timedelta(hours=count, minutes=minutes)
+
+
+class Night:
+    """A scheduler's world: a clock that runs when it sleeps or works, and an end."""
+
+    def __init__(self, folder, begin=START, length=None, asked=HOURLY):
+        self.clock, self.asked = begin, asked
+        self.end = begin + (length or hours(3, 30))
+        self.store, self.said, self.worked = Store.at(str(folder)), [], []
+        self.stop = Stop()
+        self.takes, self.outcome = [], Outcome(state="done")
+
+    def sleep(self, seconds):
+        self.pass_(timedelta(seconds=max(seconds, 1)))
+
+    def pass_(self, length):
+        self.clock += length
+        if self.clock >= self.end:
+            self.stop.signal = signal.SIGTERM
+
+    def tick(self, at):
+        self.worked.append(at)
+        self.pass_(self.takes.pop(0) if self.takes else timedelta(0))
+        return Outcome(state="interrupted") if self.stop.signal else self.outcome
+
+    def keep(self):
+        kept = Kept(self.store, self.asked, self.clock, self.said.append)
+        schedule.keep(
+            self.asked,
+            kept,
+            self.tick,
+            self.said.append,
+            self.stop,
+            times=cron.times(self.asked.cron, self.asked.timezone),
+            now=lambda: self.clock,
+            sleep=self.sleep,
+        )
+        return [at.replace(microsecond=0) - START for at in self.worked]
+
+    def file(self):
+        return self.store.read_json("schedules/demo.json")
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch):
+    monkeypatch.setattr(schedule, "LOOK_S", 60.0)
+    monkeypatch.setattr(child, "LOOK_S", 0.02)
+
+
+def test_every_time_is_seen_to_once(tmp_path):
+    night = Night(tmp_path)
+    assert night.keep() == [hours(1), hours(2), hours(3)]
+    assert night.said[:2] == ["done in 0:00", "next 2026-11-27 14:00 UTC"]
+    assert night.file()["last"] == {
+        "started": "2026-11-27T15:00:00+00:00",
+        "state": "done",
+        "said": "",
+        "took_s": 0.0,
+    }
+
+
+def test_a_time_that_comes_while_the_one_before_is_at_work_is_skipped_and_told(tmp_path):
+    night = Night(tmp_path, length=hours(5, 30))
+    night.takes = [hours(2, 30)]
+    assert night.keep() == [hours(1), hours(4), hours(5)]
+    assert night.said[1] == "skipped 2026-11-27 14:00 UTC: the one before was at work until now"
+    assert night.said[2] == "next 2026-11-27 16:00 UTC"
+
+
+def test_what_a_sleeping_machine_missed_is_caught_up_once(tmp_path):
+    night = Night(tmp_path, length=hours(9, 30))
+    night.takes = [timedelta(0)]
+    waited = night.sleep
+    night.sleep = lambda s: waited(hours(5, 10).total_seconds() if len(night.worked) == 1 else s)
+    assert night.keep()[:3] == [hours(1), hours(6, 10), hours(7)]
+    assert "2026-11-27 14:00 UTC was missed, and is caught up" in night.said
+
+
+def test_what_a_scheduler_that_was_down_missed_is_caught_up_once(tmp_path):
+    Night(tmp_path).keep()
+    later = Night(tmp_path, begin=START + hours(9, 20), length=hours(1))
+    assert later.keep() == [hours(9, 20), hours(10)]
+    assert later.said[0] == "2026-11-27 16:00 UTC was missed, and is caught up"
+    again = Night(tmp_path, begin=START + hours(10, 40), length=hours(0, 10))
+    assert again.keep() == [] and again.said == []
+
+
+def test_a_scheduler_that_never_worked_has_missed_what_came_since_it_began(tmp_path):
+    assert Night(tmp_path, length=hours(0, 30)).keep() == []
+    assert Night(tmp_path, begin=START + hours(1, 30), length=hours(0, 10)).keep() == [hours(1, 30)]
+
+
+def test_a_clock_that_is_set_back_repeats_nothing(tmp_path):
+    night = Night(tmp_path)
+    night.takes = [hours(0, 0) - timedelta(minutes=20)]
+    assert night.keep() == [hours(1), hours(2), hours(3)]
+
+
+def test_other_times_have_missed_nothing(tmp_path):
+    Night(tmp_path).keep()
+    daily = Schedule(
+        pipeline="demo", spec="demo.yaml", verb="run", cron="0 1 * * *", timezone="UTC"
+    )
+    assert Night(tmp_path, START + hours(48), hours(1), daily).keep() == []
+
+
+def test_one_that_was_stopped_at_work_goes_on_when_it_is_back(tmp_path):
+    night = Night(tmp_path)
+    night.takes = [hours(2, 40)]
+    assert night.keep() == [hours(1)]
+    assert night.file()["last"]["state"] == "interrupted"
+    back = Night(tmp_path, begin=START + hours(3, 50), length=hours(0, 5))
+    assert back.keep() == [hours(3, 50)]
+    assert back.said[0] == "goes on with the last, which was not finished"
+
+
+def test_one_whose_scheduler_was_killed_goes_on_too(tmp_path):
+    night = Night(tmp_path)
+    kept = Kept(night.store, HOURLY, START, night.said.append)
+    kept.save(START, started="2026-11-27T12:00:00+00:00", state="running")
+    assert Night(tmp_path, begin=START + hours(0, 5), length=hours(0, 5)).keep() == [hours(0, 5)]
+
+
+def test_a_store_that_cannot_be_written_for_a_while_does_not_end_it(tmp_path):
+    (tmp_path / "schedules").write_text("in the way")
+    night = Night(tmp_path)
+    kept = Kept(night.store, HOURLY, START, night.said.append)
+    kept.save(START)
+    assert "cannot be written" in night.said[0]
+
+
+# -- a verb's process -----------------------------------------------------------------------------
+
+
+def performed(folder, code, stop=None, idle=lambda: ""):
+    """→ (outcome, what was told, the log's file)."""
+    said, store = [], Store.at(str(folder))
+    command = [sys.executable, "-c", code]
+    outcome = schedule.perform(HOURLY, store, idle, said.append, stop or Stop(), START, command)
+    return outcome, said, folder / "schedules/demo/20261127-120000.log"
+
+
+def test_what_a_verb_prints_is_in_a_file_of_the_store(tmp_path):
+    outcome, said, log = performed(tmp_path, "print('hello'); import sys; sys.stderr.write('!')")
+    assert outcome == Outcome(state="done")
+    assert log.read_text() == "!hello\n" or log.read_text() == "hello\n!"
+    assert said == [f"started; its output: {log}"]
+
+
+def test_a_verb_that_skips_says_why(tmp_path):
+    outcome, _, log = performed(tmp_path, "print('looked'); print('skipped: no new data')")
+    assert outcome == Outcome(state="skipped", said="no new data")
+    assert not log.exists()
+
+
+def test_a_verb_that_fails_is_told_by_its_last_line(tmp_path):
+    outcome, _, log = performed(tmp_path, "print('a'); import sys; sys.exit('ediffi: no bucket')")
+    assert outcome == Outcome(state="failed", said="ediffi: no bucket", code=1)
+    assert "no bucket" in log.read_text()
+    outcome, _, _ = performed(
+        tmp_path, "import os; print('half', flush=True); os.kill(os.getpid(), 9)"
+    )
+    assert outcome.said == "killed by SIGKILL; half"
+    assert outcome.code == 137
+
+
+def test_a_run_that_is_cancelled_is_not_begun_again_by_itself(tmp_path):
+    outcome, _, _ = performed(tmp_path, "print('cancelled; kept'); raise SystemExit(130)")
+    assert outcome == Outcome(state="failed", said="cancelled; kept", code=130)
+
+
+def test_where_nothing_changed_no_process_is_started(tmp_path):
+    outcome, said, log = performed(tmp_path, "raise SystemExit(1)", idle=lambda: "nothing changed")
+    assert outcome == Outcome(state="skipped", said="nothing changed")
+    assert not said and not log.exists()
+
+
+def test_a_spec_that_is_broken_meanwhile_fails_the_tick_and_not_the_scheduler(tmp_path):
+    def idle():
+        raise ValueError("mine.yaml:\nno YAML")
+
+    outcome, _, _ = performed(tmp_path, "", idle=idle)
+    assert outcome == Outcome(state="failed", said="mine.yaml: no YAML", code=2)
+
+
+SAVES = """
+import signal, sys, time
+def leave(number, frame):
+    print("saved", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, leave)
+print("ready", flush=True)
+while True:
+    time.sleep(0.01)
+"""
+
+
+def test_a_stop_is_passed_on_and_waited_for(tmp_path):
+    stop, log = Stop(), tmp_path / "schedules/demo/20261127-120000.log"
+
+    at_work = in_thread(partial(performed, tmp_path, SAVES, stop))
+    _until(lambda: log.exists() and "ready" in log.read_text())
+    stop.signal = signal.SIGTERM
+    outcome, _, _ = at_work.result(PATIENCE_S)
+    assert outcome == Outcome(state="interrupted", code=143)
+    assert log.read_text().endswith("saved\n")
+
+
+def test_what_does_not_leave_is_killed_with_all_it_started(tmp_path):
+    deaf = (
+        "import os, signal, time; signal.signal(15, signal.SIG_IGN); pid = os.fork()\n"
+        "print(os.getpid(), flush=True)\n"
+        "while True: time.sleep(0.01)"
+    )
+    log, stop = tmp_path / "log", Stop()
+
+    at_work = in_thread(partial(child.run, [sys.executable, "-c", deaf], log, stop, 0.1))
+    _until(lambda: log.exists() and len(log.read_text().split()) == 2)
+    stop.signal = signal.SIGTERM
+    assert at_work.result(PATIENCE_S) == -signal.SIGKILL
+    _until(lambda: not any(_is_alive(int(pid)) for pid in log.read_text().split()))
+
+
+def _is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _until(reached):
+    deadline = time.monotonic() + PATIENCE_S
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# -- the verb itself ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ediffi(capsys, monkeypatch):
+    """``ediffi(verb, …)`` → (exit code, what it printed)."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["ediffi", *map(str, args)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, error = capsys.readouterr()
+        return end.value.code, out + error
+
+    return call
+
+
+def test_the_verb_works_until_it_is_told_to_stop_and_lists_what_it_kept(tmp_path, ediffi):
+    mine = (SMOKE, "--storage", tmp_path, "--verb", "run")
+    zone = ("--cron", "0 3 * * 1", "--timezone", "Europe/Berlin")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "schedule", *mine, *zone],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    first = process.stdout.readline()
+    assert 'run smoke at "0 3 * * 1" (Europe/Berlin), next 20' in first and " 03:00 CE" in first
+
+    code, said = ediffi("schedule", *mine, "--cron", "0 4 * * *")
+    assert code == 2 and f"scheduler already (process {process.pid})" in said
+
+    code, said = ediffi("schedule", "--list", "--storage", tmp_path, "--json")
+    [row] = json.loads(said)
+    assert (code, row["pipeline"], row["cron"], row["last"]) == (0, "smoke", "0 3 * * 1", {})
+    assert row["kept_here"] is True
+
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.read().endswith("ends: told to by SIGTERM\n")
+    assert process.wait(PATIENCE_S) == 0
+    _, said = ediffi("schedule", "--list", "--storage", tmp_path)
+    assert "last  never" in said and "no scheduler is at work" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((SMOKE,), "give a spec and its times"),
+        (("--cron", "0 3 * * *"), "give a spec and its times"),
+        ((SMOKE, "--cron", "0 3 * * *", "--verb", "plan"), "retrain and run can"),
+        ((SMOKE, "--cron", "0 3 * * 9", "--verb", "run"), "'9' is no weekday"),
+    ],
+)
+def test_what_cannot_be_scheduled_is_refused_before_anything_is_kept(tmp_path, ediffi, args, said):
+    code, printed = ediffi("schedule", *args, "--storage", tmp_path / "store")
+    assert code == 2 and said in printed
+    assert not (tmp_path / "store").exists()

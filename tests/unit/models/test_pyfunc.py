@@ -1,0 +1,102 @@
+"""Rows of a data frame as requests: types, gaps, batches of equal options, one clear error."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines.models import painting
+from pipelines.models.pyfunc import Options, draw, requests
+
+PICTURE = painting.encoded(np.zeros((4, 4, 3), np.uint8))
+PAINT = [{"phrase": "a cat", "where": [0, 0, 0.5, 1]}]
+
+
+def one(**columns):
+    (found,) = requests(pd.DataFrame({"prompt": ["a cat"]} | {k: [v] for k, v in columns.items()}))
+    return found
+
+
+def test_a_prompt_alone_is_enough():
+    found = one()
+    assert (found.prompt, found.seed, found.paint, found.options) == ("a cat", 0, [], Options())
+
+
+def test_a_gap_is_the_ensembles_own():
+    frame = pd.DataFrame(
+        {
+            "prompt": ["a cat", "a dog"],
+            "seed": [None, 7],  # pandas makes it a column of floats
+            "guidance": [3, None],
+            "steps": [None, 5],
+            "solver": [None, "heun"],
+            "style": [PICTURE, float("nan")],
+            "paint": [PAINT, None],
+        }
+    )
+    first, second = requests(frame)
+    assert (first.seed, second.seed) == (0, 7) and isinstance(second.seed, int)
+    assert first.options == Options(guidance=3.0, style=PICTURE, is_painted=True)
+    assert second.options == Options(steps=5, solver="heun")
+
+
+def test_a_list_and_its_json_paint_the_same():
+    (a,), (b,) = one(paint=PAINT).paint, one(paint=json.dumps(PAINT)).paint
+    assert a.text == b.text and a.strength == b.strength and a.mask.equal(b.mask)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"prompt": None}, "row 1: `prompt` is None; write a text"),
+        ({"seed": 1.5}, "row 1: `seed` is 1.5; write a whole number"),
+        ({"seed": 1e17}, "write a whole number, exact up to"),
+        ({"seed": True}, "`seed` is True"),
+        ({"guidance": "strong"}, "row 1: `guidance` is 'strong'; write a number"),
+        ({"guidance": -1}, "`guidance` is -1"),
+        ({"guidance": float("inf")}, "`guidance` is inf"),
+        ({"steps": 0}, "`steps` is 0"),
+        ({"solver": "ddim"}, "`solver` 'ddim' is unknown; there are euler"),
+        ({"style": "picture.png"}, "row 1: 'picture.png' is no picture"),
+        ({"paint": "a cat=0,0,1,1"}, "is no JSON list"),
+        ({"paint": "{}"}, "is no list"),
+        ({"paint": 3}, "is no JSON list"),
+        ({"paint": [{"phrase": "a cat"}]}, "row 1: .* paints nothing"),
+    ],
+)
+def test_bad_input_is_one_clear_error(columns, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        one(**columns)
+    assert "\n" not in str(refused.value)
+
+
+class Recorded:
+    """A model that keeps what it was asked for; pictures are its seeds."""
+
+    def __init__(self):
+        self.calls = []
+
+    def sample(self, prompts, *, seed, **options):
+        self.calls.append((prompts, seed, options))
+        return np.array(seed, np.uint8).reshape(-1, 1, 1, 1)
+
+
+def test_rows_of_equal_options_are_drawn_together_and_come_back_in_order():
+    frame = pd.DataFrame(
+        {
+            "prompt": ["a", "b", "c", "d"],
+            "seed": [4, 3, 2, 1],
+            "guidance": [1, 2, 1.0, None],
+        }
+    )
+    model = Recorded()
+    found = draw(model, requests(frame), "base")
+    assert [p for p, _, _ in model.calls] == [["a", "c"], ["b"], ["d"]]
+    assert [o["guidance"] for _, _, o in model.calls] == [1.0, 2.0, None]
+    assert {o["up_to"] for _, _, o in model.calls} == {"base"}
+    assert [int(p.item()) for p in found] == [4, 3, 2, 1]
+
+
+def test_no_rows_are_no_pictures():
+    assert draw(Recorded(), requests(pd.DataFrame({"prompt": []}))) == []

@@ -1,0 +1,93 @@
+"""Two pipelines that share a node: one makes it, the other waits, or takes over from the dead."""
+
+import pytest
+from test_lease import aged
+
+from pipelines.runs.claims import ASK_EVERY_S, ClaimLost, Claims
+from pipelines.runs.lease import STALE_S, only_driver, take
+from pipelines.store.artifacts import Store
+
+NODE = "nodes/train/base/E0_0-abc"
+
+
+@pytest.fixture
+def bucket(s3, tmp_path):
+    return Store.at(f"s3://bucket/{tmp_path.name}/store")
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request, tmp_path):
+    if request.param == "folder":
+        return Store.at(str(tmp_path / "store"))
+    return request.getfixturevalue("bucket")
+
+
+class Time:
+    s = 0.0
+
+    def __call__(self):
+        return self.s
+
+
+@pytest.fixture
+def now():
+    return Time()
+
+
+def test_one_makes_it_and_the_other_asks_now_and_then(store, now):
+    with only_driver(store, "one") as first, only_driver(store, "two") as second:
+        one, two = Claims(store, "one", first), Claims(store, "two", second, now)
+        assert one.take(NODE) is None and one.take(NODE) is None
+        pipeline, holder = two.take(NODE)
+        assert (pipeline, holder.owner) == ("one", first.owner)
+        assert two.take("nodes/train/base/E1_1-abc") is None
+        assert not two.is_due(NODE)
+        now.s = ASK_EVERY_S
+        assert two.is_due(NODE)
+        one.check(NODE)
+        one.release(NODE)
+        assert two.take(NODE) is None
+        two.check(NODE)
+        with pytest.raises(ClaimLost, match="another driver has taken over nodes/train/base/E0_0"):
+            one.check(NODE)
+        one.release(NODE)
+        two.check(NODE)
+
+
+def test_what_a_dead_driver_claimed_is_taken_over(store, now):
+    with only_driver(store, "two") as second:
+        with only_driver(store, "one") as first:
+            Claims(store, "one", first).take(NODE)  # and never lets go of it
+            assert Claims(store, "two", second, now).take(NODE) is not None
+        assert Claims(store, "two", second, now).take(NODE) is None
+
+
+def test_a_pipelines_next_driver_takes_over_from_its_last(store):
+    with only_driver(store, "one") as first:
+        Claims(store, "one", first).take(NODE)
+    with only_driver(store, "one") as second:
+        assert Claims(store, "one", second).take(NODE) is None
+
+
+def test_a_claim_in_a_bucket_lives_as_long_as_its_driver_beats(bucket, now):
+    first, second = take(bucket, "one"), take(bucket, "two")
+    one, two = Claims(bucket, "one", first), Claims(bucket, "two", second, now)
+    one.take(NODE)
+    for _ in range(5):
+        now.s += STALE_S - 1
+        first.beat()
+        assert two.take(NODE) is not None
+    now.s += STALE_S + 1
+    assert two.take(NODE) is None
+    with pytest.raises(ClaimLost):
+        one.check(NODE)
+
+
+def test_a_claim_of_a_driver_whose_clock_is_slow_is_respected(bucket, now):
+    first, second = take(bucket, "one"), take(bucket, "two")
+    Claims(bucket, "one", first).take(NODE)
+    aged(bucket, 1000, "one")
+    two = Claims(bucket, "two", second, now)
+    assert two.take(NODE) is not None
+    now.s += 60
+    assert two.take(NODE) is None

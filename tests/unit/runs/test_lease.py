@@ -1,0 +1,191 @@
+"""Of several drivers one works; a dead one is taken over, and finds that out before it writes."""
+
+import json
+import threading
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.runs import lease as leases
+from pipelines.runs.lease import Lease, LeaseLost, holder_of, is_driven, only_driver, path_of, take
+from pipelines.store.artifacts import Store
+from pipelines.store.swap import look, swap
+
+
+class Clock:
+    """Time that passes only while somebody waits, by the wall and since the start alike."""
+
+    def __init__(self):
+        self.s, self.begun = 0.0, time.time()
+        self.meanwhile = lambda: None
+
+    def time(self):
+        return self.begun + self.s
+
+    def sleep(self, seconds):
+        self.s += seconds
+        self.meanwhile()
+
+    def take(self, store, pipeline="smoke"):
+        self.said = []
+        return take(store, pipeline, self.said.append, self.sleep, lambda: self.s)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(leases, "time", SimpleNamespace(time=clock.time))
+    return clock
+
+
+@pytest.fixture
+def bucket(s3, tmp_path):
+    return Store.at(f"s3://bucket/{tmp_path.name}/store")
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request, tmp_path):
+    if request.param == "folder":
+        return Store.at(str(tmp_path / "store"))
+    return request.getfixturevalue("bucket")
+
+
+def aged(store, seconds, pipeline="smoke", **more):
+    """Has the record be of so long ago, as a driver's that is dead."""
+    record = json.loads(store.read(path_of(pipeline)))
+    record |= {"beat": record["beat"] - seconds, **more}
+    store.write_json(path_of(pipeline), record)
+
+
+def test_a_swap_is_done_only_on_what_was_seen(store):
+    nothing = look(store, "a/file")
+    assert nothing.data is None and swap(store, "a/file", nothing, b"one")
+    assert not swap(store, "a/file", nothing, b"two")
+    seen = look(store, "a/file")
+    assert seen.data == b"one" and swap(store, "a/file", seen, b"two")
+    assert not swap(store, "a/file", seen, b"three")
+    assert store.read("a/file") == b"two"
+
+
+def test_of_many_that_swap_at_once_one_succeeds(store):
+    seen, won = look(store, "a/file"), []
+    barrier = threading.Barrier(8)
+
+    def work(i):
+        barrier.wait()
+        if swap(store, "a/file", seen, str(i).encode()):
+            won.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [store.read("a/file")] == [str(i).encode() for i in won]
+
+
+@pytest.mark.parametrize("kind", ["lost", "reset", "503"])
+def test_a_swap_whose_answer_is_lost_was_done_once(s3, bucket, kind):
+    s3.faults.methods, s3.faults.next = ("PUT",), [kind]
+    assert swap(bucket, "a/file", look(bucket, "a/file"), b"one")
+    s3.faults.next = [kind]
+    assert swap(bucket, "a/file", look(bucket, "a/file"), b"two")
+    assert bucket.read("a/file") == b"two"
+
+
+def test_a_second_driver_is_refused_as_long_as_the_first_beats(bucket, clock):
+    first = clock.take(bucket)
+    clock.meanwhile = first.beat
+    with pytest.raises(ValueError, match=r"smoke is being run already \(.*, process \d+, heard of"):
+        clock.take(bucket)
+    assert clock.s <= leases.BEAT_S and "looking whether it lives" in clock.said[0]
+    clock.take(bucket, "another")
+
+
+def test_a_silent_driver_is_taken_over_and_finds_out(bucket, clock):
+    first = clock.take(bucket)
+    first.check()
+    second = clock.take(bucket)
+    assert clock.s == pytest.approx(leases.STALE_S)
+    assert second.holder.attempt == 2 and "takes over from" in clock.said[-1]
+    with pytest.raises(LeaseLost, match=r"another driver has taken over \(.*process"):
+        first.check()
+    second.check()
+    first.release()
+    assert holder_of(bucket, "smoke").owner == second.owner
+
+
+def test_one_that_was_silent_for_long_is_watched_for_one_beat(bucket, clock):
+    """Its clock may be slow: then it beats meanwhile."""
+    first = clock.take(bucket)
+    aged(bucket, 1000)
+    clock.take(bucket)
+    assert clock.s == pytest.approx(leases.CONFIRM_S)
+    first = clock.take(bucket, "another")
+    aged(bucket, 1000, "another")
+
+    def beat_late():
+        first.holder = replace(first.holder, beat=first.holder.beat + 1)
+        seen = look(bucket, path_of("another"))
+        assert swap(bucket, path_of("another"), seen, leases.dumped(first.holder))
+
+    clock.meanwhile = beat_late
+    with pytest.raises(ValueError, match="being run already"):
+        clock.take(bucket, "another")
+
+
+def test_a_driver_of_this_machine_that_is_gone_is_not_waited_for(bucket, clock):
+    clock.take(bucket)
+    aged(bucket, 0, process=2**22 + 1)  # above the largest number of a process
+    clock.take(bucket)
+    assert clock.s == 0
+
+
+def test_a_lease_that_was_let_go_is_free_at_once(store, clock):
+    with only_driver(store, "smoke") as first:
+        assert is_driven(store, "smoke") and not is_driven(store, "another")
+        assert first.holder.attempt == 1
+    assert not is_driven(store, "smoke")
+    with only_driver(store, "smoke") as second:
+        assert second.holder.attempt == 2
+
+
+def test_of_many_drivers_at_once_one_works(store, monkeypatch):
+    """In a bucket the others wait for its next beat to be refused; it beats quickly here."""
+    monkeypatch.setattr(leases, "BEAT_S", 0.2)
+    at_work, refused = [], []
+    barrier, over = threading.Barrier(6), threading.Event()
+
+    def work():
+        barrier.wait()
+        try:
+            with only_driver(store, "smoke") as lease:
+                at_work.append(lease.owner)
+                over.wait()
+        except ValueError as error:
+            refused.append(str(error))
+        if len(refused) == 5:
+            over.set()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(at_work) == 1 and len(refused) == 5
+
+
+def test_a_store_that_is_away_for_a_while_ends_no_lease(s3, bucket, clock):
+    mine = clock.take(bucket)
+    s3.faults.rate, s3.faults.kinds = 0.3, ("500", "reset", "lost")
+    for _ in range(10):
+        mine.check()
+    assert isinstance(mine, Lease) and mine.lost is None
+
+
+def test_a_record_that_is_damaged_is_no_holder(store, clock):
+    store.write(path_of("smoke"), b"{half")
+    assert holder_of(store, "smoke") is None
+    assert clock.take(store).holder.attempt == 1
