@@ -260,8 +260,9 @@ class Driver:
         kill(self.pid, *below)
         self.process.wait()
 
-    def finish(self) -> int:
-        self.process.wait(PATIENCE_S)
+    def finish(self, patience_s: float = PATIENCE_S) -> int:
+        """Waits for the end; → the exit code."""
+        self.process.wait(patience_s)
         self.out.close()
         return self.process.returncode
 
