@@ -27,7 +27,7 @@ class Progress:
         """Node id → when it first reported progress, and its ``done`` at that time."""
 
     def restart(self, node: str) -> None:
-        """Measure a node's speed anew, as it starts."""
+        """Forget a node's earlier reports, as it starts again."""
         self.first_reports.pop(node, None)
 
     def handle(self, node: str, row: dict[str, Any]) -> None:
