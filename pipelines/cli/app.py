@@ -46,13 +46,13 @@ def opened(
     nowhere = os.devnull if assume else None  # a store with nothing in it
     store = Store.at(storage or nowhere or loaded.storage).greet()
     found = sources.identify_all(loaded, assume)
-    find = Champion.standing if retrains else Champion.to_beat
+    find = Champion.current if retrains else Champion.current_if_complete
     champion = find(store, loaded.name)
     if retrains and champion is None:
         raise ValueError(
             f"{loaded.name} has no champion in {store.root} to go on from; `ediffi run` trains one"
         )
-    made = plan.make(loaded, store, found, champion=champion, warm=retrains)
+    made = plan.make(loaded, store, found, champion=champion, retrain=retrains)
     return loaded, store, made, found
 
 

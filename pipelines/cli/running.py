@@ -37,12 +37,12 @@ def retrain(spec: SpecPath, storage: Storage = None) -> None:
     Every expert of the champion's is trained on for a part of its images; the result is compared
     with the champion on old and new validation data. Without new data nothing is done.
     """
-    from pipelines.dag.new_data import why_not
+    from pipelines.dag.new_data import reason_to_skip
     from pipelines.executor.driver import drive
 
     _, store, made, sources = opened(spec, storage, retrains=True)
     assert made.champion is not None
-    if reason := why_not(made, store, sources, made.champion):
+    if reason := reason_to_skip(made, store, sources, made.champion):
         typer.echo(f"skipped: {reason}")
         return
     finish(*drive(made, store))

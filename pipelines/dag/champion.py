@@ -1,4 +1,4 @@
-"""The ensemble that is in use, as a new one's plan sees it."""
+"""The current champion, which a new ensemble is compared with or retrained from."""
 
 from __future__ import annotations
 
@@ -6,81 +6,103 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.dag.node import Given
+from pipelines.dag.node import ExternalResult
 from pipelines.models import champions
 from pipelines.store.artifacts import Store
 
 
-class LostError(ValueError):
-    """A part of the champion is not in the store any more."""
+class ChampionLostError(ValueError):
+    """A part of the champion is no longer in the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
+    """A promoted ensemble, read from the store."""
+
     fingerprint: str
-    """Of the node that promoted it."""
+    """Fingerprint of the promote node that made it."""
 
     manifest: Mapping[str, Any]
-    """Its ``ensemble.json``."""
+    """Contents of its ``ensemble.json``."""
 
     settings: Mapping[str, Mapping[str, Any]]
-    """``stage/seat`` → how whoever sits there was trained."""
+    """``stage/slot`` → settings of the node that trained the slot's expert."""
 
     @staticmethod
-    def standing(store: Store, model: str) -> Champion | None:
-        """The one that a new ensemble has to beat, if there is one.
+    def current(store: Store, model: str) -> Champion | None:
+        """The model's champion, or None if there is none.
 
-        ValueError if the store has lost a part of it.
+        Raises:
+            ChampionLostError: A part of it is missing from the store.
         """
         entry = champions.read(store, model).champion
-        return Champion.of(store, entry.folder, entry.fingerprint) if entry else None
+        return Champion.load(store, entry.folder, entry.fingerprint) if entry else None
 
     @staticmethod
-    def to_beat(store: Store, model: str) -> Champion | None:
-        """The same, but none where a part is lost: a run may well be what makes it again."""
+    def current_if_complete(store: Store, model: str) -> Champion | None:
+        """The model's champion, or None if there is none or a part of it is missing.
+
+        Missing parts are no error here: the run being planned may be the one that restores them.
+        """
         try:
-            return Champion.standing(store, model)
-        except LostError:
+            return Champion.current(store, model)
+        except ChampionLostError:
             return None
 
     @staticmethod
-    def of(store: Store, folder: str, fingerprint: str) -> Champion:
-        """ValueError if the store has lost a part of it."""
+    def load(store: Store, folder: str, fingerprint: str) -> Champion:
+        """Read a promoted ensemble.
+
+        Args:
+            folder: the promote node's folder in the store.
+            fingerprint: the promote node's.
+
+        Raises:
+            ChampionLostError: A part of it is missing from the store.
+        """
         manifest = store.read_json(f"{folder}/{champions.MANIFEST}")
         if manifest is None or "data" not in manifest:
-            raise LostError(
-                f"the champion in {store.full(folder)} is lost, or of an older format; run its "
+            raise ChampionLostError(
+                f"the champion in {store.full(folder)} is missing or in an older format; run its "
                 "pipeline again and promote the result"
             )
         settings = {}
-        for seat, of in manifest["weights"].items():
-            place = of["path"].rpartition("/")[0]
-            trained = store.read_json(f"{place}/manifest.json")
-            if trained is None:
-                raise LostError(f"the champion's {seat} in {store.full(place)} is lost")
-            settings[seat] = trained["settings"]
+        for slot, weights in manifest["weights"].items():
+            node_folder = weights["path"].rpartition("/")[0]
+            node_manifest = store.read_json(f"{node_folder}/manifest.json")
+            if node_manifest is None:
+                raise ChampionLostError(
+                    f"the champion's {slot} is missing from {store.full(node_folder)}; run its "
+                    "pipeline again"
+                )
+            settings[slot] = node_manifest["settings"]
         return Champion(fingerprint=fingerprint, manifest=manifest, settings=settings)
 
     @property
     def stages(self) -> list[dict[str, Any]]:
+        """Sampling settings of each stage, the base first."""
         found: list[dict[str, Any]] = self.manifest["stages"]
         return found
 
-    def seats(self, stage: Mapping[str, Any]) -> dict[str, Given]:
-        """Seat → the training that made whoever works there."""
+    def slots(self, stage: Mapping[str, Any]) -> dict[str, ExternalResult]:
+        """Slot → result of the node that trained the expert in it.
+
+        Args:
+            stage: one of :attr:`stages`.
+        """
         found = {}
-        for seat in stage["experts"]:
-            of = self.manifest["weights"][f"{stage['name']}/{seat}"]
-            folder = of["path"].rpartition("/")[0]
-            found[seat] = Given(folder=folder, fingerprint=of["fingerprint"])
+        for slot in stage["experts"]:
+            weights = self.manifest["weights"][f"{stage['name']}/{slot}"]
+            folder = weights["path"].rpartition("/")[0]
+            found[slot] = ExternalResult(folder=folder, fingerprint=weights["fingerprint"])
         return found
 
-    def data(self, split: str) -> Given:
-        """What it was trained on, or measured with."""
-        return Given(**self.manifest["data"][split])
+    def data(self, split: str) -> ExternalResult:
+        """The embedded data it was trained on (``train``) or measured with (``validation``)."""
+        return ExternalResult(**self.manifest["data"][split])
 
     @property
     def trained_with(self) -> dict[str, Any]:
-        """The identity of the encoders of its data."""
+        """Identity of the encoders that embedded its data."""
         found: dict[str, Any] = self.manifest["trained_with"]
         return found

@@ -1,4 +1,4 @@
-"""What differs between two settings, in words."""
+"""Describe how two settings differ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ SHOWN = 40  # characters of a value
 
 
 def difference(old: Any, new: Any, at: str = "") -> list[str]:
-    """Every leaf that differs, as ``key: old → new``."""
+    """List every leaf that differs between two nested values.
+
+    Args:
+        at: dotted key of these values within the whole; empty at the top.
+
+    Returns:
+        One ``key: old → new`` for each difference, sorted by key.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         out: list[str] = []
         for key in sorted({*old, *new}):
@@ -23,5 +30,6 @@ def difference(old: Any, new: Any, at: str = "") -> list[str]:
 
 
 def short(value: Any) -> str:
+    """The value as text, cut to 40 characters."""
     text = str(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"

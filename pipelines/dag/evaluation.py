@@ -1,7 +1,7 @@
-"""Nodes that judge what was trained: who is adopted, what the ensemble is worth, who is champion.
+"""Nodes that evaluate what was trained: adopt experts, measure ensembles, choose the champion.
 
-An expert that did not beat its parent is not used: its seat in the ensemble goes to the nearest
-ancestor that did. An ensemble is compared with the champion on the same held-out pictures.
+An expert that did not beat its parent is not used: its slot in the ensemble goes to the nearest
+ancestor that did. An ensemble and the champion are compared on the same held-out images.
 """
 
 from __future__ import annotations
@@ -13,67 +13,82 @@ from typing import Any
 from ediffi_core import tree
 from ediffi_core.noise import EVERYTHING
 from pipelines.dag.champion import Champion
-from pipelines.dag.experts import SINGLE, bounds, interval_of, super_resolution
+from pipelines.dag.experts import SINGLE, interval_of, quantiles, super_resolution
 from pipelines.dag.inputs import Encoders, activation
-from pipelines.dag.node import Given, Node
+from pipelines.dag.node import ExternalResult, Node
 from pipelines.metrics import metric
 from pipelines.spec.pipeline import Spec
 
 BEFORE = "-before"
-"""Ends the names of what is measured on the champion's own validation data."""
+"""Suffix of evaluations that use the validation data the champion was measured on."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seats:
-    """Who may draw for one stage of a cascade: its seats, and what says who sits there."""
+class StageEnsemble:
+    """One stage of a cascade: the slots of its ensemble, and where their experts come from."""
 
     stage: str
+    """Name of the stage."""
+
     settings: Mapping[str, Any]
-    """What drawing with it needs besides the weights."""
+    """Everything that sampling needs besides the weights; ``experts`` maps slots to intervals."""
 
     inputs: Mapping[str, str] = field(default_factory=dict)
-    given: Mapping[str, Given] = field(default_factory=dict)
+    """Role → id of a node that has weights, or that assigns the slots."""
+
+    external: Mapping[str, ExternalResult] = field(default_factory=dict)
+    """Role → weights from other plans."""
+
     node: Node | None = None
-    """That gives the seats away; None where they are given."""
+    """The adopt node that assigns the slots; None if every slot's expert is fixed."""
 
     @property
-    def decided_by(self) -> Node:
+    def adopt_node(self) -> Node:
+        """The node that assigns the slots; only for ensembles that have one."""
         assert self.node is not None
         return self.node
 
 
-def cascade_of(spec: Spec) -> list[Seats]:
-    """The stages whose ensembles are known; a tree that grows has none until it is grown."""
+def cascade_of(spec: Spec) -> list[StageEnsemble]:
+    """The stages' ensembles, up to the first tree that still grows and so has none yet."""
     found = []
     for name, stage in spec.stages.items():
         if not stage.ensemble:
             break
-        lines = {seat: line(name, seat) for seat in stage.ensemble}
-        intervals = {seat: bounds(interval_of(stage, seat)) for seat in stage.ensemble}
-        found.append(adopted(spec, name, lines, intervals, {}))
+        candidates = {slot: ancestry(name, slot) for slot in stage.ensemble}
+        intervals = {slot: quantiles(interval_of(stage, slot)) for slot in stage.ensemble}
+        found.append(adopted_ensemble(spec, name, candidates, intervals, {}))
     return found
 
 
-def judge_nodes(spec: Spec, sources: Mapping[str, Any], cascade: list[Seats]) -> Iterator[Node]:
+def evaluation_nodes(
+    spec: Spec, sources: Mapping[str, Any], cascade: list[StageEnsemble]
+) -> Iterator[Node]:
+    """Nodes that adopt, evaluate, compare and promote, each after its dependencies.
+
+    Args:
+        sources: as of :func:`pipelines.dag.nodes.dag_of`.
+        cascade: the stages' ensembles. The cascade is promoted only if it has every stage.
+    """
     yield from metric_nodes(spec)
-    for at, seats in enumerate(cascade):
-        stage = spec.stages[seats.stage]
-        yield seats.decided_by
+    for at, ensemble in enumerate(cascade):
+        stage = spec.stages[ensemble.stage]
+        yield ensemble.adopt_node
         groups = {"ensemble": cascade[: at + 1]}
         if not at:
-            groups["root"] = [only(spec, seats.stage, tree.ROOT)]
+            groups["root"] = [single_expert(spec, ensemble.stage, tree.ROOT)]
         if stage.single:
-            groups[SINGLE] = [*cascade[:at], only(spec, seats.stage, SINGLE)]
+            groups[SINGLE] = [*cascade[:at], single_expert(spec, ensemble.stage, SINGLE)]
         for group, chain in groups.items():
-            yield evaluate_node(spec, sources, group, chain, seats)
+            yield evaluate_node(spec, sources, group, chain, ensemble)
         if stage.single:
-            yield compare_node(seats.stage)
+            yield compare_node(ensemble.stage)
     if len(cascade) == len(spec.stages):
         yield promote_node(spec, sources, cascade)
 
 
 def metric_settings(spec: Spec) -> dict[str, dict[str, Any]]:
-    """What of each metric determines what it measures."""
+    """Metric → its options and version, which determine its values."""
     return {
         name: {"options": options, "version": metric(name, options).version}
         for name, options in spec.evaluate.metrics.items()
@@ -81,6 +96,7 @@ def metric_settings(spec: Spec) -> dict[str, dict[str, Any]]:
 
 
 def metric_nodes(spec: Spec) -> Iterator[Node]:
+    """Nodes that fit the spec's metrics, once for all evaluations."""
     resolutions = sorted({stage.resolution for stage in spec.stages.values()})
     for name, what in metric_settings(spec).items():
         settings = {"metric": name, **what, "resolutions": resolutions, "seed": spec.seed}
@@ -88,81 +104,86 @@ def metric_nodes(spec: Spec) -> Iterator[Node]:
 
 
 def compare_node(stage: str) -> Node:
-    """The ensemble against the single model that had its budget."""
+    """The node that compares a stage's ensemble with the single model of the same budget."""
     measured = {group: f"evaluate/{stage}/{group}" for group in ("ensemble", SINGLE)}
     return Node(kind="compare", name=stage, settings={}, inputs=measured, cpus=0)
 
 
-def line(stage: str, seat: str) -> list[str]:
-    """The expert a seat is for and its ancestors, the nearest first."""
-    found, name = [], seat
+def ancestry(stage: str, slot: str) -> list[str]:
+    """A slot's own expert and its ancestors, nearest first, as ``stage/expert``."""
+    found, name = [], slot
     while name:
         found.append(f"{stage}/{name}")
         name = tree.parent(name) or ""
     return found
 
 
-def adopted(
+def adopted_ensemble(
     spec: Spec,
     stage: str,
-    lines: Mapping[str, list[str]],
+    candidates: Mapping[str, list[str]],
     intervals: Mapping[str, list[float]],
-    given: Mapping[str, Given],
-) -> Seats:
-    """A stage whose seats an adopt node gives away.
+    external: Mapping[str, ExternalResult],
+) -> StageEnsemble:
+    """A stage's ensemble whose slots an adopt node assigns.
 
     Args:
-        lines: seat → who may have it, the one it is for first. The last has it in any case.
-        given: those of them that other plans have trained.
+        candidates: slot → experts that may fill it, in order of preference. The last one fills it
+            if no other is good enough.
+        intervals: slot → its noise interval, ``[q_lo, q_hi]``.
+        external: candidates that other plans have trained.
     """
-    named = sorted({role for line in lines.values() for role in line} - set(given))
+    named = sorted({role for roles in candidates.values() for role in roles} - set(external))
     trained = {role: f"train/{role}" for role in named}
     node = Node(
         kind="adopt",
         name=stage,
-        settings={"rule": spec.stages[stage].adopt, "seats": dict(lines)},
+        settings={"rule": spec.stages[stage].adopt, "seats": dict(candidates)},
         inputs=trained,
-        given=given,
+        external=external,
         cpus=0,
     )
-    return Seats(
+    return StageEnsemble(
         stage=stage,
-        settings=_drawing(spec, stage, intervals),
+        settings=_sampling_settings(spec, stage, intervals),
         inputs={f"adopt/{stage}": node.id} | trained,
-        given=given,
+        external=external,
         node=node,
     )
 
 
-def only(spec: Spec, stage: str, expert: str) -> Seats:
-    """A stage drawn by one expert at all noise levels."""
-    settings = _drawing(spec, stage, {expert: bounds(EVERYTHING)})
-    return Seats(
+def single_expert(spec: Spec, stage: str, expert: str) -> StageEnsemble:
+    """A stage whose only expert works at all noise levels."""
+    settings = _sampling_settings(spec, stage, {expert: quantiles(EVERYTHING)})
+    return StageEnsemble(
         stage=stage,
         settings=settings,
         inputs={f"{stage}/{expert}": f"train/{stage}/{expert}"},
     )
 
 
-def _drawing(spec: Spec, name: str, seats: Mapping[str, list[float]]) -> dict[str, Any]:
+def _sampling_settings(
+    spec: Spec, name: str, intervals: Mapping[str, list[float]]
+) -> dict[str, Any]:
     stage = spec.stages[name]
     return {
         "name": name,
         "resolution": stage.resolution,
         "sampling": stage.sampling.model_dump(),
         **super_resolution(spec, name),
-        "experts": dict(seats),
+        "experts": dict(intervals),
     }
 
 
-def losses_settings(spec: Spec, own: Seats) -> dict[str, Any]:
-    """How the losses of a stage's models are measured, whoever trained them and how.
+def losses_settings(spec: Spec, own: StageEnsemble) -> dict[str, Any]:
+    """How validation losses of a stage are measured, the same for every model of the stage.
 
-    Nothing of it depends on a champion: a candidate's evaluation is part of what is promoted, and
-    stays the same whoever is champion by then.
+    Nothing here depends on the champion: a candidate's evaluation is an input of its promote node,
+    so it must stay the same when the champion changes.
 
     Args:
-        own: the stage's ensemble in this plan, whose experts' intervals have equal draws.
+        own: the stage's ensemble in this plan. Each of its experts' intervals gets the same number
+            of draws.
     """
     how, name = spec.evaluate.losses, own.stage
     experts = dict(own.settings["experts"])
@@ -184,18 +205,21 @@ def evaluate_node(
     spec: Spec,
     sources: Mapping[str, Any],
     group: str,
-    chain: list[Seats],
-    own: Seats,
-    validation: Given | None = None,
+    chain: list[StageEnsemble],
+    own: StageEnsemble,
+    validation: ExternalResult | None = None,
     trained_with: Mapping[str, Any] | None = None,
 ) -> Node:
-    """The last stage of a chain, behind those below it.
+    """The node that evaluates the last stage of a chain, on top of the stages below it.
 
     Args:
-        own: the last stage's ensemble in this plan, whose experts' intervals are measured.
-        validation: another plan's; else this one's.
-        trained_with: the encoders of a champion; if the validation data has others, nothing is
-            measured.
+        sources: as of :func:`pipelines.dag.nodes.dag_of`.
+        group: what is evaluated: ``ensemble``, ``root``, ``single`` or ``champion``.
+        chain: the stages to sample with, the base first.
+        own: the last stage's ensemble in this plan; losses are measured on its intervals.
+        validation: validation data of another plan; None for this plan's.
+        trained_with: identity of the champion's encoders. If the validation data was embedded with
+            other encoders, nothing is measured.
     """
     encoders = Encoders.of(spec, sources)
     settings = {
@@ -203,7 +227,7 @@ def evaluate_node(
         "scoring_clip": spec.evaluate.clip and sources["encoders"]["scorer"],
         "scoring_pretrained": spec.evaluate.clip and spec.evaluate.clip_pretrained,
         **activation("scoring", spec.evaluate.clip or "", spec.evaluate.clip_pretrained),
-        "stages": [seats.settings for seats in chain],
+        "stages": [ensemble.settings for ensemble in chain],
         "encoders": encoders.identity,
         "metrics": metric_settings(spec),
         "losses": losses_settings(spec, own),
@@ -211,10 +235,10 @@ def evaluate_node(
         "seed": spec.seed,
         **({"trained_with": trained_with} if trained_with is not None else {}),
     }
-    inputs = {role: node for seats in chain for role, node in seats.inputs.items()}
-    given = {role: result for seats in chain for role, result in seats.given.items()}
+    inputs = {role: node for ensemble in chain for role, node in ensemble.inputs.items()}
+    external = {role: result for ensemble in chain for role, result in ensemble.external.items()}
     if validation:
-        given["validation"] = validation
+        external["validation"] = validation
     else:
         inputs["validation"] = "embed/validation"
     inputs |= {f"metric/{name}": f"metric/{name}" for name in spec.evaluate.metrics}
@@ -223,7 +247,7 @@ def evaluate_node(
         name=f"{chain[-1].stage}/{group}",
         settings=settings,
         inputs={**inputs, **encoders.inputs},
-        given=given,
+        external=external,
         runtime={
             "batch": spec.evaluate.batch,
             "encoders": encoders.named,
@@ -236,50 +260,58 @@ def evaluate_node(
     )
 
 
-def promote_node(spec: Spec, sources: Mapping[str, Any], cascade: list[Seats]) -> Node:
+def promote_node(spec: Spec, sources: Mapping[str, Any], cascade: list[StageEnsemble]) -> Node:
+    """The node that offers a whole cascade as the candidate for champion."""
     encoders = Encoders.of(spec, sources)
-    inputs = {role: node for seats in cascade for role, node in seats.inputs.items()}
+    inputs = {role: node for ensemble in cascade for role, node in ensemble.inputs.items()}
+    external = {role: result for ensemble in cascade for role, result in ensemble.external.items()}
     evaluations = {f"evaluation/{s.stage}": f"evaluate/{s.stage}/ensemble" for s in cascade}
     return Node(
         kind="promote",
         name=spec.name,
         settings={
-            "stages": [seats.settings for seats in cascade],
+            "stages": [ensemble.settings for ensemble in cascade],
             "model": spec.name,
             "encoders": encoders.identity,
         },
         inputs={**inputs, "data": "embed/train", **encoders.inputs, **evaluations},
-        given={role: result for seats in cascade for role, result in seats.given.items()},
+        external=external,
         runtime={"encoders": encoders.named},
     )
 
 
-def comparison(
+def champion_comparison_nodes(
     spec: Spec,
     sources: Mapping[str, Any],
-    cascade: list[Seats],
+    cascade: list[StageEnsemble],
     champion: Champion | None,
     fingerprints: Mapping[str, str],
 ) -> list[Node]:
-    """What a plan needs besides, to compare its ensemble with the champion.
+    """Further nodes of a plan, which compare its ensemble with the champion.
 
     Args:
-        fingerprints: of the plan's other nodes.
+        cascade: the plan's own.
+        champion: None if there is none.
+        fingerprints: id → fingerprint of the plan's other nodes.
+
+    Returns:
+        No nodes if there is nothing to compare: no champion, no finished cascade in the plan, an
+        ensemble that is the champion itself, or one with other stages.
     """
     mine = fingerprints.get(f"promote/{spec.name}")
     if champion is None or mine is None or mine == champion.fingerprint:
         return []
-    if incomparable(cascade, champion):
+    if reason_incomparable(cascade, champion):
         return []
     before = champion.data("validation").fingerprint != fingerprints["embed/validation"]
     return list(gate_nodes(spec, sources, cascade, champion, before=before))
 
 
-def incomparable(cascade: list[Seats], champion: Champion) -> str:
-    """Why no measure would be fair to both; nothing if there are some."""
+def reason_incomparable(cascade: list[StageEnsemble], champion: Champion) -> str:
+    """Explain why a cascade and the champion cannot be compared; empty if they can."""
     shapes = [
         [(s["name"], s["resolution"]) for s in stages]
-        for stages in ([seats.settings for seats in cascade], champion.stages)
+        for stages in ([ensemble.settings for ensemble in cascade], champion.stages)
     ]
     if shapes[0] == shapes[1]:
         return ""
@@ -290,24 +322,24 @@ def incomparable(cascade: list[Seats], champion: Champion) -> str:
 def gate_nodes(
     spec: Spec,
     sources: Mapping[str, Any],
-    cascade: list[Seats],
+    cascade: list[StageEnsemble],
     champion: Champion,
     *,
     before: bool,
 ) -> Iterator[Node]:
-    """Measures the champion as the candidate was, and decides between them.
+    """Nodes that evaluate the champion like the candidate, and the gate that decides between them.
 
     Args:
         cascade: the candidate's.
-        before: whether the champion was measured on other validation data, which both of them are
-            then measured on too.
+        before: whether the champion was measured on other validation data. If so, both are also
+            evaluated on that data.
     """
-    chain: list[Seats] = []
+    chain: list[StageEnsemble] = []
     measured: dict[str, str] = {}
     for mine, theirs in zip(cascade, champion.stages, strict=True):
         stage = mine.stage
-        given = {f"{stage}/{s}": result for s, result in champion.seats(theirs).items()}
-        chain.append(Seats(stage=stage, settings=theirs, given=given))
+        external = {f"{stage}/{slot}": result for slot, result in champion.slots(theirs).items()}
+        chain.append(StageEnsemble(stage=stage, settings=theirs, external=external))
         own = cascade[: len(chain)]
         known = champion.trained_with
         nodes = [evaluate_node(spec, sources, "champion", list(chain), mine, None, known)]

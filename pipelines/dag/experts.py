@@ -12,35 +12,34 @@ from pipelines.dag.node import Node
 from pipelines.spec.pipeline import Expert, Spec, Stage
 
 SINGLE = "single"
+"""Name of the single model that gets the budget of a whole tree, for comparison."""
 
 
 def interval_of(stage: Stage, expert: str) -> Interval:
-    """The slice an expert is trained on; the complement's follows from the ensemble."""
+    """The noise interval an expert is trained on; the complement's depends on the ensemble."""
     if expert == tree.COMPLEMENT:
         return tree.intervals_of(stage.ensemble)[expert]
     return EVERYTHING if expert == SINGLE else tree.interval(expert)
 
 
 def expert_nodes(spec: Spec, sources: Mapping[str, Any]) -> Iterator[Node]:
+    """Train nodes of all stages' experts, each after its parent."""
     for name, stage in spec.stages.items():
         trained = {**stage.experts, **({SINGLE: stage.single} if stage.single else {})}
-        for expert in sorted(trained, key=depth):
+        for expert in sorted(trained, key=_training_order):
             yield train_node(spec, sources, name, expert, trained[expert])
 
 
-def first(spec: Spec) -> Stage:
-    return next(iter(spec.stages.values()))
-
-
-def depth(expert: str) -> tuple[int, bool, str]:
-    """Parents before children; the deeper chain first, the comparison last."""
+def _training_order(expert: str) -> tuple[int, bool, str]:
+    """Sort key: parents before children, the high-noise side first, complement and single last."""
     if expert in (tree.COMPLEMENT, SINGLE):
         return (1, True, expert)
     level, index = tree.level_and_index(expert)
     return (level, False, f"{-index:09d}")
 
 
-def bounds(interval: Interval) -> list[float]:
+def quantiles(interval: Interval) -> list[float]:
+    """The interval as node settings hold it: ``[q_lo, q_hi]``, quantiles of p(σ)."""
     return [interval.q_lo, interval.q_hi]
 
 
@@ -52,38 +51,42 @@ def train_node(
     expert: Expert,
     interval: list[float] | None = None,
 ) -> Node:
-    """
+    """The node that trains one expert.
+
     Args:
-        interval: the spec's tree has other experts; else it says which it is.
+        name: of the expert: ``E1_1``, ``M_C`` or ``single``.
+        expert: its settings.
+        interval: ``[q_lo, q_hi]`` to train on; None for the interval of that name in the spec's
+            tree.
     """
     stage = spec.stages[stage_name]
     single = name == SINGLE
-    above = tree.ROOT if single else tree.parent(name)
+    parent = tree.ROOT if single else tree.parent(name)
     stream = tree.ROOT if single else name
     settings: dict[str, Any] = {
         "expert": name,
-        "interval": interval or bounds(interval_of(stage, name)),
+        "interval": interval or quantiles(interval_of(stage, name)),
         "images": expert.images,
         "resolution": stage.resolution,
         "network": spec.network_of(stage_name),
         "training": expert.over(stage.training).settings(),
         "noise": {"P_mean": stage.P_mean, "P_std": stage.P_std},
         "sigma_data": stage.sigma_data,
-        "start": "fresh" if above is None else "continue" if single else expert.start,
+        "start": "fresh" if parent is None else "continue" if single else expert.start,
         "optimizer": expert.optimizer,
         "stream": f"{stage_name}/{stream}",
         "seed": spec.seed,
     }
     settings |= super_resolution(spec, stage_name)
     inputs = {"data": "embed/train"}
-    if above:
-        inputs["parent"] = f"train/{stage_name}/{above}"
+    if parent:
+        inputs["parent"] = f"train/{stage_name}/{parent}"
     return Node(
         kind="train",
         name=f"{stage_name}/{name}",
         settings=settings,
         inputs=inputs,
-        observes={"validation": "embed/validation"},
+        unhashed_inputs={"validation": "embed/validation"},
         runtime={
             **stage.cadence.model_dump(),
             "workers": stage.workers.model_dump(),
@@ -98,9 +101,9 @@ def train_node(
 
 
 def super_resolution(spec: Spec, stage_name: str) -> dict[str, Any]:
-    """What a stage that enlarges the pictures of the one below needs to know."""
+    """Settings of a stage that enlarges the images of the stage below; empty for the base."""
     names, stage = list(spec.stages), spec.stages[stage_name]
-    if stage is first(spec):
+    if stage_name == names[0]:
         return {}
     below = spec.stages[names[names.index(stage_name) - 1]]
     how = {

@@ -1,8 +1,9 @@
-"""Trees that grow while they are trained: what was gained decides which side is split next.
+"""Adaptive trees: the gains of finished experts decide which side of the tree is split next.
 
-A tree is a function of its settings and of the metrics of the experts that are done: no other state
-is kept, so a killed run grows the same tree. Only the chains of highest and of lowest noise grow,
-as in eDiff-I; the complement is trained last, on what they leave.
+A tree is a function of its settings and of the metrics of its finished experts. There is no other
+state, so a run that is killed and restarted grows the same tree. As in eDiff-I, only the
+highest-noise and the lowest-noise chains grow; the complement, which covers the interval between
+them, is trained last.
 """
 
 from __future__ import annotations
@@ -23,54 +24,72 @@ SIDES: tuple[Side, Side] = ("high", "low")
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What a finished child had to say of its side."""
+    """What a finished expert gained over its parent, and what was decided for its side."""
 
     expert: str
     images: int
+    """Images the expert was trained on."""
+
     share: float
-    """That the child works on, by the weighting."""
+    """Share of the weighting that the expert's interval covers, 0 to 1."""
 
     parent_loss: float
+    """The parent's validation loss on the expert's interval."""
+
     gain: float
+    """The parent's loss minus the expert's, on the expert's interval."""
+
     low: float
+    """Lower bound of the gain's 95 % confidence interval."""
+
     high: float
+    """Upper bound of the gain's 95 % confidence interval."""
+
     adopted: bool
+    """Whether the expert takes its slot in the ensemble: ``low`` is above 0."""
+
     rate: float
-    """Loss taken off the whole, by the weighting, by a million images."""
+    """Gain × share per million images: how sides are ranked."""
 
     weighting: str
-    """That the share is of: ``p(σ)`` or ``the sampler's steps``."""
+    """What the share is a share of: ``p(σ)`` or ``the sampler's steps``."""
 
     then: str
+    """What follows for this side, in words."""
 
     @property
     def gained(self) -> str:
+        """The gain with its interval and share, in words."""
         return (
             f"gained {self.gain:+.4f} [{self.low:+.4f}, {self.high:+.4f}] "
             f"on {self.share:.1%} of {self.weighting}"
         )
 
     def row(self) -> dict[str, Any]:
+        """The decision as JSON-ready values."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """A tree as far as it is known."""
+    """A tree as far as it has grown."""
 
     experts: tuple[str, ...]
-    """Below the root, in the order in which they were decided on."""
+    """All experts below the root, in the order in which they were added."""
 
     ensemble: tuple[str, ...] = ()
-    """Empty until it is known."""
+    """Its slots, from high noise to low; empty while the tree still grows."""
 
     decisions: tuple[Decision, ...] = ()
     spent: int = 0
+    """Images of all ``experts``, trained or still to be trained."""
+
     end: str = ""
-    """Why it grows no further."""
+    """Why it stopped growing; empty while it still grows."""
 
     @property
     def is_grown(self) -> bool:
+        """Whether the tree has stopped growing."""
         return bool(self.ensemble)
 
 
@@ -79,74 +98,77 @@ WEIGHTINGS = {"noise": "p(σ)", "sampler": "the sampler's steps"}
 
 def grow(
     settings: Adaptive,
-    found: Mapping[str, Mapping[str, float]],
+    metrics: Mapping[str, Mapping[str, float]],
     noise: NoiseDistribution,
 ) -> Tree:
-    """The tree that these metrics make.
+    """Grow a tree as far as the metrics of its finished experts allow.
 
     Args:
-        found: expert → ``val_loss_parent``, ``val_gain``, ``val_gain_low`` and ``val_gain_high`` of
-            those that are done.
-        noise: of the stage; where its intervals lie on the sampler's grid.
+        settings: the stage's ``adaptive:``.
+        metrics: finished expert → its ``val_loss_parent``, ``val_gain``, ``val_gain_low`` and
+            ``val_gain_high``.
+        noise: the stage's p(σ), which places the intervals on the sampler's σ grid.
+
+    Returns:
+        The tree. Its last experts have no metrics yet if it still grows: train them and call again.
     """
-    growing = _Growing(settings, found, noise)
-    return growing.tree()
+    return _Grower(settings, metrics, noise).tree()
 
 
-def child(name: str, side: Side) -> str:
-    """The half of an expert's interval at its outer end."""
+def outer_child(name: str, side: Side) -> str:
+    """The expert on the outer half of an expert's interval: its highest or its lowest noise."""
     level, index = tree.level_and_index(name)
     return f"E{level + 1}_{2 * index + (side == 'high')}"
 
 
 @dataclass
-class _Growing:
+class _Grower:
     settings: Adaptive
-    found: Mapping[str, Mapping[str, float]]
+    metrics: Mapping[str, Mapping[str, float]]
     noise: NoiseDistribution
     experts: list[str] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     tips: dict[Side, str] = field(default_factory=dict)
-    """The last expert of each side that may work; of the first level in any case."""
+    """The last adopted expert of each side; the first-level expert if none is adopted."""
 
     rates: dict[Side, float] = field(default_factory=dict)
-    """Of the sides that may be split further."""
+    """Rate of the last expert, for the sides that may be split further."""
 
     def tree(self) -> Tree:
-        self.experts = [child(tree.ROOT, side) for side in SIDES]
-        if not all(name in self.found for name in self.experts):
-            return self._known()
+        self.experts = [outer_child(tree.ROOT, side) for side in SIDES]
+        if not all(name in self.metrics for name in self.experts):
+            return self._so_far()
         for side, name in zip(SIDES, self.experts, strict=True):
             self.tips[side] = name
-            self._judge(side, name)
-        while best := self._best():
-            name = child(self.tips[best], best)
-            self.decisions[-1] = self._followed_by(f"{name} next")
+            self._assess(side, name)
+        while best := self._best_side():
+            name = outer_child(self.tips[best], best)
+            self.decisions[-1] = self._and_then(f"{name} next")
             self.experts.append(name)
-            if name not in self.found:
-                return self._known()
-            self._judge(best, name)
-        end = self._why_not_on()
-        self.decisions[-1] = self._followed_by(end)
+            if name not in self.metrics:
+                return self._so_far()
+            self._assess(best, name)
+        end = self._reason_to_stop()
+        self.decisions[-1] = self._and_then(end)
         ensemble = [self.tips["high"], self.tips["low"]]
-        if self._leaves_a_gap():
+        if self._needs_complement():
             self.experts.append(tree.COMPLEMENT)
             ensemble.insert(1, tree.COMPLEMENT)
-        return replace(self._known(), ensemble=tuple(ensemble), end=end)
+        return replace(self._so_far(), ensemble=tuple(ensemble), end=end)
 
-    def _known(self) -> Tree:
+    def _so_far(self) -> Tree:
         return Tree(
             experts=tuple(self.experts),
             decisions=tuple(self.decisions),
             spent=len(self.experts) * self.settings.images,
         )
 
-    def _followed_by(self, then: str) -> Decision:
+    def _and_then(self, then: str) -> Decision:
         last = self.decisions[-1]
         return replace(last, then=f"{last.then}; {then}")
 
-    def _judge(self, side: Side, name: str) -> None:
-        m, share = self.found[name], self._share(name)
+    def _assess(self, side: Side, name: str) -> None:
+        m, share = self.metrics[name], self._share(name)
         enough = m["val_gain_low"] > self.settings.min_gain * m["val_loss_parent"]
         rate = m["val_gain"] * share / self.settings.images * 1e6
         if m["val_gain_low"] > 0:
@@ -166,29 +188,29 @@ class _Growing:
                 adopted=m["val_gain_low"] > 0,
                 rate=rate,
                 weighting=WEIGHTINGS[self.settings.weighting],
-                then="may go on" if enough else "this side ends",
+                then="may be split further" if enough else "this side stops",
             )
         )
 
     def _share(self, name: str) -> float:
-        """Of p(σ) or of the sampler's steps, that an expert works on."""
+        """Share of p(σ) or of the sampler's steps that an expert's interval covers."""
         piece = tree.interval(name)
         if self.settings.weighting == "noise":
             return piece.q_hi - piece.q_lo
         ends = torch.tensor(piece.bounds(self.noise), dtype=torch.float64)
         return float(SamplerDensity().quantile(ends).diff())
 
-    def _best(self) -> Side | None:
-        """The side that gained the most by an image, of those that can be paid for."""
+    def _best_side(self) -> Side | None:
+        """The affordable side with the highest rate; None to stop."""
         able = [s for s in SIDES if s in self.rates and self._affords(s)]
         return max(able, key=lambda side: self.rates[side], default=None)
 
     def _affords(self, side: Side) -> bool:
-        """One more, and the complement of what is then left."""
+        """Whether depth and budget allow one more expert on this side, and the complement."""
         images = (len(self.experts) + 2) * self.settings.images
         return self._level(side) < self.settings.depth and images <= self.settings.budget
 
-    def _why_not_on(self) -> str:
+    def _reason_to_stop(self) -> str:
         if not self.rates:
             return "no side gained enough"
         if all(self._level(side) >= self.settings.depth for side in self.rates):
@@ -198,5 +220,6 @@ class _Growing:
     def _level(self, side: Side) -> int:
         return tree.level_and_index(self.tips[side])[0]
 
-    def _leaves_a_gap(self) -> bool:
+    def _needs_complement(self) -> bool:
+        """Whether the two sides leave an interval between them."""
         return any(self._level(side) > 1 for side in SIDES)

@@ -1,4 +1,4 @@
-"""Nodes that make what training reads: data, encoders, embeddings."""
+"""Nodes that prepare what training reads: data, encoders and embeddings."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from pipelines.dag.node import Node
 from pipelines.spec.pipeline import Spec
 
 SPLITS = ("train", "validation")
-READING = {"format", "image", "caption", "captions", "key", "scores", "filters"}
-"""What of a source's settings determines its rows."""
+ROW_SETTINGS = {"format", "image", "caption", "captions", "key", "scores", "filters"}
+"""The settings of a data source that determine its rows."""
 
 
 def input_nodes(spec: Spec, sources: Mapping[str, Any]) -> list[Node]:
+    """All nodes that prepare data: data, encoders, embed; each after its dependencies."""
     nodes = [*data_nodes(spec), *encoder_nodes(spec)]
     return [*nodes, *(embed_node(spec, split, sources) for split in SPLITS)]
 
 
 def data_nodes(spec: Spec) -> list[Node]:
+    """Nodes that generate data, for the splits whose source has ``make:``."""
     return [
         Node(
             kind="data",
@@ -39,12 +41,17 @@ def data_nodes(spec: Spec) -> list[Node]:
 
 
 def encoder_nodes(spec: Spec) -> list[Node]:
+    """The node that trains tiny encoders, if the spec has ``encoders.make``.
+
+    Raises:
+        ValueError: The training data is the user's own.
+    """
     if not spec.encoders.make:
         return []
     if not spec.data.train.make:
         raise ValueError(
-            "`encoders.make: tiny` trains on made data only; for pictures of your own give "
-            "`encoders.t5` and `encoders.clip` by name or folder"
+            "`encoders.make: tiny` needs generated data (`data.train.make`); for your own images "
+            "set `encoders.t5` and `encoders.clip` to a name or folder"
         )
     settings = {"make": "tiny", "clip_images": spec.encoders.clip_images, "seed": spec.seed}
     inputs = {"data": "data/train"}
@@ -53,19 +60,20 @@ def encoder_nodes(spec: Spec) -> list[Node]:
 
 @dataclass(frozen=True)
 class Encoders:
-    """The encoders as a node sees them."""
+    """The text and image encoders, as the parts of a node that reads them."""
 
     identity: dict[str, Any]
-    """Of named ones: part of the settings."""
+    """Identity of published or local encoders: goes into the node's settings."""
 
     named: dict[str, Any]
-    """Where they are: how it is done, not what comes of it."""
+    """Names or folders to load them from: goes into the node's runtime, not its fingerprint."""
 
     inputs: dict[str, str]
-    """Of made ones: the node that makes them."""
+    """The node that trains the encoders, where the spec makes them."""
 
     @staticmethod
     def of(spec: Spec, sources: Mapping[str, Any]) -> Encoders:
+        """Of a spec; ``sources`` as of :func:`pipelines.dag.nodes.dag_of`."""
         given = spec.encoders.model_dump()
         further = {
             name: {**more, "model": sources["encoders"][name]}
@@ -82,12 +90,16 @@ class Encoders:
 
 
 def activation(role: str, clip: str, pretrained: str | None) -> dict[str, str]:
-    """A setting where a CLIP's tag chooses its activation, as embeddings without it had another."""
+    """The setting ``<role>_activation``, if the CLIP's pretrained tag selects QuickGELU.
+
+    It tells these embeddings apart from older ones, which ignored the tag; empty for other models.
+    """
     followed = tag_changes_activation(clip, pretrained)
     return {f"{role}_activation": "QuickGELU of its tag"} if followed else {}
 
 
 def embed_node(spec: Spec, split: str, sources: Mapping[str, Any]) -> Node:
+    """The node that resizes and embeds a split (``train`` or ``validation``)."""
     source = getattr(spec.data, split)
     encoders = Encoders.of(spec, sources)
     stages = spec.stages.values()
@@ -95,7 +107,7 @@ def embed_node(spec: Spec, split: str, sources: Mapping[str, Any]) -> Node:
         "resolutions": sorted({stage.resolution for stage in stages}),
         "full": sorted({stage.resolution for stage in stages if stage.crop}),
         "packing": spec.embedding.packing,
-        "read": None if source.make else source.model_dump(include=READING),
+        "read": None if source.make else source.model_dump(include=ROW_SETTINGS),
         "encoders": encoders.identity,
     }
     found = None if source.make else sources[split]

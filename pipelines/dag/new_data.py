@@ -1,4 +1,4 @@
-"""Goes on from the champion when there is new data, or says why it is not worth the while."""
+"""Decide whether there is enough new data to retrain the champion."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
 
 
-def why_not(plan: Plan, store: Store, sources: Mapping[str, Any], champion: Champion) -> str:
-    """In words, why a retraining would find nothing new; nothing if it might."""
+def reason_to_skip(plan: Plan, store: Store, sources: Mapping[str, Any], champion: Champion) -> str:
+    """Explain why a retraining would be pointless; empty if it should run.
+
+    Args:
+        plan: of the retraining.
+        sources: identity of the data now (:func:`pipelines.dag.sources.identify_all`).
+        champion: the ensemble that would be retrained.
+    """
     before = champion.data("train")
     if plan.verdicts["embed/train"].fingerprint == before.fingerprint:
         return "the data is what the champion was trained on"
     if plan.verdicts[f"promote/{plan.spec.name}"].cached:
-        return "this data has been tried on the champion before"
-    if "train" not in sources:  # made by a node: other settings, other data
+        return "the champion has already been retrained on this data"
+    if "train" not in sources:  # made by a node: its settings changed, so its data did
         return ""
     seen = set(Version.open(store, before.folder).table["source_identity"].to_pylist())
     new = sum(shard.identity not in seen for shard in sources["train"]["listed"])

@@ -6,59 +6,70 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Amount = Mapping[str, float]
-"""Of what nodes need at once: ``cpus``, ``gpus``, or the groups of a cluster. Of others: none."""
+Resources = Mapping[str, float]
+"""Resource → amount: ``cpus``, ``gpus``, or a cluster's groups. A missing resource counts as 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """A finished node of another plan, whose result is read."""
+class ExternalResult:
+    """The stored result of a finished node from another plan, which a node of this plan reads."""
 
     folder: str
+    """In the store: ``nodes/<id>-<fingerprint>``."""
+
     fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """One step to run: what it is, what it reads, what determines its result, what it needs."""
+    """One step to run: its kind and name, what it reads, its settings and its resources."""
 
     kind: str
+    """Names the module in :mod:`pipelines.steps` that runs it: ``train``, ``evaluate``."""
+
     name: str
-    """Within its kind: ``base/E1_1``, ``validation``."""
+    """Unique within its kind: ``base/E1_1``, ``validation``."""
 
     settings: Mapping[str, Any]
-    """What determines the result, apart from the inputs: part of the fingerprint."""
+    """Everything except the inputs that determines the result: part of the fingerprint."""
 
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """Role → id of the node read."""
+    """Role → id of the node whose result is read: part of the fingerprint."""
 
-    given: Mapping[str, Given] = field(default_factory=dict)
-    """Role → result of another plan's: part of the fingerprint too."""
+    external: Mapping[str, ExternalResult] = field(default_factory=dict)
+    """Role → result of another plan's node: part of the fingerprint."""
 
-    observes: Mapping[str, str] = field(default_factory=dict)
-    """Like inputs, but only watched (validation data): not part of the fingerprint."""
+    unhashed_inputs: Mapping[str, str] = field(default_factory=dict)
+    """Role → id of a node that is read but does not change the result (validation data): not part
+    of the fingerprint."""
 
     runtime: Mapping[str, Any] = field(default_factory=dict)
-    """How it is done (cadence of logs and checkpoints): not part of the fingerprint."""
+    """Settings that do not change the result (how often to log and save): not part of the
+    fingerprint."""
 
     cpus: int = 1
+    """CPUs of all the node's processes together; they start together or not at all."""
+
     gpus: float = 0
-    """Of all its processes, which start together or not at all."""
+    """GPUs of all the node's processes together."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Of the machines it runs on, as Ray selects them."""
+    """Ray node labels that the machines must have."""
 
     priority: int = 0
+    """Of the nodes that are ready, higher priorities start first."""
 
     @property
     def id(self) -> str:
+        """Unique in the plan: ``train/base/E1_1``."""
         return f"{self.kind}/{self.name}" if self.name else self.kind
 
     @property
-    def need(self) -> Amount:
+    def resources(self) -> Resources:
+        """CPUs and GPUs that must be free for the node to start."""
         return {"cpus": self.cpus, "gpus": self.gpus}
 
     @property
-    def needs(self) -> list[str]:
-        """Ids of the nodes that must be done first."""
-        return sorted({*self.inputs.values(), *self.observes.values()})
+    def dependencies(self) -> list[str]:
+        """Ids of the nodes that must be done before this one starts."""
+        return sorted({*self.inputs.values(), *self.unhashed_inputs.values()})

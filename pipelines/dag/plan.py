@@ -1,7 +1,7 @@
-"""What a spec's nodes mean for a store: their fingerprints, and why each must run or need not.
+"""Plan a pipeline: fingerprint its nodes, and decide which must run and why.
 
-Pure but for reading the store's manifests and listings, so it can be printed and tested
-without Ray.
+Nothing here runs a node. A plan only reads the store's manifests and listings, so it can be printed
+and tested without Ray.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 from pipelines.dag.champion import Champion
 from pipelines.dag.differences import difference
-from pipelines.dag.evaluation import comparison
+from pipelines.dag.evaluation import champion_comparison_nodes
 from pipelines.dag.growth import Tree, grow
-from pipelines.dag.nodes import SINGLE, Given, Node, dag_of, interval_of, nodes_of
-from pipelines.dag.retraining import again_nodes
+from pipelines.dag.nodes import SINGLE, ExternalResult, Node, dag_of, interval_of, nodes_of
+from pipelines.dag.retraining import retraining_nodes
 from pipelines.formatting import gigabytes
 from pipelines.spec.pipeline import Spec
 from pipelines.store.artifacts import Store
@@ -26,17 +26,17 @@ from pipelines.store.dataset import FILE, Version
 
 __all__ = [
     "SINGLE",
-    "Given",
+    "ExternalResult",
     "Node",
     "Plan",
     "Verdict",
     "interval_of",
     "make",
     "nodes_of",
-    "ways_to_end",
+    "path_lengths",
 ]
 
-# The version of each kind's result; raising one makes every node of the kind run again.
+# Format version of each kind's result; raising one makes every node of the kind run again.
 FORMATS = {
     "data": 3,
     "encoders": 3,
@@ -53,50 +53,57 @@ FORMATS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A node, its fingerprint and whether its result is already in the store."""
+    """A node of a plan: its fingerprint, and whether it must run."""
 
     node: Node
     fingerprint: str
     manifest: Mapping[str, Any] | None
-    """Of the finished node; None if it must run."""
+    """Manifest of the stored result; None if the node must run."""
 
     why: str
+    """Why the node must run or can be reused, in words."""
 
     @property
     def cached(self) -> bool:
+        """Whether the result is in the store, so that the node is reused."""
         return self.manifest is not None
 
     @property
     def folder(self) -> str:
+        """Folder of the result in the store."""
         return folder_of(self.node, self.fingerprint)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Nodes in an order in which each comes after what it needs."""
+    """The nodes of a pipeline, and which of them must run."""
 
     spec: Spec
-    """With the experts that adaptive trees have by now."""
+    """The spec, with the experts that its adaptive trees have grown so far."""
 
     verdicts: dict[str, Verdict]
+    """Node id → verdict; every node comes after its dependencies."""
+
     fingerprint: str
-    """Of the whole: what is the same execution. It stays while a tree grows."""
+    """Identifies the execution: a stopped run with the same fingerprint is continued. It does not
+    change while a tree grows."""
 
     trees: Mapping[str, Tree]
-    """Stage → its tree, of those that grow."""
+    """Stage → its tree, for stages with ``adaptive:``."""
 
     champion: Champion | None
-    """The ensemble to be beaten."""
+    """The ensemble that a new one is compared with."""
 
-    again: Callable[[], Plan]
-    """The plan anew: as far as it has grown by what the store now holds."""
+    regrow: Callable[[], Plan]
+    """Make the plan again from what the store holds now, with the trees grown further."""
 
     @property
     def is_growing(self) -> bool:
+        """Whether a tree will get more experts."""
         return any(not tree.is_grown for tree in self.trees.values())
 
-    def news(self, before: Plan) -> list[str]:
-        """In words, what has been decided on experts since."""
+    def new_decisions(self, before: Plan) -> list[str]:
+        """Describe the decisions on experts that an earlier version of the plan did not have."""
         return [
             f"{stage} grows: {d.expert} {d.gained}; {d.then}"
             for stage, tree in self.trees.items()
@@ -105,7 +112,10 @@ class Plan:
 
 
 def images_to_train(plan: Plan, node: Node) -> int | None:
-    """Images a training node adds; one that continues its parent does not repeat the parent's."""
+    """Images that a train node trains on; None for other kinds.
+
+    A node that continues its parent's training counts only the images after its parent's.
+    """
     if node.kind != "train":
         return None
     images: int = node.settings["images"]
@@ -114,8 +124,8 @@ def images_to_train(plan: Plan, node: Node) -> int | None:
     return images
 
 
-def may_grow(plan: Plan) -> dict[str, int]:
-    """Stage → images that experts may train on who are not decided on yet."""
+def growth_budget_left(plan: Plan) -> dict[str, int]:
+    """Growing stage → images that experts added later may train on, at most."""
     left = {
         name: (plan.spec.stages[name].adaptive, tree.spent)
         for name, tree in plan.trees.items()
@@ -124,24 +134,29 @@ def may_grow(plan: Plan) -> dict[str, int]:
     return {name: settings.budget - spent for name, (settings, spent) in left.items() if settings}
 
 
-def ways_to_end(plan: Plan) -> dict[str, float]:
-    """Images from the start of each node to the end of the longest way behind it.
+def path_lengths(plan: Plan) -> dict[str, float]:
+    """Node id → length of the longest path from its start to the end of the plan.
 
-    A run starts what is ready in the order of these, the longest first.
+    The unit is trained images; a node that trains none counts as 1. A run starts the ready nodes
+    with the longest paths first, those on the critical path.
     """
-    ways: dict[str, float] = {}
+    lengths: dict[str, float] = {}
     for verdict in reversed(plan.verdicts.values()):
         node = verdict.node
-        behind = [ways[v.node.id] for v in plan.verdicts.values() if node.id in v.node.needs]
-        ways[node.id] = float(node.settings.get("images", 1)) + max(behind, default=0)
-    return ways
+        behind = [
+            lengths[v.node.id] for v in plan.verdicts.values() if node.id in v.node.dependencies
+        ]
+        lengths[node.id] = float(node.settings.get("images", 1)) + max(behind, default=0)
+    return lengths
 
 
 def digest(value: Any) -> str:
+    """Fingerprint of any JSON-ready value, 16 hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def folder_of(node: Node, fingerprint: str) -> str:
+    """Folder of a node's result in the store."""
     return f"nodes/{node.id}-{fingerprint}"
 
 
@@ -151,49 +166,55 @@ def make(
     sources: Mapping[str, Any],
     *,
     champion: Champion | None = None,
-    warm: bool = False,
+    retrain: bool = False,
 ) -> Plan:
-    """Works out every node's fingerprint and what the store already has of it.
+    """Plan a pipeline: fingerprint its nodes and look up which results the store already has.
 
-    An adaptive tree is grown by what the store has of its experts, until one must be trained.
+    Adaptive trees are grown from the results in the store, until they need an expert that is not
+    trained yet.
 
     Args:
-        champion: the ensemble that a new one has to beat.
-        warm: retrain the champion's experts with new data, instead of training the spec's trees.
+        sources: as of :func:`pipelines.dag.nodes.dag_of`.
+        champion: the ensemble that the new one is compared with.
+        retrain: continue training the champion's experts on new data, instead of training the
+            spec's trees.
+
+    Raises:
+        ValueError: The spec cannot retrain the champion.
     """
-    known = _Known(store)
-    nodes_now = partial(again_nodes, champion=champion) if warm and champion else dag_of
+    lookup = _StoreLookup(store)
+    build = partial(retraining_nodes, champion=champion) if retrain and champion else dag_of
     trees = {name: Tree(experts=()) for name, stage in spec.stages.items() if stage.adaptive}
     first: str | None = None
     while True:
-        grown = as_grown(spec, trees)
-        nodes, cascade = nodes_now(grown, sources)
-        verdicts = known.verdicts(nodes)
-        first = first or _identity(spec, verdicts)
-        known_by = {i: v.fingerprint for i, v in verdicts.items()}
-        more = comparison(grown, sources, cascade, champion, known_by)
-        verdicts = known.verdicts(more, verdicts)
-        found = {name: _grown(grown, name, verdicts) for name in trees}
-        if found == trees or warm:
+        grown = with_grown_experts(spec, trees)
+        nodes, cascade = build(grown, sources)
+        verdicts = lookup.verdicts(nodes)
+        first = first or _plan_fingerprint(spec, verdicts)
+        fingerprints = {i: v.fingerprint for i, v in verdicts.items()}
+        more = champion_comparison_nodes(grown, sources, cascade, champion, fingerprints)
+        verdicts = lookup.verdicts(more, verdicts)
+        found = {name: _grow_tree(grown, name, verdicts) for name in trees}
+        if found == trees or retrain:
             return Plan(
                 spec=grown,
                 verdicts=verdicts,
                 fingerprint=first,
-                trees={} if warm else trees,
+                trees={} if retrain else trees,
                 champion=champion,
-                again=lambda: make(spec, store, sources, champion=champion, warm=warm),
+                regrow=partial(make, spec, store, sources, champion=champion, retrain=retrain),
             )
         trees = found
 
 
-def _identity(spec: Spec, verdicts: Mapping[str, Verdict]) -> str:
+def _plan_fingerprint(spec: Spec, verdicts: Mapping[str, Verdict]) -> str:
     fingerprints = {i: v.fingerprint for i, v in verdicts.items()}
     grows = {n: s.adaptive.settings() for n, s in spec.stages.items() if s.adaptive}
     return digest([fingerprints, grows] if grows else fingerprints)
 
 
-def as_grown(spec: Spec, trees: Mapping[str, Tree]) -> Spec:
-    """The spec with the experts that its adaptive trees have."""
+def with_grown_experts(spec: Spec, trees: Mapping[str, Tree]) -> Spec:
+    """The spec with the experts and ensembles that its adaptive trees have grown."""
     stages = dict(spec.stages)
     for name, tree in trees.items():
         stage = stages[name]
@@ -204,48 +225,48 @@ def as_grown(spec: Spec, trees: Mapping[str, Tree]) -> Spec:
     return spec.model_copy(update={"stages": stages})
 
 
-def _grown(spec: Spec, stage: str, verdicts: Mapping[str, Verdict]) -> Tree:
+def _grow_tree(spec: Spec, stage: str, verdicts: Mapping[str, Verdict]) -> Tree:
     settings = spec.stages[stage].adaptive
     assert settings is not None
-    found = {}
+    metrics = {}
     for name in spec.stages[stage].experts:
         verdict = verdicts[f"train/{stage}/{name}"]
         if verdict.manifest and "val_gain" in verdict.manifest["metrics"]:
-            found[name] = verdict.manifest["metrics"]
-    return grow(settings, found, spec.stages[stage].noise)
+            metrics[name] = verdict.manifest["metrics"]
+    return grow(settings, metrics, spec.stages[stage].noise)
 
 
-class _Known:
-    """What the store has; looked up once, however often a plan is made of it."""
+class _StoreLookup:
+    """Looks up nodes' results in a store, each only once however often a tree is regrown."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.files = cache(store.files)  # versions share their pools
+        self.files = cache(store.files)  # versions of a data set share their pool of shards
         self.found: dict[str, Verdict] = {}
 
     def verdicts(
-        self, nodes: list[Node], above: Mapping[str, Verdict] | None = None
+        self, nodes: list[Node], earlier: Mapping[str, Verdict] | None = None
     ) -> dict[str, Verdict]:
-        """Those of nodes, behind the verdicts of what they may need."""
-        made = dict(above or {})
+        """Verdicts of ``earlier`` and then of ``nodes``, each after its dependencies."""
+        found = dict(earlier or {})
         for node in nodes:
             fingerprint = digest(
                 {
                     "kind": node.kind,
                     "format": FORMATS[node.kind],
                     "settings": node.settings,
-                    "inputs": {role: made[i].fingerprint for role, i in node.inputs.items()}
-                    | {role: given.fingerprint for role, given in node.given.items()},
+                    "inputs": {role: found[i].fingerprint for role, i in node.inputs.items()}
+                    | {role: result.fingerprint for role, result in node.external.items()},
                 }
             )
             folder = folder_of(node, fingerprint)
             if folder not in self.found:
-                self.found[folder] = self._look(node, fingerprint, folder, made)
-            made[node.id] = replace(self.found[folder], node=node)
-        return made
+                self.found[folder] = self._look_up(node, fingerprint, folder, found)
+            found[node.id] = replace(self.found[folder], node=node)
+        return found
 
-    def _look(
-        self, node: Node, fingerprint: str, folder: str, made: Mapping[str, Verdict]
+    def _look_up(
+        self, node: Node, fingerprint: str, folder: str, earlier: Mapping[str, Verdict]
     ) -> Verdict:
         manifest = self.store.manifest(folder)
         lost = _lost_shards(self.store, folder, manifest, self.files) if manifest else ""
@@ -254,12 +275,12 @@ class _Known:
         elif manifest:
             why = f"done before: settings and inputs unchanged ({fingerprint[:8]})"
         else:
-            why = _why_not(node, fingerprint, self.store, made)
+            why = _reason_to_run(node, fingerprint, self.store, earlier)
         return Verdict(node=node, fingerprint=fingerprint, manifest=manifest, why=why)
 
 
-def made_meanwhile(store: Store, verdict: Verdict) -> Mapping[str, Any] | None:
-    """The manifest of a node that was to be run and that another pipeline has done since."""
+def finished_elsewhere(store: Store, verdict: Verdict) -> Mapping[str, Any] | None:
+    """Manifest of a node that another pipeline has finished since the plan was made; else None."""
     manifest = store.manifest(verdict.folder)
     if manifest is None or _lost_shards(store, verdict.folder, manifest, cache(store.files)):
         return None
@@ -272,7 +293,7 @@ def _lost_shards(
     manifest: Mapping[str, Any],
     files: Callable[[str], Mapping[str, int]],
 ) -> str:
-    """In words, what a version lists that is not in the pool any more; nothing if all is well."""
+    """Describe the shards that a data set version lists but the pool lacks; empty if none."""
     if FILE not in manifest["files"]:
         return ""
     try:
@@ -283,11 +304,13 @@ def _lost_shards(
     return f"{lost} of {len(version)} shards {'is' if lost == 1 else 'are'} lost" if lost else ""
 
 
-def _why_not(node: Node, fingerprint: str, store: Store, verdicts: Mapping[str, Verdict]) -> str:
-    """In words, why a node must run: begun before, something changed, or never done."""
-    begun: dict[str, Any] | None = store.read_json(f"{folder_of(node, fingerprint)}/progress.json")
-    if begun:
-        return f"begun before: {begun['done']:,} of {begun['of']:,} {begun['unit']} are safe"
+def _reason_to_run(
+    node: Node, fingerprint: str, store: Store, verdicts: Mapping[str, Verdict]
+) -> str:
+    """Explain why a node must run: it was started but not finished, changed, or never done."""
+    saved: dict[str, Any] | None = store.read_json(f"{folder_of(node, fingerprint)}/progress.json")
+    if saved:
+        return f"started before: {saved['done']:,} of {saved['of']:,} {saved['unit']} are saved"
     before: dict[str, Any] | None = store.read_json(f"nodes/{node.id}.latest.json")
     if before is None:
         return "never done here"
@@ -296,7 +319,7 @@ def _why_not(node: Node, fingerprint: str, store: Store, verdicts: Mapping[str, 
     changed += difference(was, now)
     old = {role: i["fingerprint"] for role, i in before["inputs"].items()}
     read = {role: (i, verdicts[i].fingerprint) for role, i in node.inputs.items()}
-    read |= {role: (role, given.fingerprint) for role, given in node.given.items()}
+    read |= {role: (role, result.fingerprint) for role, result in node.external.items()}
     changed += [
         f"input {i} changed" for role, (i, is_now) in read.items() if old.get(role) != is_now
     ]
@@ -308,7 +331,7 @@ def _why_not(node: Node, fingerprint: str, store: Store, verdicts: Mapping[str, 
 
 
 def data_changed(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> list[str]:
-    """In words, that a user's data set is another; nothing if it is the same."""
+    """Describe how the identity of a user's data set changed; empty if it is the same."""
     if not old or not new or old == new:
         return difference(old, new, "source")
     sizes = [f"{d['shards']:,} shards, {gigabytes(d['bytes'])}" for d in (old, new)]

@@ -1,4 +1,4 @@
-"""Nodes that go on from the champion: every expert of it, trained on with new data."""
+"""Nodes of a retraining: every expert of the champion continues training on new data."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from pipelines.dag.champion import Champion
 from pipelines.dag.differences import difference
 from pipelines.dag.evaluation import (
-    Seats,
-    adopted,
+    StageEnsemble,
+    adopted_ensemble,
     evaluate_node,
-    incomparable,
     metric_nodes,
     promote_node,
+    reason_incomparable,
 )
 from pipelines.dag.experts import train_node
 from pipelines.dag.inputs import input_nodes
@@ -23,73 +23,74 @@ from pipelines.dag.node import Node
 from pipelines.spec.pipeline import Expert, Spec
 
 
-def again_nodes(
+def retraining_nodes(
     spec: Spec, sources: Mapping[str, Any], champion: Champion
-) -> tuple[list[Node], list[Seats]]:
-    """As :func:`pipelines.dag.nodes.dag_of`, of a retraining.
+) -> tuple[list[Node], list[StageEnsemble]]:
+    """Build the DAG of a retraining; the counterpart of :func:`pipelines.dag.nodes.dag_of`.
 
-    Each seat's expert starts from whoever sits there now, who keeps the seat if it is not beaten.
+    The expert of each slot starts from the champion's expert in that slot, which keeps the slot
+    unless the new one is better.
 
     Raises:
-        ValueError: The spec describes other networks than the champion's.
+        ValueError: The spec describes other stages or networks than the champion's.
     """
-    cascade: list[Seats] = []
+    cascade: list[StageEnsemble] = []
     for stage in champion.stages:
         name = stage["name"]
         if name not in spec.stages:
             raise ValueError(f"the champion has a stage {name}, which the spec lacks")
-        theirs = champion.seats(stage)
-        lines = {seat: [f"{name}/{seat}", f"champion/{name}/{seat}"] for seat in theirs}
-        given = {f"champion/{name}/{seat}": result for seat, result in theirs.items()}
-        cascade.append(adopted(spec, name, lines, stage["experts"], given))
-    if why := incomparable(cascade, champion):
+        slots = champion.slots(stage)
+        candidates = {slot: [f"{name}/{slot}", f"champion/{name}/{slot}"] for slot in slots}
+        external = {f"champion/{name}/{slot}": result for slot, result in slots.items()}
+        cascade.append(adopted_ensemble(spec, name, candidates, stage["experts"], external))
+    if why := reason_incomparable(cascade, champion):
         raise ValueError(f"this spec cannot retrain the champion: {why}; use `ediffi run`")
-    trained = [
-        _trained_on(spec, sources, champion, stage, seat)
+    training = [
+        _retrain_node(spec, sources, champion, stage, slot)
         for stage in champion.stages
-        for seat in stage["experts"]
+        for slot in stage["experts"]
     ]
-    judged = [*metric_nodes(spec), *(seats.decided_by for seats in cascade)]
-    judged += [
-        evaluate_node(spec, sources, "ensemble", cascade[: at + 1], seats)
-        for at, seats in enumerate(cascade)
+    evaluation = [*metric_nodes(spec), *(ensemble.adopt_node for ensemble in cascade)]
+    evaluation += [
+        evaluate_node(spec, sources, "ensemble", cascade[: at + 1], ensemble)
+        for at, ensemble in enumerate(cascade)
     ]
-    promoted = promote_node(spec, sources, cascade)
-    return [*input_nodes(spec, sources), *trained, *judged, promoted], cascade
+    promote = promote_node(spec, sources, cascade)
+    return [*input_nodes(spec, sources), *training, *evaluation, promote], cascade
 
 
-def _trained_on(
+def _retrain_node(
     spec: Spec,
     sources: Mapping[str, Any],
     champion: Champion,
     stage: Mapping[str, Any],
-    seat: str,
+    slot: str,
 ) -> Node:
-    """A seat's expert, from the weights that sit there now."""
+    """The node that continues training the champion's expert of a slot."""
     name = stage["name"]
-    before = champion.settings[f"{name}/{seat}"]
+    before = champion.settings[f"{name}/{slot}"]
     mine = spec.stages[name]
     batch = mine.training.batch
     share = spec.retraining.share * before["images"]
     images = max(batch, -(-int(share) // batch) * batch)
-    own = mine.experts.get(seat) or (mine.adaptive and mine.grown)
+    own = mine.experts.get(slot) or (mine.adaptive and mine.grown)
     expert = Expert(images=images, **(own.overrides if own else {}))
-    node = train_node(spec, sources, name, seat, expert, stage["experts"][seat])
-    kept = ("network", "noise", "sigma_data")
-    was, now = ({key: of[key] for key in kept} for of in (before, node.settings))
+    node = train_node(spec, sources, name, slot, expert, stage["experts"][slot])
+    fixed = ("network", "noise", "sigma_data")
+    was, now = ({key: of[key] for key in fixed} for of in (before, node.settings))
     if changed := difference(was, json.loads(json.dumps(now))):
         raise ValueError(
-            f"stage {name} has another network than the champion: {changed[0]}; train it anew with "
-            "`ediffi run`"
+            f"stage {name} has another network than the champion: {changed[0]}; train it from "
+            "scratch with `ediffi run`"
         )
     return replace(
         node,
         settings={
             **node.settings,
             "start": "ema",
-            # Other draws than the champion's, which saw the same pictures.
-            "stream": f"{name}/{seat}/{champion.fingerprint[:8]}",
+            # A stream of its own: the champion has seen the same pictures with other noise.
+            "stream": f"{name}/{slot}/{champion.fingerprint[:8]}",
         },
         inputs={"data": node.inputs["data"]},
-        given={"parent": champion.seats(stage)[seat]},
+        external={"parent": champion.slots(stage)[slot]},
     )

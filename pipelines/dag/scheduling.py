@@ -1,8 +1,8 @@
-"""Which of the nodes that are ready start now; pure, for the run and for the plan's simulator.
+"""Which ready nodes start now. Pure functions, shared by the runner and the plan's simulator.
 
-Whoever is first and does not fit keeps what is free of all that it needs. Smaller ones behind it
-get only what it has no use for, so of what it waits for nothing is handed out until it has begun:
-those at work end, and it starts. No node starves, and no two wait for each other.
+Nodes are taken in order of priority. The first one that does not fit reserves whatever is free of
+the resources it needs, and the nodes behind it get only the rest. Running nodes eventually finish
+and free what the reservation lacks, so no node starves, and no two nodes wait for each other.
 """
 
 from __future__ import annotations
@@ -10,41 +10,53 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipelines.dag.node import Amount
+from pipelines.dag.node import Resources
 
 ROUNDING = 1e-6  # fractions of a GPU do not add up exactly
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A node whose inputs are done."""
+    """A node whose dependencies are done."""
 
     id: str
-    need: Amount
+    resources: Resources
+    """Needed all at once, for the node to start."""
+
     priority: int = 0
-    way: float = 0
-    """The longest way from its start to the end."""
+    path_length: float = 0
+    """Length of the longest path from the start of this node to the end of the plan."""
 
 
-def in_order(ready: Iterable[Candidate]) -> list[Candidate]:
-    """The highest priority first, then the longest way; of equal ones as they were given."""
-    return sorted(ready, key=lambda c: (-c.priority, -c.way))
+def by_priority(ready: Iterable[Candidate]) -> list[Candidate]:
+    """Highest priority first, then longest path; ties keep their order."""
+    return sorted(ready, key=lambda c: (-c.priority, -c.path_length))
 
 
-def startable(ready: Iterable[Candidate], free: Amount) -> list[Candidate]:
-    """Those that start now, the first first."""
+def startable(ready: Iterable[Candidate], free: Resources) -> list[Candidate]:
+    """Choose the nodes that start now.
+
+    Args:
+        ready: nodes whose dependencies are done.
+        free: resources that no running node holds.
+
+    Returns:
+        The nodes to start, highest priority first. Together they fit into ``free``.
+    """
     found = []
-    for candidate in in_order(ready):
-        if holds(free, candidate.need):
+    for candidate in by_priority(ready):
+        if fits(candidate.resources, free):
             found.append(candidate)
-        free = less(free, candidate.need)  # of one that does not fit: what there is of it
+        # One that does not fit reserves what there is.
+        free = subtract(free, candidate.resources)
     return found
 
 
-def holds(free: Amount, need: Amount) -> bool:
-    return all(n <= free.get(kind, 0) + ROUNDING for kind, n in need.items())
+def fits(resources: Resources, free: Resources) -> bool:
+    """Whether all of ``resources`` is free."""
+    return all(n <= free.get(kind, 0) + ROUNDING for kind, n in resources.items())
 
 
-def less(free: Amount, need: Amount) -> dict[str, float]:
-    """What is left when so much, or all there is of it, is taken."""
-    return {kind: max(0.0, n - need.get(kind, 0)) for kind, n in free.items()}
+def subtract(free: Resources, resources: Resources) -> dict[str, float]:
+    """What remains of ``free`` after ``resources`` are taken; never below 0."""
+    return {kind: max(0.0, n - resources.get(kind, 0)) for kind, n in free.items()}

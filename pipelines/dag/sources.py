@@ -1,4 +1,4 @@
-"""What a pipeline reads that no node made, and the identity of its content: data and encoders."""
+"""Identify what a pipeline reads from outside: the user's own data and encoders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ediffi_core.encoders import PACKAGE, located
 from pipelines.data.files import find
 from pipelines.data.formats.shard import SourceShard
-from pipelines.data.identity import identify as content_of
+from pipelines.data.identity import identify as identify_files
 from pipelines.data.sources import list_shards
 from pipelines.spec.data import Source
 from pipelines.spec.gpus import ASSUMED
@@ -19,10 +19,17 @@ from pipelines.spec.pipeline import Spec
 
 
 def identify_all(spec: Spec, assume: bool = False) -> dict[str, Any]:
-    """The identity of every source that is not made by a node.
+    """Identify every source that no node makes.
 
     Args:
-        assume: takes the ``pairs:`` of a source that has them for granted, and does not look.
+        assume: for a source with ``pairs:``, assume a data set of that size instead of reading it.
+
+    Returns:
+        ``train`` and ``validation``, where the spec gives paths, as :func:`identify` returns them;
+        ``encoders``: role → identity.
+
+    Raises:
+        ValueError: A source cannot be read.
     """
     splits = {"train": spec.data.train, "validation": spec.data.validation}
     found = {
@@ -38,24 +45,33 @@ def identify_all(spec: Spec, assume: bool = False) -> dict[str, Any]:
 
 
 def identify_encoder(name: str) -> str:
-    """A published model's name, or of a folder what it holds: a moved folder is the same.
+    """Identify an encoder.
 
-    One in a package is known by the package's version.
+    Returns:
+        The name of a published model; ``name==version`` for one inside an installed package; a hash
+        of the contents of a local folder, so that moving the folder changes nothing.
     """
     if name.startswith(PACKAGE):
         located(name)
         package = name.removeprefix(PACKAGE).partition("/")[0]
-        with contextlib.suppress(PackageNotFoundError):  # a folder on the path, of no version
+        with contextlib.suppress(PackageNotFoundError):  # a folder on the path has no version
             return f"{name}=={version(package)}"
     folder = Path(located(name))
     if not folder.is_dir():
         return name
-    place, files = find(str(folder))
-    return content_of(place, files)
+    root, files = find(str(folder))
+    return identify_files(root, files)
 
 
 def identify(source: Source) -> dict[str, Any]:
-    """What a data set holds, and how much of it; ValueError if it is not to be had."""
+    """Identify a data set.
+
+    Returns:
+        ``shards`` (their number), ``bytes``, ``identity`` (a hash) and ``listed`` (the shards).
+
+    Raises:
+        ValueError: The data set cannot be read.
+    """
     shards = list_shards(source)
     return {
         "shards": len(shards),
@@ -66,13 +82,13 @@ def identify(source: Source) -> dict[str, Any]:
 
 
 def assumed(pairs: int) -> dict[str, Any]:
-    """A data set of so many pairs that nobody looked at."""
+    """Stand-in for a data set of ``pairs`` pairs that was not read; as :func:`identify`."""
     size = round(pairs * ASSUMED.pair_bytes)
     return {"shards": 0, "bytes": size, "identity": "assumed", "listed": [], "pairs": pairs}
 
 
 def digest_of(shards: list[SourceShard]) -> str:
-    """Of all shards: their names, and the identity of each one's content."""
+    """Hash of all shards' names and content identities, 16 hex digits."""
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(f"{shard.name} {shard.identity}\n".encode())

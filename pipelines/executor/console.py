@@ -1,4 +1,7 @@
-"""What a run prints: one line a running node, alive on a terminal, plain and rarer elsewhere."""
+"""A run's output: events, and one progress line per running node.
+
+On a terminal the progress lines are live; elsewhere they are printed every 10 s, later every 60 s.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ from pipelines.formatting import clock, gigabytes, speed
 
 PLAIN_EVERY_S, PLAIN_LATER_S = 10.0, 60.0
 LATER_S = 600.0
-"""From when on plain lines come less often: a log of days is to stay readable."""
+"""After this time plain lines come less often, so that a log of days stays readable."""
 
 
 class Console:
-    """Shows states and progress; knows nothing of how they come about."""
+    """Prints the states and the progress of nodes."""
 
     def __init__(self) -> None:
         self.rich = Rich(highlight=False, soft_wrap=True)
-        self.begun = time.monotonic()
+        self.started_at = time.monotonic()
         self.running: dict[str, dict[str, Any]] = {}
-        self.shown = 0.0
+        self.printed_at = 0.0
         self.live: Live | None = None
 
     def __enter__(self) -> Console:
@@ -38,23 +41,26 @@ class Console:
         if self.live:
             self.live.stop()
 
-    def say(self, text: str) -> None:
-        # In one piece: the live lines below would be drawn over a beginning without its end.
-        self.rich.print(f"[{clock(time.monotonic() - self.begun):>5}] {text}", markup=False)
+    def log(self, text: str) -> None:
+        """Print a line, after the time since the run's start."""
+        # In one write: else the live lines below could be drawn between its parts.
+        self.rich.print(f"[{clock(time.monotonic() - self.started_at):>5}] {text}", markup=False)
         sys.stdout.flush()
 
     def state(self, node: str, state: str) -> None:
+        """Take notice that a node's state changed; only running nodes have a progress line."""
         if state == "running":
             self.running[node] = {"since": time.monotonic()}
-            self.say(f"{node} started")
+            self.log(f"{node} started")
         elif node in self.running:
             del self.running[node]
 
     def report(self, node: str, row: dict[str, Any]) -> None:
+        """Update a node's progress; ``row`` as of :meth:`pipelines.runs.context.Context.report`."""
         if message := row.get("message"):
-            self.say(f"{node} {message}")
+            self.log(f"{node} {message}")
         if picture := row.get("picture"):
-            self.say(f"{node} drew {picture}")
+            self.log(f"{node} drew {picture}")
         if node not in self.running:
             return
         now, track = time.monotonic(), self.running[node]
@@ -76,8 +82,8 @@ class Console:
             if row.get("rows", 0) > rows:
                 track["rows_per_s"] = (row["rows"] - rows) / seconds
 
-    def line(self, node: str, width: int | None = None) -> str:
-        """A running node's line; two where one would be wider than a terminal."""
+    def progress_line(self, node: str, width: int | None = None) -> str:
+        """A running node's progress; on two lines if one would exceed ``width`` characters."""
         track = self.running[node]
         if "done" not in track:
             return f"{node:<22} {clock(time.monotonic() - track['since'])}"
@@ -105,45 +111,49 @@ class Console:
             return whole
         return "  ".join(parts) + "\n" + " " * 24 + "  ".join(kept)
 
-    def tick(self) -> None:
-        """Refreshes the live lines, or prints plain ones every few seconds."""
+    def refresh(self) -> None:
+        """Redraw the live lines, or print plain ones when they are due; called twice a second."""
         if self.live:
-            lines = "\n".join(self.line(n, self.rich.width) for n in self.running)
+            lines = "\n".join(self.progress_line(n, self.rich.width) for n in self.running)
             self.live.update(Text(lines, no_wrap=True, overflow="ellipsis"))
             return
         now = time.monotonic()
-        if now - self.shown > (PLAIN_EVERY_S if now - self.begun < LATER_S else PLAIN_LATER_S):
-            self.shown = now
+        if now - self.printed_at > (
+            PLAIN_EVERY_S if now - self.started_at < LATER_S else PLAIN_LATER_S
+        ):
+            self.printed_at = now
             for node in self.running:
-                self.say(self.line(node))
+                self.log(self.progress_line(node))
 
     def done(self, node: str, manifest: dict[str, Any]) -> None:
+        """Print that a node is done, with its main metrics."""
         metrics = manifest["metrics"]
-        told = []
+        parts = []
         if "val_gain" in metrics:
-            told.append(
+            parts.append(
                 f"val loss {metrics['val_loss']:.4f}, parent {metrics['val_loss_parent']:.4f} "
                 f"(gain {metrics['val_gain']:+.4f}, 95 % {metrics['val_gain_low']:+.4f} to "
                 f"{metrics['val_gain_high']:+.4f})"
             )
         elif "kernel_distance" in metrics:
-            told.append(f"KID {measured(metrics, 'kernel_distance', 3)}")
-            told.append(f"val loss {measured(metrics, 'val_loss', 4)}")
+            parts.append(f"KID {with_interval(metrics, 'kernel_distance', 3)}")
+            parts.append(f"val loss {with_interval(metrics, 'val_loss', 4)}")
         elif "val_loss" in metrics:
-            told.append(f"val loss {metrics['val_loss']:.4f}")
+            parts.append(f"val loss {metrics['val_loss']:.4f}")
         if "rows" in metrics:
-            told.append(f"{metrics['rows']:,} rows")
+            parts.append(f"{metrics['rows']:,} rows")
         if metrics.get("quarantined"):
             reasons = manifest["info"]["quarantined"]
-            told.append("quarantined " + ", ".join(f"{n} ({why})" for why, n in reasons.items()))
-        self.say(f"{node} done in {clock(manifest['seconds'])}" + "".join(f"; {t}" for t in told))
+            parts.append("quarantined " + ", ".join(f"{n} ({why})" for why, n in reasons.items()))
+        self.log(f"{node} done in {clock(manifest['seconds'])}" + "".join(f"; {p}" for p in parts))
 
     def failed(self, node: str, error: str) -> None:
-        self.say(f"{node} FAILED: {error}")
+        """Print that a node failed, and its error in one line."""
+        self.log(f"{node} FAILED: {error}")
 
 
-def measured(metrics: Mapping[str, float], name: str, digits: int) -> str:
-    """A number, half its 95 % confidence interval, and of how many pictures it is."""
+def with_interval(metrics: Mapping[str, float], name: str, digits: int) -> str:
+    """A metric, half its 95 % confidence interval, and the number of images it is from."""
     half, count = (metrics.get(f"{name}_{of}") for of in ("ci95", "pictures"))
     return (
         f"{metrics[name]:.{digits}f}"

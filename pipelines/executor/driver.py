@@ -1,4 +1,4 @@
-"""Drives a plan to its end, and settles what comes of it: the record, and who is champion."""
+"""Run a plan to its end, then close its record and decide which ensemble is champion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.dag.plan import Plan
 from pipelines.executor import cancel, notify
 from pipelines.executor.console import Console
-from pipelines.executor.runner import Runner, reason
+from pipelines.executor.runner import Runner, one_line
 from pipelines.executor.stopping import Stop
 from pipelines.lineage import Lineage
 from pipelines.models import champions
@@ -22,62 +22,69 @@ from pipelines.store.artifacts import Store
 from pipelines.store.remote import StorageError
 
 RECORD_WHEN_STOPPED_S = 5.0
+"""How long a driver that got a signal waits for MLflow to take the rest of the record."""
+
 CANCELLED = 3
 STOPPED = {
-    "interrupted": "the same command goes on from here",
-    "cancelled": "what is finished or saved is kept, and the next run goes on from it",
+    "interrupted": "run the same command again to continue",
+    "cancelled": "finished nodes and checkpoints are kept, and the next run continues from them",
 }
 
 
 def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
-    """→ the exit code, what to print, and what went wrong.
+    """Run a plan.
 
-    Codes: 0 all is done, 1 a node failed, 2 it failed of a mistake or of the storage,
-    3 cancelled, which is no stop that whoever watches over it should make good; 128 + n stopped
-    by signal n.
+    Returns:
+        The exit code, a report for stdout, and error lines for stderr. Exit codes:
+
+        - 0: all nodes are done.
+        - 1: a node failed.
+        - 2: all failures are the user's mistakes or errors of the storage.
+        - 3: the run was cancelled; whatever supervises it should not restart it.
+        - 128 + n: stopped by signal n.
     """
     store = Store.open(store.root)
     name, found = made.spec.name, lint.check(made.spec, made)
     lint.refuse(found)
-    with Console() as console, only_driver(store, name, console.say) as lease, Stop() as stop:
+    with Console() as console, only_driver(store, name, console.log) as lease, Stop() as stop:
         execution = begin(made, store)
         execution.save(store)
-        again = f", attempt {execution.attempt}" if execution.attempt > 1 else ""
-        console.say(f"{execution.id}{again}: {len(made.verdicts)} nodes in {store.root}")
+        attempt = f", attempt {execution.attempt}" if execution.attempt > 1 else ""
+        console.log(f"{execution.id}{attempt}: {len(made.verdicts)} nodes in {store.root}")
         for verdict in made.verdicts.values():
             if verdict.cached:
-                console.say(f"{verdict.node.id} reused: {verdict.why}")
+                console.log(f"{verdict.node.id} reused: {verdict.why}")
         for finding in found:
-            console.say(str(finding))
-        lineage = Lineage(made, store, execution, console.say)
+            console.log(str(finding))
+        lineage = Lineage(made, store, execution, console.log)
         claims = Claims(store, name, lease)
         runner = Runner(made, store, execution, lineage, console, stop, claims)
-        with cancel.heard(store, execution.id, stop):
+        with cancel.watch_for_cancel(store, execution.id, stop):
             try:
                 good = runner.run()
             except LeaseLost as error:
                 return 1, "", [str(error)]
             except Exception as error:
                 execution.state = "failed"
-                notify.tell(made.spec.notify, execution, {"run": reason(error)}, console.say)
+                notify.send(made.spec.notify, execution, {"run": one_line(error)}, console.log)
                 raise
         if execution.state in STOPPED:
             waits = (RECORD_WHEN_STOPPED_S,) if stop.signal else ()
             lineage.close(execution.state, runner.manifests, *waits)
             execution.save(store)
-            notify.tell(made.spec.notify, execution, {}, console.say, tries=1, timeout_s=3.0)
-            console.say(f"{execution.state}; {STOPPED[execution.state]}")
+            notify.send(made.spec.notify, execution, {}, console.log, tries=1, timeout_s=3.0)
+            console.log(f"run {execution.state}; {STOPPED[execution.state]}")
             return CANCELLED if stop.signal is None else 128 + stop.signal, "", []
         if good:
-            for line in settle(runner.plan, store, execution, runner.manifests):
-                console.say(line)
-        console.say("finishing the MLflow record")
+            for line in register_ensemble(runner.plan, store, execution, runner.manifests):
+                console.log(line)
+        console.log("completing the MLflow record")
         lineage.close(execution.state, runner.manifests)
         execution.save(store)
         here = " on this machine, as a bucket cannot hold it" if lineage.is_aside else ""
-        failed = {node: reason(error) for node, error in runner.failed.items()}
-        notify.tell(made.spec.notify, execution, failed, console.say)
-        console.say(f"{execution.state}; record: {lineage.uri}{here}")
+        failed = {node: one_line(error) for node, error in runner.failed.items()}
+        notify.send(made.spec.notify, execution, failed, console.log)
+        console.log(f"run {execution.state}; MLflow record: {lineage.uri}{here}")
     shown = "\n" + tree_view.text(tree_view.build(runner.plan, execution, runner.manifests))
     if good and (promoted := runner.plan.verdicts.get(f"promote/{name}")):
         path = store.full(f"{promoted.folder}/{champions.MANIFEST}")
@@ -89,10 +96,17 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
     return 2 if mistakes else 1, shown, wrong
 
 
-def settle(
+def register_ensemble(
     made: Plan, store: Store, execution: Execution, manifests: Mapping[str, Any]
 ) -> list[str]:
-    """Makes the new ensemble the candidate, and champion if it won; → what to say of it."""
+    """Make a run's ensemble the candidate, and the champion if there is none or the gate says so.
+
+    Args:
+        manifests: node id → manifest of the run's finished nodes.
+
+    Returns:
+        What was decided, as lines for the user.
+    """
     name = made.spec.name
     promoted = made.verdicts.get(f"promote/{name}")
     if promoted is None or promoted.node.id not in manifests:
@@ -110,14 +124,16 @@ def settle(
         gate = manifests.get(f"gate/{name}")
         if gate is None:
             return [
-                f"{entry.short} stays candidate: the champion is lost or has other stages, so the "
-                "two cannot be compared; `ediffi promote` makes it champion"
+                f"{name}: {entry.short} stays candidate: it cannot be compared with the champion, "
+                "which is incomplete or has other stages; `ediffi promote` makes it champion"
             ]
         decision = gate["info"]
         if not decision["wins"]:
-            return [f"{entry.short} stays candidate: {decision['why']}"]
+            return [f"{name}: {entry.short} stays candidate: {decision['why']}"]
         numbers = {k: v for k, v in gate["metrics"].items() if k != "wins"}
         book = champions.crown(store, name, mine, decision["why"], by=by, numbers=numbers)
     if book.champion and book.champion.fingerprint == mine:
         return [f"{name}: {entry.short} is champion: {book.champion.why}"]
-    return [] if known else [f"{name}: {entry.short} was champion before, and is not made it again"]
+    if known:
+        return []
+    return [f"{name}: {entry.short} was champion before, so it is not promoted again"]

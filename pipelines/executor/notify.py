@@ -1,4 +1,4 @@
-"""Tells a webhook how a run ended: one POST of JSON, which never decides how the run ends."""
+"""Notify a webhook of how a run ended: one POST of JSON. A failure does not affect the run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from pipelines.runs.execution import Execution
 
 TRIES, FIRST_WAIT_S, TIMEOUT_S = 3, 1.0, 10.0
-AGAIN = {408, 425, 429}
+RETRIED_STATUSES = {408, 425, 429}
 
 
 def message(execution: Execution, failed: Mapping[str, str]) -> dict[str, Any]:
+    """Body of the POST; ``failed`` maps node ids to errors."""
     return {
         "pipeline": execution.pipeline,
         "run": execution.id,
@@ -31,16 +32,25 @@ def message(execution: Execution, failed: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def tell(
+def send(
     notify: Notify,
     execution: Execution,
     failed: Mapping[str, str],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     *,
     tries: int = TRIES,
     timeout_s: float = TIMEOUT_S,
 ) -> None:
-    """Posts it if the spec wants to hear of such an end; says if it could not."""
+    """Post to the spec's webhook, if it wants to be notified of this state.
+
+    Args:
+        notify: the spec's ``notify:``.
+        execution: the run that ended.
+        failed: node id → error.
+        log: receives a line if the webhook cannot be notified.
+        tries: how often to try.
+        timeout_s: of each try, in seconds.
+    """
     if notify.webhook is None or execution.state not in notify.on:
         return
     url = notify.webhook.get_secret_value()
@@ -54,15 +64,16 @@ def tell(
             return
         except urllib.error.HTTPError as error:
             why = f"HTTP {error.code}"
-            if error.code < 500 and error.code not in AGAIN:
+            if error.code < 500 and error.code not in RETRIED_STATUSES:
                 break
         except (OSError, HTTPException) as error:
             why = str(getattr(error, "reason", error)) or type(error).__name__
-    # Its path and query are as good as a password.
-    say(f"the webhook at {urlsplit(url).hostname} was not told ({why})")
+    # The path and query may hold a secret token.
+    log(f"could not notify the webhook at {urlsplit(url).hostname} ({why})")
 
 
 def post(url: str, body: bytes, timeout_s: float) -> None:
+    """POST a JSON body; urllib's errors if it fails."""
     headers = {"Content-Type": "application/json", "User-Agent": "ediffi"}
     request = urllib.request.Request(url, data=body, headers=headers, method="POST")
     with urllib.request.urlopen(request, timeout=timeout_s) as answer:

@@ -1,4 +1,4 @@
-"""Ray: connected to, or started on this machine, without a word on stderr."""
+"""Connect to a Ray cluster, or start one on this machine, without output on stderr."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-START_ATTEMPTS = 3  # a busy machine may not start Ray within the 30 s that Ray gives itself
-SPARE_CPUS = 2  # for reads: Ray Data hangs when actors hold every CPU
+START_ATTEMPTS = 3  # on a busy machine Ray may exceed its own limit of 30 s
+SPARE_CPUS = 2  # for Ray Data's reads, which hang when actors hold every CPU
 
 
 def start_ray(cpus: int, variables: Mapping[str, str] | None = None) -> None:
-    """Connects to the cluster in RAY_ADDRESS, or starts one on this machine.
+    """Connect to the cluster in RAY_ADDRESS, or start one on this machine.
 
     Args:
-        variables: of the environment that a cluster's processes need; those on this machine have
-            this process's.
+        cpus: that nodes may use, of a cluster on this machine.
+        variables: environment variables for the processes of an existing cluster. Processes on
+            this machine inherit the environment.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a second shell gets 401 on loopback
+    os.environ.setdefault(
+        "RAY_AUTH_MODE", "disabled"
+    )  # else a second shell gets a 401 from localhost
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ speaks on stderr
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ code logs to stderr
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     import ray
 
     if not os.environ.get("RAY_ADDRESS"):
-        # One machine is not preempted; the watcher is a process of each training node.
+        # A single machine is not preempted, and the watcher costs one process per training node.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     where: dict[str, Any] = {
-        "address": "local",  # else it would be one that somebody started here with `ray start`
+        "address": "local",  # else it connects to a cluster started here with `ray start`
         "num_cpus": cpus + SPARE_CPUS,
         "include_dashboard": False,
         "object_store_memory": 512 * 2**20,
@@ -45,7 +48,7 @@ def start_ray(cpus: int, variables: Mapping[str, str] | None = None) -> None:
             with stderr_closed():
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
             break
-        except Exception as error:  # Ray's own class for it is Exception
+        except Exception as error:  # Ray raises a plain Exception
             if "timed out during startup" not in str(error) or attempt + 1 == START_ATTEMPTS:
                 raise
             ray.shutdown()
@@ -57,10 +60,15 @@ def start_ray(cpus: int, variables: Mapping[str, str] | None = None) -> None:
 def lacking(
     gpus: float, labels: Mapping[str, str], machines: Iterable[Mapping[str, Any]] | None = None
 ) -> str:
-    """In words, what none of the cluster's machines has of this now; a task would wait for it.
+    """Describe what no single machine of the cluster has now, so that a task would wait for it.
 
     Args:
-        machines: as ``ray.nodes()`` tells of them, which is asked by default.
+        gpus: that the task needs on one machine.
+        labels: that the machine needs; Ray's ``!`` and ``in(…)`` expressions are not checked.
+        machines: as from ``ray.nodes()``, which is called by default.
+
+    Returns:
+        The GPUs and labels, in words; empty if some machine has them all.
     """
     if not gpus and not labels:
         return ""
@@ -77,7 +85,10 @@ def lacking(
 
 @contextlib.contextmanager
 def stderr_closed() -> Iterator[None]:
-    """Nothing reaches stderr meanwhile, not from C++ either: it is for the user's mistakes."""
+    """Discard everything written to stderr while the context is open, from C++ too.
+
+    stderr is for the user's mistakes only.
+    """
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

@@ -1,4 +1,4 @@
-"""A driver that is told to stop: by SIGTERM, by Ctrl-C, or by a word in the store."""
+"""Stop requests to a driver: SIGTERM, Ctrl-C, or a cancel request in the store."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """Holds the first word to stop; a second signal ends the process at once."""
+    """Catches the first stop request; a second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self.cancelled: str | None = None
-        """By whom; see :mod:`pipelines.executor.cancel`."""
+        """The first signal caught."""
 
-        self.before: dict[signal.Signals, Any] = {}
+        self.cancelled: str | None = None
+        """Who cancelled the run; see :mod:`pipelines.executor.cancel`."""
+
+        self.previous_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
-        self.before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.previous_handlers = {number: signal.getsignal(number) for number in SIGNALS}
         self.listen()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
 
     def listen(self) -> None:
-        """Takes the signals; again, after something else took them."""
+        """Install the signal handlers; call again after something else has replaced them."""
         for number in SIGNALS:
-            signal.signal(number, self._heard)
+            signal.signal(number, self._on_signal)
 
     @property
     def why(self) -> str | None:
-        """In words; None to go on."""
+        """Why to stop, in words; None to go on."""
         if self.cancelled:
             return f"cancelled by {self.cancelled}"
-        return f"the driver got {self.signal.name}" if self.signal else None
+        return f"the driver received {self.signal.name}" if self.signal else None
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = signal.Signals(number)
             return

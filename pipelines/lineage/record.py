@@ -229,8 +229,8 @@ class Lineage:
                 "ediffi.sigma_hi": f"{high:.6g}",
                 "ediffi.parent": node.inputs.get("parent", ""),
             }
-            if warm := node.given.get("parent"):
-                tags["ediffi.parent"] = warm.folder.removeprefix("nodes/")
+            if parent := node.external.get("parent"):
+                tags["ediffi.parent"] = parent.folder.removeprefix("nodes/")
             if expert.startswith("E"):
                 tags["ediffi.level"] = expert[1:].split("_")[0]
         return tags

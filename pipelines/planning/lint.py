@@ -81,7 +81,7 @@ def too_few_at_once(spec: Spec, todo: list[Verdict]) -> Found:
     for node in (v.node for v in todo if v.node.kind == "train" and v.node.gpus):
         group = spec.cluster.group_of(stage_of(node)) or ""
         for what, most in needed.items():
-            most[group] = max(most.get(group, 0), node.need[what])
+            most[group] = max(most.get(group, 0), node.resources[what])
     for what, allowed in (("cpus", spec.cpus), ("gpus", spec.gpus)):
         if (total := sum(needed[what].values())) > allowed:
             yield warning(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.dag.plan import Plan, ways_to_end
+from pipelines.dag.plan import Plan, path_lengths
 from pipelines.planning.cost import CPU, Cost, stage_of
 from pipelines.planning.costs import costs_of
 from pipelines.planning.network import size_of
@@ -47,16 +47,16 @@ def look_ahead(plan: Plan, ahead: Mapping[str, Any]) -> Outlook | None:
     if cluster is None:
         return None
     costs = costs_of(plan, cluster, ahead)
-    ways = ways_to_end(plan)
+    lengths = path_lengths(plan)
     tasks = [
         Task(
             name=name,
             seconds=cost.seconds,
-            needs=plan.verdicts[name].node.needs,
+            needs=plan.verdicts[name].node.dependencies,
             group=cost.group,
             gang=cost.gang,
             priority=plan.verdicts[name].node.priority,
-            way=ways[name],
+            way=lengths[name],
         )
         for name, cost in costs.items()
     ]

@@ -10,8 +10,8 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.dag.node import Amount
-from pipelines.dag.scheduling import Candidate, less, startable
+from pipelines.dag.node import Resources
+from pipelines.dag.scheduling import Candidate, startable, subtract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Task:
     """The longest way from its start to the end."""
 
     @property
-    def need(self) -> Amount:
+    def need(self) -> Resources:
         return {self.group: self.gang} if self.gang else {}
 
 
@@ -99,13 +99,13 @@ def simulate(tasks: Sequence[Task], capacity: Mapping[str, float]) -> Schedule:
     now = 0.0
     while waiting or running:
         ready = [
-            Candidate(id=t.name, need=t.need, priority=t.priority, way=t.way)
+            Candidate(id=t.name, resources=t.need, priority=t.priority, path_length=t.way)
             for t in waiting
             if all(n in ended or n not in named for n in t.needs)
         ]
         for chosen in startable(ready, free):
             t = named[chosen.id]
-            free = less(free, t.need)
+            free = subtract(free, t.need)
             starts[t.name] = now
             waiting.remove(t)
             heapq.heappush(running, (now + t.seconds, len(starts), t))

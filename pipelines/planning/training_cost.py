@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ediffi_core.tree import ROOT
-from pipelines.dag.plan import Node, Plan, may_grow
+from pipelines.dag.plan import Node, Plan, growth_budget_left
 from pipelines.formatting import number
 from pipelines.planning.cost import Cost, money_for, power_of, stage_of
 from pipelines.planning.network import Size, size_of
@@ -36,7 +36,7 @@ def growth_of(plan: Plan, cluster: Cluster) -> dict[str, Cost]:
     roots = {stage: plan.verdicts[f"train/{stage}/{ROOT}"].node for stage in plan.trees}
     return {
         stage: training(plan.spec, roots[stage], images, cluster, speeds)
-        for stage, images in may_grow(plan).items()
+        for stage, images in growth_budget_left(plan).items()
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ediffi_core.noise import Interval, NoiseDistribution
-from pipelines.dag.plan import SINGLE, Node, Plan, Verdict, images_to_train, may_grow
+from pipelines.dag.plan import SINGLE, Node, Plan, Verdict, growth_budget_left, images_to_train
 from pipelines.formatting import duration, gigabytes, number, rows_of
 from pipelines.planning import embedding as estimate
 from pipelines.planning.cost import CPU
@@ -53,13 +53,13 @@ def _place(node: Node) -> tuple[bool, float]:
 
 def waits_for(plan: Plan, node: Node) -> list[str]:
     """What a node waits for that must run itself; what that waits for in turn goes unsaid."""
-    running = [n for n in node.needs if not plan.verdicts[n].cached]
+    running = [n for n in node.dependencies if not plan.verdicts[n].cached]
     implied = {above for n in running for above in _above(plan, n)}
     return [n for n in running if n not in implied]
 
 
 def _above(plan: Plan, node_id: str) -> set[str]:
-    needs = plan.verdicts[node_id].node.needs
+    needs = plan.verdicts[node_id].node.dependencies
     return set(needs).union(*(_above(plan, n) for n in needs))
 
 
@@ -73,7 +73,7 @@ def data(
             "fingerprint": v.fingerprint,
             "cached": v.cached,
             "why": v.why,
-            "waits_for": v.node.needs,
+            "waits_for": v.node.dependencies,
             "parent": parent_of(plan, v.node),
             "cpus": v.node.cpus,
             "images": images_to_train(plan, v.node),
@@ -116,7 +116,9 @@ def text(plan: Plan, ahead: Mapping[str, Any] | None = None, outlook: Outlook | 
     todo = [v for v in plan.verdicts.values() if not v.cached]
     total = sum(images_to_train(plan, v.node) or 0 for v in todo)
     reused = len(plan.verdicts) - len(todo)
-    grows = "".join(f", and up to {n:,} more as {s} grows" for s, n in may_grow(plan).items())
+    grows = "".join(
+        f", and up to {n:,} more as {s} grows" for s, n in growth_budget_left(plan).items()
+    )
     lines += ["", f"{len(todo)} to run, {reused} reused; {total:,} images to train{grows}"]
     return "\n".join([*lines, *(summary(plan, outlook) if outlook and todo else ())])
 

@@ -1,7 +1,8 @@
-"""Who is making a node: of two pipelines that share it, one does and the other waits.
+"""Per-node claims: when two pipelines share a node, one builds it and the other waits.
 
-A claim is a record in the store that names a driver. It lives as long as that driver does
-(:mod:`pipelines.runs.lease`), so it needs no beat of its own; that of a dead driver is taken over.
+A claim is a record in the store that names a driver. It is valid while that driver's lease is
+(:mod:`pipelines.runs.lease`), so it needs no heartbeat of its own. The claim of a dead driver is
+taken over.
 """
 
 from __future__ import annotations
@@ -11,29 +12,42 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from pipelines.runs.lease import Holder, Lease, Pulse, holder_of, is_dead_here, is_driven
+from pipelines.runs.lease import (
+    HeartbeatMonitor,
+    Holder,
+    Lease,
+    holder_of,
+    is_dead_here,
+    is_driven,
+)
 from pipelines.store.artifacts import Store
 from pipelines.store.swap import look, swap
 
-ASK_EVERY_S = 5.0
+POLL_EVERY_S = 5.0
 
 
 class ClaimLost(RuntimeError):
-    """Another driver, which took this one for dead, makes the node."""
+    """Another driver took this one for dead, and builds the node now."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
+    """A claim as the store keeps it."""
+
     owner: str
+    """Id of the driver that has the claim: :attr:`Holder.owner` of its lease."""
+
     pipeline: str
-    """Of the owner."""
+    """Pipeline that the driver runs."""
 
     at: float
+    """Seconds since 1970, by the owner's clock."""
+
     released: bool = False
 
 
 class Claims:
-    """Of one driver."""
+    """The claims of one driver."""
 
     def __init__(
         self,
@@ -42,35 +56,53 @@ class Claims:
         lease: Lease,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
+        """
+        Args:
+            pipeline: that this driver runs.
+            lease: this driver's lease on it.
+            now: clock, in seconds.
+        """
         self.store, self.pipeline, self.lease = store, pipeline, lease
-        self.pulse, self.now = Pulse(now), now
+        self.monitor, self.now = HeartbeatMonitor(now), now
         self.held: set[str] = set()
-        self._ask_again: dict[str, float] = {}
+        """Folders of the nodes that this driver has claimed."""
+
+        self._next_poll: dict[str, float] = {}
 
     def is_due(self, folder: str) -> bool:
-        """Whether to ask about a node: of one that another makes only now and then."""
-        return self.now() >= self._ask_again.get(folder, 0.0)
+        """Whether to try to claim a node now; one that another driver has is polled every 5 s."""
+        return self.now() >= self._next_poll.get(folder, 0.0)
 
-    def take(self, folder: str) -> tuple[str, Holder] | None:
-        """Takes a node; else says which pipeline makes it, and its living driver."""
+    def acquire(self, folder: str) -> tuple[str, Holder] | None:
+        """Claim a node, by its folder in the store.
+
+        Returns:
+            None if this driver has the claim now; else the pipeline that builds the node, and its
+            live driver.
+        """
         while True:
             seen = look(self.store, path_of(folder))
             claim = parse(seen.data)
-            if claim and (holder := self._living(claim)):
-                self._ask_again[folder] = self.now() + ASK_EVERY_S
+            if claim and (holder := self._live_owner(claim)):
+                self._next_poll[folder] = self.now() + POLL_EVERY_S
                 return claim.pipeline, holder
             if swap(self.store, path_of(folder), seen, self._record()):
                 self.held.add(folder)
                 return None
 
     def check(self, folder: str) -> None:
-        """ClaimLost if the node is another driver's by now."""
+        """Check that this driver still has a claim.
+
+        Raises:
+            ClaimLost: Another driver has taken it over.
+        """
         claim = parse(self.store.read(path_of(folder)))
         if claim is None or claim.owner != self.lease.owner:
             self.held.discard(folder)
             raise ClaimLost(f"another driver has taken over {folder}")
 
     def release(self, folder: str) -> None:
+        """Give up a claim; does nothing if this driver does not have it."""
         if folder not in self.held:
             return
         self.held.discard(folder)
@@ -80,6 +112,7 @@ class Claims:
             swap(self.store, path_of(folder), seen, self._record(released=True))
 
     def release_all(self) -> None:
+        """Give up all claims of this driver."""
         for folder in sorted(self.held):
             self.release(folder)
 
@@ -89,8 +122,8 @@ class Claims:
         )
         return json.dumps(asdict(mine), indent=1).encode()
 
-    def _living(self, claim: Claim) -> Holder | None:
-        """The claim's driver, if it is another one, and lives."""
+    def _live_owner(self, claim: Claim) -> Holder | None:
+        """The driver that has a claim, if it is another one and alive."""
         if claim.released or claim.owner == self.lease.owner:
             return None
         holder = holder_of(self.store, claim.pipeline)
@@ -98,15 +131,17 @@ class Claims:
             return None
         if self.store.is_local:
             return holder if is_driven(self.store, claim.pipeline) else None
-        dead = is_dead_here(holder) or not self.pulse.left_s(holder)
+        dead = is_dead_here(holder) or not self.monitor.time_left_s(holder)
         return None if dead else holder
 
 
 def path_of(folder: str) -> str:
+    """Path of a node's claim in the store."""
     return f"leases/{folder}.json"
 
 
 def parse(data: bytes | None) -> Claim | None:
+    """The claim in a record; None if there is no record or it is damaged."""
     try:
         return Claim(**json.loads(data)) if data else None
     except (ValueError, TypeError):

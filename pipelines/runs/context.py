@@ -1,4 +1,4 @@
-"""What a step is given besides its settings and inputs, and what it gives back."""
+"""The interface of a step: the context it gets, and the result it returns."""
 
 from __future__ import annotations
 
@@ -12,64 +12,85 @@ from pipelines.store.artifacts import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a step made: its files (relative to its folder), and what to say about it."""
+    """What a step returns."""
 
     files: list[str]
+    """The files it wrote, relative to its folder."""
+
     metrics: dict[str, float] = field(default_factory=dict)
+    """Metric → value; recorded in MLflow."""
+
     info: dict[str, Any] = field(default_factory=dict)
+    """Further JSON-ready facts for the manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """The surroundings of one step; travels to worker processes."""
+    """What a step needs besides its settings and inputs; pickled to worker processes."""
 
     node: str
+    """Id of the node."""
+
     fingerprint: str
     store: Store
     folder: str
-    """The step's own folder in the store; inputs are folders likewise."""
+    """The step's own folder in the store. Its inputs are folders too."""
 
     cpus: int
+    """CPUs of all the node's processes together."""
+
     runtime: dict[str, Any]
+    """The node's settings that do not change the result."""
+
     manifests: dict[str, Any]
-    """Role → the manifest of the input."""
+    """Role → manifest of the input."""
 
     board: Any
-    """Ray actor that takes progress; None in tests."""
+    """Handle of the :class:`ProgressBoard` actor; None to report nothing."""
 
     def report(self, **row: Any) -> None:
-        """Says how far the step is: ``done``, ``of``, ``unit`` and any metrics. Never waits."""
+        """Report progress to the driver, without waiting.
+
+        Args:
+            row: any of ``done``, ``of`` and ``unit`` (64, 640, ``images``), ``rows``, ``bytes``,
+                ``loss``, ``metrics``, ``images`` (their step in MLflow), ``checkpoint`` (images at
+                the last one), ``picture`` (its path in the store) and ``message``.
+        """
         if self.board is not None:
             self.board.report.remote(self.node, {"time_ms": int(time.time() * 1000), **row})
 
     def save_progress(self, done: int, of: int, unit: str) -> None:
-        """Leaves word in the store of what a rerun need not do again."""
+        """Record in the store how much is saved and need not be redone; the next plan shows it."""
         self.store.write_json(
             f"{self.folder}/progress.json", {"done": done, "of": of, "unit": unit}
         )
 
 
 Step = Callable[[Context, dict[str, Any], dict[str, str]], Result]
+"""Context, settings, and role → folder of the input; the signature of every step."""
 
 
-class Board:
-    """Collects the steps' reports for the driver, and holds its word to stop; a Ray actor."""
+class ProgressBoard:
+    """Ray actor between driver and steps: collects progress reports, and holds stop requests."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, dict[str, Any]]] = []
-        self.reasons: dict[str, str] = {}
-        """Why to leave, by node; ``""`` stands for all of them."""
+        self.stop_reasons: dict[str, str] = {}
+        """Node id → why it has to stop; the key ``""`` stands for all nodes."""
 
     def report(self, node: str, row: dict[str, Any]) -> None:
+        """Add a progress report of a node; ``row`` as of :meth:`Context.report`."""
         self.rows.append((node, row))
 
     def drain(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return the reports since the last call, as (node id, row)."""
         rows, self.rows = self.rows, []
         return rows
 
     def stop(self, reason: str, node: str = "") -> None:
-        """Has the workers of a training node, or of all, save their state and leave."""
-        self.reasons[node] = reason
+        """Ask the workers of a train node, or of all, to save their state and exit."""
+        self.stop_reasons[node] = reason
 
-    def stopping(self, node: str = "") -> str | None:
-        return self.reasons.get("") or self.reasons.get(node)
+    def stop_reason(self, node: str = "") -> str | None:
+        """Why a node has to stop; None to go on."""
+        return self.stop_reasons.get("") or self.stop_reasons.get(node)

@@ -1,4 +1,4 @@
-"""One run of a plan, as the store keeps it: to be looked at, and to be gone on with."""
+"""The record of a run in the store, which is shown to users and from which a run continues."""
 
 from __future__ import annotations
 
@@ -14,31 +14,43 @@ UNFINISHED = ("running", "interrupted")
 
 @dataclass
 class Execution:
-    """One run of a plan; kept in the store, so that it can be looked at and continued."""
+    """One run of a plan."""
 
     id: str
     pipeline: str
     fingerprint: str
+    """Fingerprint of the plan; a stopped run continues only with the same one."""
+
     attempt: int
+    """Counts the drivers that have worked on the run, from 1."""
+
     state: str = "running"
+    """``running``, ``done``, ``failed``, ``interrupted``, ``cancelled`` or ``killed``."""
+
     started: str = ""
+    """ISO 8601 in UTC; so is ``ended``, which is empty while the run lasts."""
+
     ended: str = ""
     nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Node id → its state, folder, progress and times."""
+
     tracking: dict[str, Any] = field(default_factory=dict)
+    """Where MLflow has the run: ``uri`` and more."""
 
     @property
     def seconds(self) -> float:
-        """From its start to its end, or to now; pauses between attempts count."""
+        """Seconds from the start to the end, or to now; pauses between attempts count."""
         end = datetime.fromisoformat(self.ended) if self.ended else datetime.now(UTC)
         return (end - datetime.fromisoformat(self.started)).total_seconds()
 
     def save(self, store: Store) -> None:
+        """Write the record, and make it the pipeline's latest run."""
         store.write_json(f"executions/{self.id}.json", self.__dict__)
         store.write_json(f"executions/{self.pipeline}.latest.json", {"id": self.id})
 
 
 def latest(store: Store, pipeline: str | None = None) -> Execution | None:
-    """The last execution of a pipeline, or of any."""
+    """The latest run of a pipeline, or of all pipelines; None if there is none."""
     if pipeline is None:
         names = [f for f in store.files("executions") if f.endswith(".latest.json")]
         found = [latest(store, name.removesuffix(".latest.json")) for name in names]
@@ -48,28 +60,38 @@ def latest(store: Store, pipeline: str | None = None) -> Execution | None:
 
 
 def by_id(store: Store, execution: str) -> Execution | None:
+    """The run of that id; None if the store has none."""
     record = store.read_json(f"executions/{execution}.json")
     return Execution(**record) if record else None
 
 
-def cancel_word(execution: str) -> str:
-    """Where word is left that an execution is to be given up."""
+def cancel_request_path(execution: str) -> str:
+    """Path in the store of the request to cancel a run."""
     return f"executions/{execution}.cancel.json"
 
 
 def is_cancelled(store: Store, execution: str) -> bool:
-    return store.read_json(cancel_word(execution)) is not None
+    """Whether somebody has asked to cancel a run."""
+    return store.read_json(cancel_request_path(execution)) is not None
 
 
 def now() -> str:
+    """The time as records hold it: ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def begin(plan: Plan, store: Store) -> Execution:
-    """Continues the last execution if it was stopped before its end, else starts a new one."""
+    """Continue the latest run if it is unfinished and has the same plan; else start a new one.
+
+    Args:
+        plan: what is to be run.
+
+    Returns:
+        The run's record, not saved yet.
+    """
     last = latest(store, plan.spec.name)
     if last and last.state in UNFINISHED and is_cancelled(store, last.id):
-        last.state = "cancelled"  # while no driver lived to hear of it
+        last.state = "cancelled"  # it had no live driver to act on the request
         last.save(store)
     unfinished = last and last.state in UNFINISHED
     if last and unfinished and last.fingerprint == plan.fingerprint:

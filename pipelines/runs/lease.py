@@ -1,9 +1,9 @@
-"""One driver of a pipeline at a time, on disk and in a bucket.
+"""Per-pipeline leases: only one driver runs a pipeline at a time, on disk and in a bucket.
 
-A driver holds a lease: a record in the store that names it, and that it writes anew every few
-seconds for as long as it lives. On disk it also holds a lock, which ends with its process and is
-what counts; in a bucket it lives for as long as its record changes. A driver that was silent for
-too long, as after a pause of its machine, may have lost its lease: it checks before it commits.
+A lease is a record in the store that names its driver, which renews it every few seconds. On disk
+the driver also holds a file lock, which ends with its process; there the lock decides. In a bucket
+a driver counts as alive while its record keeps changing. A driver that could not renew for too long
+(its machine was suspended, say) may have lost its lease, so it checks before it commits a result.
 """
 
 from __future__ import annotations
@@ -25,46 +25,56 @@ from pipelines.store import lock
 from pipelines.store.artifacts import Store
 from pipelines.store.swap import Seen, look, swap
 
-BEAT_S = 10.0
+RENEW_EVERY_S = 10.0
 STALE_S = 60.0
-CONFIRM_S = BEAT_S + 3
-"""How long a record that seems stale is watched: clocks of two machines need not agree."""
+"""A driver that has not renewed its lease for this long counts as dead."""
+
+CONFIRM_S = RENEW_EVERY_S + 3
+"""How long to watch a record that looks stale: the two machines' clocks may differ."""
 
 
 class LeaseLost(RuntimeError):
-    """Another driver took over; this one must not write any more."""
+    """Another driver took over the pipeline; this one must not write any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who drives a pipeline, as the record says."""
+    """The driver that holds a lease, as the record names it."""
 
     owner: str
+    """Unique id of the driver."""
+
     host: str
     process: int
+    """Process id on the host."""
+
     attempt: int
-    """How many drivers held the lease up to this one."""
+    """Counts the drivers that have held the lease, this one included."""
 
     since: str
+    """When it acquired the lease, ISO 8601 in UTC."""
+
     beat: float
-    """Seconds since 1970, by its own clock."""
+    """When it last renewed the lease: seconds since 1970, by its own clock."""
 
     released: bool = False
 
     @property
     def age_s(self) -> float:
+        """Seconds since the last renewal, if the two clocks agree."""
         return max(0.0, time.time() - self.beat)
 
     def __str__(self) -> str:
-        return f"{self.host}, process {self.process}, heard of {clock(self.age_s)} ago"
+        return f"{self.host}, process {self.process}, last heartbeat {clock(self.age_s)} ago"
 
 
 def path_of(pipeline: str) -> str:
+    """Path of a pipeline's lease in the store."""
     return f"leases/{pipeline}.json"
 
 
 def parse(data: bytes | None) -> Holder | None:
-    """The record's holder; None if there is none, or what is there is no record."""
+    """The holder in a record; None if there is no record or it is damaged."""
     try:
         return Holder(**json.loads(data)) if data else None
     except (ValueError, TypeError):
@@ -72,26 +82,27 @@ def parse(data: bytes | None) -> Holder | None:
 
 
 def holder_of(store: Store, pipeline: str) -> Holder | None:
+    """The last driver that held a pipeline's lease, alive or not."""
     return parse(store.read(path_of(pipeline)))
 
 
 def is_driven(store: Store, pipeline: str) -> bool:
-    """Whether a living driver holds the pipeline: by its lock, or in a bucket by its beat."""
+    """Whether a live driver runs the pipeline: one that has the lock or, in a bucket, renews."""
     if store.is_local:
         return lock.is_held(_lock_file(store, pipeline))
     holder = holder_of(store, pipeline)
     return holder is not None and not holder.released and holder.age_s <= STALE_S
 
 
-class Pulse:
-    """Whether a record goes on changing, by this machine's clock."""
+class HeartbeatMonitor:
+    """Watches whether drivers keep renewing their leases, by this machine's clock."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.now = now
         self._seen: dict[str, tuple[float, float, float]] = {}
 
-    def left_s(self, holder: Holder) -> float:
-        """Until it may be taken for dead, if it stays silent; 0 if it is dead."""
+    def time_left_s(self, holder: Holder) -> float:
+        """Seconds until a driver counts as dead if it does not renew; 0 if it is dead."""
         beat, patience, since = self._seen.get(holder.owner, (None, 0.0, 0.0))
         if beat != holder.beat:
             patience = max(CONFIRM_S, STALE_S - holder.age_s) if beat is None else STALE_S
@@ -99,82 +110,100 @@ class Pulse:
             self._seen[holder.owner] = (holder.beat, patience, since)
         return max(0.0, since + patience - self.now())
 
-    def has_beaten(self, holder: Holder) -> bool:
-        """Whether it changed since it was first seen here."""
+    def has_renewed(self, holder: Holder) -> bool:
+        """Whether a driver has renewed since it was last seen here."""
         before = self._seen.get(holder.owner)
         return before is not None and before[0] != holder.beat
 
 
 class Lease:
-    """This process's hold on a pipeline, kept alive by a thread."""
+    """This process's lease on a pipeline, renewed by a thread."""
 
     def __init__(self, store: Store, path: str, holder: Holder) -> None:
         self.store, self.path, self.holder = store, path, holder
         self.lost: Holder | None = None
+        """The driver that took over; None while the lease is this driver's."""
+
         self._writing = threading.Lock()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._renew_repeatedly, name="lease", daemon=True)
 
     @property
     def owner(self) -> str:
+        """Unique id of this driver."""
         return self.holder.owner
 
     def start(self) -> None:
+        """Start the thread that renews the lease."""
         self._thread.start()
 
     def check(self) -> None:
-        """LeaseLost if another driver has taken over."""
+        """Renew the lease now.
+
+        Raises:
+            LeaseLost: Another driver has taken over.
+        """
         if not self.lost:
-            self.beat()
+            self.renew()
         if self.lost:
             raise LeaseLost(
-                f"another driver has taken over ({self.lost}); this one was silent for too long"
+                f"another driver has taken over ({self.lost}): this one did not renew its lease "
+                "in time"
             )
 
-    def ensure(self) -> None:
-        """As :meth:`check`, but asks the store only after a silence."""
-        if self.lost or self.holder.age_s > 3 * BEAT_S:
+    def check_if_overdue(self) -> None:
+        """Like :meth:`check`, but only if the last renewal is overdue."""
+        if self.lost or self.holder.age_s > 3 * RENEW_EVERY_S:
             self.check()
 
-    def beat(self, released: bool = False) -> None:
-        """Writes the record anew; notes it if it is another's by now."""
+    def renew(self, released: bool = False) -> None:
+        """Write the record again; sets :attr:`lost` if another driver has taken over."""
         with self._writing:
             seen = look(self.store, self.path)
-            over = released or self._over.is_set()  # a beat that waited for the last one
+            over = released or self._over.is_set()  # a renewal that waited for the last one
             now = replace(self.holder, beat=time.time(), released=over)
             there = parse(seen.data)
             if there is not None and there.owner != self.owner:
                 self.lost = there
-            elif swap(self.store, self.path, seen, dumped(now)):
+            elif swap(self.store, self.path, seen, serialize(now)):
                 self.holder = now
             else:
                 there = parse(look(self.store, self.path).data)
                 self.lost = there if there and there.owner != self.owner else None
 
-    def _keep(self) -> None:
-        while not self._over.wait(BEAT_S) and not self.lost:
-            # A store that is away stops no work; whoever commits will hear of it.
+    def _renew_repeatedly(self) -> None:
+        while not self._over.wait(RENEW_EVERY_S) and not self.lost:
+            # An unreachable store does not stop the work; the next commit will fail on it.
             with contextlib.suppress(OSError):
-                self.beat()
+                self.renew()
 
     def release(self) -> None:
+        """Stop renewing, and mark the lease as free."""
         self._over.set()
         if not self.lost:
-            with contextlib.suppress(OSError):  # a bucket that is away: the record grows stale
-                self.beat(released=True)
+            with contextlib.suppress(OSError):  # an unreachable bucket: the record goes stale
+                self.renew(released=True)
 
 
-def dumped(holder: Holder) -> bytes:
+def serialize(holder: Holder) -> bytes:
+    """The record of a holder."""
     return json.dumps(asdict(holder), indent=1).encode()
 
 
 @contextlib.contextmanager
 def only_driver(
-    store: Store, pipeline: str, say: Callable[[str], None] = lambda _: None
+    store: Store, pipeline: str, log: Callable[[str], None] = lambda _: None
 ) -> Iterator[Lease]:
-    """Holds the pipeline for this process; ValueError if another works on it."""
+    """Hold a pipeline's lease while the context is open.
+
+    Args:
+        log: receives lines for the user while the lease is acquired.
+
+    Raises:
+        ValueError: Another driver runs the pipeline.
+    """
     with _locked(store, pipeline) if store.is_local else contextlib.nullcontext():
-        lease = take(store, pipeline, say)
+        lease = acquire(store, pipeline, log)
         lease.start()
         try:
             yield lease
@@ -182,37 +211,46 @@ def only_driver(
             lease.release()
 
 
-def take(
+def acquire(
     store: Store,
     pipeline: str,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> Lease:
-    """Takes the lease that is free, or that of a driver that is dead, once that is certain.
+    """Acquire a pipeline's lease, if it is free or its driver is certainly dead.
 
-    On disk whoever comes here holds the lock, so that any other holder is dead.
+    On disk the caller must hold the lock; then any other holder is dead.
+
+    Args:
+        log: receives lines for the user.
+        sleep: waits for so many seconds.
+        now: clock, in seconds.
+
+    Raises:
+        ValueError: Another driver runs the pipeline.
     """
-    pulse, path, told = Pulse(now), path_of(pipeline), False
+    monitor, path, logged = HeartbeatMonitor(now), path_of(pipeline), False
     while True:
         seen = look(store, path)
         holder = parse(seen.data)
         rival = holder if holder and not holder.released and not store.is_local else None
-        if rival and pulse.has_beaten(rival):
-            raise refusal(pipeline, rival)
-        if rival and not is_dead_here(rival) and (left := pulse.left_s(rival)):
-            if not told:
-                say(f"{pipeline} was being run by {rival}; looking whether it lives")
-                told = True
+        if rival and monitor.has_renewed(rival):
+            raise already_running(pipeline, rival)
+        if rival and not is_dead_here(rival) and (left := monitor.time_left_s(rival)):
+            if not logged:
+                log(f"pipeline {pipeline} has a driver ({rival}); checking whether it is alive")
+                logged = True
             sleep(min(1.0, left))
             continue
-        if mine := _swapped(store, path, seen, holder):
+        if mine := _try_acquire(store, path, seen, holder):
             if rival:
-                say(f"takes over from {rival}, which is dead")
+                log(f"taking over from the previous driver ({rival}), which is dead")
             return Lease(store, path, mine)
 
 
-def _swapped(store: Store, path: str, seen: Seen, before: Holder | None) -> Holder | None:
+def _try_acquire(store: Store, path: str, seen: Seen, before: Holder | None) -> Holder | None:
+    """Write this process into the record; None if another was faster."""
     host, process = socket.gethostname(), os.getpid()
     mine = Holder(
         owner=f"{host}.{process}.{uuid.uuid4().hex[:8]}",
@@ -222,19 +260,20 @@ def _swapped(store: Store, path: str, seen: Seen, before: Holder | None) -> Hold
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         beat=time.time(),
     )
-    return mine if swap(store, path, seen, dumped(mine)) else None
+    return mine if swap(store, path, seen, serialize(mine)) else None
 
 
-def refusal(pipeline: str, holder: Holder | None) -> ValueError:
+def already_running(pipeline: str, holder: Holder | None) -> ValueError:
+    """The error for a pipeline that another driver runs."""
     by = f" ({holder})" if holder else ""
     return ValueError(
-        f"pipeline {pipeline} is being run already{by}; watch it with `ediffi status`, or end it "
+        f"pipeline {pipeline} is already running{by}; watch it with `ediffi status`, or stop it "
         "with `ediffi cancel`"
     )
 
 
 def is_dead_here(holder: Holder) -> bool:
-    """Whether it was a process of this machine's that is gone."""
+    """Whether the driver ran on this machine and its process has ended."""
     if holder.host != socket.gethostname():
         return False
     try:
@@ -259,5 +298,5 @@ def _locked(store: Store, pipeline: str) -> Iterator[None]:
         try:
             stack.enter_context(lock.held(_lock_file(store, pipeline)))
         except BlockingIOError:
-            raise refusal(pipeline, holder_of(store, pipeline)) from None
+            raise already_running(pipeline, holder_of(store, pipeline)) from None
         yield

@@ -1,4 +1,4 @@
-"""Work in threads that do not keep the process alive."""
+"""Futures of daemon threads: unlike an executor's, they do not keep the process alive."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def in_thread(work: Callable[..., T], *args: Any) -> Future[T]:
-    """Does it in a thread that does not keep the process from ending."""
+    """Run ``work(*args)`` in a new daemon thread."""
     future: Future[T] = Future()
 
     def run() -> None:

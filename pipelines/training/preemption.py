@@ -64,7 +64,7 @@ def told(board: Any, node: str = "") -> str | None:
     if board is None:
         return None
     try:
-        word: str | None = ray.get(board.stopping.remote(node), timeout=BOARD_PATIENCE_S)
+        word: str | None = ray.get(board.stop_reason.remote(node), timeout=BOARD_PATIENCE_S)
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
         return None
     return word

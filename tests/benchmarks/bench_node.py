@@ -48,7 +48,7 @@ def prepared(folder: Path) -> tuple[Path, Path]:
         runner.manifests = {v.node.id: dict(v.manifest) for v in made.verdicts.values() if v.cached}
         if node == "data/train":
             start_ray(made.spec.cpus)
-        runner.perform(made.verdicts[node])
+        runner.run_node(made.verdicts[node])
     import ray
 
     ray.shutdown()
@@ -76,7 +76,7 @@ def context(spec: Path, store: Path, way: str, board: Any = None, **runtime: Any
         board=board,
         manifests={r: made.verdicts[i].manifest for r, i in node.inputs.items()},
     )
-    reads = {**node.inputs, **node.observes}
+    reads = {**node.inputs, **node.unhashed_inputs}
     inputs = {role: made.verdicts[i].folder for role, i in reads.items()}
     return Parts(ctx, dict(node.settings), inputs)
 
@@ -140,12 +140,12 @@ def through_ray(spec: Path, store: Path, rounds: int) -> list[dict[str, float]]:
     import ray
 
     from pipelines.executor.ray_cluster import start_ray
-    from pipelines.runs.context import Board, Context
+    from pipelines.runs.context import Context, ProgressBoard
     from pipelines.steps.train import train
     from pipelines.store.artifacts import Store
 
     start_ray(2)
-    board = ray.remote(num_cpus=0)(Board).remote()
+    board = ray.remote(num_cpus=0)(ProgressBoard).remote()
     _, verdict = verdict_of(spec, store)
     ctx = Context(
         node=NODE,

@@ -78,7 +78,7 @@ class Node:
         )
         inputs = {
             role: self.plan.verdicts[i].folder
-            for role, i in {**node.inputs, **node.observes}.items()
+            for role, i in {**node.inputs, **node.unhashed_inputs}.items()
         }
         training = {**node.settings["training"], **(training or {})}
         training["bad_loss"] = {**training["bad_loss"], **(bad_loss or {})}

@@ -130,7 +130,8 @@ def test_kills_while_it_embeds_and_trains_and_between_nodes(smoke, spec, tmp_pat
 
     with driver(spec, store, tmp_path / "log4") as fourth:
         board = fourth.until(
-            lambda: [p for p in fourth.look() if "ray::Board" in title(p)], "the actor of reports"
+            lambda: [p for p in fourth.look() if "ray::ProgressBoard" in title(p)],
+            "the actor of reports",
         )
         kill(*board)
         assert fourth.finish() == 0, fourth.text()

@@ -14,7 +14,7 @@ import pytest
 from kit import PATIENCE_S, SMOKE, call, descendants, driver, is_alive, strict_json, title
 
 from pipelines.executor.ray_cluster import start_ray
-from pipelines.runs.context import Board, Context
+from pipelines.runs.context import Context, ProgressBoard
 from pipelines.runs.threads import in_thread
 from pipelines.steps.train import train
 from pipelines.store.artifacts import Store
@@ -68,7 +68,7 @@ class Node:
 
     def __init__(self, ray, root):
         self.ray, self.root = ray, root
-        self.board = ray.remote(num_cpus=0)(Board).remote()
+        self.board = ray.remote(num_cpus=0)(ProgressBoard).remote()
 
     def train(self, *fates, workers=2, timeout_s=60, labels=None):
         """An attempt for each fate, and one that ends well."""
@@ -185,7 +185,9 @@ def is_left(node):
 def test_a_driver_that_is_told_to_stop(smoke, tmp_path, capsys, number, code):
     """It has its workers save, says so, and the same command would go on; without a signal it is
     cancelled, and the same command would begin a new run."""
-    word, end = ("interrupted", "the same command") if number else ("cancelled", "what is finished")
+    word, end = (
+        ("interrupted", "run the same command") if number else ("cancelled", "finished nodes")
+    )
     store = smoke.copy(tmp_path / "store", "train/base/E1_1")
     program = (sys.executable, notice_kit.__file__)
     paths = os.pathsep.join([KITS, os.environ.get("PYTHONPATH", "")])
@@ -198,8 +200,8 @@ def test_a_driver_that_is_told_to_stop(smoke, tmp_path, capsys, number, code):
             assert call("cancel", SMOKE, "--storage", store) == 0
         assert running.finish() == code, running.text()
         text = running.text()
-        why = f"the driver got {number.name}" if number else "cancelled by "
-        assert why in text and "; 1 training nodes save and leave" in text
+        why = f"the driver received {number.name}" if number else "cancelled by "
+        assert why in text and " s for 1 training node to save and exit" in text
         assert "train/base/E1_1 has saved" in text and "Traceback" not in text
         assert f"{word}; {end} " in text.splitlines()[-1]
     capsys.readouterr()

@@ -25,16 +25,16 @@ def test_one_works_and_what_two_pipelines_share_is_trained_once(smoke, tmp_path)
         stopped(first, pause=True)
         second = ediffi("run", SMOKE, "--storage", store)
         assert second.returncode == 2
-        assert "ediffi: pipeline smoke is being run already (" in second.stderr
-        assert f", process {first.pid}, heard of " in second.stderr
+        assert "ediffi: pipeline smoke is already running (" in second.stderr
+        assert f", process {first.pid}, last heartbeat " in second.stderr
         with driver(other, store, tmp_path / "log2") as third:
-            waits = f"{NODE} is being made by pipeline smoke ("
+            waits = f"{NODE} is being built by pipeline smoke ("
             third.until(lambda: waits in third.text(), "waiting for the first")
             stopped(first, pause=False)
             assert first.finish() == 0, first.text()
             assert third.finish() == 0, third.text()
             assert third.text().count(waits) == 1
-            assert f"{NODE} reused: another pipeline has made it meanwhile" in third.text()
+            assert f"{NODE} reused: another pipeline has built it in the meantime" in third.text()
             assert f"{NODE} started" not in third.text()
     execution = json.loads(next(store.glob("executions/other-*[0-9].json")).read_text())
     assert execution["state"] == "done" and execution["nodes"][NODE]["state"] == "reused"
@@ -62,7 +62,7 @@ def test_a_waiting_pipeline_takes_over_when_the_other_dies(smoke, tmp_path):
         first.until(lambda: f"{NODE} started" in first.text(), "the start of E1_1")
         stopped(first, pause=True)
         with driver(other, store, tmp_path / "log2") as second:
-            waits = f"{NODE} is being made by pipeline smoke ("
+            waits = f"{NODE} is being built by pipeline smoke ("
             second.until(lambda: waits in second.text(), "waiting for the first")
             kill(first.pid, *first.look())
             first.process.wait()

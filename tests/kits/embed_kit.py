@@ -109,7 +109,7 @@ def embed(spec, root, start=None):
         return verdict, verdict.manifest
     if start is not None:
         start(plan.spec.cpus)
-    return verdict, Runner(plan, Store.open(str(root)), None, None, None, None, None).perform(
+    return verdict, Runner(plan, Store.open(str(root)), None, None, None, None, None).run_node(
         verdict
     )
 

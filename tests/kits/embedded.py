@@ -81,7 +81,7 @@ def embed(
 
 
 def version(of, facts, *, name="train", fingerprint="f00d", settings=None):
-    """The node's result, as :func:`pipelines.executor.runner.commit` would leave it; its folder."""
+    """The node's result, as :func:`pipelines.executor.commit.commit` would leave it; its folder."""
     folder = f"nodes/embed/{name}-{fingerprint}"
     ctx = Context(
         node=f"embed/{name}",

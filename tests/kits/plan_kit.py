@@ -1,4 +1,4 @@
-"""Plans whose nodes were never run, and stores that say they were."""
+"""Plans whose nodes were never run, and stores as if they had been."""
 
 import json
 
@@ -21,11 +21,11 @@ def finish(store, verdict, **more):
     store.write(f"{verdict.folder}/result", b"x")
     inputs = {r: {"node": i, "fingerprint": "f"} for r, i in verdict.node.inputs.items()}
     settings = json.loads(json.dumps(verdict.node.settings))
-    told = {"fingerprint": verdict.fingerprint, "settings": settings, "inputs": inputs}
-    return store.commit(verdict.folder, ["result"], {**told, "metrics": {}, "info": {}, **more})
+    manifest = {"fingerprint": verdict.fingerprint, "settings": settings, "inputs": inputs}
+    return store.commit(verdict.folder, ["result"], {**manifest, "metrics": {}, "info": {}, **more})
 
 
-class Crowned:
+class Promoted:
     """A champion of the smoke spec, as its promote node left it."""
 
     def __init__(self, store, change=lambda raw: None):
@@ -39,18 +39,18 @@ class Crowned:
         stages = [dict(s) for s in promoted.node.settings["stages"]]
         weights = {}
         for stage in stages:
-            for seat in stage["experts"]:
-                at = by_id[f"train/{stage['name']}/{seat}"]
-                weights[f"{stage['name']}/{seat}"] = {
+            for slot in stage["experts"]:
+                at = by_id[f"train/{stage['name']}/{slot}"]
+                weights[f"{stage['name']}/{slot}"] = {
                     "path": f"{at.folder}/ema.safetensors",
                     "fingerprint": at.fingerprint,
-                    "expert": seat,
+                    "expert": slot,
                 }
         data = {s: by_id[f"embed/{s}"] for s in ("train", "validation")}
         read = {s: {"folder": v.folder, "fingerprint": v.fingerprint} for s, v in data.items()}
         manifest = {"stages": stages, "weights": weights, "data": read, "trained_with": {}}
         store.write_json(f"{promoted.folder}/ensemble.json", manifest)
-        self.champion = Champion.of(store, promoted.folder, promoted.fingerprint)
+        self.champion = Champion.load(store, promoted.folder, promoted.fingerprint)
 
     def plan(self, change=lambda raw: None, **how):
         return plan.make(spec(change), self.store, {}, champion=self.champion, **how)

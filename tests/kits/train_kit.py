@@ -96,7 +96,7 @@ def main(spec, root):
 
     from pipelines.executor.ray_cluster import start_ray
     from pipelines.executor.runner import Runner
-    from pipelines.runs.context import Board
+    from pipelines.runs.context import ProgressBoard
     from pipelines.steps import train
     from pipelines.store.artifacts import Store
 
@@ -107,7 +107,7 @@ def main(spec, root):
     start_ray(made.spec.cpus)
     runner = Runner(made, Store.open(str(root)), None, None, None, None, None)
     runner.manifests = {v.node.id: v.manifest for v in made.verdicts.values() if v.cached}
-    runner.board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
+    runner.board = ray.remote(num_cpus=0, max_restarts=-1)(ProgressBoard).remote()
     whole = train.train
     train.train = lambda ctx, _, config: whole(ctx, train_kit.worker, config)
 
@@ -124,7 +124,7 @@ def main(spec, root):
                         print(key, row[key], flush=True)
 
     threading.Thread(target=tell, daemon=True).start()
-    runner.perform(verdict)
+    runner.run_node(verdict)
     runner.store.sweep()  # as every run ends
     print("is done", flush=True)
 

@@ -126,7 +126,7 @@ def test_a_second_driver(mistake, tmp_path):
     """Of the same pipeline and store; another pipeline in the store is free to run."""
     store = Store.open(str(tmp_path / "store"))
     with only_driver(store, "smoke"), only_driver(store, "other"):
-        assert "is being run already" in mistake("run", SMOKE, "--storage", tmp_path / "store")
+        assert "is already running" in mistake("run", SMOKE, "--storage", tmp_path / "store")
 
 
 def test_nothing_to_show_yet(mistake, tmp_path):

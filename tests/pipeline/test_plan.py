@@ -5,7 +5,7 @@ import yaml
 from kit import SPECS
 
 from pipelines.dag import plan, sources
-from pipelines.executor.runner import commit
+from pipelines.executor.commit import commit
 from pipelines.reports import plan as plan_view
 from pipelines.runs.context import Result
 from pipelines.spec.pipeline import Spec
@@ -208,7 +208,7 @@ def test_validation_data_is_watched_and_trains_nothing(store):
 def test_nodes_come_after_what_they_need(store):
     seen = set()
     for verdict in made(store).verdicts.values():
-        assert set(verdict.node.needs) <= seen, verdict.node.id
+        assert set(verdict.node.dependencies) <= seen, verdict.node.id
         seen.add(verdict.node.id)
     assert len(seen) == 26
 

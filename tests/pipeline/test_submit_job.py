@@ -120,7 +120,7 @@ def test_a_pipeline_is_sent_watched_stopped_and_sent_again(cluster, smoke, tmp_p
     assert "stopped" in asked("stop", "smoke-1")
     said = asked("logs", "smoke-1")
     assert "train/sr32/E0_0 started" in said
-    assert "interrupted; the same command goes on from here" in said
+    assert "interrupted; run the same command again to continue" in said
     [execution] = [json.loads(p.read_text()) for p in store.glob("executions/smoke-*[0-9].json")]
     assert execution["state"] == "interrupted"
     assert "ended already" in asked("stop", "smoke-1", code=2)

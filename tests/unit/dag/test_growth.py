@@ -1,4 +1,4 @@
-"""Trees that grow: what the metrics of finished experts make of them."""
+"""Adaptive trees: how the metrics of finished experts grow them."""
 
 import random
 
@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from ediffi_core import tree
 from ediffi_core.noise import NoiseDistribution
-from pipelines.dag.growth import child, grow
+from pipelines.dag.growth import grow, outer_child
 from pipelines.spec.adaptive import Adaptive
 
 HIGH = ["E1_1", "E2_3", "E3_7", "E4_15"]
@@ -24,7 +24,7 @@ def measured(gain, low=None, loss=0.2):
 
 
 def grown(settings, gains):
-    """Trains whatever is asked for, until nothing is; → the tree and the order of training."""
+    """Train whatever the tree asks for until it is grown; → the tree, and the order of training."""
     found, order = {}, []
     while True:
         now = grow(settings, found, NoiseDistribution())
@@ -39,9 +39,13 @@ def settings(experts=8, depth=4, **more):
 
 
 def test_a_child_is_the_outer_half_of_its_parent():
-    assert [child("E0_0", "high"), child("E1_1", "high"), child("E2_3", "high")] == HIGH[:3]
-    assert [child("E0_0", "low"), child("E1_0", "low")] == ["E1_0", "E2_0"]
-    assert all(tree.parent(child(e, "high")) == e for e in HIGH)
+    assert [
+        outer_child("E0_0", "high"),
+        outer_child("E1_1", "high"),
+        outer_child("E2_3", "high"),
+    ] == HIGH[:3]
+    assert [outer_child("E0_0", "low"), outer_child("E1_0", "low")] == ["E1_0", "E2_0"]
+    assert all(tree.parent(outer_child(e, "high")) == e for e in HIGH)
 
 
 def test_both_sides_are_tried_at_once_and_nothing_follows_that_gains_nothing():
@@ -101,8 +105,8 @@ def test_any_metrics_make_a_tree_that_covers_everything_once_and_stays_in_budget
         assert grown(own, gains) == (now, order)
 
 
-def test_what_is_known_only_grows():
-    """A node that was asked for stays in the plan, whatever else is found."""
+def test_no_expert_is_ever_removed():
+    """An expert that was asked for stays in the tree, whatever the others gain."""
     gains = {"E1_1": 0.01, "E1_0": 0.012, "E2_0": 0.005, "E2_3": 0.02}
     found, before = {}, ()
     for _ in range(8):

@@ -1,7 +1,7 @@
-"""Plans that grow, plans with a champion, and plans of a retraining: from a store, without Ray."""
+"""Plans that grow, are compared with a champion, or retrain it: from a store, without Ray."""
 
 import pytest
-from plan_kit import Crowned, finish, spec
+from plan_kit import Promoted, finish, spec
 
 from ediffi_core import tree
 from pipelines.dag import plan
@@ -41,7 +41,7 @@ def experts(made):
 
 
 def grow(store, made, gains):
-    """Finishes what the plan wants trained, until it wants no more; → the orders it came in."""
+    """Finish what the plan trains until it trains no more; → the final plan, the nodes by round."""
     orders = []
     while True:
         todo = [v for v in made.verdicts.values() if v.node.kind == "train" and not v.cached]
@@ -51,7 +51,7 @@ def grow(store, made, gains):
         for verdict in todo:
             name = verdict.node.settings["expert"]
             finish(store, verdict, **({} if name == tree.ROOT else gained(gains.get(name, -0.01))))
-        made = made.again()
+        made = made.regrow()
 
 
 def test_a_tree_grows_by_what_the_store_has(store):
@@ -68,19 +68,19 @@ def test_a_tree_grows_by_what_the_store_has(store):
     assert base.ensemble == ["E2_3", "M_C", "E1_0"]
     assert made.verdicts["adopt/base"].node.settings["seats"]["E1_0"] == ["base/E1_0", "base/E0_0"]
     assert "promote/smoke" in made.verdicts
-    # E1_1 and E2_3 stand between E2_3's interval and the root's; the complement is what is left.
+    # The complement covers what E2_3 and E1_0 leave.
     assert made.verdicts["train/base/M_C"].node.settings["interval"] == [0.5, 0.75]
 
 
-def test_every_decision_is_told_once(store):
-    """Also of an expert that was trained before, of which nothing is waited for."""
+def test_every_decision_is_reported_once(store):
+    """Also that on an expert which was trained before, so that nothing waits for it."""
     first = plan.make(spec(grows), store, {})
     gains = {"E1_1": 0.02, "E1_0": 0.03, "E2_0": 0.01, "E2_3": 0.01}
     grow(store, first, gains)
     last = plan.make(spec(grows), store, {})
-    told = [line.split()[2] for line in last.news(first)]
-    assert told == [d.expert for d in last.trees["base"].decisions] and len(told) == 5
-    assert last.news(last) == []
+    reported = [line.split()[2] for line in last.new_decisions(first)]
+    assert reported == [d.expert for d in last.trees["base"].decisions] and len(reported) == 5
+    assert last.new_decisions(last) == []
 
 
 def test_the_same_store_grows_the_same_tree(store):
@@ -109,30 +109,30 @@ def other_data(raw):
     raw["data"]["train"]["rows"] = 80
 
 
-def judged(made):
+def comparing(made):
     return {i for i in made.verdicts if i.startswith(("gate", "evaluate")) and "/ensemble" not in i}
 
 
 def test_the_champion_is_not_compared_with_itself(store):
-    assert "gate/smoke" not in Crowned(store).plan().verdicts
+    assert "gate/smoke" not in Promoted(store).plan().verdicts
 
 
 def test_a_new_ensemble_is_compared_on_the_same_pictures(store):
-    made = Crowned(store).plan(longer)
-    assert {"gate/smoke", "evaluate/base/champion", "evaluate/sr32/champion"} <= judged(made)
+    made = Promoted(store).plan(longer)
+    assert {"gate/smoke", "evaluate/base/champion", "evaluate/sr32/champion"} <= comparing(made)
     gate, theirs = made.verdicts["gate/smoke"].node, made.verdicts["evaluate/base/champion"].node
     assert gate.inputs["candidate"] == "promote/smoke"
     assert theirs.inputs["validation"] == "embed/validation"
-    assert set(theirs.given) == {"base/E1_1", "base/E1_0"}
+    assert set(theirs.external) == {"base/E1_1", "base/E1_0"}
     assert list(made.verdicts)[-1] == "gate/smoke"
 
 
 def test_with_other_validation_data_both_are_measured_on_the_champions_too(store):
-    made = Crowned(store).plan(other_validation)
+    made = Promoted(store).plan(other_validation)
     names = {"evaluate/base/ensemble-before", "evaluate/base/champion-before"}
     assert names <= set(made.verdicts)
     for name in names:
-        assert "validation" in made.verdicts[name].node.given
+        assert "validation" in made.verdicts[name].node.external
     assert names <= set(made.verdicts["gate/smoke"].node.inputs.values())
 
 
@@ -143,7 +143,7 @@ def losses_of(made):
 
 
 def retrained_easily(raw):
-    """Trains on what gives lower losses: other p(σ), weight, degradation, and another tree."""
+    """Train on what gives lower losses: other p(σ), weight, degradation, and another tree."""
     raw["stages"]["base"] |= {"P_std": 1.0, "P_mean": -0.8, "sigma_data": 0.6}
     raw["stages"]["base"]["experts"]["E2_3"] = {"images": 128}
     raw["stages"]["base"]["experts"]["M_C"] = {"images": 128}
@@ -153,12 +153,12 @@ def retrained_easily(raw):
 
 def test_both_sides_are_measured_alike_however_they_were_trained(store):
     before = losses_of(plan.make(spec(), store, {}))
-    now = losses_of(Crowned(store).plan(retrained_easily))
+    now = losses_of(Promoted(store).plan(retrained_easily))
     base, sr = now["evaluate/base/ensemble"], now["evaluate/sr32/ensemble"]
     assert now["evaluate/base/champion"] == base and now["evaluate/sr32/champion"] == sr
     for group in ("root", "single"):
         assert now[f"evaluate/base/{group}"] == base
-    # Nothing of the training settings but where the experts' intervals are.
+    # Of the training settings only the experts' intervals matter.
     was = before["evaluate/base/ensemble"]
     assert {k: v for k, v in base.items() if was[k] != v}.keys() == {"cut", "experts", "draws"}
     assert base["cut"] == {"P_mean": -0.8, "P_std": 1.0}
@@ -172,7 +172,7 @@ def test_a_spec_says_what_both_sides_are_measured_on(store):
         longer(raw)
         raw["evaluate"]["losses"] = {"P_mean": 0.0, "draws": 8192, "degrade": {"probability": 1.0}}
 
-    made = losses_of(Crowned(store).plan(change))
+    made = losses_of(Promoted(store).plan(change))
     for stage, each in (("base", 4096), ("sr32", 8192)):
         ours, theirs = (made[f"evaluate/{stage}/{who}"] for who in ("ensemble", "champion"))
         assert ours == theirs and ours["draws"] == each
@@ -187,25 +187,25 @@ def test_many_experts_have_the_fewest_draws_each():
     assert Losses().draws_each(32) == FEWEST_DRAWS
 
 
-def test_the_gate_is_no_part_of_what_is_promoted(store):
-    with_it = Crowned(store).plan(longer).verdicts["promote/smoke"].fingerprint
+def test_the_gate_does_not_change_what_is_promoted(store):
+    with_it = Promoted(store).plan(longer).verdicts["promote/smoke"].fingerprint
     assert with_it == plan.make(spec(longer), store, {}).verdicts["promote/smoke"].fingerprint
 
 
-def test_a_retraining_goes_on_from_every_seat(store):
-    crowned = Crowned(store)
-    made = crowned.plan(other_data, warm=True)
+def test_a_retraining_continues_every_slot(store):
+    promoted = Promoted(store)
+    made = promoted.plan(other_data, retrain=True)
     trained = {v.node.name: v.node for v in made.verdicts.values() if v.node.kind == "train"}
     assert set(trained) == {"base/E1_1", "base/E1_0", "sr32/E0_0"}
     node = trained["base/E1_1"]
     assert node.settings["images"] == 32 and node.settings["interval"] == [0.5, 1.0]
     assert (
-        node.given["parent"].fingerprint
-        == crowned.champion.manifest["weights"]["base/E1_1"]["fingerprint"]
+        node.external["parent"].fingerprint
+        == promoted.champion.manifest["weights"]["base/E1_1"]["fingerprint"]
     )
     assert node.settings["stream"] != "base/E1_1"
-    line = made.verdicts["adopt/base"].node.settings["seats"]["E1_1"]
-    assert line == ["base/E1_1", "champion/base/E1_1"]
+    candidates = made.verdicts["adopt/base"].node.settings["seats"]["E1_1"]
+    assert candidates == ["base/E1_1", "champion/base/E1_1"]
     assert "gate/smoke" in made.verdicts
 
 
@@ -214,26 +214,28 @@ def test_a_retraining_keeps_an_experts_own_rate(store):
         other_data(raw)
         raw["stages"]["base"]["experts"]["E1_1"]["learning_rate"] = 1e-4
 
-    made = Crowned(store).plan(slower, warm=True)
+    made = Promoted(store).plan(slower, retrain=True)
     training = {v.node.name: v.node.settings.get("training") for v in made.verdicts.values()}
-    rates = {seat: training[f"base/{seat}"]["learning_rate"] for seat in ("E1_1", "E1_0")}
+    rates = {slot: training[f"base/{slot}"]["learning_rate"] for slot in ("E1_1", "E1_0")}
     assert rates == {"E1_1": 1e-4, "E1_0": 1e-3}
 
 
 def test_a_retraining_with_other_networks_is_refused(store):
-    crowned = Crowned(store)
+    promoted = Promoted(store)
     with pytest.raises(
         ValueError, match=r"stage base has another network .* network.channels: 16 → 48"
     ):
-        crowned.plan(lambda raw: raw["stages"]["base"]["network"].update(channels=48), warm=True)
+        promoted.plan(
+            lambda raw: raw["stages"]["base"]["network"].update(channels=48), retrain=True
+        )
 
 
 def test_a_champion_of_other_stages_is_not_compared_nor_retrained(store):
-    crowned = Crowned(store)
+    promoted = Promoted(store)
 
     def larger(raw):
         raw["stages"]["sr32"] |= {"resolution": 64}
 
-    assert "gate/smoke" not in crowned.plan(larger).verdicts
+    assert "gate/smoke" not in promoted.plan(larger).verdicts
     with pytest.raises(ValueError, match="its stages are base 16 → sr32 64, the champion's base"):
-        crowned.plan(larger, warm=True)
+        promoted.plan(larger, retrain=True)

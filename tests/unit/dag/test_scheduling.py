@@ -1,20 +1,20 @@
-"""Which nodes start: in order, all at once or not at all, and none is passed over for ever."""
+"""Which nodes start: by priority, with all their resources or not at all, and none starves."""
 
 import random
 
-from pipelines.dag.scheduling import Candidate, holds, less, startable
+from pipelines.dag.scheduling import Candidate, fits, startable, subtract
 
 
 def node(id, cpus=1, gpus=0, **more):
-    return Candidate(id=id, need={"cpus": cpus, "gpus": gpus}, **more)
+    return Candidate(id=id, resources={"cpus": cpus, "gpus": gpus}, **more)
 
 
 def started(ready, cpus=4, gpus=0):
     return [c.id for c in startable(ready, {"cpus": cpus, "gpus": gpus})]
 
 
-def test_the_longest_way_goes_first_and_priority_before_it():
-    ready = [node("short", way=1), node("long", way=9), node("urgent", priority=1)]
+def test_the_longest_path_goes_first_and_priority_before_it():
+    ready = [node("short", path_length=1), node("long", path_length=9), node("urgent", priority=1)]
     assert started(ready) == ["urgent", "long", "short"]
     assert started(ready, cpus=1) == ["urgent"]
     assert started([node("a"), node("b")], cpus=1) == ["a"]
@@ -28,34 +28,34 @@ def test_a_gang_starts_whole_or_not_at_all():
     assert len(started(thirds, gpus=1)) == 10
 
 
-def test_smaller_ones_behind_it_get_only_what_it_has_no_use_for():
-    wide = node("wide", cpus=4, way=9)
+def test_smaller_ones_behind_it_get_only_what_it_does_not_need():
+    wide = node("wide", cpus=4, path_length=9)
     assert started([wide, node("small")], cpus=3) == []
-    needs_gpus = node("wide", cpus=1, gpus=2, way=9)
+    needs_gpus = node("wide", cpus=1, gpus=2, path_length=9)
     assert started([needs_gpus, node("a"), node("b")], cpus=2, gpus=1) == ["a"]
     assert started([needs_gpus, node("gpu", gpus=1)], cpus=4, gpus=1) == []
 
 
-def test_a_wide_node_begins_though_small_ones_never_cease_to_come():
-    """Every small one works for two rounds, and there are always more; without a reserve one of
-    them would be at work at any time."""
+def test_a_wide_node_starts_though_small_ones_keep_coming():
+    """Small nodes run for two rounds and there are always more of them, so that without a
+    reservation at least one would be running at any time."""
     at_work, waiting, rounds = {}, [], 0
-    wide = node("wide", cpus=4, way=1)
+    wide = node("wide", cpus=4, path_length=1)
     while wide.id not in at_work:
-        assert rounds < 10, "the wide one starves"
-        at_work = {i: (need, left - 1) for i, (need, left) in at_work.items() if left > 1}
+        assert rounds < 10, "the wide node starves"
+        at_work = {i: (held, left - 1) for i, (held, left) in at_work.items() if left > 1}
         waiting += [node(f"small{rounds}-{i}") for i in range(4)]
         free = {"cpus": 4}
-        for need, _ in at_work.values():
-            free = less(free, need)
+        for held, _ in at_work.values():
+            free = subtract(free, held)
         for chosen in startable([*waiting, *([wide] if rounds else [])], free):
-            at_work[chosen.id] = (chosen.need, 2)
+            at_work[chosen.id] = (chosen.resources, 2)
             waiting = [c for c in waiting if c.id != chosen.id]
         rounds += 1
 
 
-def test_whatever_is_asked_for_is_never_overdrawn_and_ends():
-    """Any nodes that fit the machine by themselves, of two resources, ending in any order."""
+def test_resources_are_never_overcommitted_and_everything_runs():
+    """Random nodes that each fit the machine, of two resources, ending in any order."""
     for seed in range(200):
         rng = random.Random(seed)
         total = {"cpus": rng.randint(1, 8), "gpus": rng.randint(0, 4)}
@@ -64,18 +64,18 @@ def test_whatever_is_asked_for_is_never_overdrawn_and_ends():
                 str(i),
                 cpus=rng.randint(0, total["cpus"]),
                 gpus=rng.randint(0, total["gpus"]),
-                way=rng.random(),
+                path_length=rng.random(),
                 priority=rng.randint(0, 2),
             )
             for i in range(20)
         ]
         at_work = []
         while waiting or at_work:
-            held = {kind: sum(c.need[kind] for c in at_work) for kind in total}
-            for chosen in startable(waiting, less(total, held)):
+            held = {kind: sum(c.resources[kind] for c in at_work) for kind in total}
+            for chosen in startable(waiting, subtract(total, held)):
                 waiting.remove(chosen)
                 at_work.append(chosen)
-                held = {kind: n + chosen.need[kind] for kind, n in held.items()}
-            assert holds(total, held)
-            assert at_work, "nothing is at work, and nothing starts"
+                held = {kind: n + chosen.resources[kind] for kind, n in held.items()}
+            assert fits(held, total)
+            assert at_work, "nothing runs, and nothing starts"
             at_work.pop(rng.randrange(len(at_work)))

@@ -1,10 +1,10 @@
-"""Giving up a run: of a living driver by word in the store, of a dead one in its record."""
+"""Cancel a run: by a request to its driver, or in its record if the driver is dead."""
 
 import threading
 
 import pytest
 
-from pipelines.executor.cancel import cancel, heard, mark
+from pipelines.executor.cancel import cancel, mark_cancelled, watch_for_cancel
 from pipelines.executor.stopping import Stop
 from pipelines.runs.execution import Execution, begin, by_id, is_cancelled
 from pipelines.runs.lease import only_driver
@@ -26,26 +26,26 @@ def store(tmp_path):
 
 @pytest.fixture
 def run(store):
-    """A run at work on one node."""
+    """A run with one node running."""
     made = begin(Plan, store)
     made.nodes = {"train/a": {"state": "running"}, "train/b": {"state": "done"}}
     made.save(store)
     return made
 
 
-def test_a_living_driver_hears_of_it(store, run):
+def test_a_live_driver_sees_the_request(store, run):
     stop = Stop()
-    with only_driver(store, "demo"), heard(store, run.id, stop):
+    with only_driver(store, "demo"), watch_for_cancel(store, run.id, stop):
         assert stop.why is None
-        assert "has its training nodes save" in cancel(store, run)
+        assert "to save its training nodes and exit" in cancel(store, run)
         waited = threading.Event()
         while stop.why is None:
             waited.wait(0.02)
     assert stop.why.startswith("cancelled by ") and ", process " in stop.why
-    assert by_id(store, run.id).state == "running", "its driver ends it, nobody else"
+    assert by_id(store, run.id).state == "running", "only its driver ends it"
 
 
-def test_of_a_run_without_a_driver_the_record_is_ended(store, run):
+def test_a_run_without_a_driver_is_marked_as_cancelled(store, run):
     assert "cancelled; it had no driver" in cancel(store, run)
     found = by_id(store, run.id)
     assert found.state == "cancelled" and found.ended
@@ -57,7 +57,7 @@ def test_of_a_run_without_a_driver_the_record_is_ended(store, run):
         cancel(store, found)
 
 
-def test_the_next_driver_begins_a_new_run(store, run):
+def test_the_next_driver_starts_a_new_run(store, run):
     again = begin(Plan, store)
     assert (again.id, again.attempt) == (run.id, 2)
     again.state = "interrupted"
@@ -67,8 +67,8 @@ def test_the_next_driver_begins_a_new_run(store, run):
     assert new.id != run.id and new.attempt == 1
 
 
-def test_a_word_that_no_driver_lived_to_hear_counts_for_the_next(store, run):
-    """As in a bucket, where a driver that has just died seems to live."""
+def test_a_request_that_no_driver_saw_counts_for_the_next(store, run):
+    """As in a bucket, where a driver that has just died seems alive."""
     with only_driver(store, "demo"):
         cancel(store, run)
     assert is_cancelled(store, run.id)
@@ -76,6 +76,6 @@ def test_a_word_that_no_driver_lived_to_hear_counts_for_the_next(store, run):
     assert by_id(store, run.id).state == "cancelled"
 
 
-def test_a_run_that_ended_meanwhile_stays_as_it_is(store):
+def test_a_run_that_ended_in_the_meantime_stays_as_it_is(store):
     ended = Execution(id="demo-1", pipeline="demo", fingerprint="f", attempt=1, state="done")
-    assert mark(store, ended) == "demo-1 has ended meanwhile: done"
+    assert mark_cancelled(store, ended) == "demo-1 has ended in the meantime: done"

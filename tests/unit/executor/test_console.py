@@ -1,4 +1,4 @@
-"""What a running node's line says."""
+"""What the console prints of running nodes."""
 
 import io
 
@@ -22,10 +22,10 @@ def test_an_embedding_job_says_rows_bytes_and_what_is_left(at, capsys):
     shown = Console()
     shown.state("embed/train", "running")
     shown.report("embed/train", _row(2, rows=200, size=4e9))  # from an earlier run: no speed
-    assert "left" not in shown.line("embed/train")
+    assert "left" not in shown.progress_line("embed/train")
     at(60)
     shown.report("embed/train", _row(12, rows=6200, size=24e9))
-    assert shown.line("embed/train").split("  ")[-5:] == [
+    assert shown.progress_line("embed/train").split("  ")[-5:] == [
         "12/128 shards",
         "6,200 rows",
         "24.0 GB",
@@ -33,7 +33,7 @@ def test_an_embedding_job_says_rows_bytes_and_what_is_left(at, capsys):
         "11:36 left",
     ]
     capsys.readouterr()
-    shown.tick()  # no terminal here: a plain line
+    shown.refresh()  # no terminal here: a plain line
     assert capsys.readouterr().out.startswith("[ 1:00] embed/train")
 
 
@@ -43,7 +43,7 @@ def test_a_training_node_counts_images(at):
     shown.report("train/base/E0_0", {"done": 0, "of": 640, "unit": "images"})
     at(2)
     shown.report("train/base/E0_0", {"done": 64, "of": 640, "unit": "images", "loss": 0.5})
-    assert shown.line("train/base/E0_0").endswith("loss 0.5000  32 images/s  0:18 left")
+    assert shown.progress_line("train/base/E0_0").endswith("loss 0.5000  32 images/s  0:18 left")
 
 
 def _row(done, *, rows, size):
@@ -58,28 +58,28 @@ def test_it_says_what_was_saved_when_and_where_the_pictures_are(at, capsys):
     shown.report(node, {"checkpoint": 64})
     capsys.readouterr()
     shown.report(node, {"picture": "store/nodes/train/base/E0_0-1/samples/000000064.png"})
-    told = capsys.readouterr().out
-    assert told.endswith(f"{node} drew store/nodes/train/base/E0_0-1/samples/000000064.png\n")
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"{node} drew store/nodes/train/base/E0_0-1/samples/000000064.png\n")
     at(75)
-    assert shown.line(node).split("  ")[-2:] == [
+    assert shown.progress_line(node).split("  ")[-2:] == [
         "saved 64 (1:15 ago)",
         "pictures in store/nodes/train/base/E0_0-1/samples",
     ]
-    first, second = shown.line(node, width=80).split("\n")
+    first, second = shown.progress_line(node, width=80).split("\n")
     assert first.endswith("64/640 images") and second.split("  ")[-2] == "saved 64 (1:15 ago)"
-    assert "\n" not in shown.line(node, width=140)
+    assert "\n" not in shown.progress_line(node, width=140)
 
 
 def test_on_a_terminal_a_line_keeps_its_time(at):
-    """What is printed above the live lines goes out with no erasing within it."""
+    """A line above the live lines is written in one piece, with no erasing inside."""
     out = io.StringIO()
     with Console() as shown:
         shown.rich = Rich(file=out, force_terminal=True, soft_wrap=True, highlight=False)
         shown.live = Live(console=shown.rich, refresh_per_second=2, transient=True)
         shown.live.start()
         shown.state("train/base/E0_0", "running")
-        shown.tick()
-        shown.say("something happened")
+        shown.refresh()
+        shown.log("something happened")
     assert "[ 0:00] train/base/E0_0 started" in out.getvalue()
     assert "[ 0:00] something happened" in out.getvalue()
 
@@ -91,7 +91,7 @@ def test_plain_lines_come_less_often_in_a_long_run(at, capsys):
     printed = []
     for second in range(0, 1800):
         at(second)
-        shown.tick()
+        shown.refresh()
         if capsys.readouterr().out:
             printed.append(second)
     early = [s for s in printed if s < 600]

@@ -1,4 +1,4 @@
-"""What no machine has is said before a task waits for it."""
+"""A task that no machine can run is reported before it waits."""
 
 import pytest
 
@@ -10,7 +10,7 @@ def machine(gpus=0, alive=True, **labels):
 
 
 @pytest.mark.parametrize(
-    ("gpus", "labels", "machines", "said"),
+    ("gpus", "labels", "machines", "expected"),
     [
         (0, {}, [], ""),
         (1, {}, [machine(), machine(gpus=8)], ""),
@@ -26,5 +26,5 @@ def machine(gpus=0, alive=True, **labels):
         (0, {"kind": "in(A100,H100)", "market": "!spot"}, [machine()], ""),  # left to Ray
     ],
 )
-def test_what_is_lacking(gpus, labels, machines, said):
-    assert lacking(gpus, labels, machines) == said
+def test_what_is_lacking(gpus, labels, machines, expected):
+    assert lacking(gpus, labels, machines) == expected

@@ -1,4 +1,4 @@
-"""What a webhook hears of a run's end, from a real server, and what is said if it does not."""
+"""A webhook on a real server is notified of a run's end, and failures are logged."""
 
 import json
 import threading
@@ -45,12 +45,12 @@ def server():
 
 
 @pytest.fixture
-def tell(monkeypatch):
-    """``tell(url, state)`` → what was said of it."""
+def send(monkeypatch):
+    """``send(url, state)`` → the lines that were logged."""
     monkeypatch.setattr(notify, "FIRST_WAIT_S", 0.0)
 
     def call(url, state="failed", **more):
-        said = []
+        logged = []
         settings = Notify.model_validate({"webhook": url, **more})
         assert TOKEN not in repr(settings)
         execution = Execution(
@@ -62,14 +62,14 @@ def tell(monkeypatch):
             started="2026-01-01T00:00:00+00:00",
             ended="2026-01-01T01:00:00+00:00",
         )
-        notify.tell(settings, execution, {"train/base/E0_0": "out of memory"}, said.append)
-        return said
+        notify.send(settings, execution, {"train/base/E0_0": "out of memory"}, logged.append)
+        return logged
 
     return call
 
 
-def test_it_gets_one_message(server, tell):
-    assert tell(server.url) == []
+def test_it_gets_one_message(server, send):
+    assert send(server.url) == []
     assert server.got == [
         (
             TOKEN,
@@ -86,31 +86,31 @@ def test_it_gets_one_message(server, tell):
     ]
 
 
-def test_a_server_that_is_busy_is_asked_again(server, tell):
+def test_a_server_that_is_busy_is_asked_again(server, send):
     server.statuses = [503, 500]
-    assert tell(server.url) == [] and len(server.got) == 3
+    assert send(server.url) == [] and len(server.got) == 3
 
 
-def test_one_that_refuses_is_not_and_its_address_stays_secret(server, tell):
+def test_one_that_refuses_is_not_and_its_address_stays_secret(server, send):
     server.statuses = [403]
-    assert tell(server.url) == ["the webhook at 127.0.0.1 was not told (HTTP 403)"]
+    assert send(server.url) == ["could not notify the webhook at 127.0.0.1 (HTTP 403)"]
     assert len(server.got) == 1
     server.statuses = [500] * 3
-    assert tell(server.url) == ["the webhook at 127.0.0.1 was not told (HTTP 500)"]
+    assert send(server.url) == ["could not notify the webhook at 127.0.0.1 (HTTP 500)"]
     assert len(server.got) == 4
 
 
-def test_a_server_that_is_gone_ends_nothing(server, tell):
+def test_a_server_that_is_gone_ends_nothing(server, send):
     server.shutdown()
     server.server_close()
-    [line] = tell(server.url)
-    assert line.startswith("the webhook at 127.0.0.1 was not told (") and TOKEN not in line
+    [line] = send(server.url)
+    assert line.startswith("could not notify the webhook at 127.0.0.1 (") and TOKEN not in line
 
 
-def test_only_ends_that_were_asked_for(server, tell):
-    assert tell(server.url, "done", on=["failed"]) == [] and server.got == []
-    assert tell(server.url, "failed", on=["failed"]) == [] and len(server.got) == 1
-    assert tell(None) == []
+def test_only_ends_that_were_asked_for(server, send):
+    assert send(server.url, "done", on=["failed"]) == [] and server.got == []
+    assert send(server.url, "failed", on=["failed"]) == [] and len(server.got) == 1
+    assert send(None) == []
 
 
 def test_an_address_that_is_none_is_a_mistake_that_does_not_show_it():

@@ -1,4 +1,4 @@
-"""What a spec says of GPUs, priorities and limits: checked, and passed on to the nodes."""
+"""A spec's GPUs, priorities and time limits are checked and reach the nodes."""
 
 import pytest
 import yaml
@@ -34,15 +34,15 @@ def on_gpus(raw, gpus=2.0):
     raw["evaluate"] |= {"gpus": 0.5, "labels": {"ediffi-group": "sr"}}
 
 
-def test_a_node_says_what_all_its_processes_need(load):
+def test_a_nodes_resources_are_those_of_all_its_processes(load):
     loaded = load(on_gpus)
     nodes = {n.id: n for n in nodes_of(loaded, sources.identify_all(loaded))}
     trained = nodes["train/base/E1_1"]
-    assert (trained.need, trained.priority) == ({"cpus": 2, "gpus": 2}, 1)
+    assert (trained.resources, trained.priority) == ({"cpus": 2, "gpus": 2}, 1)
     assert trained.runtime["limit_hours"] == 2.0
-    assert nodes["embed/train"].need == {"cpus": 2, "gpus": 2}
-    assert nodes["train/sr32/E0_0"].need == {"cpus": 1, "gpus": 0}
-    assert nodes["evaluate/base/root"].need == {"cpus": 1, "gpus": 0.5}
+    assert nodes["embed/train"].resources == {"cpus": 2, "gpus": 2}
+    assert nodes["train/sr32/E0_0"].resources == {"cpus": 1, "gpus": 0}
+    assert nodes["evaluate/base/root"].resources == {"cpus": 1, "gpus": 0.5}
     groups = {i: n.labels.get("ediffi-group") for i, n in nodes.items()}
     assert groups["train/base/E1_1"] == "base" and groups["evaluate/base/root"] == "sr"
     assert groups["train/sr32/E0_0"] is groups["embed/train"] is None

@@ -1,4 +1,4 @@
-"""What the runner makes of nodes that are another's, of time that is over, and of a lost lease."""
+"""How the runner handles other pipelines' nodes, time limits, cancelling and a lost lease."""
 
 import time
 from concurrent.futures import Future
@@ -23,23 +23,23 @@ NODE = "data/train"
 
 
 class Record:
-    """In place of MLflow's: which nodes it was told are reused."""
+    """Stands in for MLflow: the nodes reported as reused."""
 
     def __init__(self):
-        self.told = []
+        self.calls = []
 
     def reused(self, verdict, manifest):
-        self.told.append(verdict.node.id)
+        self.calls.append(verdict.node.id)
 
 
 class Board:
-    """Of one process."""
+    """Stands in for the actor: the stop requests."""
 
     def __init__(self):
-        self.told, self.stop = [], self
+        self.calls, self.stop = [], self
 
     def remote(self, reason, node=""):
-        self.told.append((node, reason))
+        self.calls.append((node, reason))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def runner(store):
 
 @pytest.fixture
 def waiting(runner):
-    return {v.node.id: v for v in runner.sort_out(runner.plan.verdicts)}
+    return {v.node.id: v for v in runner.reuse_finished(runner.plan.verdicts)}
 
 
 def manifest_of(verdict):
@@ -72,33 +72,33 @@ def manifest_of(verdict):
     }
 
 
-def test_a_node_that_another_pipeline_makes_is_waited_for_and_then_reused(
+def test_a_node_that_another_pipeline_builds_is_waited_for_and_then_reused(
     runner, store, waiting, capsys
 ):
     verdict = waiting[NODE]
     with only_driver(store, "other") as lease:
         other = Claims(store, "other", lease)
-        assert other.take(verdict.folder) is None
-        assert not runner.is_to_do(verdict, waiting) and not runner.is_to_do(verdict, waiting)
+        assert other.acquire(verdict.folder) is None
+        assert not runner.claim(verdict, waiting) and not runner.claim(verdict, waiting)
         assert NODE in waiting
         assert NODE not in [v.node.id for v in runner.ready(waiting, [])]
-        assert capsys.readouterr().out.count("is being made by pipeline other (") == 1
+        assert capsys.readouterr().out.count("is being built by pipeline other (") == 1
         assert by_id(store, runner.execution.id).nodes[NODE]["for"] == "other"
         store.commit(verdict.folder, [], manifest_of(verdict))
         other.release(verdict.folder)
-    assert not runner.is_to_do(verdict, waiting)
-    assert NODE not in waiting and runner.lineage.told == [NODE]
+    assert not runner.claim(verdict, waiting)
+    assert NODE not in waiting and runner.lineage.calls == [NODE]
     assert runner.execution.nodes[NODE]["state"] == "reused" and NODE in runner.manifests
     assert not runner.claims.held
 
 
-def test_what_nobody_makes_is_taken(runner, waiting):
-    assert runner.is_to_do(waiting[NODE], waiting) and NODE in waiting
+def test_a_node_that_nobody_builds_is_claimed(runner, waiting):
+    assert runner.claim(waiting[NODE], waiting) and NODE in waiting
     assert runner.claims.held == {waiting[NODE].folder}
     runner.fence(waiting[NODE])
 
 
-def test_the_order_is_that_of_the_longest_way_and_of_priorities(runner, waiting):
+def test_higher_priorities_and_longer_paths_go_first(runner, waiting):
     assert [v.node.id for v in runner.ready(waiting, [])] == ["data/train", "data/validation"]
     late = waiting["data/validation"]
     waiting[late.node.id] = replace(late, node=replace(late.node, priority=1))
@@ -107,24 +107,24 @@ def test_the_order_is_that_of_the_longest_way_and_of_priorities(runner, waiting)
     assert runner.ready(waiting, busy) == []
 
 
-def test_a_training_that_takes_too_long_is_told_to_leave_and_no_other(runner, waiting):
+def test_only_a_training_that_exceeds_its_limit_is_asked_to_stop(runner, waiting):
     runner.board = Board()
     timely, late = waiting["train/base/E1_0"], waiting["train/base/E1_1"]
     late = replace(late, node=replace(late.node, runtime={"limit_hours": 2.0}))
     hour = 3600.0
-    runner.begun = dict.fromkeys((timely.node.id, late.node.id), time.monotonic() - 1.9 * hour)
-    runner.mind_limits([timely, late])
-    assert runner.board.told == []
-    runner.begun = {node: begun - 0.2 * hour for node, begun in runner.begun.items()}
-    runner.mind_limits([timely, late])
-    [(node, reason)] = runner.board.told
-    assert node == "train/base/E1_1" and reason.startswith("it took longer than the 2 h of")
+    runner.started_at = dict.fromkeys((timely.node.id, late.node.id), time.monotonic() - 1.9 * hour)
+    runner.enforce_time_limits([timely, late])
+    assert runner.board.calls == []
+    runner.started_at = {node: at - 0.2 * hour for node, at in runner.started_at.items()}
+    runner.enforce_time_limits([timely, late])
+    [(node, reason)] = runner.board.calls
+    assert node == "train/base/E1_1" and reason.startswith("it exceeded its `limit_hours:` of 2 h")
 
 
 def test_a_run_that_is_cancelled_has_its_trainings_save_and_ends_as_such(
     runner, store, waiting, monkeypatch, capsys
 ):
-    monkeypatch.setattr(runner, "hear", lambda: None)  # of Ray's actor, which is not there
+    monkeypatch.setattr(runner, "receive_reports", lambda: None)  # there is no Ray actor
     saving, lost = Future(), Future()
 
     class Worker(Board):
@@ -135,16 +135,17 @@ def test_a_run_that_is_cancelled_has_its_trainings_save_and_ends_as_such(
     runner.board, runner.stop.cancelled = Worker(), "alpha, process 1"
     trained, evaluated = "train/base/E1_1", "evaluate/base/root"
     at_work = {saving: waiting.pop(trained), lost: waiting.pop(evaluated)}
-    runner.leave(at_work, waiting)
-    assert "cancelled by alpha, process 1; 1 training nodes save and leave, in 300 s" in (
-        capsys.readouterr().out
+    runner.shut_down(at_work, waiting)
+    assert (
+        "cancelled by alpha, process 1; waiting up to 300 s for 1 training node to save and exit"
+        in (capsys.readouterr().out)
     )
     kept = by_id(store, runner.execution.id)
     assert kept.state == "cancelled" and runner.failed == {}
     assert {kept.nodes[n]["state"] for n in (trained, evaluated)} == {"cancelled"}
 
 
-def test_a_driver_that_lost_its_lease_writes_nothing_any_more(runner, store, waiting):
+def test_a_driver_that_lost_its_lease_writes_nothing(runner, store, waiting):
     path = runner.claims.lease.path
     record = store.read_json(path)
     store.write_json(path, {**record, "owner": "another"})
@@ -156,13 +157,13 @@ def test_a_driver_that_lost_its_lease_writes_nothing_any_more(runner, store, wai
     assert store.read(f"executions/{runner.execution.id}.json") == before
 
 
-def test_how_fast_a_node_is_and_who_made_it_are_kept(runner, waiting, monkeypatch):
+def test_a_nodes_speed_and_origin_are_recorded(runner, waiting, monkeypatch):
     runner.set_state(waiting[NODE], "running")
     state = runner.execution.nodes[NODE]
     clock = iter([100.0, 110.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     for done in (64, 192):
-        runner.rate(NODE, state, {"done": done, "of": 256})
+        runner.progress.record_rate(NODE, state, {"done": done, "of": 256})
     assert state["rate"] == 12.8
     monkeypatch.undo()
     runner.set_state(waiting[NODE], "done", seconds=20.0)

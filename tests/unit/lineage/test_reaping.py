@@ -5,7 +5,7 @@ import shutil
 import pytest
 from record_kit import NODE, Driver, runs_of
 
-from pipelines.executor.cancel import mark
+from pipelines.executor.cancel import mark_cancelled
 from pipelines.runs.execution import begin, by_id
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -65,7 +65,7 @@ def test_the_next_driver_ends_what_its_stores_dead_ones_left_and_no_other(died, 
 
 
 def test_a_run_that_is_cancelled_without_a_driver_is_killed_in_mlflow(died, uri):
-    said = mark(died.store, died.execution)
+    said = mark_cancelled(died.store, died.execution)
     assert "cancelled; it had no driver" in said and "MLflow" not in said
     assert {(status, state) for _, _, status, state in states(uri)} == {("KILLED", "cancelled")}
     assert begin(died.plan, died.store).id != died.execution.id
@@ -73,5 +73,5 @@ def test_a_run_that_is_cancelled_without_a_driver_is_killed_in_mlflow(died, uri)
 
 def test_one_that_mlflow_cannot_be_told_of_is_cancelled_all_the_same(died):
     died.execution.tracking["uri"] = "http://127.0.0.1:9"
-    assert "MLflow is away" in mark(died.store, died.execution)
+    assert "MLflow cannot be reached" in mark_cancelled(died.store, died.execution)
     assert by_id(died.store, died.execution.id).state == "cancelled"

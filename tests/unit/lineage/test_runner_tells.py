@@ -11,13 +11,13 @@ from pipelines.executor.runner import Runner
 from pipelines.executor.stopping import Stop
 from pipelines.runs import meters
 from pipelines.runs.claims import Claims
-from pipelines.runs.lease import take
+from pipelines.runs.lease import acquire
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def runner_of(driver):
-    claims = Claims(driver.store, "smoke", take(driver.store, "smoke"))
+    claims = Claims(driver.store, "smoke", acquire(driver.store, "smoke"))
     told = driver.lineage, Console(), Stop()
     runner = Runner(driver.plan, driver.store, driver.execution, *told, claims)
     runner.set_state(driver.plan.verdicts[NODE], "running")
@@ -32,12 +32,12 @@ def test_pictures_checkpoints_and_the_machines_numbers(driver, monkeypatch, caps
     picture = "nodes/train/base/E0_0-1/samples/000000064.png"
     mine.store.write(picture, b"a picture")
     row = {"time_ms": 1, "done": 64, "of": 256, "unit": "images", "images": 64}
-    runner.tell(NODE, {**row, "metrics": {"loss": 0.5}})
-    runner.tell(NODE, {"time_ms": 2, "checkpoint": 64})
-    runner.tell(NODE, {"time_ms": 3, "picture": picture})
-    runner.measure()  # too early
-    runner.measured -= meters.EVERY_S
-    runner.measure()
+    runner.progress.handle(NODE, {**row, "metrics": {"loss": 0.5}})
+    runner.progress.handle(NODE, {"time_ms": 2, "checkpoint": 64})
+    runner.progress.handle(NODE, {"time_ms": 3, "picture": picture})
+    runner.progress.report_machine()  # too early
+    runner.progress.machine_read_at -= meters.REPORT_EVERY_S
+    runner.progress.report_machine()
     mine.close()
 
     uri = mine.lineage.uri
@@ -52,14 +52,14 @@ def test_pictures_checkpoints_and_the_machines_numbers(driver, monkeypatch, caps
     state = mine.execution.nodes[NODE]
     assert (state["done"], state["checkpoint"], state["picture"]) == (64, 64, picture)
     assert f"{NODE} drew " in capsys.readouterr().out
-    assert "saved 64 (" in runner.console.line(NODE)
+    assert "saved 64 (" in runner.console.progress_line(NODE)
 
 
 def test_the_machine_of_the_driver_says_nothing_of_a_cluster(driver, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
     mine = driver()
     runner = runner_of(mine)
-    runner.measured -= meters.EVERY_S
-    runner.measure()
+    runner.progress.machine_read_at -= meters.REPORT_EVERY_S
+    runner.progress.report_machine()
     [only] = mine.lineage.spool.path.read_text().splitlines()
     assert json.loads(only)["do"] == "open"

@@ -7,7 +7,7 @@ from planning_kit import edited, planned, raw
 
 from ediffi_core.unet import SIZES
 from pipelines.dag import plan, sources
-from pipelines.executor.runner import commit
+from pipelines.executor.commit import commit
 from pipelines.planning import embedding as estimate
 from pipelines.planning.cost import CPU_FLOPS, Cost
 from pipelines.planning.costs import costs_of

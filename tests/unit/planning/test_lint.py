@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from pipelines import cli
 from pipelines.dag import plan
-from pipelines.executor.runner import commit
+from pipelines.executor.commit import commit
 from pipelines.planning import lint, lint_stage
 from pipelines.runs.context import Result
 from pipelines.store.artifacts import Store

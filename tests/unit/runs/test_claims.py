@@ -1,10 +1,10 @@
-"""Two pipelines that share a node: one makes it, the other waits, or takes over from the dead."""
+"""Two pipelines share a node: one builds it, the other waits or takes over from a dead driver."""
 
 import pytest
 from test_lease import aged
 
-from pipelines.runs.claims import ASK_EVERY_S, ClaimLost, Claims
-from pipelines.runs.lease import STALE_S, only_driver, take
+from pipelines.runs.claims import POLL_EVERY_S, ClaimLost, Claims
+from pipelines.runs.lease import STALE_S, acquire, only_driver
 from pipelines.store.artifacts import Store
 
 NODE = "nodes/train/base/E0_0-abc"
@@ -34,19 +34,19 @@ def now():
     return Time()
 
 
-def test_one_makes_it_and_the_other_asks_now_and_then(store, now):
+def test_one_builds_it_and_the_other_polls(store, now):
     with only_driver(store, "one") as first, only_driver(store, "two") as second:
         one, two = Claims(store, "one", first), Claims(store, "two", second, now)
-        assert one.take(NODE) is None and one.take(NODE) is None
-        pipeline, holder = two.take(NODE)
+        assert one.acquire(NODE) is None and one.acquire(NODE) is None
+        pipeline, holder = two.acquire(NODE)
         assert (pipeline, holder.owner) == ("one", first.owner)
-        assert two.take("nodes/train/base/E1_1-abc") is None
+        assert two.acquire("nodes/train/base/E1_1-abc") is None
         assert not two.is_due(NODE)
-        now.s = ASK_EVERY_S
+        now.s = POLL_EVERY_S
         assert two.is_due(NODE)
         one.check(NODE)
         one.release(NODE)
-        assert two.take(NODE) is None
+        assert two.acquire(NODE) is None
         two.check(NODE)
         with pytest.raises(ClaimLost, match="another driver has taken over nodes/train/base/E0_0"):
             one.check(NODE)
@@ -57,37 +57,37 @@ def test_one_makes_it_and_the_other_asks_now_and_then(store, now):
 def test_what_a_dead_driver_claimed_is_taken_over(store, now):
     with only_driver(store, "two") as second:
         with only_driver(store, "one") as first:
-            Claims(store, "one", first).take(NODE)  # and never lets go of it
-            assert Claims(store, "two", second, now).take(NODE) is not None
-        assert Claims(store, "two", second, now).take(NODE) is None
+            Claims(store, "one", first).acquire(NODE)  # and never releases it
+            assert Claims(store, "two", second, now).acquire(NODE) is not None
+        assert Claims(store, "two", second, now).acquire(NODE) is None
 
 
 def test_a_pipelines_next_driver_takes_over_from_its_last(store):
     with only_driver(store, "one") as first:
-        Claims(store, "one", first).take(NODE)
+        Claims(store, "one", first).acquire(NODE)
     with only_driver(store, "one") as second:
-        assert Claims(store, "one", second).take(NODE) is None
+        assert Claims(store, "one", second).acquire(NODE) is None
 
 
-def test_a_claim_in_a_bucket_lives_as_long_as_its_driver_beats(bucket, now):
-    first, second = take(bucket, "one"), take(bucket, "two")
+def test_a_claim_in_a_bucket_is_valid_while_its_driver_renews(bucket, now):
+    first, second = acquire(bucket, "one"), acquire(bucket, "two")
     one, two = Claims(bucket, "one", first), Claims(bucket, "two", second, now)
-    one.take(NODE)
+    one.acquire(NODE)
     for _ in range(5):
         now.s += STALE_S - 1
-        first.beat()
-        assert two.take(NODE) is not None
+        first.renew()
+        assert two.acquire(NODE) is not None
     now.s += STALE_S + 1
-    assert two.take(NODE) is None
+    assert two.acquire(NODE) is None
     with pytest.raises(ClaimLost):
         one.check(NODE)
 
 
 def test_a_claim_of_a_driver_whose_clock_is_slow_is_respected(bucket, now):
-    first, second = take(bucket, "one"), take(bucket, "two")
-    Claims(bucket, "one", first).take(NODE)
+    first, second = acquire(bucket, "one"), acquire(bucket, "two")
+    Claims(bucket, "one", first).acquire(NODE)
     aged(bucket, 1000, "one")
     two = Claims(bucket, "two", second, now)
-    assert two.take(NODE) is not None
+    assert two.acquire(NODE) is not None
     now.s += 60
-    assert two.take(NODE) is None
+    assert two.acquire(NODE) is None

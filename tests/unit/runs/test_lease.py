@@ -1,4 +1,4 @@
-"""Of several drivers one works; a dead one is taken over, and finds that out before it writes."""
+"""One driver at a time; a dead driver's lease is taken over, and it notices before it writes."""
 
 import json
 import threading
@@ -9,13 +9,21 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.runs import lease as leases
-from pipelines.runs.lease import Lease, LeaseLost, holder_of, is_driven, only_driver, path_of, take
+from pipelines.runs.lease import (
+    Lease,
+    LeaseLost,
+    acquire,
+    holder_of,
+    is_driven,
+    only_driver,
+    path_of,
+)
 from pipelines.store.artifacts import Store
 from pipelines.store.swap import look, swap
 
 
 class Clock:
-    """Time that passes only while somebody waits, by the wall and since the start alike."""
+    """A clock that advances only while somebody sleeps; wall and monotonic time agree."""
 
     def __init__(self):
         self.s, self.begun = 0.0, time.time()
@@ -28,9 +36,9 @@ class Clock:
         self.s += seconds
         self.meanwhile()
 
-    def take(self, store, pipeline="smoke"):
-        self.said = []
-        return take(store, pipeline, self.said.append, self.sleep, lambda: self.s)
+    def acquire(self, store, pipeline="smoke"):
+        self.logged = []
+        return acquire(store, pipeline, self.logged.append, self.sleep, lambda: self.s)
 
 
 @pytest.fixture
@@ -53,7 +61,7 @@ def store(request, tmp_path):
 
 
 def aged(store, seconds, pipeline="smoke", **more):
-    """Has the record be of so long ago, as a driver's that is dead."""
+    """Make a lease look last renewed so many seconds earlier, as if its driver were dead."""
     record = json.loads(store.read(path_of(pipeline)))
     record |= {"beat": record["beat"] - seconds, **more}
     store.write_json(path_of(pipeline), record)
@@ -95,21 +103,23 @@ def test_a_swap_whose_answer_is_lost_was_done_once(s3, bucket, kind):
     assert bucket.read("a/file") == b"two"
 
 
-def test_a_second_driver_is_refused_as_long_as_the_first_beats(bucket, clock):
-    first = clock.take(bucket)
-    clock.meanwhile = first.beat
-    with pytest.raises(ValueError, match=r"smoke is being run already \(.*, process \d+, heard of"):
-        clock.take(bucket)
-    assert clock.s <= leases.BEAT_S and "looking whether it lives" in clock.said[0]
-    clock.take(bucket, "another")
+def test_a_second_driver_is_refused_while_the_first_renews(bucket, clock):
+    first = clock.acquire(bucket)
+    clock.meanwhile = first.renew
+    with pytest.raises(
+        ValueError, match=r"smoke is already running \(.*, process \d+, last heartbeat"
+    ):
+        clock.acquire(bucket)
+    assert clock.s <= leases.RENEW_EVERY_S and "checking whether it is alive" in clock.logged[0]
+    clock.acquire(bucket, "another")
 
 
-def test_a_silent_driver_is_taken_over_and_finds_out(bucket, clock):
-    first = clock.take(bucket)
+def test_a_driver_that_does_not_renew_is_taken_over_and_notices(bucket, clock):
+    first = clock.acquire(bucket)
     first.check()
-    second = clock.take(bucket)
+    second = clock.acquire(bucket)
     assert clock.s == pytest.approx(leases.STALE_S)
-    assert second.holder.attempt == 2 and "takes over from" in clock.said[-1]
+    assert second.holder.attempt == 2 and "taking over from" in clock.logged[-1]
     with pytest.raises(LeaseLost, match=r"another driver has taken over \(.*process"):
         first.check()
     second.check()
@@ -117,33 +127,33 @@ def test_a_silent_driver_is_taken_over_and_finds_out(bucket, clock):
     assert holder_of(bucket, "smoke").owner == second.owner
 
 
-def test_one_that_was_silent_for_long_is_watched_for_one_beat(bucket, clock):
-    """Its clock may be slow: then it beats meanwhile."""
-    first = clock.take(bucket)
+def test_a_lease_that_looks_stale_is_watched_for_one_renewal(bucket, clock):
+    """Its driver's clock may be slow; then it renews in that time."""
+    first = clock.acquire(bucket)
     aged(bucket, 1000)
-    clock.take(bucket)
+    clock.acquire(bucket)
     assert clock.s == pytest.approx(leases.CONFIRM_S)
-    first = clock.take(bucket, "another")
+    first = clock.acquire(bucket, "another")
     aged(bucket, 1000, "another")
 
-    def beat_late():
+    def renew_late():
         first.holder = replace(first.holder, beat=first.holder.beat + 1)
         seen = look(bucket, path_of("another"))
-        assert swap(bucket, path_of("another"), seen, leases.dumped(first.holder))
+        assert swap(bucket, path_of("another"), seen, leases.serialize(first.holder))
 
-    clock.meanwhile = beat_late
-    with pytest.raises(ValueError, match="being run already"):
-        clock.take(bucket, "another")
+    clock.meanwhile = renew_late
+    with pytest.raises(ValueError, match="is already running"):
+        clock.acquire(bucket, "another")
 
 
 def test_a_driver_of_this_machine_that_is_gone_is_not_waited_for(bucket, clock):
-    clock.take(bucket)
+    clock.acquire(bucket)
     aged(bucket, 0, process=2**22 + 1)  # above the largest number of a process
-    clock.take(bucket)
+    clock.acquire(bucket)
     assert clock.s == 0
 
 
-def test_a_lease_that_was_let_go_is_free_at_once(store, clock):
+def test_a_released_lease_is_free_at_once(store, clock):
     with only_driver(store, "smoke") as first:
         assert is_driven(store, "smoke") and not is_driven(store, "another")
         assert first.holder.attempt == 1
@@ -153,8 +163,8 @@ def test_a_lease_that_was_let_go_is_free_at_once(store, clock):
 
 
 def test_of_many_drivers_at_once_one_works(store, monkeypatch):
-    """In a bucket the others wait for its next beat to be refused; it beats quickly here."""
-    monkeypatch.setattr(leases, "BEAT_S", 0.2)
+    """In a bucket the others are refused at its next renewal, which comes soon here."""
+    monkeypatch.setattr(leases, "RENEW_EVERY_S", 0.2)
     at_work, refused = [], []
     barrier, over = threading.Barrier(6), threading.Event()
 
@@ -177,15 +187,15 @@ def test_of_many_drivers_at_once_one_works(store, monkeypatch):
     assert len(at_work) == 1 and len(refused) == 5
 
 
-def test_a_store_that_is_away_for_a_while_ends_no_lease(s3, bucket, clock):
-    mine = clock.take(bucket)
+def test_a_store_that_fails_for_a_while_ends_no_lease(s3, bucket, clock):
+    mine = clock.acquire(bucket)
     s3.faults.rate, s3.faults.kinds = 0.3, ("500", "reset", "lost")
     for _ in range(10):
         mine.check()
     assert isinstance(mine, Lease) and mine.lost is None
 
 
-def test_a_record_that_is_damaged_is_no_holder(store, clock):
+def test_a_damaged_record_names_no_holder(store, clock):
     store.write(path_of("smoke"), b"{half")
     assert holder_of(store, "smoke") is None
-    assert clock.take(store).holder.attempt == 1
+    assert clock.acquire(store).holder.attempt == 1

@@ -1,4 +1,4 @@
-"""What the meters say is what the process, the machine and the disk are doing."""
+"""The meters measure what the process, the machine and the disk do."""
 
 import shutil
 import threading
@@ -14,7 +14,7 @@ from pipelines.runs.meters import MachineMeter, SystemMeter, metered
 linux = pytest.mark.skipif(not Path("/proc/stat").exists(), reason="reads /proc")
 
 
-def test_a_busy_process_is_told_from_an_idle_one():
+def test_a_busy_process_shows_more_cpu_than_an_idle_one():
     meter = SystemMeter()
     time.sleep(0.3)
     idle = meter.read()["system/process_cpu_percent"]
@@ -35,7 +35,7 @@ def test_memory_that_a_process_takes_is_seen():
 
 
 @linux
-def test_the_machine_and_the_room_of_the_store(tmp_path):
+def test_the_machine_and_the_free_space_of_the_store(tmp_path):
     meter = MachineMeter(str(tmp_path))
     began = time.process_time()
     while time.process_time() - began < 0.3:
@@ -58,26 +58,26 @@ def test_reading_is_cheap():
     assert (time.process_time() - began) / 100 < 0.005
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what this machine has not")
-def test_without_a_gpu_there_is_no_number_of_one(tmp_path):
-    assert meters.gpus() == 0
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_without_a_gpu_there_are_no_gpu_metrics(tmp_path):
+    assert meters.gpu_count() == 0
     keys = {*SystemMeter().read(), *MachineMeter(str(tmp_path)).read()}
     assert not [key for key in keys if "gpu" in key]
 
 
-def test_a_step_without_a_clock_is_measured_while_it_runs():
-    class Listening:
+def test_a_step_is_metered_while_it_runs():
+    class Recorder:
         rows: list = []  # noqa: RUF012
-        heard = threading.Event()
+        reported = threading.Event()
 
         def report(self, **row):
             self.rows.append(row)
-            self.heard.set()
+            self.reported.set()
 
-    ctx = Listening()
+    ctx = Recorder()
     with metered(ctx, every_s=0.01):
-        assert ctx.heard.wait(30)
-    told = len(ctx.rows)
+        assert ctx.reported.wait(30)
+    count = len(ctx.rows)
     time.sleep(0.1)
-    assert len(ctx.rows) == told, "it went on after the step"
+    assert len(ctx.rows) == count, "it went on after the step"
     assert "system/process_cpu_percent" in ctx.rows[0]["metrics"]

@@ -210,7 +210,7 @@ def test_a_plan_lists_each_pool_once(own, monkeypatch):
     plan = plan_of(own.spec, own.store.root)
     runner = Runner(plan, own.store, None, None, None, None, None)
     for split in ("train", "validation"):
-        runner.perform(plan.verdicts[f"embed/{split}"])
+        runner.run_node(plan.verdicts[f"embed/{split}"])
     listed = []
     real = Store.files
     monkeypatch.setattr(Store, "files", lambda s, folder: listed.append(folder) or real(s, folder))
@@ -228,7 +228,7 @@ def test_data_that_changes_under_a_run_is_refused(own):
     plan = plan_of(own.spec, own.store.root)
     write_source(own.source / "0.parquet", 50)
     with pytest.raises(ValueError, match="changed while the pipeline ran; run it again"):
-        Runner(plan, own.store, None, None, None, None, None).perform(plan.verdicts[NODE])
+        Runner(plan, own.store, None, None, None, None, None).run_node(plan.verdicts[NODE])
     assert not own.pool.folder.exists()
 
 

@@ -1,11 +1,11 @@
-"""What a finished run makes of its ensemble: candidate, and champion if it won."""
+"""A finished run makes its ensemble the candidate, and the champion if it wins."""
 
 import pytest
-from plan_kit import Crowned, spec
+from plan_kit import Promoted, spec
 
 from pipelines.dag import plan
 from pipelines.dag.champion import Champion
-from pipelines.executor.driver import settle
+from pipelines.executor.driver import register_ensemble
 from pipelines.models import champions
 from pipelines.runs.execution import Execution
 from pipelines.store.artifacts import Store
@@ -28,8 +28,8 @@ class Run:
         self.execution = Execution(
             id=f"smoke-{number}", pipeline="smoke", fingerprint="f", attempt=1
         )
-        Crowned(store, change)  # what it promotes
-        champion = Champion.standing(store, "smoke")
+        Promoted(store, change)  # the results that its run would leave
+        champion = Champion.current(store, "smoke")
         self.plan = plan.make(spec(change), store, {}, champion=champion)
         self.mine = self.plan.verdicts["promote/smoke"].fingerprint
 
@@ -37,7 +37,7 @@ class Run:
         manifests = {"promote/smoke": {}}
         if gate:
             manifests["gate/smoke"] = {"info": gate, "metrics": {"wins": 1.0, "gain/base": 0.01}}
-        said = settle(self.plan, self.store, self.execution, manifests)
+        said = register_ensemble(self.plan, self.store, self.execution, manifests)
         return said, champions.read(self.store, "smoke")
 
 
@@ -70,7 +70,7 @@ def test_one_that_is_no_better_stays_candidate(store):
     run = Run(store, longer, number=2)
     said, book = run.end(wins=False, why="val_loss of base is no better")
     assert book.champion.fingerprint == first.mine and book.candidate.fingerprint == run.mine
-    assert said == [f"{run.mine[:8]} stays candidate: val_loss of base is no better"]
+    assert said == [f"smoke: {run.mine[:8]} stays candidate: val_loss of base is no better"]
 
 
 def test_a_rerun_does_not_undo_a_rollback(store):
@@ -82,7 +82,7 @@ def test_a_rerun_does_not_undo_a_rollback(store):
     assert book.champion.fingerprint == first.mine
 
 
-def test_a_plan_that_promotes_nothing_settles_nothing(store):
+def test_a_plan_that_promotes_nothing_registers_nothing(store):
     run = Run(store)
-    assert settle(run.plan, store, run.execution, {}) == []
+    assert register_ensemble(run.plan, store, run.execution, {}) == []
     assert champions.read(store, "smoke").champion is None

@@ -1,0 +1,74 @@
+"""Commit a node's result to the store."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.dag.plan import ExternalResult, Node, Verdict
+from pipelines.runs.context import Result
+from pipelines.store.artifacts import Store
+
+
+def commit(
+    store: Store, verdict: Verdict, result: Result, manifests: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Write a node's manifest, which declares it done.
+
+    Also records its settings and inputs as the latest of this node, from which the next plan works
+    out what has changed.
+
+    Args:
+        result: what the step returned.
+        manifests: node id → manifest, of at least the node's inputs.
+        seconds: how long the step took.
+
+    Returns:
+        The manifest.
+    """
+    node: Node = verdict.node
+    inputs = {
+        role: {"node": i, "fingerprint": manifests[i]["fingerprint"]}
+        for role, i in node.inputs.items()
+    }
+    inputs |= {
+        role: {"node": external_node_id(external), "fingerprint": external.fingerprint}
+        for role, external in node.external.items()
+    }
+    manifest = store.commit(
+        verdict.folder,
+        result.files,
+        {
+            "kind": node.kind,
+            "name": node.name,
+            "fingerprint": verdict.fingerprint,
+            "settings": dict(node.settings),
+            "inputs": inputs,
+            "metrics": result.metrics,
+            "info": result.info,
+            "seconds": round(seconds, 1),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+    latest = {k: manifest[k] for k in ("fingerprint", "settings", "inputs")}
+    store.write_json(f"nodes/{node.id}.latest.json", latest)
+    return manifest
+
+
+def external_manifest(store: Store, external: ExternalResult) -> dict[str, Any]:
+    """Manifest of another plan's node.
+
+    Raises:
+        ValueError: It is no longer in the store.
+    """
+    manifest = store.manifest(external.folder)
+    if manifest is None:
+        raise ValueError(
+            f"{store.full(external.folder)} is missing; run the pipeline that made it again"
+        )
+    return manifest
+
+
+def external_node_id(external: ExternalResult) -> str:
+    """Id of another plan's node: ``train/base/E1_1``."""
+    return external.folder.removeprefix("nodes/").removesuffix(f"-{external.fingerprint}")
