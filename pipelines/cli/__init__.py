@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pipelines.cli import datasets, drawing, jobs, models, planning, running, schedules
+from pipelines.cli import datasets, drawing, jobs, models, planning, running, schedules, start
 from pipelines.cli.app import app
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "planning",
     "running",
     "schedules",
+    "start",
 ]
 
 
