@@ -8,7 +8,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 VERBS = {
-    "Start": ("doctor",),
+    "Start": ("init", "doctor"),
     "Run": ("plan", "run", "retrain", "status", "cancel", "diff"),
     "Look": ("tree", "sample"),
     "Models": ("models", "promote", "rollback"),
