@@ -1,11 +1,14 @@
-"""``ediffi``: thin verbs over spec, plan, run and model. Heavy imports wait until needed."""
+"""``ediffi``, the command line: thin verbs over the other rooms. Heavy imports wait until needed.
+
+The verbs by task are in :mod:`pipelines.cli.help`.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from pipelines.cli import datasets, drawing, jobs, models, planning, running, schedules
+from pipelines.cli import datasets, drawing, jobs, models, planning, running, schedules, start
 from pipelines.cli.app import app
 
 __all__ = [
@@ -18,15 +21,21 @@ __all__ = [
     "planning",
     "running",
     "schedules",
+    "start",
 ]
 
 
 def one_line(error: BaseException) -> str:
+    """An error's message without line breaks; its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def main() -> None:
-    """The command: a user's mistake is one line and exit code 2, never a traceback."""
+    """Run the command line.
+
+    A user's mistake ends in one line on stderr and exit code 2. With EDIFFI_DEBUG set it ends in a
+    traceback.
+    """
     from pipelines.store.remote import StorageError
 
     if os.environ.get("EDIFFI_DEBUG"):

@@ -1,4 +1,4 @@
-"""The command itself, and what its verbs share."""
+"""The root command, and the arguments and helpers that its verbs share."""
 
 from __future__ import annotations
 
@@ -8,32 +8,77 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.cli.help import ByTask
+
 app = typer.Typer(
-    help="Train ensembles of expert denoisers as a workflow DAG, and draw with them.",
+    cls=ByTask,
+    help="Train ensembles of expert denoisers as a workflow DAG, and draw pictures with them.\n\n"
+    "Run `ediffi VERB --help` for the options of a verb.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode=None,  # plain text: the same on a terminal and in a pipe
 )
 
-SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The pipeline's YAML.")]
-Storage = Annotated[str | None, typer.Option(help="Folder or URL of the store; else the spec's.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-RunId = Annotated[
-    str | None, typer.Option("--run", metavar="ID", help="Of which run; else the last.")
-]
 DEFAULT_STORAGE = "ediffi-store"
+
+SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The pipeline's YAML file.")]
+SomeSpec = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="SPEC",
+        help="The pipeline's YAML file.",
+        show_default="the pipeline that ran last",
+    ),
+]
+SpecStorage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="PATH",
+        help="Folder or URL of the store.",
+        show_default="the spec's `storage:`",
+    ),
+]
+"""The store of a verb that reads a spec."""
+
+SomeStorage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="PATH",
+        help="Folder or URL of the store.",
+        show_default=f"the spec's `storage:`, else {DEFAULT_STORAGE}",
+    ),
+]
+"""The store of a verb that may do without a spec."""
+
+Storage = Annotated[
+    str, typer.Option("--storage", metavar="PATH", help="Folder or URL of the store.")
+]
+"""The store of a verb that takes no spec; :data:`DEFAULT_STORAGE` by default."""
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RunId = Annotated[
+    str | None,
+    typer.Option("--run", metavar="ID", help="The run's id.", show_default="the last run"),
+]
 
 
 def opened(
     spec_path: Path, storage: str | None, *, assume: bool = False, retrains: bool = False
 ) -> tuple[Any, Any, Any, Any]:
-    """Spec, store, plan, and the sources it was made for.
+    """Load a spec and make its plan.
 
     Args:
-        assume: looks neither into the spec's store, as if nothing were done, nor at data whose size
-            the spec gives as ``pairs:``.
-        retrains: whether the plan shall go on from the champion; ValueError if there is none.
+        assume: Plan as if the store were empty, and take the size of the data from ``pairs:``
+            where the spec gives it.
+        retrains: Plan a retraining of the champion.
+
+    Returns:
+        The spec, its store, the plan, and the data sources the plan was made for.
+
+    Raises:
+        ValueError: The spec is invalid, or there is no champion to retrain.
     """
     from pipelines.dag import plan, sources
     from pipelines.dag.champion import Champion
@@ -43,21 +88,26 @@ def opened(
 
     loaded = spec.load(spec_path)
     remote.use(loaded.s3.variables())
-    nowhere = os.devnull if assume else None  # a store with nothing in it
+    nowhere = os.devnull if assume else None  # an empty store
     store = Store.at(storage or nowhere or loaded.storage).greet()
     found = sources.identify_all(loaded, assume)
     find = Champion.current if retrains else Champion.current_if_complete
     champion = find(store, loaded.name)
     if retrains and champion is None:
         raise ValueError(
-            f"{loaded.name} has no champion in {store.root} to go on from; `ediffi run` trains one"
+            f"{loaded.name} has no champion in {store.root} to retrain; `ediffi run` trains one"
         )
     made = plan.make(loaded, store, found, champion=champion, retrain=retrains)
     return loaded, store, made, found
 
 
 def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) -> tuple[Any, Any]:
-    """The store, and the execution that was asked for (the last one by default)."""
+    """The store and an execution: ``run_id``, else the last one of the spec's pipeline, else the
+    last one of all.
+
+    Raises:
+        ValueError: There is no such execution.
+    """
     from pipelines.runs.execution import by_id, latest
     from pipelines.spec import pipeline as specs
     from pipelines.store import remote
@@ -79,7 +129,11 @@ def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) 
 
 
 def asked_tree(storage: str | None, run_id: str | None) -> tuple[Any, Any, Any]:
-    """The store, the execution, and its expert tree with what the ensemble is by now."""
+    """The store, an execution, and its expert tree with the model's current aliases.
+
+    Raises:
+        ValueError: There is no such execution, or its tree is not written yet.
+    """
     from pipelines.models.champions import marks_of
 
     store, execution = asked_execution(None, storage, run_id)
@@ -91,5 +145,10 @@ def asked_tree(storage: str | None, run_id: str | None) -> tuple[Any, Any, Any]:
 
 
 def writable(output: Path, option: str = "--output") -> None:
+    """Check that a file can be written before the work for it begins.
+
+    Raises:
+        ValueError: Its folder is missing or read-only.
+    """
     if not os.access(output.parent, os.W_OK):
-        raise ValueError(f"{output} cannot be written; give a place that can with {option}")
+        raise ValueError(f"{output} cannot be written; give a writable path with {option}")

@@ -1,4 +1,4 @@
-"""Verbs that look at embedded data sets: ``ediffi data …``."""
+"""Verbs for embedded data sets: ``ediffi data …``."""
 
 from __future__ import annotations
 
@@ -11,28 +11,46 @@ import typer
 from pipelines.cli.app import DEFAULT_STORAGE, AsJson, Storage, app, writable
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(data_app, name="data", help="Looks at embedded data sets: numbers and pictures.")
+app.add_typer(data_app, name="data", help="Inspect embedded data sets: statistics and pictures.")
 
 VersionName = Annotated[
-    str, typer.Argument(metavar="[VERSION]", help="An embed node's name, or a folder of the store.")
+    str,
+    typer.Argument(
+        metavar="VERSION",
+        help="A split (train or validation) in its latest version, or a version's folder in the "
+        "store.",
+    ),
 ]
 
 
-@data_app.command(epilog="Example:  ediffi data stats train --faults 10")
+@data_app.command(epilog="Example:  ediffi data stats train --quarantined 10")
 def stats(
     version: VersionName = "train",
-    faults: Annotated[int, typer.Option(min=0, help="List so many quarantined rows.")] = 0,
-    storage: Storage = None,
+    quarantined: Annotated[
+        int,
+        typer.Option(
+            "--quarantined", metavar="N", min=0, help="Also list the first N quarantined rows."
+        ),
+    ] = 0,
+    faults: Annotated[int | None, typer.Option("--faults", min=0, hidden=True)] = None,
+    storage: Storage = DEFAULT_STORAGE,
     as_json: AsJson = False,
 ) -> None:
-    """Says what an embedded data set holds, and what it left out."""
+    """Show what an embedded data set holds, and what was left out.
+
+    Rows, captions, sizes and token lengths, and the number of quarantined rows by reason.
+    """
     from pipelines.data import stats as of
     from pipelines.store.artifacts import Store
 
-    embedded = of.find(Store.at(storage or DEFAULT_STORAGE), version)
-    found, listed = of.data(embedded), of.faults(embedded, faults) if faults else None
+    if faults is not None:
+        typer.echo("ediffi: warning: --faults is now --quarantined", err=True)
+        quarantined = quarantined or faults
+    embedded = of.find(Store.at(storage), version)
+    found = of.data(embedded)
+    listed = of.faults(embedded, quarantined) if quarantined else None
     if as_json:
-        typer.echo(json.dumps(found | ({"faults": listed} if faults else {}), indent=1))
+        typer.echo(json.dumps(found | ({"faults": listed} if quarantined else {}), indent=1))
     else:
         typer.echo(of.text(found, listed))
 
@@ -40,22 +58,30 @@ def stats(
 @data_app.command(epilog="Example:  ediffi data show train -n 16 -o grid.png")
 def show(
     version: VersionName = "train",
-    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Pictures.")] = 16,
+    n: Annotated[
+        int, typer.Option("-n", "--n", metavar="N", min=1, help="Number of pictures.")
+    ] = 16,
     resolution: Annotated[
-        int | None, typer.Option(min=1, help="Of which stage; else the largest pictures.")
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            min=1,
+            help="Show the pictures of the stage with this resolution.",
+            show_default="the largest",
+        ),
     ] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="PNG to write.")] = Path(
-        "grid.png"
-    ),
-    storage: Storage = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="PNG file to write.")
+    ] = Path("grid.png"),
+    storage: Storage = DEFAULT_STORAGE,
 ) -> None:
-    """Draws pictures of an embedded data set with their captions."""
+    """Draw pictures of an embedded data set with their captions."""
     from pipelines.data import show as drawing
     from pipelines.data.stats import find
     from pipelines.store.artifacts import Store
 
     writable(output)
-    found = find(Store.at(storage or DEFAULT_STORAGE), version).version
+    found = find(Store.at(storage), version).version
     side = resolution or max(found.header.resolutions)
     pairs = drawing.pairs(found, side, n)
     rows = int(found.usable(side).sum())
@@ -65,5 +91,7 @@ def show(
     if boxes := drawing.lacking(pairs):
         known = " or ".join(drawing.FAMILIES[1:3])
         typer.echo(
-            f"{boxes} captions have letters that no font here has; install {known}", err=True
+            f"ediffi: warning: no installed font has all letters of {boxes} captions, which are "
+            f"drawn with empty boxes; install {known}",
+            err=True,
         )

@@ -1,4 +1,4 @@
-"""Verbs that draw with a trained ensemble."""
+"""The verb that draws with a trained ensemble."""
 
 from __future__ import annotations
 
@@ -20,46 +20,84 @@ def sample(
     model: Annotated[
         str,
         typer.Argument(
-            help="ensemble.json, a pipeline's name for its last run's, NAME@champion, "
-            "NAME@candidate or NAME@VERSION; or models:/NAME@ALIAS as MLflow has it."
+            metavar="MODEL",
+            help="One of: a pipeline's name, for the ensemble of its last run; NAME@champion, "
+            "NAME@candidate or NAME@VERSION; models:/NAME@ALIAS, for MLflow's registry; the path "
+            "of an ensemble.json.",
         ),
     ],
-    prompts: Annotated[list[str], typer.Argument(help="One or several prompts.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="PNG to write.")] = Path("out.png"),
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="One or more prompts.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="PNG file to write.")
+    ] = Path("out.png"),
     guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale; 0 is none.")
+        float | None,
+        typer.Option(
+            metavar="SCALE",
+            min=0,
+            help="Guidance scale; 0 turns guidance off.",
+            show_default="the spec's",
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of the base.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Sampling steps of the base stage.",
+            show_default="the spec's",
+        ),
+    ] = None,
     solver: Annotated[
-        str | None, typer.Option(help="Of the base: euler, heun, deis1 to deis3 or dpm++2m.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Solver of the base stage: euler, heun, deis1, deis2, deis3 or dpm++2m.",
+            show_default="the spec's",
+        ),
     ] = None,
     style: Annotated[
-        list[Path] | None, typer.Option(help="A picture whose style to take; several mix.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Take the style of this picture; repeat the option to mix several.",
+            show_default="no style reference",
+        ),
     ] = None,
     paint: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PHRASE=WHERE",
-            help="Where words of the prompt shall be: a black and white picture, or left,top,"
-            "right,bottom as parts of the sides.",
+            help="Place a phrase of the prompt (paint with words). WHERE is a black-and-white "
+            "mask file, or a box left,top,right,bottom in fractions of the sides.",
+            show_default="nothing painted",
         ),
     ] = None,
-    strength: Annotated[float, typer.Option(min=0, help="Of what is painted.")] = 0.4,
+    strength: Annotated[
+        float, typer.Option(metavar="WEIGHT", min=0, help="Strength of --paint.")
+    ] = 0.4,
     stage: Annotated[
-        str | None, typer.Option(help="Draw up to this stage of the cascade; else to the last.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Last stage of the cascade to run.", show_default="all stages"
+        ),
     ] = None,
     residency: Annotated[
         Literal["all", "current", "disk"],
         typer.Option(
-            help="Experts on the device: all, the current one, or that and the rest on disk."
+            metavar="WHERE",
+            help="Keep all experts on the device (all); only the current one, the others in "
+            "memory (current); or only the current one, the others on disk (disk).",
         ),
     ] = "all",
-    seed: int = 0,
-    n: Annotated[int, typer.Option("-n", min=1, help="Pictures a prompt.")] = 1,
-    scale: Annotated[int, typer.Option(min=1, help="Enlarges the pictures in the PNG.")] = 4,
-    storage: Storage = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the noise.")] = 0,
+    n: Annotated[int, typer.Option("-n", metavar="N", min=1, help="Pictures per prompt.")] = 1,
+    scale: Annotated[
+        int, typer.Option(metavar="FACTOR", min=1, help="Enlarge the pictures in the PNG file.")
+    ] = 4,
+    storage: Storage = DEFAULT_STORAGE,
 ) -> None:
-    """Draws pictures for prompts with a trained ensemble."""
+    """Draw pictures for prompts with a trained ensemble."""
     import math
 
     writable(output)
@@ -70,7 +108,7 @@ def sample(
     from pipelines.models.painting import picture
     from pipelines.models.text_to_image import TextToImage, grid
 
-    disable_progress_bar()  # it would mix with an error's one line
+    disable_progress_bar()  # it would garble the one line of an error
     wanted = [p for p in prompts for _ in range(n)]
     pictures = TextToImage.load(place, residency).sample(
         wanted,
@@ -88,7 +126,15 @@ def sample(
 
 
 def find_model(model: str, storage: str | None) -> Path:
-    """The ensemble.json behind a path, a pipeline's name or an address in a registry."""
+    """The path of an ensemble's ``ensemble.json``.
+
+    Args:
+        model: The file itself, a pipeline's name, ``NAME@WHICH`` or ``models:/NAME@ALIAS``.
+        storage: The store; :data:`DEFAULT_STORAGE` if None.
+
+    Raises:
+        ValueError: There is no such ensemble.
+    """
     from pipelines.models import champions
     from pipelines.runs.execution import latest
     from pipelines.store.artifacts import Store
@@ -105,7 +151,8 @@ def find_model(model: str, storage: str | None) -> Path:
     execution = latest(store, model)
     if execution is None:
         raise ValueError(
-            f"{model!r} is no ensemble.json, no models:/ address and no pipeline in {store.root}"
+            f"{model!r} is neither an ensemble.json, nor a models:/ address, nor a pipeline in "
+            f"{store.root}"
         )
     record = execution.nodes.get(f"promote/{model}", {})
     if record.get("state") not in ("done", "reused"):
@@ -114,7 +161,7 @@ def find_model(model: str, storage: str | None) -> Path:
 
 
 def _registered(model: str, store: Any) -> Path:
-    """Of what MLflow keeps only the JSON is read: nothing of it is executed."""
+    """The ``ensemble.json`` of a registered model. Nothing from the registry is executed."""
     from pipelines.lineage import quiet_mlflow
     from pipelines.lineage.sync import address
 

@@ -1,4 +1,4 @@
-"""Verbs for pipelines that run elsewhere, as jobs of a Ray cluster."""
+"""Verbs for pipelines that run on a Ray cluster, as jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.app import AsJson, SpecPath, Storage, app
+from pipelines.cli.app import AsJson, SpecPath, SpecStorage, app
 
 VERBS = ("run", "retrain")
 
@@ -19,42 +19,50 @@ Address = Annotated[
     typer.Option(
         envvar="RAY_API_SERVER_ADDRESS",
         metavar="URL",
-        help="The cluster's dashboard: http://HOST:8265.",
+        help="Address of the cluster's dashboard, http://HOST:8265.",
     ),
 ]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `ediffi jobs` has it.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id; `ediffi jobs` lists them.")]
 
 
 @app.command(epilog="Example:  ediffi submit mine.yaml --address http://ray-head:8265 --wait")
 def submit(
     spec: SpecPath,
     address: Address,
-    storage: Storage = None,
-    verb: Annotated[str, typer.Option(metavar="VERB", help="run or retrain.")] = "run",
+    storage: SpecStorage = None,
+    verb: Annotated[
+        str, typer.Option(metavar="VERB", help="The verb to run there: run or retrain.")
+    ] = "run",
     working_dir: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="Send this folder too; its code comes before what the cluster has installed.",
+            help="Also send this folder; its code takes precedence over what the cluster has "
+            "installed.",
+            show_default="none",
         ),
     ] = None,
     pass_credentials: Annotated[
         bool,
         typer.Option(
             "--pass-credentials",
-            help="Send this environment's AWS and MLflow secrets. Whoever may look at the cluster "
-            "can read them: better, its machines have their own.",
+            help="Send the AWS and MLflow secrets of this environment. Everyone with access to "
+            "the cluster's dashboard can read them; prefer credentials of the machines' own.",
         ),
     ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Print what the job prints, and end with its exit code.")
+        bool,
+        typer.Option(
+            "--wait", help="Print the job's output until it ends, then exit with its code."
+        ),
     ] = False,
 ) -> None:
-    """Has a Ray cluster run a pipeline, or go on with it.
+    """Run a pipeline on a Ray cluster, or continue it there.
 
-    The spec is checked and sent; the project is installed there. One job a pipeline is at work.
+    Checks the spec and sends it; the project must be installed on the cluster. A pipeline has at
+    most one running job.
     """
     from pipelines.jobs import client as jobs
     from pipelines.jobs import portability as reach
@@ -64,7 +72,7 @@ def submit(
     from pipelines.store.artifacts import Store
 
     if verb not in VERBS:
-        raise ValueError(f"--verb {verb!r} is no job; {' and '.join(VERBS)} are")
+        raise ValueError(f"--verb {verb!r} cannot be submitted; write {' or '.join(VERBS)}")
     loaded = specs.load(spec)
     root = Store.at(storage or loaded.storage).root
     found = reach.findings(loaded)
@@ -84,18 +92,19 @@ def submit(
     if wait:
         followed(client, job)
     else:
-        typer.echo(f"see `ediffi jobs {job}`, `ediffi logs {job} --follow`, `ediffi stop {job}`")
+        typer.echo(f"follow it with `ediffi logs {job} --follow`, end it with `ediffi stop {job}`")
 
 
 @app.command(name="jobs", epilog="Example:  ediffi jobs --address http://ray-head:8265")
 def show_jobs(
     address: Address,
     job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="How this one stands; else all.")
+        str | None,
+        typer.Argument(metavar="JOB", help="Show this job alone.", show_default="all jobs"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Lists a cluster's pipelines, the last first; or says how one stands."""
+    """List the jobs of a cluster, or show one of them."""
     from pipelines.jobs import client as jobs
 
     client = jobs.connect(address)
@@ -111,7 +120,7 @@ def show_jobs(
             shown = ("job", "state", "started", "took", "storage")
             typer.echo("  ".join(f"{one[key]!s:<{widths[key]}}" for key in shown).rstrip())
     else:
-        typer.echo("no pipelines; send one with `ediffi submit SPEC`")
+        typer.echo("no pipelines; submit one with `ediffi submit SPEC`")
 
 
 @app.command(epilog="Example:  ediffi logs mine-1 --follow --address http://ray-head:8265")
@@ -119,10 +128,11 @@ def logs(
     job: JobId,
     address: Address,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Until it ends; then with its exit code.")
+        bool,
+        typer.Option("--follow", "-f", help="Go on until the job ends, then exit with its code."),
     ] = False,
 ) -> None:
-    """Prints what a job has printed."""
+    """Print the output of a job."""
     from pipelines.jobs import client as jobs
 
     client = jobs.connect(address)
@@ -133,7 +143,10 @@ def logs(
 
 @app.command(epilog="Example:  ediffi stop mine-1 --address http://ray-head:8265")
 def stop(job: JobId, address: Address) -> None:
-    """Has a job save what it is at, and end. The same `ediffi submit` goes on from there."""
+    """Stop a job after it has saved its work.
+
+    The same `ediffi submit` continues from there.
+    """
     from pipelines.jobs import client as jobs
 
     found = jobs.stop(jobs.connect(address), job)
@@ -141,13 +154,13 @@ def stop(job: JobId, address: Address) -> None:
 
 
 def followed(client: Any, job: str) -> None:
-    """Prints what the job prints, and ends this process with its exit code."""
+    """Print a job's output until it ends, then exit with its code."""
     from pipelines.jobs import client as jobs
 
     try:
         found = jobs.follow(client, job, lambda text: typer.echo(text, nl=False))
     except KeyboardInterrupt:
-        typer.echo(f"\njob {job} goes on; end it with `ediffi stop {job}`", err=True)
+        typer.echo(f"\njob {job} is still running; end it with `ediffi stop {job}`", err=True)
         raise SystemExit(130) from None
     code = jobs.exit_code(found)
     typer.echo(f"job {job}: {found.status.lower()}")
@@ -157,7 +170,7 @@ def followed(client: Any, job: str) -> None:
 
 
 def row(job: Any) -> dict[str, Any]:
-    """What is shown of a job."""
+    """What `ediffi jobs` shows of a job."""
     from pipelines.formatting import clock
     from pipelines.jobs import client as jobs
 

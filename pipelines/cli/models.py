@@ -1,4 +1,4 @@
-"""Verbs that say which ensemble of a model is to be drawn with."""
+"""Verbs for the model registry: which ensemble is champion, which is candidate."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import typer
 from pipelines.cli.app import DEFAULT_STORAGE, AsJson, Storage, app
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A pipeline's name.")]
-Why = Annotated[str, typer.Option(help="In your words; it is kept.")]
+Why = Annotated[str, typer.Option(metavar="TEXT", help="Reason to record in the history.")]
 
 
-def stored(storage: str | None) -> Any:
+def stored(storage: str) -> Any:
+    """The store, which must be reachable."""
     from pipelines.store.artifacts import Store
 
-    return Store.at(storage or DEFAULT_STORAGE).greet()
+    return Store.at(storage).greet()
 
 
 @app.command(
@@ -28,13 +29,15 @@ def promote(
     which: Annotated[
         str | None,
         typer.Argument(
-            metavar="[WHICH]", help="A version or the start of a fingerprint; else the candidate."
+            metavar="WHICH",
+            help="A version's number, or the start of a fingerprint.",
+            show_default="the candidate",
         ),
     ] = None,
     why: Why = "by hand",
-    storage: Storage = None,
+    storage: Storage = DEFAULT_STORAGE,
 ) -> None:
-    """Makes an ensemble the champion of its model."""
+    """Make an ensemble the champion of its model."""
     from pipelines.models import champions
 
     store = stored(storage)
@@ -46,18 +49,29 @@ def promote(
         before = f" instead of {_name(book, book.champion)}" if book.champion else ""
         book = champions.crown(store, model, wanted.fingerprint, why)
         typer.echo(f"{model}: {_name(book, wanted)} is the champion{before}")
-    _tell_mlflow(store, model)
+    _update_mlflow(store, model)
 
 
 @app.command(epilog='Example:  ediffi rollback emoji-scenes --why "its frogs are cacti"')
-def rollback(model: Model, why: Why = "", storage: Storage = None) -> None:
-    """Makes the champion before the champion again."""
+def rollback(
+    model: Model,
+    why: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Reason to record in the history.",
+            show_default="instead of the ensemble that was champion",
+        ),
+    ] = "",
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Make the previous champion the champion again."""
     from pipelines.models import champions
 
     store = stored(storage)
     book = champions.roll_back(store, model, why)
     typer.echo(f"{model}: {_name(book, book.champion)} is the champion again")
-    _tell_mlflow(store, model)
+    _update_mlflow(store, model)
 
 
 @app.command(
@@ -66,15 +80,21 @@ def rollback(model: Model, why: Why = "", storage: Storage = None) -> None:
 )
 def models(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="With its history; else all models.")
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="Show this model and its history.", show_default="all models"
+        ),
     ] = None,
     sync: Annotated[
-        bool, typer.Option("--sync", help="Bring MLflow's versions and aliases up to it.")
+        bool, typer.Option("--sync", help="Update MLflow's registry from the store.")
     ] = False,
-    storage: Storage = None,
+    storage: Storage = DEFAULT_STORAGE,
     as_json: AsJson = False,
 ) -> None:
-    """Lists the ensembles that were offered: which is champion, which candidate, and why."""
+    """List models with their champion and candidate.
+
+    With MODEL, also the history: which ensemble was promoted when, and why.
+    """
     from pipelines.models import champions
     from pipelines.reports import champions as champions_view
 
@@ -82,36 +102,36 @@ def models(
     names = [model] if model else champions.models(store)
     books = {name: champions.read(store, name) for name in names}
     if model and not books[model].history:
-        raise ValueError(f"{model!r} has no ensemble in {store.root}; `ediffi run` offers one")
+        raise ValueError(f"{model!r} has no ensemble in {store.root}; `ediffi run` registers one")
     found = {name: champions_view.data(store, book) for name, book in books.items()}
     if as_json:
         typer.echo(json.dumps(found, indent=1))
     elif not found:
-        typer.echo(f"no models in {store.root} yet; `ediffi run` offers one")
+        typer.echo(f"no models in {store.root} yet; `ediffi run` registers one")
     else:
         shown = (champions_view.text(n, d, with_history=bool(model)) for n, d in found.items())
         typer.echo("\n\n".join(shown))
     for name in names if sync else ():
-        _tell_mlflow(store, name, loud=True)
+        _update_mlflow(store, name, loud=True)
 
 
 def _name(book: Any, entry: Any) -> str:
     return f"version {book.version(entry.fingerprint)} ({entry.short})"
 
 
-def _tell_mlflow(store: Any, model: str, loud: bool = False) -> None:
-    """The store has it; that MLflow cannot be told now is no failure of the verb."""
+def _update_mlflow(store: Any, model: str, loud: bool = False) -> None:
+    """Bring MLflow's registry up to date. The store counts, so a failure is only reported."""
     from pipelines.lineage import sync
     from pipelines.lineage.delivery import words
 
     try:
         uri = sync.sync(store, model)
     except Exception as error:  # whatever MLflow's back end raises
-        again = "" if loud else ", or `ediffi models --sync`"
+        again = "" if loud else ", and so does `ediffi models --sync`"
         typer.echo(
-            f"MLflow was not told ({words(error)}); its aliases follow with the next run{again}",
+            f"MLflow could not be updated ({words(error)}); the next run updates it{again}",
             err=True,
         )
         return
     if loud:
-        typer.echo(f"{model}: MLflow at {uri} has it", err=True)
+        typer.echo(f"{model}: MLflow at {uri} is up to date", err=True)

@@ -1,4 +1,4 @@
-"""Verbs that say what a pipeline would do, before it does."""
+"""Verbs that show what a pipeline would do before it runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.app import AsJson, SpecPath, Storage, app, opened, writable
+from pipelines.cli.app import AsJson, SpecPath, SpecStorage, app, opened, writable
 
 Assume = Annotated[
     bool,
     typer.Option(
-        "--assume", help="Look at neither store nor data: nothing done, data as `pairs:` says."
+        "--assume",
+        help="Plan without the store and the data: as if nothing were done, with as many pairs "
+        "as `pairs:` says.",
     ),
 ]
 
@@ -22,18 +24,23 @@ Assume = Annotated[
 @app.command(name="plan", epilog="Example:  ediffi plan pipelines/specs/demo.yaml")
 def show_plan(
     spec: SpecPath,
-    storage: Storage = None,
+    storage: SpecStorage = None,
     as_json: AsJson = False,
     svg: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the schedule on the spec's cluster.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also draw the schedule on the spec's cluster.",
+            show_default="no drawing",
+        ),
     ] = None,
     assume: Assume = False,
 ) -> None:
-    """Says what a run would do, and why.
+    """Show what a run would do, and why.
 
-    Every node: what it waits for, its σ interval, the images to train, cached or why not; and of
-    your own data what is still to embed, and what that will cost. With a `cluster:` in the spec
-    also GPU-hours, storage, money and time, of each node and in all.
+    For each node: what it waits for, its σ interval, the images to train, and whether it is
+    reused or why not. For your own data: what is still to embed, and the cost. With `cluster:` in
+    the spec also GPU-hours, storage, money and time of each node and in total.
     """
     from pipelines.planning import embedding as estimate
     from pipelines.planning import gantt, lint, outlook
@@ -46,7 +53,9 @@ def show_plan(
     seen = None if errors else outlook.look_ahead(made, work)
     if svg:
         if loaded.cluster is None:
-            raise ValueError("--svg draws what runs when, which takes a `cluster:` in the spec")
+            raise ValueError(
+                "--svg draws the schedule on a cluster; describe it with `cluster:` in the spec"
+            )
         writable(svg)
     if as_json:
         told = {**plan_view.data(made, work, seen), "findings": [f.__dict__ for f in findings]}
@@ -61,15 +70,17 @@ def show_plan(
 
 @app.command(epilog="Example:  ediffi diff pipelines/specs/demo.yaml mine.yaml")
 def diff(
-    old: Annotated[Path, typer.Argument(metavar="SPEC_A", help="A pipeline's YAML.")],
-    new: Annotated[Path, typer.Argument(metavar="SPEC_B", help="Another's, or a changed one.")],
+    old: Annotated[Path, typer.Argument(metavar="SPEC_A", help="A pipeline's YAML file.")],
+    new: Annotated[
+        Path, typer.Argument(metavar="SPEC_B", help="The YAML file to compare it with.")
+    ],
     as_json: AsJson = False,
     assume: Assume = False,
 ) -> None:
-    """Says which nodes of two pipelines differ, and why.
+    """Show which nodes of two pipelines differ, and why.
 
-    New, gone, changed by a setting, or changed only because what they read did; and those that give
-    the same result but are made otherwise. No store is looked at.
+    A node is new, gone, changed by a setting, changed only through its inputs, or made in another
+    way with the same result. No store is read.
     """
     from pipelines.planning import diff as differences
 

@@ -1,4 +1,4 @@
-"""Verbs that run a pipeline, and say how it stands."""
+"""Verbs that run a pipeline and show its progress."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli.app import (
+    DEFAULT_STORAGE,
     AsJson,
     RunId,
+    SomeSpec,
+    SomeStorage,
     SpecPath,
+    SpecStorage,
     Storage,
     app,
     asked_execution,
@@ -22,8 +26,8 @@ from pipelines.cli.app import (
 
 
 @app.command(epilog="Example:  ediffi run pipelines/specs/demo.yaml")
-def run(spec: SpecPath, storage: Storage = None) -> None:
-    """Runs a pipeline, or goes on where a kill stopped it."""
+def run(spec: SpecPath, storage: SpecStorage = None) -> None:
+    """Run a pipeline, or continue one that was stopped."""
     from pipelines.executor.driver import drive
 
     _, store, made, _ = opened(spec, storage)
@@ -31,11 +35,11 @@ def run(spec: SpecPath, storage: Storage = None) -> None:
 
 
 @app.command(epilog="Example:  ediffi retrain pipelines/specs/demo.yaml")
-def retrain(spec: SpecPath, storage: Storage = None) -> None:
-    """Goes on from the champion with new data, and keeps the better of the two.
+def retrain(spec: SpecPath, storage: SpecStorage = None) -> None:
+    """Train the champion on new data, and keep the better model.
 
-    Every expert of the champion's is trained on for a part of its images; the result is compared
-    with the champion on old and new validation data. Without new data nothing is done.
+    Every expert of the champion trains on for a share of its images. The result is compared with
+    the champion on the old and the new validation data. Without new data nothing is done.
     """
     from pipelines.dag.new_data import reason_to_skip
     from pipelines.executor.driver import drive
@@ -49,7 +53,13 @@ def retrain(spec: SpecPath, storage: Storage = None) -> None:
 
 
 def finish(code: int, shown: str, wrong: list[str]) -> None:
-    """Says how a run ended, and ends with its code."""
+    """Print how a run ended, and exit with its code.
+
+    Args:
+        code: The exit code; 0 returns.
+        shown: What to print on stdout.
+        wrong: What went wrong, a line each on stderr.
+    """
     if shown:
         typer.echo(shown)
     for line in wrong:
@@ -60,19 +70,18 @@ def finish(code: int, shown: str, wrong: list[str]) -> None:
 
 @app.command(epilog="Example:  ediffi status --follow")
 def status(
-    spec: Annotated[
-        Path | None, typer.Argument(metavar="[SPEC]", help="Of which pipeline; else the last run.")
-    ] = None,
-    storage: Storage = None,
+    spec: SomeSpec = None,
+    storage: SomeStorage = None,
     run: RunId = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Go on saying what changes, until it ends.")
+        bool, typer.Option("--follow", help="Print what changes until the run ends.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Says how the last run stands, node by node.
+    """Show the progress of a run, node by node.
 
-    Who drives it, since when each node is at work, how fast, and how long it will take.
+    The driver's machine and process, and for each node when it started, its speed and the time
+    left.
     """
     from pipelines.reports import status as status_view
     from pipelines.runs.execution import by_id
@@ -95,16 +104,15 @@ def status(
 
 @app.command(epilog="Example:  ediffi cancel pipelines/specs/demo.yaml")
 def cancel(
-    spec: Annotated[
-        Path | None, typer.Argument(metavar="[SPEC]", help="Of which pipeline; else the last run.")
-    ] = None,
-    storage: Storage = None,
+    spec: SomeSpec = None,
+    storage: SomeStorage = None,
     run: RunId = None,
 ) -> None:
-    """Gives a run up; what it has finished or saved is kept.
+    """Cancel a run, and keep what it has finished or saved.
 
-    Its driver, wherever it is, hears of it within seconds, has training nodes save and leave, and
-    ends with code 3. The next `ediffi run` begins a new run, which goes on from what was saved.
+    Its driver, on whatever machine, receives the request within seconds, lets training nodes save
+    a checkpoint, and exits with code 3. The next `ediffi run` starts a new run, which continues
+    from there.
     """
     from pipelines.executor.cancel import cancel as give_up
 
@@ -117,28 +125,38 @@ def cancel(
 )
 def tree(
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="An execution's id; else the last.")
+        str | None,
+        typer.Argument(metavar="RUN", help="The run's id.", show_default="the last run"),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(help="Write it as one page, with pictures, to this file.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the tree as one HTML page with pictures.",
+            show_default="printed as text",
+        ),
     ] = None,
     compare: Annotated[
         tuple[str, str] | None,
-        typer.Option(metavar="RUN_A RUN_B", help="Set two runs' trees side by side."),
+        typer.Option(
+            metavar="RUN_A RUN_B",
+            help="Compare the trees of two runs.",
+            show_default="one run's tree",
+        ),
     ] = None,
-    storage: Storage = None,
+    storage: Storage = DEFAULT_STORAGE,
     as_json: AsJson = False,
 ) -> None:
-    """Draws the expert tree of a run.
+    """Show the expert tree of a run.
 
-    Intervals, budgets, gains over the parents, and how the ensemble measures up.
+    Noise intervals, training budgets, gains over the parents, and the evaluation of the ensemble.
     """
     from pipelines.lineage.address import Runs
     from pipelines.reports import tree as tree_view
     from pipelines.reports import tree_compare, tree_page
 
     if compare and (run or html):
-        raise ValueError("--compare names both runs itself; leave RUN and --html out")
+        raise ValueError("--compare names both runs; leave out RUN and --html")
     if compare:
         trees = [asked_tree(storage, name)[2] for name in compare]
         both = tree_compare.compare(*trees)

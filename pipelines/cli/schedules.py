@@ -1,4 +1,4 @@
-"""The verb that runs another at the times of a cron line."""
+"""The verb that runs another verb on a cron schedule."""
 
 from __future__ import annotations
 
@@ -10,37 +10,53 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, AsJson, Storage, app, opened
+from pipelines.cli.app import DEFAULT_STORAGE, AsJson, SomeStorage, app, opened
 
 
 @app.command(epilog='Example:  ediffi schedule mine.yaml --cron "0 3 * * 1" --verb run')
 def schedule(
     spec: Annotated[
-        Path | None, typer.Argument(metavar="SPEC", help="The pipeline's YAML; read every time.")
+        Path | None,
+        typer.Argument(
+            metavar="SPEC",
+            help="The pipeline's YAML file, read anew at every run.",
+            show_default=False,
+        ),
     ] = None,
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- OPTIONS]", help="Further ones of the verb."),
+        typer.Argument(metavar="-- OPTIONS", help="More options of the verb.", show_default="none"),
     ] = None,
     line: Annotated[
         str,
-        typer.Option("--cron", metavar="LINE", help="Minute, hour, day, month, weekday (0: Sun)."),
+        typer.Option(
+            "--cron",
+            metavar="LINE",
+            help="When to run: minute, hour, day, month, weekday (0 is Sunday). Required, except "
+            "with --list.",
+        ),
     ] = "",
-    verb: Annotated[str, typer.Option(metavar="VERB", help="retrain or run.")] = "retrain",
-    timezone: Annotated[str, typer.Option(metavar="ZONE", help="Of the times.")] = "UTC",
+    verb: Annotated[
+        str, typer.Option(metavar="VERB", help="The verb to run: retrain or run.")
+    ] = "retrain",
+    timezone: Annotated[
+        str, typer.Option(metavar="ZONE", help="Time zone of the schedule.")
+    ] = "UTC",
     now: Annotated[
-        bool, typer.Option("--once", help="Do it once, now, and end with its exit code.")
+        bool, typer.Option("--once", help="Run the verb once, now, and exit with its code.")
     ] = False,
     show: Annotated[
-        bool, typer.Option("--list", help="Only say what the store has, with last and next times.")
+        bool,
+        typer.Option("--list", help="List the store's schedules with their last and next runs."),
     ] = False,
-    storage: Storage = None,
+    storage: SomeStorage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Retrains a pipeline, or runs it, at the times of a cron line.
+    """Retrain or run a pipeline on a cron schedule.
 
-    Never twice at once. What is missed while this is not running is caught up once; where nothing
-    changed nothing is done. SIGTERM or Ctrl-C has the verb at work save and leave.
+    Runs of a pipeline never overlap. Runs that were missed while the scheduler was down are made
+    up for once. When nothing has changed, nothing is run. On SIGTERM or Ctrl-C a running verb
+    saves its work and the scheduler ends.
     """
     from pipelines.executor.stopping import Stop
     from pipelines.jobs import schedule as schedules
@@ -57,7 +73,7 @@ def schedule(
         raise ValueError('give a spec and its times: `ediffi schedule SPEC --cron "0 3 * * 1"`')
     if verb not in schedules.VERBS:
         raise ValueError(
-            f"--verb {verb!r} cannot be scheduled; {' and '.join(schedules.VERBS)} can"
+            f"--verb {verb!r} cannot be scheduled; write {' or '.join(schedules.VERBS)}"
         )
     trigger = times(line, timezone)
     pipeline = _loaded(spec)
@@ -83,7 +99,7 @@ def schedule(
         due = asked.at(trigger.get_next_fire_time(None, datetime.now(UTC)))
         say(f'{verb} {asked.pipeline} at "{line}" ({timezone}), next {due}')
         schedules.keep(asked, kept, tick, say, stop, times=trigger)
-        say(f"ends: told to by {stop.signal.name if stop.signal else 'nobody'}")
+        say(f"ends: stopped by {stop.signal.name if stop.signal else 'nobody'}")
 
 
 def _loaded(spec: Path) -> Any:
@@ -103,7 +119,7 @@ def _store(spec: Path | None, storage: str | None) -> Any:
 
 
 def _idle(spec: Path, store: Any, verb: str) -> str:
-    """Why there is no need to begin; nothing if there is one. `retrain` finds out by itself."""
+    """Why a run is not needed now; empty if it is. `retrain` finds out by itself."""
     from pipelines.runs.lease import is_driven
 
     loaded = _loaded(spec)
@@ -138,6 +154,6 @@ def _table(rows: list[dict[str, Any]], root: str) -> str:
             f'  when  "{schedule.cron}" ({schedule.timezone})',
             f"  last  {was}{said}",
             f"  next  {schedule.at(datetime.fromisoformat(row['next']))}"
-            + ("" if row["kept_here"] else ", but no scheduler is at work here"),
+            + ("" if row["kept_here"] else ", but no scheduler is running here"),
         ]
     return "\n".join(lines)

@@ -33,7 +33,7 @@ def list_shards(source: Source) -> list[SourceShard]:
     Raises:
         ValueError: Nothing usable at ``path``, several formats, or a column is missing.
     """
-    folders, kind = _look(source)
+    folders, kind = find_format(source)
     found = [shard for folder_ in folders for shard in _shards(source, folder_, kind)]
     if not found:
         raise ValueError(f"{_named(folders)} has no file of the format {kind!r}; change `format:`")
@@ -103,8 +103,12 @@ def read_shard(source: Source, shard: SourceShard) -> Iterator[Row | Bad]:
         yield from dropped
 
 
-def _look(source: Source) -> tuple[list[Folder], str]:
-    """The folders at the source's path, and their files' format."""
+def find_format(source: Source) -> tuple[list[Folder], str]:
+    """The folders at a source's path, and the format of their files.
+
+    Raises:
+        ValueError: There is no data at the path, or files of several formats.
+    """
     if source.path is None:
         raise ValueError("this source has no `path:`; its pictures are made")
     if isinstance(source.path, str) and caption_file.is_coco(source.path):

@@ -167,8 +167,8 @@ def test_with_mlflow_away_the_store_has_it_all_the_same(models, client, capsys):
     assert (
         told
         == [
-            "MLflow was not told (connection refused); its aliases follow with the next run, "
-            "or `ediffi models --sync`"
+            "MLflow could not be updated (connection refused); the next run updates it, "
+            "and so does `ediffi models --sync`"
         ]
         * 2
     )

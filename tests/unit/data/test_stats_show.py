@@ -53,7 +53,7 @@ def called(*arguments):
 
 
 def test_every_number(folder):
-    said = called("stats", "--storage", folder, "--json", "--faults", 9)
+    said = called("stats", "--storage", folder, "--json", "--quarantined", 9)
     found = json.loads(said.output)
     assert (found["read"], found["rows"], found["captions"]) == (14, 10, 9)
     assert found["usable"] == {"8": 10, "16": 9}
@@ -89,8 +89,15 @@ def test_every_number(folder):
     assert [f["key"] for f in found["faults"]] == ["b-8", "b-9", "c"]
 
 
+def test_the_old_name_of_the_option_is_taken_with_a_warning(folder):
+    by_old = called("stats", "--storage", folder, "--faults", 2)
+    by_new = called("stats", "--storage", folder, "--quarantined", 2)
+    assert by_old.stdout == by_new.stdout and by_new.stderr == ""
+    assert by_old.stderr == "ediffi: warning: --faults is now --quarantined\n"
+
+
 def test_the_page(folder):
-    lines = called("stats", "--storage", folder, "--faults", 2).output.splitlines()
+    lines = called("stats", "--storage", folder, "--quarantined", 2).output.splitlines()
     assert any(line.startswith("rows        10 kept of 14 read; 9 captions") for line in lines)
     assert "                     9 at 16 (90.0 %)" in lines
     assert "           1    7.1 %  image is damaged or cut short" in lines

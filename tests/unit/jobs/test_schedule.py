@@ -301,10 +301,10 @@ def test_the_verb_works_until_it_is_told_to_stop_and_lists_what_it_kept(tmp_path
     assert row["kept_here"] is True
 
     process.send_signal(signal.SIGTERM)
-    assert process.stdout.read().endswith("ends: told to by SIGTERM\n")
+    assert process.stdout.read().endswith("ends: stopped by SIGTERM\n")
     assert process.wait(PATIENCE_S) == 0
     _, said = ediffi("schedule", "--list", "--storage", tmp_path)
-    assert "last  never" in said and "no scheduler is at work" in said
+    assert "last  never" in said and "no scheduler is running here" in said
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_the_verb_works_until_it_is_told_to_stop_and_lists_what_it_kept(tmp_path
     [
         ((SMOKE,), "give a spec and its times"),
         (("--cron", "0 3 * * *"), "give a spec and its times"),
-        ((SMOKE, "--cron", "0 3 * * *", "--verb", "plan"), "retrain and run can"),
+        ((SMOKE, "--cron", "0 3 * * *", "--verb", "plan"), "write retrain or run"),
         ((SMOKE, "--cron", "0 3 * * 9", "--verb", "run"), "'9' is no weekday"),
     ],
 )

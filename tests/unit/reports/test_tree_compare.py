@@ -119,8 +119,8 @@ def test_what_the_verb_cannot_do_it_says(ediffi, tree, tmp_path):
     name = tree["execution"]
     for args, said in (
         (("--compare", name, "nothing"), "no run nothing in "),
-        ((name, "--compare", name, name), "leave RUN and --html out"),
-        (("--html", tmp_path / "none" / "page.html"), "give a place that can with --html"),
+        ((name, "--compare", name, name), "leave out RUN and --html"),
+        (("--html", tmp_path / "none" / "page.html"), "give a writable path with --html"),
     ):
         error = ediffi(*args).exception
         assert isinstance(error, ValueError) and said in str(error)

@@ -1,0 +1,50 @@
+"""The list of verbs in ``ediffi --help``, grouped by task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from typer.core import TyperGroup
+
+VERBS = {
+    "Start": ("init", "doctor"),
+    "Run": ("plan", "run", "retrain", "status", "cancel", "diff"),
+    "Look": ("tree", "sample"),
+    "Models": ("models", "promote", "rollback"),
+    "Data": ("data stats", "data show"),
+    "Clusters and schedules": ("submit", "jobs", "logs", "stop", "schedule"),
+}
+"""Every verb by task, in the order of the help."""
+
+
+class ByTask(TyperGroup):
+    """The root command: its help lists the verbs under the tasks of :data:`VERBS`."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(len(verb) for verbs in VERBS.values() for verb in verbs)
+        for task, verbs in VERBS.items():
+            found = [(v, c) for v in verbs if (c := self.find(ctx, v)) and not c.hidden]
+            if not found:
+                continue
+            with formatter.section(task):
+                limit = formatter.width - width - 6
+                formatter.write_dl(
+                    [(f"{v:<{width}}", c.get_short_help_str(limit)) for v, c in found]
+                )
+
+    def find(self, ctx: Any, verb: str) -> Any:
+        """The command of a verb of one or two words; None if there is none."""
+        command: Any = self
+        for word in verb.split():
+            command = command.get_command(ctx, word) if command else None
+        return command
+
+
+def verbs_of(group: Any, before: str = "") -> Iterator[str]:
+    """Every verb below a group, as a user types it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from verbs_of(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}"
