@@ -11,6 +11,7 @@ import typer
 import yaml
 from commands import ELSEWHERE, blocks, commands, exists, in_markdown, in_prose, targets, understood
 from paths import ROOT
+from test_rooms import FLOORS
 
 from pipelines import cli
 from pipelines.dag import plan, sources
@@ -213,8 +214,13 @@ def test_the_map_shows_every_folder():
 def test_the_map_shows_every_room():
     rooms = {p.parent.name for p in ROOT.glob("pipelines/*/__init__.py")}
     assert set(re.findall(r"^  (\w+)/  ", README, flags=re.M)) == rooms | {"specs"}
+
+
+def test_the_guide_shows_the_floors():
     guide = (ROOT / "pipelines/README.md").read_text()
-    assert set(re.findall(r"^\| \d+ \| `(\w+)/`", guide, flags=re.M)) == rooms
+    shown = re.findall(r"^\| (\d+) \| (`.*?`) \|", guide, flags=re.M)
+    rooms = {(int(n), room) for n, names in shown for room in re.findall(r"\w+", names)}
+    assert rooms == {(n, room) for n, floor in enumerate(FLOORS, 1) for room in floor}
 
 
 def test_every_notebook_is_described():
