@@ -69,7 +69,7 @@ def submit(
     root = Store.at(storage or loaded.storage).root
     found = reach.findings(loaded)
     typer.echo("".join(f"{f}\n" for f in found if not f.is_error), nl=False, err=True)
-    lint.refuse(found)
+    lint.raise_errors(found)
     client = jobs.connect(address)
     job = sending.submit(
         client,

@@ -82,14 +82,14 @@ def status(
         typer.echo(json.dumps(status_view.data(store, execution), indent=1))
         return
     if not follow:
-        typer.echo(status_view.text(status_view.standing(store, execution), execution))
+        typer.echo(status_view.text(status_view.describe_state(store, execution), execution))
         return
 
     def look() -> tuple[str, Any]:
         found = by_id(store, execution.id) or execution
-        return status_view.standing(store, found), found
+        return status_view.describe_state(store, found), found
 
-    for line in status_view.changes(look):
+    for line in status_view.follow(look):
         typer.echo(line)
 
 

@@ -38,7 +38,7 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
     """
     store = Store.open(store.root)
     name, found = made.spec.name, lint.check(made.spec, made)
-    lint.refuse(found)
+    lint.raise_errors(found)
     with Console() as console, only_driver(store, name, console.say) as lease, Stop() as stop:
         execution = begin(made, store)
         execution.save(store)

@@ -12,22 +12,22 @@ from pipelines.runs.execution import UNFINISHED, Execution
 from pipelines.runs.lease import Holder, holder_of, is_driven
 from pipelines.store.artifacts import Store
 
-LOOK_EVERY_S = 2.0
-PROGRESS_EVERY_S = 30.0
-GOES_ON = "the same `ediffi run` continues it"
+POLL_S = 2.0
+PROGRESS_S = 30.0
+RESUME_HINT = "the same `ediffi run` continues it"
 
 
-def standing(store: Store, execution: Execution) -> str:
+def describe_state(store: Store, execution: Execution) -> str:
     """The run's state, and if it is not at its end whether somebody is at work on it."""
     if execution.state == "interrupted":
-        return f"interrupted ({GOES_ON})"
+        return f"interrupted ({RESUME_HINT})"
     if execution.state != "running":
         return execution.state
     holder = holder_of(store, execution.pipeline)
     if is_driven(store, execution.pipeline):
         return f"running ({holder})" if holder else "running"
     last = f", {holder}" if holder else ""
-    return f"stopped (its driver is gone{last}; {GOES_ON})"
+    return f"stopped (its driver is gone{last}; {RESUME_HINT})"
 
 
 def data(store: Store, execution: Execution) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def data(store: Store, execution: Execution) -> dict[str, Any]:
             "silent_s": round(holder.age_s, 1),
             "alive": alive,
         }
-    return {**execution.__dict__, "state": standing(store, execution), "driver": driver}
+    return {**execution.__dict__, "state": describe_state(store, execution), "driver": driver}
 
 
 def text(state: str, execution: Execution, now: datetime | None = None) -> str:
@@ -93,7 +93,7 @@ def since(record: dict[str, Any], now: datetime) -> float:
     return max(0.0, (now - datetime.fromisoformat(record["since"])).total_seconds())
 
 
-def changes(
+def follow(
     look: Callable[[], tuple[str, Execution]],
     sleep: Callable[[float], None] = time.sleep,
     clock_s: Callable[[], float] = time.monotonic,
@@ -104,9 +104,9 @@ def changes(
     told = {node: record["state"] for node, record in execution.nodes.items()}
     spoke = clock_s()
     while is_at_work(state, execution):
-        sleep(LOOK_EVERY_S)
+        sleep(POLL_S)
         state, execution = look()
-        due = clock_s() - spoke >= PROGRESS_EVERY_S
+        due = clock_s() - spoke >= PROGRESS_S
         spoke = clock_s() if due else spoke
         now = datetime.now(UTC)
         for node, record in execution.nodes.items():

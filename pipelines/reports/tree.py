@@ -125,7 +125,7 @@ def newest_sheet(folder: str, manifest: Mapping[str, Any]) -> str | None:
     return f"{folder}/{max(sheets)}" if sheets else None
 
 
-def at_work(stage: Mapping[str, Any]) -> list[tuple[float, list[str]]]:
+def experts_by_step(stage: Mapping[str, Any]) -> list[tuple[float, list[str]]]:
     """For every sampling step its σ and who is asked in it: with Heun's method it may be two.
 
     Nothing while a tree grows.

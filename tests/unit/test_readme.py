@@ -6,7 +6,7 @@ import yaml
 from paths import ROOT
 
 from pipelines import cli
-from pipelines.planning.networks import config_of
+from pipelines.planning.stage_networks import config_of
 from pipelines.spec import pipeline as spec
 
 README = (ROOT / "README.md").read_text()

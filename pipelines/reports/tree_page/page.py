@@ -63,7 +63,7 @@ def _stage(
     sampling, side = stage["sampling"], stage["resolution"]
     axis = Axis.of(stage["noise"], sampling["sigmas"])
     colours = drawing.hues([piece["expert"] for piece in stage["ensemble"]])
-    works = tree_view.at_work(stage)
+    works = tree_view.experts_by_step(stage)
     experts = _experts(name, stage, axis, links, pictures)
     return {
         "name": name,
@@ -127,7 +127,7 @@ def _experts(
 ) -> list[dict[str, Any]]:
     colours = drawing.hues([piece["expert"] for piece in stage["ensemble"]])
     gains = drawing.gains(stage["experts"])
-    works = tree_view.at_work(stage)
+    works = tree_view.experts_by_step(stage)
     out = []
     for _, branches, name, e in tree_view.rows(stage["experts"]):
         left, right = axis.at(e["sigma_lo"]), axis.at(e["sigma_hi"])

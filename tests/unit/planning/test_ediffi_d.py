@@ -67,8 +67,8 @@ def test_people_read_the_tree_with_what_it_costs():
     [grandchild] = [x for x in lines if "─ train/base/E3_7 " in x]
     assert grandchild.index("─ train") == child.index("─ train") + 3
     assert "102,400,000 images" in child and "541 GPU-h" in child and "2.1 h" in child
-    assert "above the lower bound: work of base" in text
-    assert "reckoned by" in lines
+    assert "above the lower bound of 73.5 h (work of base)" in text
+    assert "based on" in lines
 
 
 def test_the_picture_has_a_bar_for_every_node_that_takes_time(tmp_path, told):
@@ -99,5 +99,5 @@ def test_every_expert_is_measured_on_as_many_draws(told):
         "evaluate/sr256/ensemble": {"E1_1": 2048, "E1_0": 2048},
         "evaluate/sr1024/ensemble": {"E0_0": 4096},
     }
-    line = "draws of the losses in each expert's interval: E9_511 1,365, M_C 1,365, E3_0 1,365"
+    line = "loss draws per expert's interval: E9_511 1,365, M_C 1,365, E3_0 1,365"
     assert line in say()

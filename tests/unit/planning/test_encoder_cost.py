@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.formatting import gigabytes
+from pipelines.formatting import byte_size
 from pipelines.planning import encoder_cost as cost
 from pipelines.planning.encoder_cost import T5_SIZES, Transformer
 from pipelines.spec.gpus import ASSUMED
@@ -55,7 +55,7 @@ def test_bytes_are_tokens_times_width_times_two():
     assert fp16 == {"t5": 196_608, "clip_text": 33_792, "pooled": 3_072}
     int8 = cost.caption_bytes(4096, VIT_L, tokens, "int8")
     assert int8["t5"] == 24 * (4096 + 4)
-    assert gigabytes(1e9 * sum(fp16.values())) == "233.5 TB"
+    assert byte_size(1e9 * sum(fp16.values())) == "233.5 TB"
 
 
 def test_pictures_of_all_stages():

@@ -22,7 +22,7 @@ def randomly(seed, count=25):
                 needs=[f"t{n}" for n in range(i) if dice.random() < 0.12],
                 group=group,
                 gang=dice.randint(1, CAPACITY[group]) if group else 0,
-                way=dice.random(),
+                path_length=dice.random(),
             )
         )
     return tasks
@@ -68,9 +68,9 @@ def test_a_task_starts_at_once_or_when_another_ends():
 def test_the_longest_way_goes_first():
     """Two trees share a group: the higher priority starts, the other waits for its gang."""
     tasks = [
-        Task(name="short", seconds=1, group="g", gang=4, way=1),
-        Task(name="long", seconds=5, group="g", gang=4, way=9),
-        Task(name="after", seconds=5, needs=["long"], group="g", gang=4, way=4),
+        Task(name="short", seconds=1, group="g", gang=4, path_length=1),
+        Task(name="long", seconds=5, group="g", gang=4, path_length=9),
+        Task(name="after", seconds=5, needs=["long"], group="g", gang=4, path_length=4),
     ]
     found = simulate(tasks, {"g": 4})
     assert dict(found.starts) == {"long": 0, "after": 5, "short": 10}
@@ -81,9 +81,9 @@ def test_the_longest_way_goes_first():
 def test_a_small_one_does_not_go_ahead_of_a_gang_that_waits():
     """As in a run, which knows no durations: what the gang waits for is kept for it."""
     tasks = [
-        Task(name="now", seconds=4, group="g", gang=2, way=3),
-        Task(name="gang", seconds=1, group="g", gang=3, way=2),
-        Task(name="small", seconds=2, group="g", gang=1, way=1),
+        Task(name="now", seconds=4, group="g", gang=2, path_length=3),
+        Task(name="gang", seconds=1, group="g", gang=3, path_length=2),
+        Task(name="small", seconds=2, group="g", gang=1, path_length=1),
     ]
     found = simulate(tasks, {"g": 3})
     assert dict(found.starts) == {"now": 0, "gang": 4, "small": 5}
@@ -120,7 +120,7 @@ def test_nothing_to_do_takes_no_time():
 
 def test_a_stage_s_priority_comes_before_the_way():
     tasks = [
-        Task(name="long", seconds=9, group="g", gang=1, way=9),
-        Task(name="wanted", seconds=1, group="g", gang=1, way=1, priority=1),
+        Task(name="long", seconds=9, group="g", gang=1, path_length=9),
+        Task(name="wanted", seconds=1, group="g", gang=1, path_length=1, priority=1),
     ]
     assert dict(simulate(tasks, {"g": 1}).starts) == {"wanted": 0, "long": 1}

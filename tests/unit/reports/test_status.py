@@ -85,16 +85,18 @@ def store(tmp_path):
 
 def test_whether_its_driver_lives(store):
     run = execution()
-    assert status_view.standing(store, run).startswith("stopped (its driver is gone; the same")
+    assert status_view.describe_state(store, run).startswith(
+        "stopped (its driver is gone; the same"
+    )
     with only_driver(store, "demo"):
-        assert status_view.standing(store, run).startswith("running (")
+        assert status_view.describe_state(store, run).startswith("running (")
         assert status_view.data(store, run)["driver"]["alive"]
-    assert ", process " in status_view.standing(store, run)
+    assert ", process " in status_view.describe_state(store, run)
     assert status_view.data(store, run)["driver"]["alive"] is False
-    assert status_view.standing(store, replace(run, state="interrupted")).startswith(
+    assert status_view.describe_state(store, replace(run, state="interrupted")).startswith(
         "interrupted ("
     )
-    assert status_view.standing(store, replace(run, state="cancelled")) == "cancelled"
+    assert status_view.describe_state(store, replace(run, state="cancelled")) == "cancelled"
 
 
 def test_following_says_each_change_once_until_the_end():
@@ -106,10 +108,10 @@ def test_following_says_each_change_once_until_the_end():
         execution(nodes={**execution().nodes, "train/base/E1_1": DONE}),
         execution(state="done", ended="2026-01-01T02:00:00+00:00"),
     ]
-    time = iter([0.0] + [status_view.LOOK_EVERY_S * i for i in range(1, 100)])
+    time = iter([0.0] + [status_view.POLL_S * i for i in range(1, 100)])
     states = ["running"] * 4 + ["done"]
     said = list(
-        status_view.changes(
+        status_view.follow(
             lambda: (states.pop(0), looks.pop(0)), lambda _: None, lambda: next(time)
         )
     )
@@ -122,5 +124,5 @@ def test_following_says_each_change_once_until_the_end():
 
 
 def test_following_ends_when_the_driver_is_gone():
-    said = list(status_view.changes(lambda: ("stopped (its driver is gone)", execution())))
+    said = list(status_view.follow(lambda: ("stopped (its driver is gone)", execution())))
     assert said[-1] == "demo-1: stopped (its driver is gone)"

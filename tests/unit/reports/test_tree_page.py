@@ -132,7 +132,7 @@ def test_the_slider_knows_who_works_at_every_step(tree):
 def test_heun_asks_two_experts_where_a_step_crosses_an_edge(tree):
     stage = tree["stages"]["base"]
     stage["sampling"]["solver"] = "heun"
-    works = tree_view.at_work(stage)
+    works = tree_view.experts_by_step(stage)
     crossed = [asked for _, asked in works if len(asked) == 2]
     assert crossed == [["E2_3", "M_C"], ["M_C", "E1_0"]]
     assert works[-1][1] == ["E1_0"]  # the last step, to no noise at all, asks once

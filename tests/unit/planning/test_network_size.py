@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ediffi_core.unet import PRESETS, SIZES, UNetConfig
-from pipelines.planning.network import embeddings, size_of
+from pipelines.planning.network_size import embeddings, size_of
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -40,7 +40,7 @@ def test_a_refused_experts_seat_is_its_ancestors(tmp_path):
     assert {n for n, e in base["experts"].items() if e["in_ensemble"]} == {"E1_1", "M_C"}
     assert base["experts"]["E2_3"]["adopted"] is False
     assert base["experts"]["E2_3"]["why"] == "no gain"
-    asked = dict.fromkeys(name for _, [name] in tree_view.at_work(base))
+    asked = dict.fromkeys(name for _, [name] in tree_view.experts_by_step(base))
     assert list(asked) == ["E1_1", "M_C", "champion's E1_0"]
 
 
@@ -57,7 +57,7 @@ def test_an_ancestor_with_two_seats_has_one_colour(tmp_path):
 def test_a_tree_that_still_grows_is_shown_without_an_ensemble(tmp_path):
     tree = built(DEMO.with_name("adaptive.yaml"), tmp_path)
     [(name, stage), *_] = tree["stages"].items()
-    assert stage["ensemble"] == [] == tree_view.at_work(stage)
+    assert stage["ensemble"] == [] == tree_view.experts_by_step(stage)
     section = Page(tree_page.html(tree)).root.one("section", data_stage=name)
     assert not list(section.all("input")) and not list(section.all(class_="share"))
     assert {"E0_0", "E1_1", "E1_0"} <= {r.attributes.get("data-expert") for r in section.all("tr")}
