@@ -51,7 +51,7 @@ def test_each_node_has_its_state_time_and_progress_or_maker():
         "demo-1, attempt 2: running (alpha)",
         "  train/base/E0_0  done            1:23  2026-01-01 00:30:00 UTC on alpha, attempt 1",
         "  train/base/E1_1  running         1:00  640 of 1,280 images, 13 images/s, 0:50 left",
-        "  train/base/E1_0  waiting               pipeline other is making it",
+        "  train/base/E1_0  waiting               for pipeline other, which is building it",
         "  promote/demo     waiting",
     ]
 

@@ -91,4 +91,4 @@ def test_a_share_of_few_pictures_has_their_number_and_no_interval(pictures, show
     metrics = {"concepts": 1 / 3, "concepts_ci95": 0.217}
     if pictures:
         metrics["concepts_pictures"] = pictures
-    assert tree_view.measured(metrics, "concepts") == shown
+    assert tree_view.metric_text(metrics, "concepts") == shown

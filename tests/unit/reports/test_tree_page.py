@@ -197,7 +197,7 @@ def test_what_others_wrote_is_text(tree):
 
 def test_refusals_and_decisions_are_shown_where_there_are_any(tree):
     plain = stage_of(parsed(tree), "base").text
-    assert "refused" not in plain and "How it grew" not in plain
+    assert "refused" not in plain and "Growth of the tree" not in plain
     base = tree["stages"]["base"]
     base["experts"]["E2_3"] |= {"adopted": False, "why": "no better than E1_1"}
     base["decisions"] = [{"after": "E1_1", "images_left": 7200, "split": None, "taken": False}]
