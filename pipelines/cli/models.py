@@ -102,14 +102,14 @@ def _name(book: Any, entry: Any) -> str:
 def _tell_mlflow(store: Any, model: str, loud: bool = False) -> None:
     """The store has it; that MLflow cannot be told now is no failure of the verb."""
     from pipelines.lineage import sync
-    from pipelines.lineage.delivery import words
+    from pipelines.lineage.delivery import one_line
 
     try:
-        uri = sync.sync(store, model)
+        uri = sync.sync_model(store, model)
     except Exception as error:  # whatever MLflow's back end raises
         again = "" if loud else ", or `ediffi models --sync`"
         typer.echo(
-            f"MLflow was not told ({words(error)}); its aliases follow with the next run{again}",
+            f"MLflow was not told ({one_line(error)}); its aliases follow with the next run{again}",
             err=True,
         )
         return

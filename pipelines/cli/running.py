@@ -147,7 +147,7 @@ def tree(
     store, execution, found = asked_tree(storage, run)
     if html:
         writable(html, "--html")
-        runs, pictures = Runs.of(execution.tracking), tree_page.thumbnails(store, found)
+        runs, pictures = Runs.from_tracking(execution.tracking), tree_page.thumbnails(store, found)
         page = tree_page.html(found, links=runs.links() if runs else None, pictures=pictures)
         html.write_text(page, encoding="utf-8")
         typer.echo(f"{html}: the tree of {execution.id}")

@@ -74,7 +74,7 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
         console.say("finishing the MLflow record")
         lineage.close(execution.state, runner.manifests)
         execution.save(store)
-        here = " on this machine, as a bucket cannot hold it" if lineage.is_aside else ""
+        here = " on this machine, as a bucket cannot hold it" if lineage.is_outside_store else ""
         failed = {node: reason(error) for node, error in runner.failed.items()}
         notify.tell(made.spec.notify, execution, failed, console.say)
         console.say(f"{execution.state}; record: {lineage.uri}{here}")

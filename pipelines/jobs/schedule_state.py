@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.jobs import cron
-from pipelines.lineage.address import folder
+from pipelines.lineage.address import local_folder
 from pipelines.store import lock
 from pipelines.store.artifacts import Store
 
@@ -86,7 +86,7 @@ def text(when: datetime) -> str:
 
 
 def logs_of(store: Store, pipeline: str) -> Path:
-    return folder(store) / FOLDER / pipeline
+    return local_folder(store) / FOLDER / pipeline
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ def only_one(store: Store, pipeline: str) -> Iterator[None]:
 
 
 def lock_of(store: Store, pipeline: str) -> Path:
-    return folder(store) / FOLDER / f".{pipeline}.lock"
+    return local_folder(store) / FOLDER / f".{pipeline}.lock"
 
 
 def is_kept(store: Store, pipeline: str) -> bool:

@@ -165,7 +165,7 @@ def test_links_lead_to_the_runs_and_tell_no_password(tree):
     runs = Runs(
         uri="https://me:secret@mlflow.example/team/",
         experiment="7",
-        of_node={"": "a" * 32, "train/base/E2_3": "b" * 32},
+        run_ids={"": "a" * 32, "train/base/E2_3": "b" * 32},
     )
     text = tree_page.html(tree, links=runs.links())
     links = {a.text: a.attributes["href"] for a in Page(text).root.all("a")}
@@ -173,7 +173,7 @@ def test_links_lead_to_the_runs_and_tell_no_password(tree):
     end = "?workflowType=machine_learning"
     assert links == {"a" * 8: at + "a" * 32 + end, "b" * 8: at + "b" * 32 + end}
     assert "secret" not in text
-    aside = Runs(uri="sqlite:////here/mlflow.db", experiment="7", of_node=runs.of_node)
+    aside = Runs(uri="sqlite:////here/mlflow.db", experiment="7", run_ids=runs.run_ids)
     text = tree_page.html(tree, links=aside.links())
     assert not list(Page(text).root.all("a")) and "bbbbbbbb" in text and "/here" not in text
 
