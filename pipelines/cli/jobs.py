@@ -57,7 +57,7 @@ def submit(
     The spec is checked and sent; the project is installed there. One job a pipeline is at work.
     """
     from pipelines.jobs import client as jobs
-    from pipelines.jobs import portability as reach
+    from pipelines.jobs import portability
     from pipelines.jobs import submit as sending
     from pipelines.planning import lint
     from pipelines.spec import pipeline as specs
@@ -67,7 +67,7 @@ def submit(
         raise ValueError(f"--verb {verb!r} is no job; {' and '.join(VERBS)} are")
     loaded = specs.load(spec)
     root = Store.at(storage or loaded.storage).root
-    found = reach.findings(loaded)
+    found = portability.lint_without_data(loaded)
     typer.echo("".join(f"{f}\n" for f in found if not f.is_error), nl=False, err=True)
     lint.raise_errors(found)
     client = jobs.connect(address)
@@ -99,7 +99,8 @@ def show_jobs(
     from pipelines.jobs import client as jobs
 
     client = jobs.connect(address)
-    found = [jobs.details(client, job)] if job else [j for j in jobs.listed(client) if jobs.of(j)]
+    every = [jobs.job_info(client, job)] if job else jobs.list_jobs(client)
+    found = [each for each in every if job or jobs.pipeline_of(each)]
     rows = [row(one) for one in found]
     if as_json:
         typer.echo(json.dumps(rows[0] if job else rows, indent=1))
@@ -151,7 +152,7 @@ def followed(client: Any, job: str) -> None:
         raise SystemExit(130) from None
     code = jobs.exit_code(found)
     typer.echo(f"job {job}: {found.status.lower()}")
-    if code and (why := jobs.why_not_begun(found)):
+    if code and (why := jobs.startup_error(found)):
         typer.echo(f"ediffi: {why}", err=True)
     raise SystemExit(code)
 
@@ -161,7 +162,7 @@ def row(job: Any) -> dict[str, Any]:
     from pipelines.formatting import clock
     from pipelines.jobs import client as jobs
 
-    pipeline, storage = jobs.of(job) or ("", "")
+    pipeline, storage = jobs.pipeline_of(job) or ("", "")
     begun, ended = (job.start_time or 0) / 1000, (job.end_time or 0) / 1000 or time.time()
     return {
         "job": job.submission_id,
@@ -172,5 +173,5 @@ def row(job: Any) -> dict[str, Any]:
         "took": clock(ended - begun),
         "exit code": job.driver_exit_code if job.status.is_terminal() else "",
         "command": job.entrypoint,
-        "why": jobs.why_not_begun(job),
+        "why": jobs.startup_error(job),
     }

@@ -6,8 +6,7 @@ from paths import SMOKE
 from ray.job_submission import JobDetails
 
 from pipelines.jobs import client as jobs
-from pipelines.jobs import portability as reach
-from pipelines.jobs import submit
+from pipelines.jobs import portability, submit
 from pipelines.spec.pipeline import Spec
 
 BUCKET = "s3://bucket/store"
@@ -40,9 +39,9 @@ def job(name, state, storage=BUCKET, **more):
 
 
 def test_addresses_travel_and_secrets_only_if_asked():
-    quiet = reach.passed(spec(), ENVIRONMENT, credentials=False)
+    quiet = portability.job_environment(spec(), ENVIRONMENT, credentials=False)
     assert quiet == {k: v for k, v in ENVIRONMENT.items() if k not in {*SECRETS, "HOME"}}
-    asked = reach.passed(spec(), ENVIRONMENT, credentials=True)
+    asked = portability.job_environment(spec(), ENVIRONMENT, credentials=True)
     assert asked == {**quiet, **SECRETS}
 
 
@@ -52,7 +51,7 @@ def test_what_the_spec_says_is_not_sent_beside_it():
         s3={"endpoint_url": "http://other:9000", "key": "k", "secret": "s", "region": "here"},
         tracking="http://other:5000",
     )
-    asked = reach.passed(said, ENVIRONMENT, credentials=True)
+    asked = portability.job_environment(said, ENVIRONMENT, credentials=True)
     assert asked == {"MLFLOW_TRACKING_TOKEN": "token"}
 
 
@@ -66,9 +65,9 @@ def test_what_the_spec_says_is_not_sent_beside_it():
 )
 def test_secrets_in_other_places_are_not_sent_unasked_either(changes, environment, named):
     with pytest.raises(ValueError, match="--pass-credentials") as refused:
-        reach.passed(spec(**changes), environment, credentials=False)
+        portability.job_environment(spec(**changes), environment, credentials=False)
     assert named in str(refused.value) and "hush" not in str(refused.value)
-    reach.passed(spec(**changes), environment, credentials=True)
+    portability.job_environment(spec(**changes), environment, credentials=True)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +84,7 @@ def test_what_only_this_machine_reaches_is_refused_for_a_cluster_elsewhere(
     changes, storage, variables, named
 ):
     with pytest.raises(ValueError, match="cluster is not") as refused:
-        reach.check_reach(spec(**changes), storage, variables)
+        portability.check_reachable(spec(**changes), storage, variables)
     assert named in str(refused.value)
 
 
@@ -103,51 +102,56 @@ def test_paths_from_this_folder_are_refused_as_the_job_works_in_another(
     (tmp_path / "t5-here").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="another folder") as refused:
-        reach.check_paths(spec(**changes))
+        portability.check_paths(spec(**changes))
     assert f"`{named}" in str(refused.value)
 
 
 def test_names_whole_paths_and_addresses_are_not():
     whole = {"train": {"path": "/data/pairs"}, "validation": {"path": "s3://bucket/pairs"}}
     encoders = {"t5": "google/t5-v1_1-xxl", "clip": "/models/clip"}
-    reach.check_paths(spec(data=whole, encoders=encoders, tracking="sqlite:////data/mlflow.db"))
+    portability.check_paths(
+        spec(data=whole, encoders=encoders, tracking="sqlite:////data/mlflow.db")
+    )
 
 
 def test_what_others_reach_is_not():
-    reach.check_reach(spec(tracking="http://mlflow:5000"), BUCKET, ENVIRONMENT)
+    portability.check_reachable(spec(tracking="http://mlflow:5000"), BUCKET, ENVIRONMENT)
 
 
 def test_a_spec_must_lie_in_the_folder_that_is_sent(tmp_path):
     inside = tmp_path / "specs" / "a.yaml"
-    assert submit.within(inside, tmp_path) == "specs/a.yaml"
+    assert submit.path_inside(inside, tmp_path) == "specs/a.yaml"
     with pytest.raises(ValueError, match="--working-dir"):
-        submit.within(tmp_path / "a.yaml", tmp_path / "specs")
+        submit.path_inside(tmp_path / "a.yaml", tmp_path / "specs")
 
 
 # -- one job a pipeline --------------------------------------------------------------------------
 
 
 def test_ids_count_the_attempts():
-    assert submit.next_id("smoke", BUCKET, []) == "smoke-1"
+    assert submit.next_job_id("smoke", BUCKET, []) == "smoke-1"
     known = [job("smoke-9", "STOPPED"), job("smoke-10", "SUCCEEDED"), job("smoke-big-70", "FAILED")]
-    assert submit.next_id("smoke", BUCKET, known) == "smoke-11"
+    assert submit.next_job_id("smoke", BUCKET, known) == "smoke-11"
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
 def test_a_pipeline_at_work_is_not_sent_again(state):
     known = [job("smoke-2", state), job("smoke-1", "FAILED")]
     with pytest.raises(ValueError, match="smoke-2"):
-        submit.next_id("smoke", BUCKET, known)
-    assert submit.next_id("smoke", "s3://other/store", known) == "smoke-3"
+        submit.next_job_id("smoke", BUCKET, known)
+    assert submit.next_job_id("smoke", "s3://other/store", known) == "smoke-3"
 
 
 def test_mistakes_are_found_without_the_data():
     raw = yaml.safe_load(SMOKE.read_text())
     raw["stages"]["base"]["workers"] = {"recompute": [9]}
     far = {"train": {"path": "s3://far/pairs"}, "validation": {"path": "s3://far/others"}}
-    wrong = [str(f) for f in reach.findings(spec(stages=raw["stages"], data=far, encoders={}))]
+    wrong = [
+        str(f)
+        for f in portability.lint_without_data(spec(stages=raw["stages"], data=far, encoders={}))
+    ]
     assert any(w.startswith("error: base: `stages.base.workers.recompute`") for w in wrong)
-    assert not any(f.is_error for f in reach.findings(spec()))
+    assert not any(f.is_error for f in portability.lint_without_data(spec()))
 
 
 class Quicker:
@@ -164,8 +168,8 @@ class Quicker:
 
 
 def test_of_two_that_send_at_once_one_is_told_of_the_other(monkeypatch):
-    monkeypatch.setattr(jobs, "is_here", lambda _: False)
-    with pytest.raises(ValueError, match="is job smoke-1 already"):
+    monkeypatch.setattr(jobs, "is_local_cluster", lambda _: False)
+    with pytest.raises(ValueError, match="is already job smoke-1"):
         submit.submit(
             Quicker(), spec(), SMOKE, BUCKET, verb="run", working_dir=None, credentials=False
         )
@@ -180,7 +184,7 @@ def test_the_exit_code_is_the_job_s():
     assert jobs.exit_code(job("a", "STOPPED")) == 143
     never = job("a", "FAILED", error_type="RUNTIME_ENV_SETUP_FAILED", message="no\nspace")
     assert jobs.exit_code(never) == 1
-    assert jobs.why_not_begun(never) == "no space"
+    assert jobs.startup_error(never) == "no space"
 
 
 class Broken:
@@ -207,7 +211,7 @@ class Broken:
 
 
 def test_a_log_is_shown_once_though_the_connection_breaks(monkeypatch):
-    monkeypatch.setattr(jobs, "LOOK_S", 0.0)
+    monkeypatch.setattr(jobs, "POLL_S", 0.0)
     shown = []
     ended = jobs.follow(Broken(), "a-1", shown.append)
     assert "".join(shown) == Broken.log
