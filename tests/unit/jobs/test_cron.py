@@ -1,4 +1,4 @@
-"""Cron lines mean what cron means by them."""
+"""Cron lines have the meaning that cron gives them."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -37,7 +37,7 @@ def test_weekdays_count_from_sunday(field, days):
     assert all((day.hour, day.minute) == (3, 0) for day in week)
 
 
-def test_times_are_of_the_zone_through_a_change_of_clocks():
+def test_times_follow_the_time_zone_through_daylight_saving():
     before = datetime(2026, 10, 24, 12, tzinfo=UTC)
     first, second = nexts("30 9 * * *", 2, "Europe/Berlin", before)
     assert (first.hour, second.hour) == (9, 9)
@@ -58,7 +58,7 @@ def test_times_are_of_the_zone_through_a_change_of_clocks():
         ("0 3 1 * 1", "either"),
     ],
 )
-def test_a_line_that_is_none_says_why_and_what_to_write(line, said):
+def test_an_invalid_line_names_the_fault_and_the_remedy(line, said):
     with pytest.raises(ValueError, match="write minute, hour") as refused:
         cron.cron_trigger(line, "UTC")
     assert said in str(refused.value)

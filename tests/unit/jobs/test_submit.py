@@ -1,4 +1,4 @@
-"""What a job is sent with, what is refused before it is, and how its log is followed."""
+"""What is sent with a job, what is refused before, and how its log is followed."""
 
 import pytest
 import yaml
@@ -38,15 +38,15 @@ def job(name, state, storage=BUCKET, **more):
 # -- what travels --------------------------------------------------------------------------------
 
 
-def test_addresses_travel_and_secrets_only_if_asked():
+def test_addresses_are_sent_and_secrets_only_on_request():
     quiet = portability.job_environment(spec(), ENVIRONMENT, credentials=False)
     assert quiet == {k: v for k, v in ENVIRONMENT.items() if k not in {*SECRETS, "HOME"}}
     asked = portability.job_environment(spec(), ENVIRONMENT, credentials=True)
     assert asked == {**quiet, **SECRETS}
 
 
-def test_what_the_spec_says_is_not_sent_beside_it():
-    """Ray refuses a driver that sets a variable which its job has set."""
+def test_settings_of_the_spec_are_not_sent_as_variables_too():
+    """Ray refuses a driver that sets a variable that its job has set."""
     said = spec(
         s3={"endpoint_url": "http://other:9000", "key": "k", "secret": "s", "region": "here"},
         tracking="http://other:5000",
@@ -63,7 +63,7 @@ def test_what_the_spec_says_is_not_sent_beside_it():
         ({}, {"MLFLOW_TRACKING_URI": "http://me:hush@mlflow:5000"}, "MLFLOW_TRACKING_URI"),
     ],
 )
-def test_secrets_in_other_places_are_not_sent_unasked_either(changes, environment, named):
+def test_secrets_in_other_places_are_sent_only_on_request(changes, environment, named):
     with pytest.raises(ValueError, match="--pass-credentials") as refused:
         portability.job_environment(spec(**changes), environment, credentials=False)
     assert named in str(refused.value) and "hush" not in str(refused.value)
@@ -80,9 +80,7 @@ def test_secrets_in_other_places_are_not_sent_unasked_either(changes, environmen
         ({}, BUCKET, {"MLFLOW_TRACKING_URI": "http://localhost:5000"}, "MLFLOW_TRACKING_URI"),
     ],
 )
-def test_what_only_this_machine_reaches_is_refused_for_a_cluster_elsewhere(
-    changes, storage, variables, named
-):
+def test_local_addresses_are_refused_for_a_remote_cluster(changes, storage, variables, named):
     with pytest.raises(ValueError, match="cluster is not") as refused:
         portability.check_reachable(spec(**changes), storage, variables)
     assert named in str(refused.value)
@@ -96,9 +94,7 @@ def test_what_only_this_machine_reaches_is_refused_for_a_cluster_elsewhere(
         ({"tracking": "sqlite:///mlflow.db"}, "tracking"),
     ],
 )
-def test_paths_from_this_folder_are_refused_as_the_job_works_in_another(
-    changes, named, tmp_path, monkeypatch
-):
+def test_relative_paths_are_refused(changes, named, tmp_path, monkeypatch):
     (tmp_path / "t5-here").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="another folder") as refused:
@@ -106,7 +102,7 @@ def test_paths_from_this_folder_are_refused_as_the_job_works_in_another(
     assert f"`{named}" in str(refused.value)
 
 
-def test_names_whole_paths_and_addresses_are_not():
+def test_names_absolute_paths_and_addresses_are_accepted():
     whole = {"train": {"path": "/data/pairs"}, "validation": {"path": "s3://bucket/pairs"}}
     encoders = {"t5": "google/t5-v1_1-xxl", "clip": "/models/clip"}
     portability.check_paths(
@@ -114,11 +110,11 @@ def test_names_whole_paths_and_addresses_are_not():
     )
 
 
-def test_what_others_reach_is_not():
+def test_addresses_that_others_can_reach_are_accepted():
     portability.check_reachable(spec(tracking="http://mlflow:5000"), BUCKET, ENVIRONMENT)
 
 
-def test_a_spec_must_lie_in_the_folder_that_is_sent(tmp_path):
+def test_a_spec_must_be_inside_the_working_dir(tmp_path):
     inside = tmp_path / "specs" / "a.yaml"
     assert submit.path_inside(inside, tmp_path) == "specs/a.yaml"
     with pytest.raises(ValueError, match="--working-dir"):
@@ -135,7 +131,7 @@ def test_ids_count_the_attempts():
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
-def test_a_pipeline_at_work_is_not_sent_again(state):
+def test_a_running_pipeline_is_not_submitted_again(state):
     known = [job("smoke-2", state), job("smoke-1", "FAILED")]
     with pytest.raises(ValueError, match="smoke-2"):
         submit.next_job_id("smoke", BUCKET, known)
@@ -155,7 +151,7 @@ def test_mistakes_are_found_without_the_data():
 
 
 class Quicker:
-    """A job server that another took the same pipeline to a moment ago."""
+    """A job server to which someone else has just submitted the same pipeline."""
 
     sent = False
 
@@ -167,7 +163,7 @@ class Quicker:
         raise RuntimeError("Traceback …\nValueError: Job with submission_id smoke-1 exists.\n.\n")
 
 
-def test_of_two_that_send_at_once_one_is_told_of_the_other(monkeypatch):
+def test_of_two_concurrent_submits_one_is_refused(monkeypatch):
     monkeypatch.setattr(jobs, "is_local_cluster", lambda _: False)
     with pytest.raises(ValueError, match="is already job smoke-1"):
         submit.submit(
@@ -218,7 +214,7 @@ def test_a_log_is_shown_once_though_the_connection_breaks(monkeypatch):
     assert ended.status == "SUCCEEDED"
 
 
-def test_an_address_that_nobody_listens_at_is_one_line(monkeypatch):
+def test_a_dead_address_is_a_one_line_error(monkeypatch):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     with pytest.raises(ValueError, match="no job server answers"):
         jobs.connect("http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""Everything reaches MLflow once, whatever MLflow or the driver goes through; no step waits."""
+"""Every item reaches MLflow once, through outages and kills, and no step waits for it."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def test_a_server_killed_and_started_again_has_every_point_once(driver, server):
     assert not mine.lineage.spool.path.parent.exists()
 
 
-def test_what_a_killed_driver_kept_the_next_one_delivers(driver, server, tmp_path):
+def test_the_next_driver_delivers_what_a_killed_one_spooled(driver, server, tmp_path):
     here = ROOT / "tests/kits"
     end = subprocess.run(
         [sys.executable, "-c", KILLED_DRIVER, tmp_path / "store", server.uri, here],
@@ -81,7 +81,7 @@ def test_what_a_killed_driver_kept_the_next_one_delivers(driver, server, tmp_pat
     assert picture.path == "samples/picture.png"
 
 
-def test_what_a_finished_run_could_not_deliver_the_next_one_does(driver, server):
+def test_the_next_run_delivers_what_a_finished_one_could_not(driver, server):
     first = driver(server.uri)
     first.start()
     first.report(7, loss=0.5)
@@ -101,7 +101,7 @@ def test_what_a_finished_run_could_not_deliver_the_next_one_does(driver, server)
     assert not second.lineage.spool.path.parent.exists()
 
 
-def test_a_server_that_never_answers_stops_nothing(driver, monkeypatch):
+def test_a_server_that_never_answers_delays_nothing(driver, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with silent() as uri:
         mine = driver(uri)
@@ -118,7 +118,7 @@ def test_a_server_that_never_answers_stops_nothing(driver, monkeypatch):
     assert "1,003 items are not yet in MLflow" in mine.said[-1]
 
 
-def test_what_mlflow_refuses_is_said_once_and_holds_nothing_up(driver):
+def test_rejected_items_are_reported_once_and_delay_nothing(driver):
     mine = driver()
     mine.start()
     for at in range(100):
@@ -132,7 +132,7 @@ def test_what_mlflow_refuses_is_said_once_and_holds_nothing_up(driver):
     assert summary == "the MLflow record lacks 10 items that MLflow rejected"
 
 
-def test_where_the_spool_cannot_be_kept_another_place_is_found(driver, tmp_path, monkeypatch):
+def test_an_unwritable_spool_folder_is_replaced_by_another(driver, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "store/mlflow-spool").write_text("in the way")
     mine = driver()
@@ -146,8 +146,8 @@ def test_where_the_spool_cannot_be_kept_another_place_is_found(driver, tmp_path,
 
 
 @pytest.mark.parametrize("which", ["sqlite", "server"])
-def test_delivered_twice_is_recorded_once(driver, server, which):
-    """As when a kill comes after a delivery and before the note of it."""
+def test_items_delivered_twice_are_recorded_once(driver, server, which):
+    """As after a kill between a delivery and the record of it."""
     if which == "server":
         server.start()
     uri = server.uri if which == "server" else None
@@ -169,7 +169,7 @@ def test_delivered_twice_is_recorded_once(driver, server, which):
     assert len(runs_of(address)[""]) == len(runs_of(address)[NODE]) == 1
 
 
-def test_keeping_a_row_costs_the_driver_a_fraction_of_a_millisecond(driver, capsys):
+def test_reporting_a_row_takes_a_fraction_of_a_millisecond(driver, capsys):
     mine: Driver = driver()
     mine.start()
     before = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What is on disk outlives its writer, and only whole lines count."""
+"""A spool outlives its writer, and only whole lines count."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def metric(node, count):
     return {"do": "metrics", "node": node, "values": [["loss", 0.5, 1, i] for i in range(count)]}
 
 
-def test_another_process_finds_what_was_kept_and_not_what_was_delivered(path):
+def test_another_process_finds_the_undelivered_items_only(path):
     first = Spool(path)
     for n in range(3):
         first.append({"n": n})
@@ -31,7 +31,7 @@ def test_another_process_finds_what_was_kept_and_not_what_was_delivered(path):
     assert items(second) == [{"n": 1}, {"n": 2}, {"n": 3}]
 
 
-def test_half_a_line_is_dropped_and_a_damaged_one_told(path):
+def test_half_a_line_is_dropped_and_a_damaged_one_is_reported(path):
     Spool(path).append({"n": 0})
     with path.open("ab") as file:
         file.write(b'\0\0\0\n{"n": 1}\n{"n": ')
@@ -40,7 +40,7 @@ def test_half_a_line_is_dropped_and_a_damaged_one_told(path):
     assert items(spool) == [{"n": 0}, None, {"n": 1}, {"n": 2}]
 
 
-def test_a_long_file_is_begun_anew_once_it_is_delivered(path, monkeypatch):
+def test_a_large_file_is_truncated_once_it_is_delivered(path, monkeypatch):
     monkeypatch.setattr(module, "TRUNCATE_ABOVE_BYTES", 100)
     spool = Spool(path)
     while path.stat().st_size <= 100:
@@ -54,7 +54,7 @@ def test_a_long_file_is_begun_anew_once_it_is_delivered(path, monkeypatch):
     assert items(spool) == items(Spool(path)) == [{"n": 1}]
 
 
-def test_a_kill_while_it_is_begun_anew_loses_nothing(path):
+def test_a_kill_during_truncation_loses_nothing(path):
     spool = Spool(path)
     spool.append({"n": 0})
     spool.position_file.write_text("5000")  # the file was cut, the note of it not yet written
@@ -62,7 +62,7 @@ def test_a_kill_while_it_is_begun_anew_loses_nothing(path):
 
 
 @pytest.mark.parametrize("noted", [b"", b"\0\0\0"])
-def test_without_a_sound_note_everything_is_delivered_again(path, noted):
+def test_without_a_valid_position_everything_is_delivered_again(path, noted):
     spool = Spool(path)
     spool.append({"n": 0})
     spool.position_file.write_bytes(noted)
@@ -77,7 +77,7 @@ def test_all_delivered_leaves_no_file(path):
     assert not path.parent.exists()
 
 
-def test_points_of_one_run_that_follow_each_other_are_one_batch_of_a_thousand_at_most(path):
+def test_consecutive_points_of_one_run_are_batched_up_to_a_thousand(path):
     spool = Spool(path)
     for item in [metric("a", 600), metric("a", 400), metric("a", 1), metric("b", 5)]:
         spool.append(item)

@@ -1,4 +1,4 @@
-"""What the plan says of an embed node before it runs."""
+"""The estimate of an embed node in the plan."""
 
 import io
 import json
@@ -36,7 +36,7 @@ STAGES = {
 
 
 def noise(*seed):
-    """A picture that Parquet makes no smaller."""
+    """A picture that Parquet cannot compress."""
     file = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(pixels).save(file, "PNG")
@@ -89,7 +89,7 @@ def embed(data, made):
     embedded.version(job, facts, settings=json.loads(json.dumps(settings)))
 
 
-def test_nothing_is_there_yet(data):
+def test_an_empty_store_embeds_everything(data):
     _, work = planned(data)
     train = work["embed/train"]
     assert (train["source_shards"], train["to_embed"], train["pairs"]) == (4, 4, 100)
@@ -134,7 +134,7 @@ def pairs(folder, count, first=0):
 
 
 def embed_pictures(data, made):
-    """As the job's last stage would, with the contents that its first finds."""
+    """Embed as the job would, with the contents of the rows."""
     settings = made.verdicts["embed/train"].node.settings
     job = embedded.job(Store.at(str(data / "store")), pool_of(settings["recipe"], None))
     source, facts = made.spec.data.train, []
@@ -146,8 +146,8 @@ def embed_pictures(data, made):
     embedded.version(job, facts, settings=json.loads(json.dumps(settings)))
 
 
-def test_the_pairs_that_are_new_are_told_from_those_that_will_be_copied(data, monkeypatch):
-    """3 more, one captioned anew, one gone and one too small, in a folder of 40."""
+def test_new_pairs_are_told_apart_from_copied_ones(data, monkeypatch):
+    """In a folder of 40: 3 added, one with a new caption, one removed, one too small."""
     monkeypatch.setattr(folder, "SHARD_PICTURES", 16)
     pictures = data / "pictures"
     pairs(pictures, 40)
@@ -173,8 +173,8 @@ def test_the_pairs_that_are_new_are_told_from_those_that_will_be_copied(data, mo
     )
 
 
-def test_what_is_not_read_is_reckoned_from_how_many_rows_there_were(data, monkeypatch):
-    """Two files that had 8 each, by the version before, are written anew with 53."""
+def test_unread_shards_are_estimated_from_their_earlier_rows(data, monkeypatch):
+    """Two files that had 8 rows each in the last version are replaced by files with 53 in all."""
     embed(data, planned(data)[0])
     monkeypatch.setattr(embedding, "MAX_READ_BYTES", 0)
     for i, rows in ((1, 22), (2, 31)):
@@ -186,7 +186,7 @@ def test_what_is_not_read_is_reckoned_from_how_many_rows_there_were(data, monkey
     )
 
 
-def test_a_pool_is_listed_once_though_some_of_it_is_to_be_made(data, monkeypatch):
+def test_a_pool_is_listed_once(data, monkeypatch):
     made, _ = planned(data)
     embed(data, made)
     parquet(data / "train", "0.parquet", 11)
@@ -201,7 +201,7 @@ def test_a_pool_is_listed_once_though_some_of_it_is_to_be_made(data, monkeypatch
 
 
 def test_a_plan_fetches_no_pictures_from_the_web(data, monkeypatch):
-    """Rows that name some are reckoned with, not read."""
+    """Rows with addresses are estimated, not read."""
     embed(data, planned(data)[0])
     table = pa.table({"image": ["https://there.invalid/1.jpg"] * 12, "caption": ["a fox"] * 12})
     pq.write_table(table, data / "train" / "0.parquet")
@@ -243,14 +243,14 @@ def test_another_recipe_embeds_all_again(data):
     assert train["bytes_a_pair"] == round(3 * 4100 + 5 * 772 + 3_072 + 64 * 64 * 1.8)
 
 
-def test_a_sample_of_footers_does_for_many_files(data, monkeypatch):
+def test_many_files_are_estimated_from_a_sample_of_footers(data, monkeypatch):
     monkeypatch.setattr(embedding, "MAX_LOCAL_FOOTERS", 2)
     train = planned(data)[1]["embed/train"]
     assert train["pairs_by"] == "from 2 of 4 Parquet footers"
     assert train["pairs"] == pytest.approx(100, rel=0.05)
 
 
-def test_a_folders_pictures_are_counted_and_a_tars_guessed(data, tmp_path):
+def test_pictures_of_a_folder_are_counted_and_those_of_a_tar_estimated(data, tmp_path):
     for split in ("pictures", "tars"):
         (tmp_path / split).mkdir()
     for i in range(3):
@@ -274,7 +274,7 @@ def test_the_spec_names_the_gpu(data):
         spec_of(data, embedding={"gpu": "A1000"})
 
 
-def test_an_encoder_of_unknown_size_is_said_to_be(data):
+def test_an_encoder_of_unknown_size_is_reported(data):
     train = planned(data, encoders={"t5": "their/encoder"})[1]["embed/train"]
     assert (train["gpu_hours"]["t5"], train["bytes"]) == (None, None)
     lines = embedding.describe(train)
@@ -300,7 +300,7 @@ def bert(tmp_path):
 
 
 def test_a_bert_for_t5_and_further_encoders_are_counted(data, bert):
-    """A BERT-base has 85 M parameters that compute: as T5, and once more for each beside it."""
+    """A BERT-base has 85 M parameters outside its tables; each use of it is counted."""
     plain = planned(data)[1]["embed/train"]
     more = {
         "words": {"model": bert, "dim": 768},
@@ -322,7 +322,7 @@ def test_a_bert_for_t5_and_further_encoders_are_counted(data, bert):
 
 
 def test_no_estimate_stops_a_plan(data, bert, tmp_path):
-    """Whatever a configuration says; the command, as people call it."""
+    """Whatever a configuration contains, the command prints a plan."""
     for text in ("{", "[1]", "{}", json.dumps(BERT | {"num_hidden_layers": None})):
         (Path(bert) / "config.json").write_text(text)
         spec = data / "mine.yaml"
@@ -335,7 +335,7 @@ def test_no_estimate_stops_a_plan(data, bert, tmp_path):
         assert "no estimate of GPU-hours for T5 and words: size unknown" in said.output
 
 
-def test_a_billion_pairs_are_reckoned_with(data):
+def test_a_billion_pairs_are_estimated(data):
     made, work = planned(data)
     recipe, spec = made.verdicts["embed/train"].node.settings["recipe"], made.spec
     many = embedding._cost(1e9, 1.0, {}, recipe, spec.encoders, spec.embedding)
@@ -348,7 +348,7 @@ def test_a_billion_pairs_are_reckoned_with(data):
     ]
 
 
-def test_a_damaged_file_is_left_to_the_run(data):
+def test_a_damaged_file_is_left_for_the_run_to_report(data):
     (data / "train" / "4.parquet").write_bytes(b"PAR1 and no more")
     assert planned(data)[1]["embed/train"]["to_embed"] == 5
 

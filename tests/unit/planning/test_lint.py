@@ -1,4 +1,4 @@
-"""Each check finds its mistake, and finds nothing in a spec without it."""
+"""Each check finds its mistake, and nothing in a sound spec."""
 
 import json
 
@@ -194,7 +194,7 @@ def test_the_smallest_pipeline_is_sound():
 
 
 @pytest.mark.parametrize(("changes", "node", "key", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_with_its_node_key_and_remedy(changes, node, key, words):
+def test_a_warning_names_node_key_and_remedy(changes, node, key, words):
     [found] = [f for f in check(edited(**changes)) if f.node == node and key in f.key]
     assert found.level == "warning"
     assert str(words) in found.text
@@ -203,7 +203,7 @@ def test_a_mistake_is_told_with_its_node_key_and_remedy(changes, node, key, word
 
 
 @pytest.mark.parametrize(("changes", "node", "key", "words"), ERRORS.values(), ids=ERRORS)
-def test_what_could_never_run_is_refused(changes, node, key, words):
+def test_a_spec_that_cannot_run_is_refused(changes, node, key, words):
     found = check(edited(**changes))
     [error] = [f for f in found if f.is_error]
     assert (error.node, key in error.key, str(words) in error.text) == (node, True, True)
@@ -217,7 +217,7 @@ def test_warnings_refuse_nothing():
     assert found and lint.raise_errors(found) is None
 
 
-def test_of_what_is_done_nothing_is_said(tmp_path):
+def test_finished_nodes_are_not_checked(tmp_path):
     store, spec = Store.at(str(tmp_path)), edited(**{f"{BASE}cadence__checkpoint_images": 128})
     manifests = {}
     for verdict in plan.make(spec, store, {}).verdicts.values():

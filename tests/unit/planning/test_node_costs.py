@@ -1,4 +1,4 @@
-"""What a plan costs, against figures worked out by hand."""
+"""The cost of a plan, compared with figures worked out by hand."""
 
 from dataclasses import replace
 
@@ -127,7 +127,7 @@ def test_evaluation_takes_a_gpu_if_it_is_given_one():
     assert fast.money == pytest.approx(2.5 * 0.5 * fast.seconds / 3600)
 
 
-def test_a_kind_that_nobody_knows_costs_nothing_and_is_shown():
+def test_an_unknown_kind_costs_nothing_and_is_shown():
     spec = edited(cluster={})
     made = planned(spec)
     node = plan.Node(kind="gate", name="base", settings={}, inputs={"x": "train/base/E0_0"})
@@ -185,7 +185,7 @@ def test_gpus_of_no_group_are_an_error_that_names_the_stage():
         costs_of(planned(spec), spec.cluster, {})
 
 
-def test_a_plan_without_a_cluster_has_no_outlook():
+def test_a_plan_without_a_cluster_has_no_forecast():
     assert make_forecast(planned(edited()), {}) is None
 
 
@@ -198,19 +198,19 @@ def test_a_plan_without_a_cluster_has_no_outlook():
         ({"evaluate__cpus": 3}, "`evaluate.cpus: 3` is more than"),
     ],
 )
-def test_a_cluster_that_cannot_be(changes, words):
+def test_an_impossible_cluster_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         edited(**changes)
 
 
-def test_the_only_group_is_everyone_s():
+def test_a_single_group_serves_all_stages():
     one = Cluster.model_validate({"groups": GROUPS})
     assert one.group_of("base") == one.group_of("embedding") == "fast"
     two = Cluster.model_validate({"groups": {**GROUPS, "b": GROUPS["fast"]}})
     assert two.group_of("base") is None
 
 
-def test_every_figure_says_what_it_was_reckoned_from():
+def test_every_figure_says_what_it_is_based_on():
     spec = edited("ediffi-d")
     made = planned(spec)
     work = embedding.estimate(made, Store.at("/dev/null"), _assumed(spec))
@@ -223,7 +223,7 @@ def test_every_figure_says_what_it_was_reckoned_from():
 
 
 def test_further_text_encoders_take_their_time_on_the_gpus_of_t5():
-    """One after another, beside CLIP's: the slower of the two stages is waited for."""
+    """They run one after another while CLIP runs; the slower of the two stages counts."""
     spec = own(cluster__groups={"fast": {"gpu": "H100", "count": 8}})
     embedding = {"t5": {"actors": 2, "gpus": 1}, "clip": {"actors": 2, "gpus": 1}}
     spec = spec.model_copy(

@@ -1,4 +1,4 @@
-"""How a run stands, in words, while it is at work and afterwards."""
+"""The status of a run, while it runs and afterwards."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -45,7 +45,7 @@ def execution(**more):
     return Execution(**{**given, **more})
 
 
-def test_each_node_has_its_state_time_and_progress_or_maker():
+def test_each_node_has_its_state_time_and_progress_or_host():
     lines = status_view.text("running (alpha)", execution(), NOW).splitlines()
     assert lines == [
         "demo-1, attempt 2: running (alpha)",
@@ -66,7 +66,7 @@ def test_an_ended_run_says_how_long_it_took_and_why_a_node_failed():
     assert lines[1].endswith("attempt 1  out of memory")
 
 
-def test_what_an_earlier_attempt_of_the_run_made_has_its_maker_too():
+def test_results_of_an_earlier_attempt_show_their_host():
     mine, others = {**DONE, "state": "reused"}, {**DONE, "state": "reused", "attempt": 2}
     found = execution(nodes={"data/train": mine, "data/validation": others})
     _, first, second = status_view.text("running", found, NOW).splitlines()
@@ -83,7 +83,7 @@ def store(tmp_path):
     return Store.at(str(tmp_path))
 
 
-def test_whether_its_driver_lives(store):
+def test_the_state_says_whether_the_driver_is_alive(store):
     run = execution()
     assert status_view.describe_state(store, run).startswith(
         "stopped (its driver is gone; the same"
@@ -99,7 +99,7 @@ def test_whether_its_driver_lives(store):
     assert status_view.describe_state(store, replace(run, state="cancelled")) == "cancelled"
 
 
-def test_following_says_each_change_once_until_the_end():
+def test_following_reports_each_change_once_until_the_end():
     later = {**RUNNING, "done": 1280}
     looks = [
         execution(),

@@ -1,4 +1,4 @@
-"""The lineage page: all of the tree, drawn to scale, in one file that asks nothing of anyone."""
+"""The lineage page: the whole tree, drawn to scale, in one self-contained file."""
 
 import io
 import json
@@ -112,7 +112,7 @@ def test_gains_are_drawn_about_one_zero(tree):
     }
 
 
-def test_the_slider_knows_who_works_at_every_step(tree):
+def test_the_slider_has_the_expert_of_every_step(tree):
     page = parsed(tree)
     for name, stage in tree["stages"].items():
         section = stage_of(page, name)
@@ -129,7 +129,7 @@ def test_the_slider_knows_who_works_at_every_step(tree):
             assert stage["experts"][expert]["in_ensemble"]
 
 
-def test_heun_asks_two_experts_where_a_step_crosses_an_edge(tree):
+def test_heun_calls_two_experts_where_a_step_crosses_an_edge(tree):
     stage = tree["stages"]["base"]
     stage["sampling"]["solver"] = "heun"
     works = tree_view.experts_by_step(stage)
@@ -151,7 +151,7 @@ def test_without_script_nothing_is_missing_but_the_slider(tree):
         assert " ".join(row).strip() in said
 
 
-def test_the_page_asks_nothing_of_the_network(tree):
+def test_the_page_loads_nothing_from_the_network(tree):
     text = tree_page.html(tree)
     page = Page(text).root
     for element in page.all():
@@ -161,7 +161,7 @@ def test_the_page_asks_nothing_of_the_network(tree):
     assert "default-src 'none'" in text
 
 
-def test_links_lead_to_the_runs_and_tell_no_password(tree):
+def test_links_lead_to_the_runs_and_contain_no_password(tree):
     runs = Runs(
         uri="https://me:secret@mlflow.example/team/",
         experiment="7",
@@ -178,7 +178,7 @@ def test_links_lead_to_the_runs_and_tell_no_password(tree):
     assert not list(Page(text).root.all("a")) and "bbbbbbbb" in text and "/here" not in text
 
 
-def test_what_others_wrote_is_text(tree):
+def test_texts_from_outside_are_escaped(tree):
     nasty = "</script><script>alert('σ')</script>&amp;\"'><b x="
     tree["pipeline"] = tree["execution"] = nasty
     tree["labels"] = [nasty]
@@ -218,14 +218,14 @@ def test_the_same_tree_makes_the_same_bytes(tree):
     assert tree_page.html(tree) == tree_page.html(again)
 
 
-def test_a_tree_that_an_earlier_version_kept_is_refused_in_words(tree):
+def test_a_tree_of_an_earlier_version_is_refused(tree):
     for key in ("ensemble", "noise", "sampling"):
         del tree["stages"]["sr32"][key]
     with pytest.raises(ValueError, match=r"earlier version.*run its spec again"):
         tree_page.html(tree)
 
 
-def test_pictures_are_carried_as_long_as_there_is_room(tree, tmp_path):
+def test_pictures_are_embedded_up_to_the_size_limit(tree, tmp_path):
     store = Store.open(str(tmp_path / "store"))
     noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
     png = io.BytesIO()
