@@ -1,4 +1,4 @@
-"""Figures of a plan as people read them."""
+"""Numbers and tables as text for the terminal."""
 
 from __future__ import annotations
 
@@ -6,38 +6,39 @@ from collections.abc import Collection, Sequence
 
 
 def duration(seconds: float) -> str:
-    """In the unit that suits it."""
+    """A time span in hours, minutes or seconds: ``2.1 h``, ``49.0 min``, ``3 s``."""
     if seconds >= 3600:
         return f"{seconds / 3600:,.1f} h"
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def number(value: float) -> str:
-    """With a decimal or two where it is small."""
+    """A number with one or two decimals if it is small: ``5,399``, ``12.3``, ``0.19``."""
     if value >= 100 or not value:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
-def rows_of(cells: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
-    """Lines of aligned columns; those that are empty throughout are left out.
+def align_columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Lay out a table as one line per row; columns without any text are left out.
 
     Args:
-        right: columns that end, rather than begin, at the same place.
+        rows: the cells; every row has the same number.
+        right: indices of the columns to align to the right.
     """
-    widths = [max(map(len, column)) for column in zip(*cells)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
     return [
         "  ".join(
             cell.rjust(width) if i in right else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths))
             if width
         ).rstrip()
-        for row in cells
+        for row in rows
     ]
 
 
-def gigabytes(size: float) -> str:
-    """Bytes as a number that can be read: kB to TB."""
+def byte_size(size: float) -> str:
+    """A number of bytes in kB, MB, GB or TB (powers of 1000)."""
     if size >= 1e12:
         return f"{size / 1e12:,.1f} TB"
     if size >= 1e9:
@@ -46,6 +47,7 @@ def gigabytes(size: float) -> str:
 
 
 def clock(seconds: float) -> str:
+    """A time span as ``m:ss``, or ``h:mm:ss`` from one hour on."""
     seconds = round(seconds)
     return (
         f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
@@ -55,7 +57,12 @@ def clock(seconds: float) -> str:
 
 
 def speed(rate: float, unit: str) -> str:
-    """As a number that says something: a slow unit is counted by the minute."""
+    """A rate per second, or per minute if it is below one per second.
+
+    Args:
+        rate: units per second.
+        unit: plural name of what is counted, such as ``images``.
+    """
     if rate < 1:
         return f"{rate * 60:.1f} {unit}/min"
     return f"{rate:.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"

@@ -163,10 +163,10 @@ def find_model(model: str, storage: str | None) -> Path:
 def _registered(model: str, store: Any) -> Path:
     """The ``ensemble.json`` of a registered model. Nothing from the registry is executed."""
     from pipelines.lineage import quiet_mlflow
-    from pipelines.lineage.sync import address
+    from pipelines.lineage.sync import registry_uri
 
     mlflow = quiet_mlflow()
-    uri = address(store, re.split("[@/]", model.removeprefix("models:/"))[0])
+    uri = registry_uri(store, re.split("[@/]", model.removeprefix("models:/"))[0])
     mlflow.set_tracking_uri(uri)
     try:
         return next(Path(mlflow.artifacts.download_artifacts(model)).rglob("ensemble.json"))

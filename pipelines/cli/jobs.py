@@ -65,7 +65,7 @@ def submit(
     most one running job.
     """
     from pipelines.jobs import client as jobs
-    from pipelines.jobs import portability as reach
+    from pipelines.jobs import portability
     from pipelines.jobs import submit as sending
     from pipelines.planning import lint
     from pipelines.spec import pipeline as specs
@@ -75,9 +75,9 @@ def submit(
         raise ValueError(f"--verb {verb!r} cannot be submitted; write {' or '.join(VERBS)}")
     loaded = specs.load(spec)
     root = Store.at(storage or loaded.storage).root
-    found = reach.findings(loaded)
+    found = portability.lint_without_data(loaded)
     typer.echo("".join(f"{f}\n" for f in found if not f.is_error), nl=False, err=True)
-    lint.refuse(found)
+    lint.raise_errors(found)
     client = jobs.connect(address)
     job = sending.submit(
         client,
@@ -108,7 +108,8 @@ def show_jobs(
     from pipelines.jobs import client as jobs
 
     client = jobs.connect(address)
-    found = [jobs.details(client, job)] if job else [j for j in jobs.listed(client) if jobs.of(j)]
+    every = [jobs.job_info(client, job)] if job else jobs.list_jobs(client)
+    found = [each for each in every if job or jobs.pipeline_of(each)]
     rows = [row(one) for one in found]
     if as_json:
         typer.echo(json.dumps(rows[0] if job else rows, indent=1))
@@ -164,7 +165,7 @@ def followed(client: Any, job: str) -> None:
         raise SystemExit(130) from None
     code = jobs.exit_code(found)
     typer.echo(f"job {job}: {found.status.lower()}")
-    if code and (why := jobs.why_not_begun(found)):
+    if code and (why := jobs.startup_error(found)):
         typer.echo(f"ediffi: {why}", err=True)
     raise SystemExit(code)
 
@@ -174,7 +175,7 @@ def row(job: Any) -> dict[str, Any]:
     from pipelines.formatting import clock
     from pipelines.jobs import client as jobs
 
-    pipeline, storage = jobs.of(job) or ("", "")
+    pipeline, storage = jobs.pipeline_of(job) or ("", "")
     begun, ended = (job.start_time or 0) / 1000, (job.end_time or 0) / 1000 or time.time()
     return {
         "job": job.submission_id,
@@ -185,5 +186,5 @@ def row(job: Any) -> dict[str, Any]:
         "took": clock(ended - begun),
         "exit code": job.driver_exit_code if job.status.is_terminal() else "",
         "command": job.entrypoint,
-        "why": jobs.why_not_begun(job),
+        "why": jobs.startup_error(job),
     }

@@ -122,14 +122,14 @@ def _name(book: Any, entry: Any) -> str:
 def _update_mlflow(store: Any, model: str, loud: bool = False) -> None:
     """Bring MLflow's registry up to date. The store counts, so a failure is only reported."""
     from pipelines.lineage import sync
-    from pipelines.lineage.delivery import words
+    from pipelines.lineage.delivery import one_line
 
     try:
-        uri = sync.sync(store, model)
+        uri = sync.sync_model(store, model)
     except Exception as error:  # whatever MLflow's back end raises
         again = "" if loud else ", and so does `ediffi models --sync`"
         typer.echo(
-            f"MLflow could not be updated ({words(error)}); the next run updates it{again}",
+            f"MLflow could not be updated ({one_line(error)}); the next run updates it{again}",
             err=True,
         )
         return

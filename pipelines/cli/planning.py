@@ -42,15 +42,14 @@ def show_plan(
     reused or why not. For your own data: what is still to embed, and the cost. With `cluster:` in
     the spec also GPU-hours, storage, money and time of each node and in total.
     """
-    from pipelines.planning import embedding as estimate
-    from pipelines.planning import gantt, lint, outlook
+    from pipelines.planning import embedding, forecast, gantt, lint
     from pipelines.reports import plan as plan_view
 
     loaded, store, made, sources = opened(spec, storage, assume=assume)
-    work = estimate.ahead(made, store, sources)
+    work = embedding.estimate(made, store, sources)
     findings = lint.check(loaded, made)
     errors = [f for f in findings if f.is_error]
-    seen = None if errors else outlook.look_ahead(made, work)
+    seen = None if errors else forecast.make_forecast(made, work)
     if svg:
         if loaded.cluster is None:
             raise ValueError(
@@ -63,7 +62,7 @@ def show_plan(
     else:
         typer.echo(plan_view.text(made, work, seen))
         typer.echo("".join(f"\n{f}" for f in findings if not f.is_error), nl=bool(findings))
-    lint.refuse(findings)
+    lint.raise_errors(findings)
     if svg and seen:
         svg.write_text(gantt.svg(made, seen))
 

@@ -91,14 +91,14 @@ def status(
         typer.echo(json.dumps(status_view.data(store, execution), indent=1))
         return
     if not follow:
-        typer.echo(status_view.text(status_view.standing(store, execution), execution))
+        typer.echo(status_view.text(status_view.describe_state(store, execution), execution))
         return
 
     def look() -> tuple[str, Any]:
         found = by_id(store, execution.id) or execution
-        return status_view.standing(store, found), found
+        return status_view.describe_state(store, found), found
 
-    for line in status_view.changes(look):
+    for line in status_view.follow(look):
         typer.echo(line)
 
 
@@ -165,7 +165,7 @@ def tree(
     store, execution, found = asked_tree(storage, run)
     if html:
         writable(html, "--html")
-        runs, pictures = Runs.of(execution.tracking), tree_page.thumbnails(store, found)
+        runs, pictures = Runs.from_tracking(execution.tracking), tree_page.thumbnails(store, found)
         page = tree_page.html(found, links=runs.links() if runs else None, pictures=pictures)
         html.write_text(page, encoding="utf-8")
         typer.echo(f"{html}: the tree of {execution.id}")

@@ -60,13 +60,18 @@ def schedule(
     """
     from pipelines.executor.stopping import Stop
     from pipelines.jobs import schedule as schedules
-    from pipelines.jobs.cron import times
-    from pipelines.jobs.schedule_state import Kept, Schedule, listed, only_one
+    from pipelines.jobs.cron import cron_trigger
+    from pipelines.jobs.schedule_state import (
+        Schedule,
+        ScheduleState,
+        list_schedules,
+        scheduler_lock,
+    )
     from pipelines.store.artifacts import Store
 
     if show:
         at = _store(spec, storage)
-        rows = listed(at, datetime.now(UTC))
+        rows = list_schedules(at, datetime.now(UTC))
         typer.echo(json.dumps(rows, indent=1) if as_json else _table(rows, at.root))
         return
     if spec is None or not line:
@@ -75,7 +80,7 @@ def schedule(
         raise ValueError(
             f"--verb {verb!r} cannot be scheduled; write {' or '.join(schedules.VERBS)}"
         )
-    trigger = times(line, timezone)
+    trigger = cron_trigger(line, timezone)
     pipeline = _loaded(spec)
     asked = Schedule(
         pipeline=pipeline.name,
@@ -88,17 +93,17 @@ def schedule(
     store = Store.open(_store(spec, storage).root)
 
     def say(said: str) -> None:
-        typer.echo(f"{asked.at(datetime.now(UTC), seconds=True)}  {said}")
+        typer.echo(f"{asked.format_time(datetime.now(UTC), seconds=True)}  {said}")
 
-    with only_one(store, asked.pipeline), Stop() as stop:
-        kept = Kept(store, asked, datetime.now(UTC), say)
+    with scheduler_lock(store, asked.pipeline), Stop() as stop:
+        kept = ScheduleState(store, asked, datetime.now(UTC), say)
         idle = partial(_idle, spec, store, verb)
-        tick = partial(schedules.perform, asked, store, idle, say, stop)
+        tick = partial(schedules.run_verb, asked, store, idle, say, stop)
         if now:
-            raise SystemExit(schedules.once(asked, kept, tick, say, datetime.now(UTC)).code)
-        due = asked.at(trigger.get_next_fire_time(None, datetime.now(UTC)))
+            raise SystemExit(schedules.run_tick(asked, kept, tick, say, datetime.now(UTC)).code)
+        due = asked.format_time(trigger.get_next_fire_time(None, datetime.now(UTC)))
         say(f'{verb} {asked.pipeline} at "{line}" ({timezone}), next {due}')
-        schedules.keep(asked, kept, tick, say, stop, times=trigger)
+        schedules.run_schedule(asked, kept, tick, say, stop, times=trigger)
         say(f"ends: stopped by {stop.signal.name if stop.signal else 'nobody'}")
 
 
@@ -143,7 +148,7 @@ def _table(rows: list[dict[str, Any]], root: str) -> str:
         schedule = Schedule(**about)
         last = row["last"]
         was = (
-            f"{schedule.at(datetime.fromisoformat(last['started']))} {last['state']}"
+            f"{schedule.format_time(datetime.fromisoformat(last['started']))} {last['state']}"
             if last
             else "never"
         )
@@ -153,7 +158,7 @@ def _table(rows: list[dict[str, Any]], root: str) -> str:
             f"  what  {schedule.verb} {schedule.spec} {' '.join(schedule.arguments)}".rstrip(),
             f'  when  "{schedule.cron}" ({schedule.timezone})',
             f"  last  {was}{said}",
-            f"  next  {schedule.at(datetime.fromisoformat(row['next']))}"
+            f"  next  {schedule.format_time(datetime.fromisoformat(row['next']))}"
             + ("" if row["kept_here"] else ", but no scheduler is running here"),
         ]
     return "\n".join(lines)

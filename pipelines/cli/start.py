@@ -76,7 +76,7 @@ def init(
 
     from pipelines.data.inspect import lines
     from pipelines.executor.doctor.machine import count_gpus
-    from pipelines.formatting import gigabytes
+    from pipelines.formatting import byte_size
     from pipelines.planning import starter_spec as starter
 
     if spec.exists() and not force:
@@ -97,7 +97,7 @@ def init(
         **encoders,
     )
     spec.write_text(written, encoding="utf-8")
-    for label, found in lines(train, gigabytes):
+    for label, found in lines(train, byte_size):
         typer.echo(f"{label:<12}{found}")
     about = "" if held.exact else "about "
     typer.echo(f"{'validation':<12}{how}: {about}{held.pairs:,} pairs")

@@ -19,7 +19,7 @@ from pipelines.dag.evaluation import champion_comparison_nodes
 from pipelines.dag.growth import Tree, grow
 from pipelines.dag.nodes import SINGLE, ExternalResult, Node, dag_of, interval_of, nodes_of
 from pipelines.dag.retraining import retraining_nodes
-from pipelines.formatting import gigabytes
+from pipelines.formatting import byte_size
 from pipelines.spec.pipeline import Spec
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import FILE, Version
@@ -334,5 +334,5 @@ def data_changed(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -
     """Describe how the identity of a user's data set changed; empty if it is the same."""
     if not old or not new or old == new:
         return difference(old, new, "source")
-    sizes = [f"{d['shards']:,} shards, {gigabytes(d['bytes'])}" for d in (old, new)]
+    sizes = [f"{d['shards']:,} shards, {byte_size(d['bytes'])}" for d in (old, new)]
     return ["its data changed" + (f" ({sizes[0]} → {sizes[1]})" if sizes[0] != sizes[1] else "")]

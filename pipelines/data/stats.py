@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.formatting import gigabytes
+from pipelines.formatting import byte_size
 from pipelines.store.artifacts import MANIFEST, Store
 from pipelines.store.dataset import Version
 
@@ -170,11 +170,11 @@ def text(found: Mapping[str, Any], faults: list[dict[str, str]] | None = None) -
         say("" if i else "usable", f"{usable:>10,} at {side} ({_percent(usable, rows)})")
     say(
         "size",
-        f"{gigabytes(found['bytes'])}; {found['bytes_a_row'] / 1e3:,.2f} kB a caption, where its "
+        f"{byte_size(found['bytes'])}; {found['bytes_a_row'] / 1e3:,.2f} kB a caption, where its "
         f"tokens in fp16 are {found['fp16_token_bytes_a_row'] / 1e3:,.2f} kB (tokens × width × 2)",
     )
     shards = found["shards"]
-    few, middle, many = (gigabytes(shards[f"{of}_bytes"]) for of in ("min", "median", "max"))
+    few, middle, many = (byte_size(shards[f"{of}_bytes"]) for of in ("min", "median", "max"))
     empty = f"; {shards['empty']:,} more without a usable row" if shards["empty"] else ""
     say("shards", f"{shards['count']:,}, of {few} to {many}, median {middle}{empty}")
     say("pool", found["pool"])

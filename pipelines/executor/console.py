@@ -14,7 +14,7 @@ from rich.console import Console as Rich
 from rich.live import Live
 from rich.text import Text
 
-from pipelines.formatting import clock, gigabytes, speed
+from pipelines.formatting import byte_size, clock, speed
 
 PLAIN_EVERY_S, PLAIN_LATER_S = 10.0, 60.0
 LATER_S = 600.0
@@ -92,7 +92,7 @@ class Console:
         if "loss" in track:
             parts.append(f"loss {track['loss']:.4f}")
         if "bytes" in track:
-            parts += [f"{track['rows']:,} rows", gigabytes(track["bytes"])]
+            parts += [f"{track['rows']:,} rows", byte_size(track["bytes"])]
         if rate:
             parts += [
                 speed(track["rows_per_s"], "rows")

@@ -45,7 +45,7 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
     """
     store = Store.open(store.root)
     name, found = made.spec.name, lint.check(made.spec, made)
-    lint.refuse(found)
+    lint.raise_errors(found)
     with Console() as console, only_driver(store, name, console.log) as lease, Stop() as stop:
         execution = begin(made, store)
         execution.save(store)
@@ -81,7 +81,7 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
         console.log("completing the MLflow record")
         lineage.close(execution.state, runner.manifests)
         execution.save(store)
-        here = " on this machine, as a bucket cannot hold it" if lineage.is_aside else ""
+        here = " on this machine, as a bucket cannot hold it" if lineage.is_outside_store else ""
         failed = {node: one_line(error) for node, error in runner.failed.items()}
         notify.send(made.spec.notify, execution, failed, console.log)
         console.log(f"run {execution.state}; MLflow record: {lineage.uri}{here}")

@@ -1,4 +1,4 @@
-"""A command in a process of its own, to which a signal to stop is passed on."""
+"""Run a command in a process of its own, and pass a signal to stop on to it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ from pathlib import Path
 
 from pipelines.executor.stopping import Stop
 
-LOOK_S = 0.2
+POLL_S = 0.2
 
 GRACE_S = 60.0
-"""From the signal to SIGKILL. A driver saves in 25 s, and its record takes a little more."""
+"""Seconds from the signal to SIGKILL. A driver saves within 25 s; its record takes a bit longer."""
 
 
 def run(command: Sequence[str], log: Path, stop: Stop, grace_s: float = GRACE_S) -> int:
-    """Runs a command to its end, what it prints going to a file; → its exit code.
+    """Run a command to its end and return its exit code.
 
-    It leads a process group, so that a terminal's Ctrl-C reaches it once, and not its own children
-    before it could tell them. Told to stop, it alone is told; out of grace, the whole group is
-    killed.
+    The command leads a process group of its own, so a Ctrl-C in the terminal does not reach its
+    children directly. A signal to stop is sent to the command alone; after ``grace_s`` the whole
+    group is killed.
+
+    Args:
+        log: file that its output is appended to.
+        stop: holds the signal, once there is one.
+        grace_s: seconds from the signal to SIGKILL.
+
+    Returns:
+        The exit code; negative: the signal that killed it.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
@@ -34,22 +42,22 @@ def run(command: Sequence[str], log: Path, stop: Stop, grace_s: float = GRACE_S)
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    told = 0.0
+    signalled_at = 0.0
     while process.poll() is None:
-        if stop.signal and not told:
-            told = time.monotonic()
+        if stop.signal and not signalled_at:
+            signalled_at = time.monotonic()
             process.send_signal(stop.signal)
-        elif told and time.monotonic() - told > grace_s:
+        elif signalled_at and time.monotonic() - signalled_at > grace_s:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     return process.returncode
 
 
-def last_lines(log: Path, count: int, within: int = 8192) -> list[str]:
-    """The last lines that a command printed, empty ones left out."""
+def last_lines(log: Path, count: int, max_bytes: int = 8192) -> list[str]:
+    """The last lines of a file that are not empty, from its last ``max_bytes``."""
     with log.open("rb") as file:
         file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - within))
+        file.seek(max(0, file.tell() - max_bytes))
         text = file.read().decode(errors="replace")
     return [line.strip() for line in text.splitlines() if line.strip()][-count:]

@@ -1,4 +1,4 @@
-"""What of a spec and of this environment serves a job elsewhere; what is refused, and why."""
+"""Check and collect what a job on another machine needs: paths, addresses, environment."""
 
 from __future__ import annotations
 
@@ -19,23 +19,33 @@ REGIONS = ("AWS_DEFAULT_REGION", "AWS_REGION")
 S3_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 MLFLOW_SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
-HERE_ONLY = ("", "file", "sqlite")  # schemes of what no other machine reaches
+LOCAL_SCHEMES = ("", "file", "sqlite")
+"""Schemes of addresses that no other machine can reach."""
 
 
-def findings(spec: Spec) -> list[Finding]:
-    """What is wrong or odd with a spec, found without its store and data, which may be far."""
+def lint_without_data(spec: Spec) -> list[Finding]:
+    """Check a spec without looking at its store and data, which this machine may not reach."""
     splits = {"train": spec.data.train, "validation": spec.data.validation}
-    there = {split: sources.assumed(s.pairs or 0) for split, s in splits.items() if s.path}
+    assumed = {split: sources.assumed(s.pairs or 0) for split, s in splits.items() if s.path}
     encoders = {n: m.model for n, m in spec.encoders.more.items()}
     encoders |= {"t5": spec.encoders.t5, "clip": spec.encoders.clip}
-    nothing_done = Store.at(os.devnull)
-    return lint.check(spec, plan.make(spec, nothing_done, {**there, "encoders": encoders}))
+    empty = Store.at(os.devnull)
+    return lint.check(spec, plan.make(spec, empty, {**assumed, "encoders": encoders}))
 
 
-def passed(spec: Spec, environment: Mapping[str, str], *, credentials: bool) -> dict[str, str]:
-    """Variables of this environment that the job gets; what the spec says itself is left to it.
+def job_environment(
+    spec: Spec, environment: Mapping[str, str], *, credentials: bool
+) -> dict[str, str]:
+    """Environment variables to send with the job, without those that the spec sets itself.
 
-    Whoever may look at the cluster can read them, so secrets are sent only if asked.
+    Everyone with access to the cluster can read them, so secrets are sent only on request.
+
+    Args:
+        environment: this process's environment.
+        credentials: whether to send secrets.
+
+    Raises:
+        ValueError: The spec or an address contains a secret, and none may be sent.
     """
     own = {*spec.s3.variables(), *(["MLFLOW_TRACKING_URI"] if spec.tracking else [])}
     names = [*ADDRESSES, *REGIONS]
@@ -51,52 +61,63 @@ def passed(spec: Spec, environment: Mapping[str, str], *, credentials: bool) -> 
     for where, holds in secret.items():
         if holds and not credentials:
             raise ValueError(
-                f"{where} holds a secret, which whoever may look at the cluster could read; "
-                "leave it to the cluster's own environment, or send it with --pass-credentials"
+                f"{where} contains a secret, which everyone with access to the cluster could read; "
+                "set it in the cluster's own environment, or send it with --pass-credentials"
             )
     return found
 
 
 def check_paths(spec: Spec) -> None:
-    """Whether the job finds what the spec names by path; ValueError if not.
+    """Refuse relative paths in a spec: the job runs in a folder that contains only the spec.
 
-    It works in a folder of its own, in which nothing lies but the spec.
+    Raises:
+        ValueError: A path is relative.
     """
     encoders = {"encoders.t5": spec.encoders.t5, "encoders.clip": spec.encoders.clip}
     encoders |= {f"encoders.more.{n}.model": m.model for n, m in spec.encoders.more.items()}
     encoders |= {"evaluate.clip": spec.evaluate.clip or ""}
     named = [
-        *(("data.train.path", path) for path in paths_of(spec.data.train)),
-        *(("data.validation.path", path) for path in paths_of(spec.data.validation)),
+        *(("data.train.path", path) for path in source_paths(spec.data.train)),
+        *(("data.validation.path", path) for path in source_paths(spec.data.validation)),
         *((key, name) for key, name in encoders.items() if name and Path(name).is_dir()),
         ("tracking", spec.tracking),
     ]
     for key, path in named:
         if path and is_relative(path):
             raise ValueError(
-                f"`{key}:` is {path!r}, and the job works in another folder; write an address, or "
-                "a whole path that the cluster's machines have"
+                f"`{key}:` is {path!r}, but the job runs in another folder; write an address, or "
+                "an absolute path that exists on the cluster's machines"
             )
 
 
-def paths_of(source: Source) -> list[str]:
+def source_paths(source: Source) -> list[str]:
+    """The paths or addresses of a data set."""
     return [source.path] if isinstance(source.path, str) else source.path or []
 
 
 def is_relative(path: str) -> bool:
-    path = path.rpartition("::")[2]  # zip://::pictures.zip is read through its last part
+    """Whether a path or address depends on the current folder."""
+    path = path.rpartition("::")[2]  # of zip://::pictures.zip the part after :: is the file
     parts = urlsplit(path)
     if parts.scheme == "sqlite":
         return not parts.path.startswith("//")
     return "://" not in path and not Path(path).is_absolute()
 
 
-def check_reach(spec: Spec, storage: str, variables: Mapping[str, str]) -> None:
-    """Whether a cluster elsewhere reaches what is named here; ValueError if not."""
-    if is_here_only(storage):
+def check_reachable(spec: Spec, storage: str, variables: Mapping[str, str]) -> None:
+    """Refuse addresses that a cluster on other machines cannot reach.
+
+    Args:
+        storage: the store's path or address.
+        variables: environment variables that are sent with the job.
+
+    Raises:
+        ValueError: An address is local to this machine.
+    """
+    if is_local_only(storage):
         raise ValueError(
-            f"storage {storage} is on this machine, and the cluster is not; set `storage:` in the "
-            "spec, or --storage, to a bucket that both reach"
+            f"storage {storage} is on this machine, but the cluster is not; set `storage:` in the "
+            "spec, or --storage, to a bucket that both can reach"
         )
     addresses = {
         "`tracking:` in the spec": spec.tracking,
@@ -104,17 +125,17 @@ def check_reach(spec: Spec, storage: str, variables: Mapping[str, str]) -> None:
         **{name: variables.get(name) for name in ADDRESSES},
     }
     for where, address in addresses.items():
-        if address and is_here_only(address):
+        if address and is_local_only(address):
             raise ValueError(
-                f"{where} leads to this machine alone, and the cluster is not on it; write an "
-                "address that both reach"
+                f"{where} points to this machine, but the cluster is not on it; write an address "
+                "that both can reach"
             )
 
 
-def is_here_only(address: str) -> bool:
-    """Whether it names a path or a server that other machines cannot mean by it."""
+def is_local_only(address: str) -> bool:
+    """Whether an address is a path, or a server, that means something else on other machines."""
     parts = urlsplit(address)
-    if parts.scheme in HERE_ONLY:
+    if parts.scheme in LOCAL_SCHEMES:
         return True
     host = parts.hostname or ""
     return host in ("localhost", "::1", "0.0.0.0") or host.startswith("127.")

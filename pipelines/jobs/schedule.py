@@ -1,7 +1,7 @@
-"""A verb at the times of a cron line: never twice at once, and what was missed once.
+"""Run a verb on a cron schedule: never twice at once, and once for all ticks that were missed.
 
-When it was last is kept in the store, so a scheduler that was down knows what it missed. Machines
-that sleep and clocks that are set are met by looking at the clock, not by counting seconds.
+The last tick is recorded in the store, so a scheduler that was down knows what it missed. The loop
+reads the clock instead of counting seconds, so suspended machines and changed clocks do no harm.
 """
 
 from __future__ import annotations
@@ -16,125 +16,142 @@ from typing import Any, Literal
 from pipelines.executor.stopping import Stop
 from pipelines.formatting import clock
 from pipelines.jobs import child
-from pipelines.jobs.schedule_state import Kept, Schedule, logs_of, text
+from pipelines.jobs.schedule_state import Schedule, ScheduleState, iso_utc, log_folder
 from pipelines.store.artifacts import Store
 
 VERBS = ("retrain", "run")
 
-LOOK_S = 1.0
-LATE = timedelta(minutes=1)
-"""From then on a tick is called missed."""
+POLL_S = 1.0
+MISSED_AFTER = timedelta(minutes=1)
+"""A tick this late counts as missed."""
 
-SKIPPED = "skipped: "
-"""How a verb's last line begins that found nothing to do."""
+SKIPPED_PREFIX = "skipped: "
+"""Prefix of the last line of a verb that found nothing to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a tick."""
+    """Result of a tick."""
 
     state: Literal["done", "skipped", "failed", "interrupted"]
-    said: str = ""
+    message: str = ""
+    """Why it was skipped or failed."""
+
     code: int = 0
+    """Exit code."""
 
 
 Tick = Callable[[datetime], Outcome]
+"""Does the work of the tick that starts at a time."""
 
 
-def keep(
+def run_schedule(
     schedule: Schedule,
-    kept: Kept,
+    state: ScheduleState,
     tick: Tick,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     stop: Stop,
     *,
     times: Any,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Sees to every tick until it is told to stop.
+    """Run every tick until a signal asks to stop.
 
     Args:
-        times: a trigger of APScheduler's; :func:`pipelines.jobs.cron.times`.
+        state: the schedule's record in the store.
+        tick: does the work; see :func:`run_verb`.
+        log: prints a line for the user.
+        stop: holds the signal, once there is one.
+        times: an APScheduler trigger, from :func:`pipelines.jobs.cron.cron_trigger`.
+        now: reads the clock.
+        sleep: waits for a number of seconds.
     """
 
     def after(moment: datetime) -> datetime:
         due: datetime = times.get_next_fire_time(moment, moment)
         return due
 
-    seen, again = kept.seen, kept.unfinished
-    kept.save(seen)
+    checked, resume = state.checked_until, state.unfinished
+    state.save(checked)
     while not stop.signal:
-        at, due = now(), after(seen)
-        if not again and due > at:
-            sleep(min(LOOK_S, (due - at).total_seconds()))
+        at, due = now(), after(checked)
+        if not resume and due > at:
+            sleep(min(POLL_S, (due - at).total_seconds()))
             continue
-        if again:
-            say("goes on with the last, which was not finished")
-        elif at - due > LATE:
-            say(f"{schedule.at(due)} was missed, and is caught up")
-        seen, again = at, False
-        once(schedule, kept, tick, say, at)
+        if resume:
+            log("continues the last run, which was not finished")
+        elif at - due > MISSED_AFTER:
+            log(f"the run due at {schedule.format_time(due)} was missed; it starts now")
+        checked, resume = at, False
+        run_tick(schedule, state, tick, log, at)
         if stop.signal:
             return
-        at, passed = now(), after(seen)
+        at, passed = now(), after(checked)
         if passed <= at:
-            say(f"skipped {schedule.at(passed)}: the one before was at work until now")
-            seen = at
-            kept.save(seen)
-        say(f"next {schedule.at(after(seen))}")
+            log(
+                f"skipped the run due at {schedule.format_time(passed)}: the last was still running"
+            )
+            checked = at
+            state.save(checked)
+        log(f"next run: {schedule.format_time(after(checked))}")
 
 
-def once(
-    schedule: Schedule, kept: Kept, tick: Tick, say: Callable[[str], None], at: datetime
+def run_tick(
+    schedule: Schedule, state: ScheduleState, tick: Tick, log: Callable[[str], None], at: datetime
 ) -> Outcome:
-    """One tick, told and kept."""
+    """Run one tick, log its outcome and record it in the store."""
     began = time.monotonic()
-    kept.save(at, started=text(at), state="running", said="", took_s=0)
+    state.save(at, started=iso_utc(at), state="running", said="", took_s=0)
     outcome = tick(at)
     took = time.monotonic() - began
-    said = {
+    text = {
         "done": f"done in {clock(took)}",
-        "skipped": f"skipped: {outcome.said}",
-        "failed": f"failed after {clock(took)}: {outcome.said}",
-        "interrupted": f"interrupted after {clock(took)}; the next goes on from there",
+        "skipped": f"skipped: {outcome.message}",
+        "failed": f"failed after {clock(took)}: {outcome.message}",
+        "interrupted": f"interrupted after {clock(took)}; the next run continues from there",
     }
-    say(said[outcome.state])
-    kept.save(at, state=outcome.state, said=outcome.said, took_s=round(took, 1))
+    log(text[outcome.state])
+    state.save(at, state=outcome.state, said=outcome.message, took_s=round(took, 1))
     return outcome
 
 
-def perform(
+def run_verb(
     schedule: Schedule,
     store: Store,
-    idle: Callable[[], str],
-    say: Callable[[str], None],
+    skip_reason: Callable[[], str],
+    log: Callable[[str], None],
     stop: Stop,
     at: datetime,
     command: Sequence[str] = (),
 ) -> Outcome:
-    """Runs the verb, unless there is no need.
+    """Run the verb in a process of its own, unless there is nothing to do.
 
     Args:
-        idle: says why there is none; nothing if there is.
-        command: in place of the verb's.
+        skip_reason: returns why there is nothing to do; empty if there is something.
+        log: prints a line for the user.
+        stop: its signal is passed on to the process.
+        at: start time, which names the file of its output.
+        command: a command to run instead of the verb, for tests.
     """
     try:
-        if why := idle():
-            return Outcome(state="skipped", said=why)
-        log = logs_of(store, schedule.pipeline) / f"{at:%Y%m%d-%H%M%S}.log"
-        say(f"started; its output: {log}")
-        code = child.run(command or schedule.command(store.root), log, stop)
-        lines = child.last_lines(log, 20) or ["it printed nothing"]
-    except (ValueError, OSError) as error:  # of the spec, the data or the disk: later perhaps not
-        return Outcome(state="failed", said=" ".join(str(error).split()), code=2)
+        if why := skip_reason():
+            return Outcome(state="skipped", message=why)
+        output = log_folder(store, schedule.pipeline) / f"{at:%Y%m%d-%H%M%S}.log"
+        log(f"started; output in {output}")
+        code = child.run(command or schedule.command(store.root), output, stop)
+        lines = child.last_lines(output, 20) or ["it printed nothing"]
+    except (ValueError, OSError) as error:  # in spec, data or disk; the next tick may succeed
+        return Outcome(state="failed", message=" ".join(str(error).split()), code=2)
     if code == 0:
-        reasons = [line.removeprefix(SKIPPED) for line in lines if line.startswith(SKIPPED)]
-        if not reasons:
+        skipped = [line for line in lines if line.startswith(SKIPPED_PREFIX)]
+        if not skipped:
             return Outcome(state="done")
-        log.unlink()
-        return Outcome(state="skipped", said=reasons[-1])
+        output.unlink()
+        return Outcome(state="skipped", message=skipped[-1].removeprefix(SKIPPED_PREFIX))
     if stop.signal:
         return Outcome(state="interrupted", code=code)
     killed = f"killed by {signal.Signals(-code).name}; " if code < 0 else ""
-    return Outcome(state="failed", said=killed + lines[-1], code=code if code > 0 else 128 - code)
+    return Outcome(
+        state="failed", message=killed + lines[-1], code=code if code > 0 else 128 - code
+    )

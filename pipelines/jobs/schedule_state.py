@@ -1,6 +1,6 @@
-"""What the store keeps of schedules, and who on this machine sees to one.
+"""Schedules in the store: what runs when, the last run, and which process schedules it.
 
-A scheduler that was down reads from it what it missed.
+A scheduler that was down finds out from this record what it missed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.jobs import cron
-from pipelines.lineage.address import folder
+from pipelines.lineage.address import local_folder
 from pipelines.store import lock
 from pipelines.store.artifacts import Store
 
@@ -24,39 +24,50 @@ FOLDER = "schedules"
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """What is done when."""
+    """What runs when."""
 
     pipeline: str
+    """Name of the pipeline."""
+
     spec: str
+    """Path of its spec."""
+
     verb: str
+    """The command: ``run`` or ``retrain``."""
+
     arguments: tuple[str, ...] = ()
-    """Further ones of the verb."""
+    """Further arguments of the command."""
 
     cron: str
-    timezone: str
+    """Minute, hour, day, month, weekday."""
 
-    def at(self, when: datetime, seconds: bool = False) -> str:
+    timezone: str
+    """Name of the time zone, such as ``Europe/Berlin``."""
+
+    def format_time(self, when: datetime, seconds: bool = False) -> str:
+        """A time in the schedule's time zone."""
         form = "%Y-%m-%d %H:%M:%S %Z" if seconds else "%Y-%m-%d %H:%M %Z"
-        return when.astimezone(cron.zone_of(self.timezone)).strftime(form)
+        return when.astimezone(cron.parse_timezone(self.timezone)).strftime(form)
 
     def command(self, storage: str) -> list[str]:
+        """The command line that runs the verb on a store."""
         verb = [self.verb, self.spec, "--storage", storage, *self.arguments]
         return [sys.executable, "-m", "pipelines.cli", *verb]
 
 
-class Kept:
-    """A schedule's file in the store: what it is, until when its times were seen to, its last."""
+class ScheduleState:
+    """A schedule's file in the store: the schedule, until when its ticks are done, its last run."""
 
     def __init__(
-        self, store: Store, schedule: Schedule, now: datetime, say: Callable[[str], None]
+        self, store: Store, schedule: Schedule, now: datetime, log: Callable[[str], None]
     ) -> None:
-        self.store, self.place, self.say = store, f"{FOLDER}/{schedule.pipeline}.json", say
+        self.store, self.path, self.log = store, f"{FOLDER}/{schedule.pipeline}.json", log
         self.content: dict[str, Any] = {
             "schedule": {**asdict(schedule), "arguments": list(schedule.arguments)},
-            "seen": text(now),
+            "seen": iso_utc(now),
             "last": {},
         }
-        before = store.read_json(self.place)
+        before = store.read_json(self.path)
         if before:
             self.content["last"] = before["last"]
             when = {k: before["schedule"][k] for k in ("cron", "timezone")}
@@ -64,42 +75,54 @@ class Kept:
                 self.content["seen"] = before["seen"]
 
     @property
-    def seen(self) -> datetime:
+    def checked_until(self) -> datetime:
+        """Ticks up to this time have been run or skipped."""
         return datetime.fromisoformat(self.content["seen"])
 
     @property
     def unfinished(self) -> bool:
-        """Whether the last was stopped, or its scheduler killed."""
+        """Whether the last run was interrupted, or its scheduler killed."""
         return self.content["last"].get("state") in ("running", "interrupted")
 
-    def save(self, seen: datetime, **last: Any) -> None:
-        self.content["seen"] = text(seen)
+    def save(self, checked_until: datetime, **last: Any) -> None:
+        """Write the file.
+
+        Args:
+            last: changes to the record of the last run.
+        """
+        self.content["seen"] = iso_utc(checked_until)
         self.content["last"].update(last)
         try:
-            self.store.write_json(self.place, self.content)
-        except OSError as error:  # the next may succeed, and a scheduler is to outlive the night
-            self.say(f"{self.store.full(self.place)} cannot be written: {error}")
+            self.store.write_json(self.path, self.content)
+        except OSError as error:  # the scheduler must go on; the next try may succeed
+            self.log(f"{self.store.full(self.path)} cannot be written: {error}")
 
 
-def text(when: datetime) -> str:
+def iso_utc(when: datetime) -> str:
+    """A time in ISO 8601, in UTC, to the second."""
     return when.astimezone(UTC).isoformat(timespec="seconds")
 
 
-def logs_of(store: Store, pipeline: str) -> Path:
-    return folder(store) / FOLDER / pipeline
+def log_folder(store: Store, pipeline: str) -> Path:
+    """Folder on this machine for the output of a schedule's runs."""
+    return local_folder(store) / FOLDER / pipeline
 
 
 @contextlib.contextmanager
-def only_one(store: Store, pipeline: str) -> Iterator[None]:
-    """Holds the schedule for this process; ValueError if another of this machine's does."""
-    place = lock_of(store, pipeline)
+def scheduler_lock(store: Store, pipeline: str) -> Iterator[None]:
+    """Make this process the only scheduler of a pipeline on this machine.
+
+    Raises:
+        ValueError: Another process is.
+    """
+    path = lock_path(store, pipeline)
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(lock.held(place))
+            file = stack.enter_context(lock.held(path))
         except BlockingIOError:
             raise ValueError(
                 f"pipeline {pipeline} has a scheduler already (process "
-                f"{place.read_text().strip()}); end that one first"
+                f"{path.read_text().strip()}); stop that one first"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -107,30 +130,31 @@ def only_one(store: Store, pipeline: str) -> Iterator[None]:
         yield
 
 
-def lock_of(store: Store, pipeline: str) -> Path:
-    return folder(store) / FOLDER / f".{pipeline}.lock"
+def lock_path(store: Store, pipeline: str) -> Path:
+    """File that a pipeline's scheduler locks; it holds the process id."""
+    return local_folder(store) / FOLDER / f".{pipeline}.lock"
 
 
-def is_kept(store: Store, pipeline: str) -> bool:
-    """Whether a scheduler on this machine sees to it."""
-    return lock.is_held(lock_of(store, pipeline))
+def has_scheduler(store: Store, pipeline: str) -> bool:
+    """Whether a process on this machine schedules a pipeline."""
+    return lock.is_held(lock_path(store, pipeline))
 
 
-def listed(store: Store, now: datetime) -> list[dict[str, Any]]:
-    """Every schedule of a store, with its last and its next time."""
+def list_schedules(store: Store, now: datetime) -> list[dict[str, Any]]:
+    """All schedules of a store as JSON, with the last run and the next time."""
     rows = []
     for name in store.files(FOLDER):
         if "/" in name or not name.endswith(".json"):
             continue
         found = store.read_json(f"{FOLDER}/{name}")
         schedule = Schedule(**found["schedule"])
-        due = cron.times(schedule.cron, schedule.timezone).get_next_fire_time(None, now)
+        due = cron.cron_trigger(schedule.cron, schedule.timezone).get_next_fire_time(None, now)
         rows.append(
             {
                 **found["schedule"],
                 "last": found["last"],
-                "next": text(due),
-                "kept_here": is_kept(store, schedule.pipeline),
+                "next": iso_utc(due),
+                "kept_here": has_scheduler(store, schedule.pipeline),
             }
         )
     return rows

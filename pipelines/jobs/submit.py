@@ -1,4 +1,4 @@
-"""A pipeline as a job of a Ray cluster: sent to its job server, one at a time."""
+"""Submit a pipeline to a Ray cluster as a job; one job per pipeline runs at a time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.jobs import client as jobs
-from pipelines.jobs import portability as reach
+from pipelines.jobs import portability
 from pipelines.spec.pipeline import Spec
 
 STOP_WAIT_S = 60
-"""What a stopped driver has to save and leave before Ray kills it. By itself Ray gives it 3 s."""
+"""Seconds that a stopped driver has to save before Ray kills it; Ray's default is 3 s."""
 
 
 def submit(
@@ -29,26 +29,31 @@ def submit(
     working_dir: Path | None,
     credentials: bool,
 ) -> str:
-    """Has a cluster run or retrain a pipeline; → the job's id.
+    """Submit a job that runs or retrains a pipeline.
 
-    The job does not depend on this machine's disk: the spec travels with it, or with the working
-    directory that it lies in.
+    The job does not need this machine's disk: the spec is sent with it, alone or in its working
+    directory.
 
     Args:
-        file: where the spec was read.
+        client: from :func:`pipelines.jobs.client.connect`.
+        file: the spec's file.
         storage: the store's path or address.
-        working_dir: sent along, its code coming before what the cluster has installed.
+        verb: ``run`` or ``retrain``.
+        working_dir: folder to send; its code takes precedence over what the cluster has installed.
         credentials: whether secrets may be sent.
 
+    Returns:
+        The job's id.
+
     Raises:
-        ValueError: The cluster could not work with it, or is at work on the pipeline already.
+        ValueError: The cluster cannot run the spec, or is already running the pipeline.
     """
-    variables = reach.passed(spec, os.environ, credentials=credentials)
+    variables = portability.job_environment(spec, os.environ, credentials=credentials)
     if working_dir is None:
-        reach.check_paths(spec)
-    if not jobs.is_here(client):
-        reach.check_reach(spec, storage, variables)
-    job = next_id(spec.name, storage, jobs.listed(client))
+        portability.check_paths(spec)
+    if not jobs.is_local_cluster(client):
+        portability.check_reachable(spec, storage, variables)
+    job = next_job_id(spec.name, storage, jobs.list_jobs(client))
     with tempfile.TemporaryDirectory() as scratch:
         folder, command = Path(scratch), ["ediffi"]
         if working_dir is None:
@@ -56,9 +61,9 @@ def submit(
             sent = file.name
         else:
             folder, command = working_dir, ["python", "-m", "pipelines.cli"]
-            sent = within(file, working_dir)
+            sent = path_inside(file, working_dir)
         try:
-            with jobs.answered(f"job {job}"):
+            with jobs.server_errors(f"job {job}"):
                 client.submit_job(
                     submission_id=job,
                     entrypoint=shlex.join([*command, verb, sent, "--storage", storage]),
@@ -70,32 +75,39 @@ def submit(
                     },
                 )
         except ValueError:
-            next_id(spec.name, storage, jobs.listed(client))  # says so, if another was quicker
+            next_job_id(spec.name, storage, jobs.list_jobs(client))  # if another was faster
             raise
     return job
 
 
-def within(file: Path, folder: Path) -> str:
-    """The spec's path in the directory that is sent."""
+def path_inside(file: Path, folder: Path) -> str:
+    """Path of the spec relative to the folder that is sent; ValueError if it is not inside."""
     try:
         return str(file.resolve().relative_to(folder.resolve()))
     except ValueError:
         raise ValueError(
-            f"{file} is not in {folder}, which is sent; move it there, or leave out --working-dir"
+            f"{file} is not inside --working-dir {folder}; move it there, or omit --working-dir"
         ) from None
 
 
-def next_id(pipeline: str, storage: str, known: Iterable[Any]) -> str:
-    """The id of a pipeline's next job, which Ray takes once; ValueError if one is at work."""
+def next_job_id(pipeline: str, storage: str, known: Iterable[Any]) -> str:
+    """Id for a pipeline's next job, which Ray accepts only once.
+
+    Args:
+        known: the cluster's jobs.
+
+    Raises:
+        ValueError: A job of this pipeline and store is pending or running.
+    """
     attempts = [0]
     for job in known:
         if number := re.fullmatch(rf"{re.escape(pipeline)}-(\d+)", job.submission_id):
             attempts.append(int(number[1]))
-        same = jobs.of(job) == (pipeline, storage)
+        same = jobs.pipeline_of(job) == (pipeline, storage)
         if same and not job.status.is_terminal():
             raise ValueError(
-                f"pipeline {pipeline} is job {job.submission_id} already, which is "
-                f"{job.status.lower()}; see `ediffi logs {job.submission_id} --follow`, or end it "
-                f"with `ediffi stop {job.submission_id}`"
+                f"pipeline {pipeline} is already job {job.submission_id} ({job.status.lower()}); "
+                f"follow it with `ediffi logs {job.submission_id} --follow`, or end it with "
+                f"`ediffi stop {job.submission_id}`"
             )
     return f"{pipeline}-{max(attempts) + 1}"

@@ -1,10 +1,11 @@
-"""The record in MLflow: nested runs that mirror the expert tree, curves, pictures, the registry.
+"""The record in MLflow: nested runs that mirror the expert tree, curves, images, the registry.
 
-What happens is written to a spool on disk, and a thread delivers it from there in its own time:
-MLflow slow or away delays nothing and loses nothing. The store is the truth all the same.
+Events are appended to a spool file on disk, and a thread delivers them to MLflow from there. A slow
+or unreachable MLflow therefore neither delays the run nor loses events. The record is a copy: what
+counts is in the store.
 """
 
-from pipelines.lineage.address import folder, quiet_mlflow, tracking_uri
+from pipelines.lineage.address import local_folder, quiet_mlflow, tracking_uri
 from pipelines.lineage.record import Lineage
 
-__all__ = ["Lineage", "folder", "quiet_mlflow", "tracking_uri"]
+__all__ = ["Lineage", "local_folder", "quiet_mlflow", "tracking_uri"]

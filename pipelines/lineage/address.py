@@ -1,4 +1,4 @@
-"""Which MLflow keeps the record, and where on this machine what belongs to it lies."""
+"""Where the record is: the address of MLflow, and its local folder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from pipelines.store.artifacts import Store, sha256
 
 
 def tracking_uri(named: str | None, store: Store) -> str:
-    """The MLflow a spec names, else the environment's, else a SQLite file: see :func:`folder`."""
+    """MLflow's address: from the spec, else from the environment, else a SQLite file.
+
+    Args:
+        named: the spec's ``tracking:``.
+        store: the SQLite file is in its :func:`local_folder`.
+    """
     address = named or os.environ.get("MLFLOW_TRACKING_URI")
-    return address or f"sqlite:///{folder(store)}/mlflow.db"
+    return address or f"sqlite:///{local_folder(store)}/mlflow.db"
 
 
-def folder(store: Store) -> Path:
-    """Where the record is kept if no MLflow is named, and the spool in any case: in the store.
+def local_folder(store: Store) -> Path:
+    """Folder for the spool, and for MLflow's SQLite file if no MLflow is named.
 
-    SQLite cannot live in a bucket, whose record is kept in a folder of this machine's. Lost with
-    the machine or looked for on another, it is written again by the next run of the pipeline.
+    This is the store itself, or for a bucket, which cannot hold SQLite, a folder in the user's
+    home. If that is lost, the next run of the pipeline writes the record again from the store.
     """
     if store.is_local:
         return Path(store.root)
@@ -34,46 +39,50 @@ def folder(store: Store) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """An execution's runs in MLflow."""
+    """The MLflow runs of one execution."""
 
     uri: str
+    """Address of MLflow."""
+
     experiment: str
-    of_node: Mapping[str, str]
-    """The execution's own is that of ``""``."""
+    """Id of the experiment."""
+
+    run_ids: Mapping[str, str]
+    """Node id → run id; ``""`` stands for the execution's own run."""
 
     @staticmethod
-    def of(tracking: Mapping[str, Any]) -> Runs | None:
-        """From what an execution keeps of its record; None before it is delivered."""
+    def from_tracking(tracking: Mapping[str, Any]) -> Runs | None:
+        """From :attr:`Execution.tracking`; None before anything was delivered."""
         if "nodes" not in tracking:
             return None
         runs = {"": tracking["run"], **tracking["nodes"]}
-        return Runs(uri=tracking["uri"], experiment=tracking["experiment"], of_node=runs)
+        return Runs(uri=tracking["uri"], experiment=tracking["experiment"], run_ids=runs)
 
     def links(self) -> dict[str, dict[str, str]]:
-        """Node → ``id`` and ``address`` of its run, for :mod:`pipelines.reports.tree_page`."""
+        """Node id → ``id`` and ``address`` of its run, for :mod:`pipelines.reports.tree_page`."""
         return {
-            node: {"id": run, "address": self.address(node)} for node, run in self.of_node.items()
+            node: {"id": run, "address": self.address(node)} for node, run in self.run_ids.items()
         }
 
     def address(self, node: str) -> str:
-        """The page of a node's run; empty where there is no server to ask. Tells no password."""
+        """Web page of a node's run, without credentials; empty if MLflow is no server."""
         parts = urlsplit(self.uri)
         if parts.scheme not in ("http", "https"):
             return ""
         place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-        run = f"/#/experiments/{self.experiment}/runs/{self.of_node[node]}"
-        return f"{place}{run}?workflowType=machine_learning"  # else shown as a language model's
+        run = f"/#/experiments/{self.experiment}/runs/{self.run_ids[node]}"
+        return f"{place}{run}?workflowType=machine_learning"  # else shown as a language model
 
 
 def quiet_mlflow() -> Any:
-    """The package, told to keep its news of tables, runs and files off the terminal.
+    """Import mlflow, without its messages on the terminal and without its own retries.
 
-    And not to try for minutes by itself what fails: who calls it tries again, and knows when.
+    MLflow would retry a failed call for minutes; callers here retry themselves.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # else a model takes the lock file here
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # else models include our lock file
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     logging.getLogger("alembic").setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""The thread that takes items from spools to MLflow: in order, in batches, for as long as it takes.
+"""The thread that delivers spooled items to MLflow, in order and in batches.
 
-An outage is waited for. An item that MLflow refuses is said once and left out: waiting would not
-help it, and all behind it would wait too.
+During an outage it waits and retries. An item that MLflow rejects is reported once and skipped:
+retrying would not help, and everything behind it would wait.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pipelines.lineage.spool import Item, Spool
 from pipelines.lineage.writer import BATCH, Writer
 from pipelines.store.remote import StorageError
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-TRIES = 4
-"""Of an item that fails while MLflow answers other calls."""
+FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
+MAX_TRIES = 4
+"""Tries of an item that fails while MLflow answers other calls."""
 
-SIGNS = (
+OUTAGE_SIGNS = (
     "Connection refused",
     "Connection aborted",
     "Connection reset",
@@ -27,13 +27,14 @@ SIGNS = (
     "Name or service not known",
     "Temporary failure in name resolution",
 )
+"""Parts of error texts that name the cause of an outage."""
 
 Batch = list[Item] | str
-"""Items for one call, or what is wrong with a line."""
+"""Items for one call, or an error text for a damaged line."""
 
 T = TypeVar("T")
 
-REFUSALS = {
+REJECTION_CODES = {
     "BAD_REQUEST",
     "INVALID_PARAMETER_VALUE",
     "INVALID_STATE",
@@ -41,188 +42,202 @@ REFUSALS = {
     "RESOURCE_CONFLICT",
     "RESOURCE_DOES_NOT_EXIST",
 }
-"""MLflow's codes for what is wrong with a request. One that is not let in (401, 403) is none of
-them: that is the server's or the password's fault, and loses nothing once it is mended."""
+"""MLflow's error codes for a faulty request. Missing access (401, 403) is not among them: the items
+are delivered once the server or the password is corrected."""
 
-PASSING = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"}
-PASSING |= {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
-
-
-class Closed(Exception):
-    """The time that the end of a run gives to its record is over."""
+TRANSIENT_CODES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"}
+TRANSIENT_CODES |= {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
+"""MLflow's error codes that will pass, whatever the request."""
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether an item fails by itself, so that no waiting will help it."""
+class DeliveryExpired(Exception):
+    """The time that a finished run waits for delivery has passed."""
+
+
+def is_rejection(error: Exception) -> bool:
+    """Whether the item itself is at fault, so that retrying will not help."""
     code = getattr(error, "error_code", None)
     if code is not None:
-        return code in REFUSALS
+        return code in REJECTION_CODES
     return isinstance(error, ValueError | KeyError | TypeError | FileNotFoundError)
 
 
-def is_puzzling(error: Exception) -> bool:
-    """Whether an error may be the item's or MLflow's own: what says that it will pass is not."""
-    return getattr(error, "error_code", None) not in PASSING and not isinstance(error, OSError)
+def is_ambiguous(error: Exception) -> bool:
+    """Whether an error may be due to the item or to MLflow; transient errors are not ambiguous."""
+    code = getattr(error, "error_code", None)
+    return code not in TRANSIENT_CODES and not isinstance(error, OSError)
 
 
-def words(error: Exception) -> str:
-    """An error in one line; MLflow's of a connection are long, and end in what is the matter."""
+def one_line(error: Exception) -> str:
+    """An error in one line; of MLflow's long connection errors only the cause."""
     text = " ".join(str(error).split()) or type(error).__name__
-    for sign in SIGNS:
+    for sign in OUTAGE_SIGNS:
         if sign in text:
             return sign[0].lower() + sign[1:]
     return text[:200]
 
 
 class Delivery:
-    """Empties spools one after the other; the last of them goes on being filled."""
+    """Delivers spools one after another; the last one is still being written to."""
 
     def __init__(
         self,
         uri: str,
         spools: list[tuple[Spool, Callable[[], Writer]]],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
-        """
+        """Start the thread.
+
         Args:
-            spools: the oldest first, each with a way to what writes its items.
+            uri: MLflow's address.
+            spools: oldest first, each with a function that connects to MLflow for it.
+            log: prints a line for the user.
         """
-        self.uri, self.spools, self.say = uri, spools, say
-        self.away: str | None = None
-        """Why MLflow does not take anything now."""
-        self.refused = 0
+        self.uri, self.spools, self.log = uri, spools, log
+        self.outage: str | None = None
+        """Why MLflow is unreachable at present; None if it is reachable."""
+        self.rejected = 0
+        """Items that MLflow rejected."""
         self._reasons: set[str] = set()
-        self._closing = self._over = False
-        self.thread = threading.Thread(target=self._work, name="lineage", daemon=True)
+        self._closing = self._expired = False
+        self.thread = threading.Thread(target=self._run, name="lineage", daemon=True)
         self.thread.start()
 
-    def finish(self, wait_s: float, wait_away_s: float) -> None:
-        """Waits until everything is delivered, but not for ever.
+    def finish(self, timeout_s: float, outage_timeout_s: float) -> None:
+        """Wait until everything is delivered, up to a time limit.
 
         Args:
-            wait_s: how long to wait for an MLflow that takes what it is given.
-            wait_away_s: how long to wait for one that does not.
+            timeout_s: limit in seconds while MLflow is reachable.
+            outage_timeout_s: limit in seconds while it is not.
         """
-        end = time.monotonic() + wait_s
-        end_away = time.monotonic() + wait_away_s
+        end = time.monotonic() + timeout_s
+        outage_end = time.monotonic() + outage_timeout_s
         self._closing = True
-        self.spools[-1][0].more.set()
+        self.spools[-1][0].has_new.set()
         while self.thread.is_alive():
             self.thread.join(0.1)
-            if time.monotonic() > (end_away if self.away else end):
-                self._over = True
-                self.thread.join(1.0)  # it may hang in a call, and ends with the process
+            if time.monotonic() > (outage_end if self.outage else end):
+                self._expired = True
+                self.thread.join(1.0)  # if it hangs in a call, it ends with the process
                 return
 
     @property
-    def left(self) -> int:
-        """Items that are not delivered yet."""
-        return sum(spool.left for spool, _ in self.spools)
+    def pending(self) -> int:
+        """Number of items that are not delivered yet."""
+        return sum(spool.pending for spool, _ in self.spools)
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         try:
             for spool, connect in self.spools[:-1]:
-                self._empty(spool, self._persist(connect))
+                self._drain(spool, self._retry(connect))
                 spool.close()
             spool, connect = self.spools[-1]
-            writer = self._persist(connect)
+            writer = self._retry(connect)
             closing = False
             while not closing:
-                closing = self._closing  # read before the spool is: nothing can come in between
-                spool.more.clear()
-                self._empty(spool, writer)
+                closing = self._closing  # read before draining, so that no item is missed
+                spool.has_new.clear()
+                self._drain(spool, writer)
                 if not closing:
-                    spool.more.wait(1.0)
-        except Closed:
+                    spool.has_new.wait(1.0)
+        except DeliveryExpired:
             return
-        except Exception as error:  # of the spool's disk, say: the run goes on, and says so
-            self.away = words(error)
-            self.say(f"the record waits for the next run of the same command ({self.away})")
+        except Exception as error:  # such as a failing disk: the run must continue
+            self.outage = one_line(error)
+            self.log(
+                f"delivery to MLflow stopped ({self.outage}); the next run of the same command "
+                "delivers the rest"
+            )
 
-    def _empty(self, spool: Spool, writer: Writer) -> None:
-        """Delivers what is in a spool now."""
+    def _drain(self, spool: Spool, writer: Writer) -> None:
+        """Deliver everything that a spool holds now."""
         for end, batch in batches(spool):
             self._deliver(writer, batch)
-            spool.done_to(end)
-            if self.away and spool is self.spools[-1][0] and spool.is_empty:
-                self.away = None
-                self.say(f"MLflow at {self.uri} is back, and has all that waited")
-            if spool.delivered != end:  # the file was begun anew
+            spool.mark_delivered(end)
+            if self.outage and spool is self.spools[-1][0] and spool.is_empty:
+                self.outage = None
+                self.log(f"MLflow at {self.uri} is reachable again and has everything that waited")
+            if spool.delivered != end:  # the file was truncated
                 return
 
     def _deliver(self, writer: Writer, batch: Batch) -> None:
-        """Writes what goes into one call; if that is refused, one by one what can be."""
+        """Write a batch in one call; if MLflow rejects it, write its items one by one."""
         if isinstance(batch, str):
-            self._refuse("line", ValueError(batch))
+            self._reject("line", ValueError(batch))
         elif len(batch) == 1:
             self._try(writer, batch[0])
         else:
             values = [v for item in batch for v in item["values"]]
-            if not self._try(writer, {**batch[0], "values": values}, tell=False):
+            if not self._try(writer, {**batch[0], "values": values}, report=False):
                 for item in batch:
                     self._try(writer, item)
 
-    def _try(self, writer: Writer, item: Item, tell: bool = True) -> bool:
-        """Writes an item, however long MLflow is away; False if it is refused."""
+    def _try(self, writer: Writer, item: Item, report: bool = True) -> bool:
+        """Write an item, however long MLflow is unreachable; False if it is rejected."""
         failures = 0
 
         def once() -> bool:
             nonlocal failures
             try:
                 writer.write(item)
-            except Exception as error:  # whatever MLflow's back end raises
-                if not is_refusal(error):
-                    self._gone(error)
-                    failures += is_puzzling(error) and writer.answers()
-                    if failures < TRIES:
+            except Exception as error:  # MLflow's back ends raise errors of any type
+                if not is_rejection(error):
+                    self._note_outage(error)
+                    failures += is_ambiguous(error) and writer.is_reachable()
+                    if failures < MAX_TRIES:
                         raise
-                if tell:
-                    self._refuse(f"{item['do']} {item.get('node', '')}".strip(), error)
+                if report:
+                    self._reject(f"{item['do']} {item.get('node', '')}".strip(), error)
                 return False
             return True
 
-        return self._persist(once)
+        return self._retry(once)
 
-    def _persist(self, call: Callable[[], T]) -> T:
-        """Calls until it succeeds, with pauses that double; raises Closed if time is over."""
+    def _retry(self, call: Callable[[], T]) -> T:
+        """Call until it succeeds, with doubling pauses.
+
+        Raises:
+            DeliveryExpired: The run has ended and its time limit has passed.
+        """
         pause = FIRST_PAUSE_S
         while True:
             closing = self._closing
             try:
                 return call()
-            except Exception as error:  # whatever MLflow's back end raises: training goes on
-                self._gone(error)
+            except Exception as error:  # of any type; training must continue
+                self._note_outage(error)
             end = time.monotonic() + pause
-            while time.monotonic() < end and self._closing == closing and not self._over:
+            while time.monotonic() < end and self._closing == closing and not self._expired:
                 time.sleep(0.1)
-            if self._over:
-                raise Closed
-            # At the end of a run it is tried again at once.
-            pause = min(2 * pause, LONGEST_PAUSE_S) if self._closing == closing else FIRST_PAUSE_S
+            if self._expired:
+                raise DeliveryExpired
+            # When the run ends, it is tried again at once.
+            pause = min(2 * pause, MAX_PAUSE_S) if self._closing == closing else FIRST_PAUSE_S
 
-    def _gone(self, error: Exception) -> None:
-        if self.away is None:
-            self.away = words(error)
+    def _note_outage(self, error: Exception) -> None:
+        """Report an outage once."""
+        if self.outage is None:
+            self.outage = one_line(error)
             what = "the store" if isinstance(error, StorageError) else f"MLflow at {self.uri}"
-            self.say(
-                f"{what} is away ({self.away}); the run goes on, and its record waits in "
-                f"{self.spools[-1][0].path}"
+            self.log(
+                f"{what} is unreachable ({self.outage}); the run continues, and its record waits "
+                f"in {self.spools[-1][0].path}"
             )
 
-    def _refuse(self, what: str, error: Exception) -> None:
-        """Says what is left out; of many for the same reason the first."""
-        self.refused += 1
+    def _reject(self, what: str, error: Exception) -> None:
+        """Report a rejected item; of several with the same reason only the first."""
+        self.rejected += 1
         reason = getattr(error, "error_code", type(error).__name__)
         if reason not in self._reasons:
             self._reasons.add(reason)
-            self.say(f"MLflow does not take {what} ({words(error)}); the record goes on without")
+            self.log(f"MLflow rejects {what} ({one_line(error)}); the record continues without it")
 
 
 def batches(spool: Spool) -> Iterator[tuple[int, Batch]]:
-    """(byte behind it, batch): points of one run's curves that follow each other, or one item."""
+    """(end position in bytes, batch): consecutive curve points of one run, or a single item."""
     batch: list[Item] = []
     size = end = 0
-    for byte, item in spool.waiting():
+    for byte, item in spool.pending_items():
         joins = (
             item is not None
             and batch
@@ -234,7 +249,7 @@ def batches(spool: Spool) -> Iterator[tuple[int, Batch]]:
             yield end, batch
             batch, size = [], 0
         if item is None:
-            yield byte, "it is damaged"
+            yield byte, "the line is damaged"
             continue
         batch.append(item)
         size, end = size + len(item.get("values", ())), byte

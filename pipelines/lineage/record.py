@@ -1,4 +1,4 @@
-"""What the runner tells, made into items that say everything MLflow needs to know."""
+"""Turn the runner's events into self-contained items for MLflow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from ediffi_core.noise import Interval, NoiseDistribution
 from pipelines.dag.plan import Plan, Verdict
-from pipelines.lineage.address import folder, tracking_uri
+from pipelines.lineage.address import local_folder, tracking_uri
 from pipelines.lineage.delivery import Delivery
 from pipelines.lineage.spool import Item, Spool
 from pipelines.lineage.writer import Writer
@@ -20,50 +20,60 @@ from pipelines.models import champions
 from pipelines.reports import tree as tree_view
 from pipelines.store.artifacts import Store, sha256
 
-SHOWN = (".png", "captions.txt", "ensemble.json", "decision.json")
-"""Files of a node that the record shows."""
+LOGGED_FILES = (".png", "captions.txt", "ensemble.json", "decision.json")
+"""Endings of the files of a node that are uploaded."""
 
 PARAMS, PARAM_CHARACTERS, TAG_CHARACTERS = 100, 6000, 5000  # MLflow's limits a call, or below them
-WAIT_S, WAIT_AWAY_S = 120.0, 15.0
+TIMEOUT_S, OUTAGE_TIMEOUT_S = 120.0, 15.0
+"""How long the end of a run waits for delivery, with MLflow reachable and unreachable."""
 
 
 class Lineage:
-    """Takes what happens and keeps it at once; what takes it to MLflow is :class:`Delivery`."""
+    """Records a run's events: appends each to the spool, from which :class:`Delivery` takes it."""
 
     def __init__(
-        self, plan: Plan, store: Store, execution: Any, say: Callable[[str], None]
+        self, plan: Plan, store: Store, execution: Any, log: Callable[[str], None]
     ) -> None:
-        self.plan, self.store, self.execution, self.say = plan, store, execution, say
+        """Open the spool and start delivery, first of what earlier executions left.
+
+        Args:
+            execution: the run, an :class:`pipelines.runs.execution.Execution`.
+            log: prints a line for the user.
+        """
+        self.plan, self.store, self.execution, self.log = plan, store, execution, log
         self.uri = tracking_uri(plan.spec.tracking, store)
-        self.is_aside = not store.is_local and str(folder(store)) in self.uri
+        self.is_outside_store = not store.is_local and str(local_folder(store)) in self.uri
+        """Whether MLflow's database is on this machine because the store is a bucket."""
         execution.tracking = {"uri": self.uri, **execution.tracking}
         self.writer: Writer | None = None
-        self.is_kept = True
-        """Whether the spool takes what it is given; a full disk does not."""
+        self.is_complete = True
+        """Whether the spool has taken every item; on a full disk it does not."""
         mine = f"{execution.id}.{sha256(self.uri.encode())[:8]}.jsonl"
         self.spool = self._open(mine)
         spools = [*self._older(), self.spool]
         self.delivery = Delivery(
-            self.uri, [(s, partial(self._connect, s.path.name.split(".")[0])) for s in spools], say
+            self.uri, [(s, partial(self._connect, s.path.name.split(".")[0])) for s in spools], log
         )
         tags = {
             "ediffi.pipeline": execution.pipeline,
             "ediffi.execution": execution.id,
             "ediffi.state": "running",
         }
-        self._keep({"do": "open", "tags": tags})
+        self._append({"do": "open", "tags": tags})
 
     def _open(self, name: str) -> Spool:
-        place = folder(self.store) / "mlflow-spool"
+        folder = local_folder(self.store) / "mlflow-spool"
         try:
-            return Spool(place / name)
-        except OSError as error:  # a home that is read-only, as in some containers
-            aside = Path(tempfile.gettempdir()) / "ediffi-mlflow-spool"
-            self.say(f"{place} cannot be written ({error}); the record waits in {aside} instead")
-            return Spool(aside / name)
+            return Spool(folder / name)
+        except OSError as error:  # a read-only home, as in some containers
+            fallback = Path(tempfile.gettempdir()) / "ediffi-mlflow-spool"
+            self.log(
+                f"{folder} cannot be written ({error}); the record waits in {fallback} instead"
+            )
+            return Spool(fallback / name)
 
     def _older(self) -> list[Spool]:
-        """What earlier executions of this pipeline could not deliver."""
+        """Spools that earlier executions of this pipeline could not deliver."""
         name = re.compile(rf"{re.escape(self.execution.pipeline)}-\d{{8}}-\d{{6}}-\d+\.\w+\.jsonl")
         mine = self.spool.path
         found = []
@@ -73,7 +83,10 @@ class Lineage:
             if path.suffixes[-2:] == mine.suffixes[-2:]:
                 found.append(Spool(path))
             else:
-                self.say(f"{path} waits for another MLflow; name that one again, or delete it")
+                self.log(
+                    f"{path} holds items for another MLflow; name that address again to deliver "
+                    "them, or delete the file"
+                )
         return found
 
     def _connect(self, execution: str) -> Writer:
@@ -82,39 +95,45 @@ class Lineage:
             self.writer = writer
         return writer
 
-    def _keep(self, item: Item) -> None:
+    def _append(self, item: Item) -> None:
         try:
             self.spool.append({"time_ms": int(time.time() * 1000), **item})
         except OSError as error:
-            if self.is_kept:
-                self.say(f"the record is incomplete: {self.spool.path} takes no more ({error})")
-            self.is_kept = False
+            if self.is_complete:
+                self.log(
+                    f"the MLflow record is incomplete: {self.spool.path} cannot be written "
+                    f"({error})"
+                )
+            self.is_complete = False
 
-    # -- what the runner tells -------------------------------------------------------------------
+    # -- the runner's events ---------------------------------------------------------------------
 
     def started(self, verdict: Verdict) -> None:
-        self._keep(self._begin(verdict, "running"))
+        """A node has started."""
+        self._append(self._begin(verdict, "running"))
 
     def report(self, node: str, row: dict[str, Any]) -> None:
-        """A step's row: the points of its curves, and a picture of the store's."""
+        """A row of a running step: curve points, and the path of an image in the store."""
         if metrics := row.get("metrics"):
             step = int(row.get("images", row.get("done", 0)))
             values = [(k, float(v), row["time_ms"], step) for k, v in metrics.items()]
-            self._keep({"do": "metrics", "node": node, "values": values})
+            self._append({"do": "metrics", "node": node, "values": values})
         if picture := row.get("picture"):
-            self._keep({"do": "picture", "node": node, "file": picture})
+            self._append({"do": "picture", "node": node, "file": picture})
 
     def finished(self, verdict: Verdict, manifest: dict[str, Any]) -> None:
-        self._keep(self._finish(verdict, manifest, "done"))
-        self._decided(verdict, manifest)
+        """A node is done."""
+        self._append(self._finish(verdict, manifest, "done"))
+        self._label_adoption(verdict, manifest)
 
     def reused(self, verdict: Verdict, manifest: dict[str, Any]) -> None:
+        """A node needs no work: its result exists."""
         begin, finish = self._begin(verdict, "reused"), self._finish(verdict, manifest, "reused")
-        self._keep({"do": "reused", "begin": begin, "finish": finish})
-        self._decided(verdict, manifest)
+        self._append({"do": "reused", "begin": begin, "finish": finish})
+        self._label_adoption(verdict, manifest)
 
-    def _decided(self, verdict: Verdict, manifest: dict[str, Any]) -> None:
-        """Says at the experts' own runs which are adopted, and why others are not."""
+    def _label_adoption(self, verdict: Verdict, manifest: dict[str, Any]) -> None:
+        """Tag the experts' runs: which were adopted into the ensemble, and why others were not."""
         if verdict.node.kind != "adopt":
             return
         refused = manifest["info"]["refused"]
@@ -124,19 +143,27 @@ class Lineage:
                 tags["ediffi.refused"] = refused[role]
             elif role not in manifest["info"]["seats"].values():
                 continue
-            self._keep({"do": "label", "node": node, "tags": tags})
+            self._append({"do": "label", "node": node, "tags": tags})
 
     def failed(self, verdict: Verdict, error: str) -> None:
-        self._keep({"do": "fail", "node": verdict.node.id, "error": error[:TAG_CHARACTERS]})
+        """A node has failed."""
+        self._append({"do": "fail", "node": verdict.node.id, "error": error[:TAG_CHARACTERS]})
 
     def close(
         self,
         state: str,
         manifests: dict[str, Any],
-        wait_s: float = WAIT_S,
-        wait_away_s: float = WAIT_AWAY_S,
+        timeout_s: float = TIMEOUT_S,
+        outage_timeout_s: float = OUTAGE_TIMEOUT_S,
     ) -> None:
-        """Keeps the end, and waits for all to be delivered; says what is left if it takes long."""
+        """Record the end of the run and wait for delivery; report what is left after a time limit.
+
+        Args:
+            state: the run's final state.
+            manifests: node id → manifest, of the finished nodes.
+            timeout_s: limit in seconds while MLflow is reachable.
+            outage_timeout_s: limit in seconds while it is not.
+        """
         tree = tree_view.build(self.plan, self.execution, manifests)
         run = self.execution
         tree["labels"] = champions.marks_of(self.store, run.pipeline, run.nodes)
@@ -145,7 +172,7 @@ class Lineage:
         model = None
         if promoted and promoted.node.id in manifests:
             model = {"folder": promoted.folder, "fingerprint": promoted.fingerprint}
-        self._keep(
+        self._append(
             {
                 "do": "close",
                 "state": state,
@@ -155,7 +182,7 @@ class Lineage:
                 "model": model,
             }
         )
-        self.delivery.finish(wait_s, wait_away_s)
+        self.delivery.finish(timeout_s, outage_timeout_s)
         if self.writer:
             self.execution.tracking = {
                 "uri": self.uri,
@@ -163,16 +190,16 @@ class Lineage:
                 "experiment": self.writer.experiment,
                 "nodes": {node: run for node, run in self.writer.runs.items() if node},
             }
-        if left := self.delivery.left:
-            why = self.delivery.away or f"it was still busy after {wait_s:.0f} s"
-            self.say(
-                f"MLflow has yet to be told {left:,} items ({why}); they are kept in "
-                f"{self.spool.path.parent}, and the same command completes the record"
+        if left := self.delivery.pending:
+            why = self.delivery.outage or f"it was still busy after {timeout_s:.0f} s"
+            self.log(
+                f"{left:,} items are not yet in MLflow ({why}); they are kept in "
+                f"{self.spool.path.parent}, and the next run of the same command delivers them"
             )
         else:
             self.spool.close()
-        if refused := self.delivery.refused:
-            self.say(f"the MLflow record lacks {refused:,} items that it did not take")
+        if rejected := self.delivery.rejected:
+            self.log(f"the MLflow record lacks {rejected:,} items that MLflow rejected")
 
     # -- items -----------------------------------------------------------------------------------
 
@@ -203,7 +230,7 @@ class Lineage:
             "files": [
                 (name, "samples" if name.startswith("samples/") else node.kind)
                 for name in manifest["files"]
-                if name.endswith(SHOWN)
+                if name.endswith(LOGGED_FILES)
             ],
             "time_ms": now,
         }
@@ -237,7 +264,7 @@ class Lineage:
 
 
 def flat(settings: dict[str, Any], at: str = "") -> dict[str, Any]:
-    """Nested settings as ``a.b`` → value."""
+    """Flatten nested settings: ``a.b`` → value."""
     out: dict[str, Any] = {}
     for key, value in settings.items():
         name = f"{at}.{key}" if at else key

@@ -1,10 +1,11 @@
-"""The ensembles as a registered model: ``mlflow.pyfunc.load_model("models:/NAME@champion")``.
+"""Ensembles as a registered model: ``mlflow.pyfunc.load_model("models:/NAME@champion")``.
 
-A copy for MLflow of what the store says (:mod:`pipelines.models.champions`), made anew at any time.
+This is a copy of the store's own registry (:mod:`pipelines.models.champions`) and can be made again
+at any time.
 
-What MLflow keeps is data, no code and no pickle. Yet its ``load_model`` imports what files name:
-who may write where MLflow keeps files can have anything run by those who load. ``ediffi sample``
-reads of them the JSON alone.
+MLflow stores only data, no code and no pickle. Its ``load_model``, however, imports modules that
+the files name: whoever can write to MLflow's artifact store can run code on the machine that loads
+a model. ``ediffi sample`` reads only the JSON file.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ def mirror(
     name: str,
     offered: Mapping[str, str] | None = None,
 ) -> None:
-    """Brings versions, tags and aliases to what the store says; a second time changes nothing.
+    """Bring MLflow's versions, tags and aliases up to date with the store; idempotent.
 
     Args:
-        experiment: the id of the one that the model's files are kept with.
+        client: an ``MlflowClient``.
+        experiment: id of the experiment that keeps the model's files.
+        name: name of the model, which is the pipeline's.
         offered: an execution's ensemble (``fingerprint``, ``folder``, ``execution``), for a store
             that has no registry file yet.
     """
@@ -46,7 +49,7 @@ def mirror(
         entry = Entry(
             fingerprint=offered["fingerprint"],
             folder=offered["folder"],
-            why="the last run's",
+            why="from the last run",
             by=f"run {offered['execution']}",
         )
         book = Book(candidate=entry, history=(entry,))
@@ -59,7 +62,7 @@ def mirror(
     for fingerprint, entry in book.offers.items():
         file = f"{entry.folder}/{MANIFEST}"
         if fingerprint not in there and store.size(file) is None:
-            continue  # of an ensemble that was removed nothing can be shown
+            continue  # the ensemble was removed from the store
         found = there.get(fingerprint) or _add(client, experiment, name, entry, store.local(file))
         versions[fingerprint] = str(found.version)
         for key, value in tags(book, fingerprint).items():
@@ -73,7 +76,7 @@ def mirror(
 
 
 def tags(book: Book, fingerprint: str) -> dict[str, str]:
-    """What a version is known by, the gate's numbers, and all that happened to it."""
+    """Tags of a version: its fingerprint and folder, the gate's metrics, and its history."""
     events = [e for e in book.history if e.fingerprint == fingerprint]
     last, numbers = events[-1], {k: v for e in events for k, v in e.numbers.items()}
     return {
@@ -87,9 +90,9 @@ def tags(book: Book, fingerprint: str) -> dict[str, str]:
 
 
 def _add(client: Any, experiment: str, name: str, entry: Entry, manifest: Path) -> Any:
-    """A new version: files below an experiment's folder, and the version that points to them.
+    """Create a version: files in the experiment's folder, and an entry that points to them.
 
-    Made by the client alone: MLflow's ``log_model`` wants the process's own current run and
+    This uses the client alone, because MLflow's ``log_model`` needs the process's current run and
     address, ends that run, and prints. The weights stay in the store.
     """
     import mlflow
@@ -101,7 +104,7 @@ def _add(client: Any, experiment: str, name: str, entry: Entry, manifest: Path) 
     with tempfile.TemporaryDirectory() as folder:
         mlflow.pyfunc.save_model(
             path=f"{folder}/model",
-            # No code file and no pickle: what is loaded is data, read by the installed package.
+            # No code file and no pickle: the installed package reads the data.
             loader_module="pipelines.models.pyfunc",
             data_path=str(manifest),
             signature=signature(),
@@ -118,7 +121,7 @@ def _add(client: Any, experiment: str, name: str, entry: Entry, manifest: Path) 
     client.finalize_logged_model(model.model_id, "READY")
     if run:
         client.log_outputs(run, [LoggedModelOutput(model.model_id, step=0)])
-    # Of a model without a run a database asks the process's own MLflow, which may be another.
+    # Without a run, a database looks up the model id in the process's own MLflow, maybe another.
     is_known = run or client.tracking_uri.startswith("http")
     return client.create_model_version(
         name,
@@ -130,7 +133,7 @@ def _add(client: Any, experiment: str, name: str, entry: Entry, manifest: Path) 
 
 
 def _runs(client: Any, experiment: str, entry: Entry) -> Iterator[str]:
-    """The run of the execution that offered it, if this MLflow has it."""
+    """Id of the run of the execution that offered the ensemble, if this MLflow has it."""
     execution = entry.by.removeprefix("run ")
     where = f"tags.`ediffi.execution` = '{execution}'"
     for run in client.search_runs([experiment], where) if execution != entry.by else ():
@@ -139,6 +142,7 @@ def _runs(client: Any, experiment: str, entry: Entry) -> Iterator[str]:
 
 
 def signature() -> Any:
+    """Model signature: a row has a prompt and options; the output is a PNG image in base64."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
@@ -155,15 +159,19 @@ def signature() -> Any:
 
 
 def example() -> Any:
+    """An input example, as a data frame."""
     import pandas as pd
 
     return pd.DataFrame(EXAMPLE)
 
 
 def requirement() -> str:
-    """The package and its version. Its wheel must be where pip looks for it, be it an index of
-    your own or a folder (PIP_FIND_LINKS); with ``--env-manager local`` nothing is installed."""
+    """The pip requirement of a model: this package in its version.
+
+    Its wheel must be where pip finds it: an index of your own, or a folder (``PIP_FIND_LINKS``).
+    With ``--env-manager local`` nothing is installed.
+    """
     try:
         return f"ediffi=={importlib.metadata.version('ediffi')}"
-    except importlib.metadata.PackageNotFoundError:  # a source tree that is only on the path
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is only on the Python path
         return "ediffi"

@@ -1,8 +1,8 @@
-"""What is still to be told to MLflow, on disk: a file of JSON lines, and how far it is delivered.
+"""A queue of items for MLflow on disk: a file of JSON lines and the position of the delivered part.
 
-``NAME.jsonl`` is only ever appended to, ``NAME.delivered`` holds the byte up to which MLflow has
-it. A line that was written survives the process that wrote it, whatever signal ends that; not a
-power cut, after which the next run of the pipeline writes the record again from the store.
+``NAME.jsonl`` is append-only; ``NAME.delivered`` holds the number of bytes that MLflow already has.
+A written line survives the death of the process, by any signal. It may not survive a power cut;
+then the next run of the pipeline writes the record again from the store.
 """
 
 from __future__ import annotations
@@ -15,30 +15,32 @@ from pathlib import Path
 from typing import Any
 
 Item = dict[str, Any]
+"""An event: its type under ``do``, and all that MLflow needs to know of it."""
 
-KEPT_BYTES = 8 * 2**20
-"""A file with more than this is begun anew once all in it is delivered."""
+TRUNCATE_ABOVE_BYTES = 8 * 2**20
+"""A file larger than this is truncated once everything in it is delivered."""
 
 
 class Spool:
-    """One execution's items for one MLflow. One process appends; one thread of it delivers."""
+    """One execution's items for one MLflow; one process appends, one of its threads delivers."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.mark = path.with_suffix(".delivered")
-        self.more = threading.Event()
-        """Set as soon as there is something new to deliver."""
+        self.position_file = path.with_suffix(".delivered")
+        self.has_new = threading.Event()
+        """Set when there is something new to deliver."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._drop_torn_line()
         self._lock = threading.Lock()
         self._out = path.open("ab")
-        noted = self.mark.read_bytes() if self.mark.exists() else b""
-        self.delivered = int(noted) if noted.isdigit() else 0  # delivering twice does no harm
-        if self.delivered > path.stat().st_size:  # a kill came while the file was begun anew
+        noted = self.position_file.read_bytes() if self.position_file.exists() else b""
+        # Without a valid position it delivers from the start: delivering twice is harmless.
+        self.delivered = int(noted) if noted.isdigit() else 0
+        if self.delivered > path.stat().st_size:  # a kill came while the file was truncated
             self.delivered = 0
 
     def _drop_torn_line(self) -> None:
-        """A kill in the middle of a write left half a line, of which nothing can be made."""
+        """Remove the half line that a kill in the middle of a write may have left."""
         if not self.path.exists():
             return
         with self.path.open("rb+") as file:
@@ -46,15 +48,15 @@ class Spool:
             file.truncate(data.rfind(b"\n") + 1)
 
     def append(self, item: Item) -> None:
-        """Keeps an item; it is the operating system's, not yet the disk's, when this returns."""
+        """Append an item; on return the operating system has it, but not necessarily the disk."""
         line = json.dumps(item, ensure_ascii=False).encode() + b"\n"
         with self._lock:
             self._out.write(line)
             self._out.flush()
-        self.more.set()
+        self.has_new.set()
 
-    def waiting(self) -> Iterator[tuple[int, Item | None]]:
-        """(byte behind it, item) of what is not yet delivered; None for a line that is no JSON."""
+    def pending_items(self) -> Iterator[tuple[int, Item | None]]:
+        """(end position in bytes, item) of undelivered lines; the item is None if it is no JSON."""
         with self.path.open("rb") as file:
             file.seek(self.delivered)
             while (line := file.readline()).endswith(b"\n"):
@@ -64,31 +66,32 @@ class Spool:
                     item = None
                 yield file.tell(), item if isinstance(item, dict) else None
 
-    def done_to(self, byte: int) -> None:
-        """Notes that everything before a byte is delivered."""
+    def mark_delivered(self, byte: int) -> None:
+        """Record that everything before a position is delivered."""
         with self._lock:
-            if byte > KEPT_BYTES and byte == self.path.stat().st_size:
+            if byte > TRUNCATE_ABOVE_BYTES and byte == self.path.stat().st_size:
                 self._out.truncate(0)
                 byte = 0
-            scratch = self.mark.with_suffix(".delivered.new")
+            scratch = self.position_file.with_suffix(".delivered.new")
             scratch.write_text(str(byte))
-            scratch.replace(self.mark)
+            scratch.replace(self.position_file)
             self.delivered = byte
 
     @property
-    def left(self) -> int:
-        """Items that are not yet delivered."""
-        return sum(1 for _ in self.waiting()) if self.path.exists() else 0
+    def pending(self) -> int:
+        """Number of items that are not yet delivered."""
+        return sum(1 for _ in self.pending_items()) if self.path.exists() else 0
 
     @property
     def is_empty(self) -> bool:
+        """Whether everything is delivered."""
         return self.delivered >= self.path.stat().st_size
 
     def close(self) -> None:
-        """Lets go of the file, and removes it if all of it is delivered."""
+        """Close the file, and remove it if everything is delivered."""
         self._out.close()
         if self.is_empty:
-            self.mark.unlink(missing_ok=True)
+            self.position_file.unlink(missing_ok=True)
             self.path.unlink()
-            with contextlib.suppress(OSError):  # others are in it
+            with contextlib.suppress(OSError):  # it holds other spools
                 self.path.parent.rmdir()

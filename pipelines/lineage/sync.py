@@ -1,4 +1,4 @@
-"""Mirrors a registered model into MLflow outside a run, as after ``ediffi promote``."""
+"""Copy a registered model to MLflow outside a run, as after ``ediffi promote``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pipelines.runs.execution import latest
 from pipelines.store.artifacts import Store
 
 
-def address(store: Store, name: str) -> str:
-    """The MLflow that has a model: the environment's, its last run's, or the store's own."""
+def registry_uri(store: Store, name: str) -> str:
+    """Address of the MLflow that has a model: from the environment, its last run, or the store."""
     last = latest(store, name)
-    told = last.tracking.get("uri") if last else None
-    return os.environ.get("MLFLOW_TRACKING_URI") or told or tracking_uri(None, store)
+    known = last.tracking.get("uri") if last else None
+    return os.environ.get("MLFLOW_TRACKING_URI") or known or tracking_uri(None, store)
 
 
-def sync(store: Store, name: str) -> str:
-    """Mirrors a model now, outside a run; → the MLflow's address. Raises what MLflow raises."""
-    uri = address(store, name)
+def sync_model(store: Store, name: str) -> str:
+    """Copy a model's versions and aliases to MLflow; → its address. Raises what MLflow raises."""
+    uri = registry_uri(store, name)
     writer = Writer(uri, name, "", store)
     mirror(writer.client, writer.experiment, store, name)
     return uri

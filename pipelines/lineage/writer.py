@@ -1,28 +1,28 @@
-"""Writes items into MLflow. Each may be written twice, as after a kill: the second changes nothing.
+"""Write items to MLflow. Writing is idempotent: after a kill, an item may be written twice.
 
-A run is looked for by its tags before it is made. A point of a curve is in MLflow's database once
-for its run, key, step, time and value. Tags and files are replaced by the same.
+A run is looked up by its tags before it is created. MLflow's database keeps a curve point once per
+run, key, step, time and value. Tags and files are replaced by equal ones.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
-from pipelines.lineage.address import Runs, folder, quiet_mlflow
+from pipelines.lineage.address import Runs, local_folder, quiet_mlflow
 from pipelines.lineage.spool import Item
 from pipelines.store.artifacts import Store
 
-PARENT = "mlflow.parentRunId"
+PARENT_TAG = "mlflow.parentRunId"
 BATCH = 1000  # MLflow's limit of metrics a call
-Value = tuple[str, float, int, int]
-"""Key, value, milliseconds since 1970, step."""
+Point = tuple[str, float, int, int]
+"""A point of a curve: key, value, milliseconds since 1970, step."""
 
 
 class Writer:
-    """One execution's part of an MLflow."""
+    """Writes one execution's items into its MLflow runs."""
 
     def __init__(self, uri: str, pipeline: str, execution: str, store: Store) -> None:
         self.uri, self.pipeline, self.execution, self.store = uri, pipeline, execution, store
@@ -32,33 +32,46 @@ class Writer:
         place = (
             {}
             if "://" in uri and not uri.startswith("sqlite:")
-            else {"artifact_location": f"file://{folder(store)}/mlflow-artifacts"}
+            else {"artifact_location": f"file://{local_folder(store)}/mlflow-artifacts"}
         )
         self.experiment: str = (
             found.experiment_id if found else self.client.create_experiment(pipeline, **place)
         )
         self.runs: dict[str, str] = {}
-        """Run by node's id; the execution's own by ``""``."""
+        """Node id → run id; ``""`` stands for the execution's own run."""
         self.ended: set[str] = set()
-        # What an earlier attempt wrote is known from MLflow itself: a kill loses no note of it.
+        """Nodes whose run has finished."""
+        # What an earlier attempt wrote is read from MLflow, so a kill cannot make it unknown.
         for run in self._search(f"tags.`ediffi.execution` = '{execution}'"):
             node = run.data.tags.get("ediffi.node", "")
             self.runs[node] = run.info.run_id
             self.ended |= {node} if run.info.status == "FINISHED" else set()
 
-    def answers(self) -> bool:
-        """Whether MLflow is there at all."""
+    def is_reachable(self) -> bool:
+        """Whether MLflow answers at all."""
         try:
             self.client.get_experiment(self.experiment)
-        except Exception:  # whatever its back end raises
+        except Exception:  # its back ends raise errors of any type
             return False
         return True
 
     def write(self, item: Item) -> None:
-        """Writes one item; raises what MLflow raises."""
-        getattr(self, f"_{item['do']}")(item)
+        """Write one item; raises what MLflow raises."""
+        handlers: dict[str, Callable[[Item], None]] = {
+            "open": self._open,
+            "begin": self._begin,
+            "metrics": self._metrics,
+            "picture": self._picture,
+            "finish": self._finish,
+            "label": self._label,
+            "reused": self._reused,
+            "fail": self._fail,
+            "close": self._close,
+        }
+        handlers[item["do"]](item)
 
-    def metrics(self, node: str, values: Iterable[Value]) -> None:
+    def metrics(self, node: str, values: Iterable[Point]) -> None:
+        """Log curve points to a node's run."""
         from mlflow.entities import Metric
 
         points = [Metric(key, float(value), time, step) for key, value, time, step in values]
@@ -73,27 +86,27 @@ class Writer:
 
         self.client.log_batch(self.runs[node], tags=[RunTag(k, v) for k, v in tags.items()])
 
-    # -- one method an item ----------------------------------------------------------------------
+    # -- one method per type of item -------------------------------------------------------------
 
     def _open(self, item: Item) -> None:
-        """The execution's run; runs of this pipeline that killed drivers left are ended."""
+        """Start the execution's run, and end runs that killed drivers of this pipeline left."""
         self._run("", self.execution, item)
-        self._reap(set(self.runs.values()))
+        self._end_abandoned_runs(set(self.runs.values()))
 
     def _begin(self, item: Item) -> None:
-        """A node's run: an expert's below its parent's, any other below the execution's."""
+        """Start a node's run: an expert's below its parent's, others below the execution's."""
         node = item["node"]
-        above = self.runs.get(item["parent"]) or self.runs[""]
-        self._run(node, node, {**item, "tags": {PARENT: above, **item["tags"]}})
+        parent = self.runs.get(item["parent"]) or self.runs[""]
+        self._run(node, node, {**item, "tags": {PARENT_TAG: parent, **item["tags"]}})
         from mlflow.entities import Param
 
         params = [Param(k, v) for k, v in item["params"].items()]
         self.client.log_batch(self.runs[node], params=params)
 
     def _run(self, node: str, name: str, item: Item) -> None:
-        """Makes a run, or goes on in the one there is."""
+        """Create a run, or continue the existing one."""
         if node not in self.runs:
-            # A call that was given up may have made it all the same.
+            # A call that timed out may have created it all the same.
             where = f"tags.`ediffi.execution` = '{self.execution}'"
             found = {r.data.tags.get("ediffi.node", ""): r for r in self._search(where)}
             if node in found:
@@ -108,16 +121,18 @@ class Writer:
         self.runs[node] = made.info.run_id
 
     def _metrics(self, item: Item) -> None:
+        """Log curve points."""
         self.metrics(item["node"], item["values"])
 
     def _picture(self, item: Item) -> None:
+        """Upload an image from the store."""
         place = self.store.local(item["file"])
         self.client.log_artifact(self.runs[item["node"]], str(place), artifact_path="samples")
 
     def _finish(self, item: Item) -> None:
-        """The whole of a node from the store, so that nothing a kill lost stays lost."""
-        node, run, at = item["node"], self.runs[item["node"]], item["folder"]
-        history = self.store.read(f"{at}/history.jsonl")
+        """Finish a node's run with all its data from the store, including what a kill lost."""
+        node, run, folder = item["node"], self.runs[item["node"]], item["folder"]
+        history = self.store.read(f"{folder}/history.jsonl")
         rows = [json.loads(line) for line in history.splitlines()] if history else []
         points = [(k, v, r["time_ms"], r["images"]) for r in rows for k, v in r["metrics"].items()]
         self.metrics(node, points + item["values"])
@@ -125,19 +140,19 @@ class Writer:
         if tags["ediffi.state"] == "reused" and (first := self._first_run(item["fingerprint"])):
             tags["ediffi.reused_from"] = first
         self._tag(node, tags)
-        for name, shelf in item["files"]:
-            place = self.store.local(f"{at}/{name}")
-            self.client.log_artifact(run, str(place), artifact_path=shelf)
+        for name, artifact_path in item["files"]:
+            file = self.store.local(f"{folder}/{name}")
+            self.client.log_artifact(run, str(file), artifact_path=artifact_path)
         self.client.set_terminated(run, "FINISHED", item["time_ms"])
         self.ended.add(node)
 
     def _label(self, item: Item) -> None:
-        """What was decided of a node after its end; one that this execution lacks is passed by."""
+        """Tag a node after its end; nodes without a run in this execution are skipped."""
         if item["node"] in self.runs:
             self._tag(item["node"], item["tags"])
 
     def _reused(self, item: Item) -> None:
-        """A node that needed no work, or whose record a kill kept from its end."""
+        """Record a node that needed no work, or complete a record that a kill interrupted."""
         node = item["begin"]["node"]
         if node not in self.runs:
             self._begin(item["begin"])
@@ -149,25 +164,27 @@ class Writer:
             self._finish({**item["finish"], "tags": tags})
 
     def _first_run(self, fingerprint: str) -> str | None:
+        """Id of the run that computed a node's result."""
         found = self._search(
             f"tags.`ediffi.fingerprint` = '{fingerprint}' and tags.`ediffi.state` = 'done'"
         )
         return found[0].info.run_id if found else None
 
     def _fail(self, item: Item) -> None:
+        """End the run of a node that failed."""
         self._tag(item["node"], {"ediffi.state": "failed", "ediffi.error": item["error"]})
         self.client.set_terminated(self.runs[item["node"]], "FAILED", item["time_ms"])
 
     def _close(self, item: Item) -> None:
-        """The end of an execution: its tree, its measurements, its model."""
+        """End the execution's run with its tree, its metrics and its model."""
         from pipelines.lineage import registry
         from pipelines.reports import tree_page
 
         run = self.runs[""]
-        # Of nodes that an earlier attempt began and this one did not come to, or did not end.
-        self._reap({run}, "cancelled" if item["state"] == "cancelled" else "killed")
+        # End runs of nodes that an earlier attempt began and this one did not reach or finish.
+        self._end_abandoned_runs({run}, "cancelled" if item["state"] == "cancelled" else "killed")
         self._tag("", {"mlflow.note.content": item["note"]})
-        links = Runs(uri=self.uri, experiment=self.experiment, of_node=self.runs).links()
+        links = Runs(uri=self.uri, experiment=self.experiment, run_ids=self.runs).links()
         pictures = tree_page.thumbnails(self.store, item["tree"])
         page = tree_page.html(item["tree"], links=links, pictures=pictures)
         self.client.log_text(run, page, "lineage.html")
@@ -180,19 +197,23 @@ class Writer:
         self.client.set_terminated(run, ends.get(item["state"], "FAILED"), item["time_ms"])
 
     def cancel(self) -> None:
-        """Ends the execution's runs, when no driver is there to do it."""
+        """End the execution's runs if there is no driver to do it."""
         for run in self._search(f"tags.`ediffi.execution` = '{self.execution}'"):
             if run.info.status == "RUNNING" or "ediffi.node" not in run.data.tags:
                 self._end(run.info.run_id, "cancelled")
 
-    def _reap(self, alive: set[str], state: str = "killed") -> None:
-        """Ends runs of this pipeline that killed drivers left RUNNING; we hold its lease.
+    def _end_abandoned_runs(self, alive: set[str], state: str = "killed") -> None:
+        """End runs of this pipeline that killed drivers left RUNNING; the caller holds its lease.
 
-        Not those of a pipeline of the same name in another store, which has a driver of its own.
+        Runs of a pipeline of the same name in another store are left alone: it has its own driver.
+
+        Args:
+            alive: ids of runs that are not to be ended.
+            state: value of their tag ``ediffi.state``.
         """
-        here = cache(self._is_of_this_store)
+        is_ours = cache(self._is_of_this_store)
         for run in self._search("attributes.status = 'RUNNING'"):
-            if run.info.run_id not in alive and here(run.data.tags.get("ediffi.execution", "")):
+            if run.info.run_id not in alive and is_ours(run.data.tags.get("ediffi.execution", "")):
                 self._end(run.info.run_id, state)
 
     def _is_of_this_store(self, execution: str) -> bool:

@@ -1,1 +1,1 @@
-"""What a pipeline will do and cost, and what is wrong with it, before it runs."""
+"""Before a run: what it will do, cost and take, and what is wrong with its spec."""

@@ -1,4 +1,4 @@
-"""What a node costs, and what of a cluster it holds."""
+"""The cost of one node, and the computing power it runs on."""
 
 from __future__ import annotations
 
@@ -7,63 +7,74 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.dag.plan import Node
-from pipelines.planning.encoder_cost import SECONDS_AN_HOUR
+from pipelines.planning.encoder_cost import SECONDS_PER_HOUR
 from pipelines.spec.cluster import EMBEDDING, Cluster, Group
 
 CPU = "CPU"
-"""The group of nodes without a GPU: the spec's ``cpus:``."""
+"""Name of the group of nodes that use no GPU: the spec's ``cpus:``."""
 
 CPU_FLOPS = 62e9
-"""FLOP/s of a CPU core in float32: 19.0 images/s × 3 × 2.19 GFLOPs on two threads, as measured
+"""FLOP/s of one CPU core in float32, measured: 19.0 images/s × 3 × 2.19 GFLOPs on two threads
 (tests/benchmarks/RESULTS.md, "Training step against peers")."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of a node that must run; nothing of it for a node that need not, or of unknown cost."""
+    """Cost of a node that must run; all zero if its cost is unknown or negligible."""
 
     flops: float = 0.0
+    """Floating-point operations in all."""
+
     seconds: float = 0.0
+    """Run time."""
+
     group: str = ""
-    """Of GPUs, or :data:`CPU`."""
+    """The GPU group of ``cluster.groups`` it runs on, or :data:`CPU`."""
 
     gang: float = 0.0
-    """How many of the group it holds, from start to end."""
+    """GPUs (or CPUs) of the group that it holds from start to end; may be fractional."""
 
     money: float = 0.0
-    """GPU-hours × the group's price."""
+    """GPU-hours × the group's price, in the cluster's currency."""
 
     kept_bytes: float = 0.0
-    """In the store, when it is done."""
+    """Bytes in the store once it is done."""
 
     scratch_bytes: float = 0.0
-    """Beside that while it runs: its newest checkpoints."""
+    """Further bytes while it runs: the newest checkpoints."""
 
     written_bytes: float = 0.0
-    """In all: what is kept, and every checkpoint."""
+    """Bytes written in all: ``kept_bytes`` and every checkpoint."""
 
     how: str = ""
-    """How the time was reckoned."""
+    """How the time was estimated, for people."""
 
     @property
     def gpu_hours(self) -> float:
-        """GPUs held × the time they are held."""
-        return 0.0 if self.group == CPU else self.gang * self.seconds / SECONDS_AN_HOUR
+        """GPUs held × hours held; 0 on CPUs."""
+        return 0.0 if self.group == CPU else self.gang * self.seconds / SECONDS_PER_HOUR
 
 
 def stage_of(node: Node) -> str:
+    """The stage a node belongs to, as a key of ``cluster.stages``."""
     return EMBEDDING if node.kind == "embed" else node.name.partition("/")[0]
 
 
 def gpus_of(pool: Mapping[str, Any]) -> float:
+    """GPUs of an embedding pool: actors × GPUs per actor."""
     return float((pool["actors"] or 1) * pool["gpus"])
 
 
 def group_of(node: Node, cluster: Cluster) -> tuple[str, Group]:
+    """Name and settings of the GPU group a node runs on.
+
+    Raises:
+        ValueError: ``cluster.stages`` names no group for its stage.
+    """
     name = cluster.group_of(stage_of(node))
     if name is None:
         raise ValueError(
-            f"{node.id} asks for GPUs, and `cluster.stages` names no group for {stage_of(node)}; "
+            f"{node.id} needs GPUs, but `cluster.stages` names no group for {stage_of(node)}; "
             f"write `stages: {{{stage_of(node)}: …}}` with one of {', '.join(cluster.groups)}"
         )
     return name, cluster.groups[name]
@@ -71,22 +82,30 @@ def group_of(node: Node, cluster: Cluster) -> tuple[str, Group]:
 
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """What a node computes with."""
+    """Computing power a node runs on."""
 
     group: str
+    """The GPU group, or :data:`CPU`."""
+
     gang: float
+    """GPUs (or CPUs) held together."""
+
     speed: float
-    """FLOP/s of the gang."""
+    """FLOP/s of the whole gang."""
 
     how: str
-    """What that is made of."""
+    """The factors of ``speed``, for people."""
 
     price: float = 0.0
-    """Of one of the gang for an hour."""
+    """Price of one GPU for one hour."""
 
 
 def power_of(node: Node, cluster: Cluster, precision: str) -> Power:
-    """GPUs × peak × utilisation; or what its CPUs do, without a GPU."""
+    """A node's computing power: GPUs × peak × utilisation, or CPUs × :data:`CPU_FLOPS`.
+
+    Args:
+        precision: ``float32`` or ``bfloat16``, which selects the GPU's peak.
+    """
     if not node.gpus:
         return Power(
             group=CPU,
@@ -107,4 +126,5 @@ def power_of(node: Node, cluster: Cluster, precision: str) -> Power:
 
 
 def money_for(price: float, gang: float, seconds: float) -> float:
-    return price * gang * seconds / SECONDS_AN_HOUR
+    """Price of a GPU-hour × GPUs × hours."""
+    return price * gang * seconds / SECONDS_PER_HOUR

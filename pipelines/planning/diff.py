@@ -1,4 +1,4 @@
-"""Which nodes of two plans differ, and why."""
+"""Compare two plans: which nodes differ, and why."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pipelines.dag.differences import difference
 from pipelines.dag.plan import Node, Plan, data_changed
-from pipelines.formatting import rows_of
+from pipelines.formatting import align_columns
 
 Change = Literal["new", "gone", "changed", "inputs", "runtime"]
 
-WORDS: dict[Change, str] = {
+LABELS: dict[Change, str] = {
     "new": "new",
     "gone": "gone",
     "changed": "changed",
@@ -24,17 +24,23 @@ WORDS: dict[Change, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
+    """One node that differs between two plans."""
+
     node: str
+    """Node id."""
+
     change: Change
-    """``inputs``: its own settings are the same. ``runtime``: so is its result, made otherwise."""
+    """``changed``: its own settings differ. ``inputs``: only the results it reads differ.
+    ``runtime``: it produces the same result with other runtime settings."""
 
     why: list[str]
+    """Reasons, such as ``images: 128 → 144``."""
 
 
 def compare(old: Plan, new: Plan) -> list[Difference]:
-    """Every node that differs, in the new plan's order; those that are gone come last.
+    """All nodes that differ, in the order of the new plan; removed nodes come last.
 
-    What follows from another's change names where the change began.
+    A node that differs only through its inputs names the node where the change began.
     """
     found: list[Difference] = []
     causes: dict[str, list[str]] = {}
@@ -51,20 +57,20 @@ def compare(old: Plan, new: Plan) -> list[Difference]:
             causes[name] = list(dict.fromkeys(c for i in inputs for c in causes.get(i, ())))
             why = f"through {', '.join(causes[name])}"
             found.append(Difference(node=name, change="inputs", why=[why]))
-        elif how := difference(_how(before.node), _how(verdict.node)):
-            found.append(Difference(node=name, change="runtime", why=how))
+        elif runtime := difference(_runtime(before.node), _runtime(verdict.node)):
+            found.append(Difference(node=name, change="runtime", why=runtime))
     gone = [name for name in old.verdicts if name not in new.verdicts]
     return found + [Difference(node=name, change="gone", why=[]) for name in gone]
 
 
 def settings_changed(old: Node, new: Node) -> list[str]:
-    """What of a node itself is other: its settings as ``key: old → new``, and what it reads."""
+    """Changes of a node's own settings as ``key: old → new``, and of the nodes it reads."""
     was, now = _plain(old.settings), _plain(new.settings)
     changed = data_changed(was.pop("source", None), now.pop("source", None))
     return changed + difference(was, now) + difference(dict(old.inputs), dict(new.inputs), "input")
 
 
-def _how(node: Node) -> Any:
+def _runtime(node: Node) -> Any:
     return _plain({**node.runtime, "cpus": node.cpus})
 
 
@@ -73,11 +79,11 @@ def _plain(settings: Mapping[str, Any]) -> Any:
 
 
 def text(old: Plan, new: Plan, found: list[Difference]) -> str:
-    """A line a node; of several reasons one below the other."""
+    """The differences as a table for the terminal: one line per node and reason."""
     head = f"{len(found)} of {len({*old.verdicts, *new.verdicts})} nodes differ"
     cells = [
-        [WORDS[d.change], d.node, why] if i == 0 else ["", "", why]
+        [LABELS[d.change], d.node, why] if i == 0 else ["", "", why]
         for d in found
         for i, why in enumerate(d.why or [""])
     ]
-    return "\n".join([head, *([""] if cells else []), *rows_of(cells)])
+    return "\n".join([head, *([""] if cells else []), *align_columns(cells)])

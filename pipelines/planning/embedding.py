@@ -1,7 +1,8 @@
-"""What an embed node would do and cost, before it runs: for the plan.
+"""Estimate what an embed node will do and cost, for the plan.
 
-Reads listings, what the pool says of its shards, some Parquet footers and the version made last;
-and of changed files on disk the rows, to tell those that the job will copy. Nothing is written.
+Reads listings, the pool's own records of its shards, some Parquet footers and the latest version of
+the data set. Of changed files on disk it also reads the rows, to count the pairs that the job will
+copy instead of encoding them. Nothing is written.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pipelines.data.formats.shard import SourceShard, is_image
 from pipelines.data.pool import pool_of, whole_in
 from pipelines.data.rows import Row
 from pipelines.data.sources import read_shard
-from pipelines.formatting import gigabytes
+from pipelines.formatting import byte_size
 from pipelines.planning import encoder_cost
 from pipelines.spec.cluster import EMBEDDING
 from pipelines.spec.data import Source
@@ -27,21 +28,25 @@ from pipelines.spec.pipeline import Embedding, Encoders, Spec
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
 
-READ_BYTES = 2**31
-"""Of files whose rows are compared with earlier ones; they have just been read to be hashed."""
+MAX_READ_BYTES = 2**31
+"""Bytes of changed files whose rows are compared with earlier ones; these files have just been read
+to be hashed."""
 
-NAMED = ("t5", "clip")
-"""Encoders that every spec has; others are called as the spec calls them."""
+BUILT_IN = ("t5", "clip")
+"""Encoders that every spec has; further ones have the names the spec gives them."""
 
-LOCAL_FOOTERS, REMOTE_FOOTERS = 256, 16
-"""As many are read as cost a second or so; the rest is reckoned from their bytes."""
+MAX_LOCAL_FOOTERS, MAX_REMOTE_FOOTERS = 256, 16
+"""Parquet footers to read, which takes about a second; further rows are estimated from bytes."""
 
 
-def ahead(plan: Plan, store: Store, sources: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Embed node that must run on the user's own data → what it will do and cost.
+def estimate(plan: Plan, store: Store, sources: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Embed node that must run on the user's data → its work: shards, pairs, bytes, GPU-hours.
 
     Args:
-        sources: as :func:`pipelines.dag.sources.identify_all` found them.
+        sources: the data sets, from :func:`pipelines.dag.sources.identify_all`.
+
+    Returns:
+        JSON values for ``ediffi plan --json``; :func:`describe` puts them in words.
     """
     found = {}
     for name, verdict in plan.verdicts.items():
@@ -50,7 +55,7 @@ def ahead(plan: Plan, store: Store, sources: Mapping[str, Any]) -> dict[str, dic
             encoders = node.inputs.get("encoders")
             made = plan.verdicts[encoders].fingerprint if encoders else None
             if pairs := sources[node.name].get("pairs"):
-                found[name] = _assumed(plan.spec, node.settings["recipe"], pairs)
+                found[name] = _work_assumed(plan.spec, node.settings["recipe"], pairs)
                 continue
             shards = sources[node.name]["listed"]
             found[name] = _work(plan, store, verdict, shards, made)
@@ -64,7 +69,7 @@ def _work(
     pool = pool_of(recipe, made)
     there = store.files(pool)
     todo = _to_embed(store, pool, shards, there)
-    last = _last(store, verdict)
+    last = _last_version(store, verdict)
     before = last.get("shards", {})
     current = {s.name for s in shards}
     work: dict[str, Any] = {
@@ -83,35 +88,36 @@ def _work(
     encoders = plan.spec.encoders
     kept = last["rows"] / last["read"] if last.get("read") else 1.0
     earlier = Earlier.of(store, pool, shards, todo, Version.latest(store, verdict.node.id), there)
-    compared = _compared(plan, verdict, store, earlier, todo)
+    compared = _compare_pairs(plan, verdict, store, earlier, todo)
     rest = [s for s in todo if s.name not in compared]
     encode, copied = (float(sum(found[i] for found in compared.values())) for i in (0, 1))
-    how = "compared with those embedded before"
+    how = "compared with pairs embedded before"
     if rest:
-        read, how = _pairs(rest, last)
+        read, how = _count_pairs(rest, last)
         held = max(0.0, min(read, len(earlier.heads) - copied))
         encode, copied = encode + read - held, copied + held
     elif compared:
         kept = 1.0
-    cost_ = _cost(encode, kept, last, recipe, encoders, _embedding(plan.spec))
-    if (size := cost_["bytes_a_pair"]) and copied:
-        cost_["bytes"] = round(size * (encode + copied) * kept)
+    cost = _cost(encode, kept, last, recipe, encoders, _embedding_settings(plan.spec))
+    if (size := cost["bytes_a_pair"]) and copied:
+        cost["bytes"] = round(size * (encode + copied) * kept)
     exact = not rest or not copied
-    return work | cost_ | {"copied": round(copied), "at_least": not exact, "pairs_by": how}
+    return work | cost | {"copied": round(copied), "at_least": not exact, "pairs_by": how}
 
 
-def _compared(
+def _compare_pairs(
     plan: Plan, verdict: Verdict, store: Store, earlier: Earlier, todo: list[SourceShard]
 ) -> dict[str, tuple[int, int]]:
-    """Shard → how many of its pairs are to be encoded, and how many copied, as the job will find.
+    """Shard → (pairs to encode, pairs to copy), found as the job will find them.
 
-    Of shards that have nothing to be copied from, or would cost too much to be read, nothing.
+    Shards that are too large to read, or not on disk, are left out; so are all shards if there is
+    nothing to copy from.
     """
     if not earlier.paths and not earlier.named:
         return {}
     source: Source = getattr(plan.spec.data, verdict.node.name)
     filters = source.filters.for_sides(verdict.node.settings["recipe"]["resolutions"])
-    found, left = {}, READ_BYTES
+    found, left = {}, MAX_READ_BYTES
     for shard in todo:
         left -= shard.bytes
         if left < 0 or not shard.place.is_local or not _has_pictures(source, shard):
@@ -129,7 +135,7 @@ def _compared(
 
 
 def _has_pictures(source: Source, shard: SourceShard) -> bool:
-    """Whether a shard's pictures are in its files; a Parquet file may name some on the web."""
+    """Whether a shard's images are in its files; a Parquet file may hold addresses instead."""
     if not _is_parquet(shard):
         return True
     import pyarrow as pa
@@ -147,29 +153,29 @@ def _is_parquet(shard: SourceShard) -> bool:
     return shard.path.lower().endswith((".parquet", ".pq"))
 
 
-def _embedding(spec: Spec) -> Embedding:
-    """Counted in the GPUs of the cluster's group, where the spec names one."""
+def _embedding_settings(spec: Spec) -> Embedding:
+    """The spec's ``embedding:``, with the GPU of the cluster's group if there is one."""
     if spec.cluster is None or (group := spec.cluster.group_of(EMBEDDING)) is None:
         return spec.embedding
     return spec.embedding.model_copy(update={"gpu": spec.cluster.groups[group].gpu})
 
 
-def _assumed(spec: Spec, recipe: Mapping[str, Any], pairs: int) -> dict[str, Any]:
-    """Of data that nobody looked at, all new."""
-    work = _cost(pairs, 1.0, {}, recipe, spec.encoders, _embedding(spec))
+def _work_assumed(spec: Spec, recipe: Mapping[str, Any], pairs: int) -> dict[str, Any]:
+    """The work for data that is not looked at (``--assume``): all pairs are new."""
+    work = _cost(pairs, 1.0, {}, recipe, spec.encoders, _embedding_settings(spec))
     return {"to_embed": None, **work, "pairs_by": "assumed"}
 
 
 def _to_embed(
     store: Store, pool: str, shards: list[SourceShard], there: Mapping[str, int]
 ) -> list[SourceShard]:
-    """Those that the pool has not, by the same rule as the job's."""
-    whole = {shard.name for shard, _ in whole_in(store, pool, shards, there)}
-    return [s for s in shards if s.name not in whole]
+    """Shards that the pool lacks, by the same rule as in the job."""
+    complete = {shard.name for shard, _ in whole_in(store, pool, shards, there)}
+    return [s for s in shards if s.name not in complete]
 
 
-def _last(store: Store, verdict: Verdict) -> dict[str, Any]:
-    """What the version made last of this name teaches; empty if there is none."""
+def _last_version(store: Store, verdict: Verdict) -> dict[str, Any]:
+    """Statistics of the latest version of this data set; empty if there is none."""
     from pipelines.store.dataset import FILE
 
     pointer = store.read_json(f"nodes/{verdict.node.id}.latest.json")
@@ -179,7 +185,7 @@ def _last(store: Store, verdict: Verdict) -> dict[str, Any]:
         return {}
     try:
         version = Version.open(store, folder)
-    except ValueError:  # of an older format
+    except ValueError:  # written in an older format
         return {}
     return {
         "shards": dict(
@@ -202,30 +208,30 @@ def _last(store: Store, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _pairs(todo: list[SourceShard], last: Mapping[str, Any]) -> tuple[float, str]:
-    """How many pairs some shards hold, and how that is known."""
+def _count_pairs(todo: list[SourceShard], last: Mapping[str, Any]) -> tuple[float, str]:
+    """Number of pairs in some shards, and how it was found."""
     size = sum(s.bytes for s in todo)
     if pictures := sum(is_image(path) for s in todo for path in s.files):
-        return pictures, "pictures listed"
+        return pictures, "images listed"
     if _is_parquet(todo[0]):
-        most = LOCAL_FOOTERS if todo[0].place.is_local else REMOTE_FOOTERS
-        asked = todo[:: -(-len(todo) // most)]
+        most = MAX_LOCAL_FOOTERS if todo[0].place.is_local else MAX_REMOTE_FOOTERS
+        sample = todo[:: -(-len(todo) // most)]
         with ThreadPoolExecutor(16) as pool:
-            read = [(s, n) for s, n in zip(asked, pool.map(_footer, asked)) if n is not None]
+            read = [(s, n) for s, n in zip(sample, pool.map(_footer_rows, sample)) if n is not None]
         if bytes_read := sum(s.bytes for s, _ in read):
             rows = sum(n for _, n in read)
             if len(read) == len(todo):
-                return rows, "from the Parquet footers"
+                return rows, "from Parquet footers"
             return rows * size / bytes_read, f"from {len(read)} of {len(todo):,} Parquet footers"
     if last.get("source_bytes") and last.get("read"):
         mean = last["source_bytes"] / last["read"]
-        return size / mean, f"at {mean / 1e3:,.1f} kB a pair, as before"
+        return size / mean, f"at {mean / 1e3:,.1f} kB per pair, as before"
     mean = ASSUMED.pair_bytes
-    return size / mean, f"at {mean / 1e3:,.0f} kB a pair, assumed"
+    return size / mean, f"assumed at {mean / 1e3:,.0f} kB per pair"
 
 
-def _footer(shard: SourceShard) -> int | None:
-    """Rows of a Parquet file; None if it is damaged, which embedding will say."""
+def _footer_rows(shard: SourceShard) -> int | None:
+    """Rows of a Parquet file; None if it is damaged, which the embed job will report."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -244,31 +250,36 @@ def _cost(
     encoders: Encoders,
     embedding: Embedding,
 ) -> dict[str, Any]:
-    """Bytes and GPU-hours; None for what an encoder of unknown size makes unknown.
+    """Bytes, FLOPs and GPU-hours; None where they depend on an encoder of unknown size.
 
-    Of encoders that the pipeline makes, nothing is known but the further ones beside them.
+    The size of encoders that the pipeline itself makes is unknown, too.
+
+    Args:
+        read: pairs to read.
+        kept: fraction of them that passes the filters.
+        last: from :func:`_last_version`.
     """
     assumed = replace(ASSUMED, gpu=embedding.gpu, utilisation=embedding.utilisation)
-    supposed = dict.fromkeys(["t5", *encoders.more], assumed.t5_tokens)
-    tokens = supposed | {"clip_text": assumed.clip_tokens} | (last.get("tokens") or {})
+    defaults = dict.fromkeys(["t5", *encoders.more], assumed.t5_tokens)
+    tokens = defaults | {"clip_text": assumed.clip_tokens} | (last.get("tokens") or {})
     t5 = None if encoders.make else encoder_cost.t5_size(encoders.t5)
     clip = None if encoders.make else encoder_cost.clip_size(encoders.clip)
     texts = {
         name: encoder_cost.t5_size(given.model, given.dim) for name, given in encoders.more.items()
     }
     rows = read * kept
-    a_pair: float | None = None
+    bytes_per_pair: float | None = None
     if last and last["recipe"] == {k: v for k, v in recipe.items() if k != "read"}:
-        a_pair = last["bytes"] / last["rows"]
+        bytes_per_pair = last["bytes"] / last["rows"]
     elif t5 and clip:
         packing = recipe["packing"]
-        told = encoder_cost.caption_bytes(t5.width, clip, tokens, packing["precision"])
+        sizes_of = encoder_cost.caption_bytes(t5.width, clip, tokens, packing["precision"])
         for name, given in encoders.more.items():
             kept_tokens = tokens[name] if given.kind == "sequence" else None
-            told[name] = encoder_cost.text_bytes(given.dim, kept_tokens, packing["precision"])
+            sizes_of[name] = encoder_cost.text_bytes(given.dim, kept_tokens, packing["precision"])
         pictures = (recipe["resolutions"], recipe["full"], packing["pictures"])
-        a_pair = sum(told.values()) + encoder_cost.picture_bytes(*pictures, assumed)
-    captions = max(read, rows)  # a picture may have several
+        bytes_per_pair = sum(sizes_of.values()) + encoder_cost.picture_bytes(*pictures, assumed)
+    captions = max(read, rows)  # an image may have several
     sizes = {"t5": t5, **texts}
     flops: dict[str, float | None] = {
         name: encoder_cost.t5_flops(size, captions, tokens[name]) if size else None
@@ -285,8 +296,8 @@ def _cost(
         "kept": kept,
         "tokens": {name: round(n, 2) for name, n in tokens.items()},
         "measured": bool(last),
-        "bytes_a_pair": a_pair and round(a_pair),
-        "bytes": a_pair and round(a_pair * rows),
+        "bytes_a_pair": bytes_per_pair and round(bytes_per_pair),
+        "bytes": bytes_per_pair and round(bytes_per_pair * rows),
         "flops": flops,
         "gpu_hours": hours,
         "gpu": assumed.gpu,
@@ -295,32 +306,32 @@ def _cost(
     }
 
 
-def lines(work: Mapping[str, Any]) -> list[str]:
-    """The same in words, a line for the shards, the rows and the GPUs."""
+def describe(work: Mapping[str, Any]) -> list[str]:
+    """Work from :func:`estimate` in words: lines on shards, pairs, bytes and GPU-hours."""
     if work["to_embed"] is None:
-        return _words(work)
-    few = f"{work['to_embed']:,} of {work['source_shards']:,} shards to embed"
-    again = "whose files are lost or lack pictures" if work["lost"] else "by a new recipe"
-    told = [
-        f"{work[what]:,} {words}"
-        for what, words in (("new", "new"), ("changed", "changed"), ("again", again))
-        if work[what]
+        return _describe_cost(work)
+    counts = f"{work['to_embed']:,} of {work['source_shards']:,} shards to embed"
+    again = "with lost files or missing images" if work["lost"] else "by a new recipe"
+    reasons = [
+        f"{work[key]:,} {words}"
+        for key, words in (("new", "new"), ("changed", "changed"), ("again", again))
+        if work[key]
     ]
     if not work["to_embed"]:
-        told = ["all are in the pool"]
-    gone = f"; {work['removed']:,} removed" if work["removed"] else ""
+        reasons = ["all are in the pool"]
+    removed = f"; {work['removed']:,} removed" if work["removed"] else ""
     if not work["compared"] and work["to_embed"]:
-        told = []  # all are new where nothing was before
-    found = [(f"{few}: {', '.join(told)}" if told else few) + gone]
-    return [*found, *_words(work)] if work["to_embed"] else found
+        reasons = []  # all shards are new if there was no version before
+    found = [(f"{counts}: {', '.join(reasons)}" if reasons else counts) + removed]
+    return [*found, *_describe_cost(work)] if work["to_embed"] else found
 
 
-def _words(work: Mapping[str, Any]) -> list[str]:
+def _describe_cost(work: Mapping[str, Any]) -> list[str]:
     tokens = work["tokens"]
     source = "as before" if work["measured"] else "assumed"
     size = work["bytes"]
-    space = f"about {gigabytes(size)} of shards" if size else "shards of unknown size"
-    share = f", {work['kept'] * 100:.1f} % of them kept as before" if work["kept"] < 1 else ""
+    space = f"about {byte_size(size)} of shards" if size else "shards of unknown size"
+    share = f", {work['kept'] * 100:.1f} % pass the filters as before" if work["kept"] < 1 else ""
     found = [f"{work['pairs']:,} pairs ({work['pairs_by']}{share})"]
     if work.get("copied"):
         least = "at least " if work["at_least"] else ""
@@ -329,10 +340,10 @@ def _words(work: Mapping[str, Any]) -> list[str]:
             f"({work['pairs_by']}{share})"
         ]
     found.append(
-        f"{space}, at {tokens['t5']:.0f} T5 and {tokens['clip_text']:.0f} CLIP tokens a "
+        f"{space}, at {tokens['t5']:.0f} T5 and {tokens['clip_text']:.0f} CLIP tokens per "
         f"caption ({source})"
     )
-    names = {"t5": "T5", "clip": "CLIP"} | {n: n for n in work["gpu_hours"] if n not in NAMED}
+    names = {"t5": "T5", "clip": "CLIP"} | {n: n for n in work["gpu_hours"] if n not in BUILT_IN}
     dtypes = {"t5": work["t5_dtype"]}
     hours = {role: work["gpu_hours"][role] for role in names}
     known = [
@@ -347,7 +358,7 @@ def _words(work: Mapping[str, Any]) -> list[str]:
         )
     unknown = [names[role] for role, n in hours.items() if n is None]
     if unknown:
-        found.append(f"no GPU-hours for {' and '.join(unknown)}: of a size not known here")
+        found.append(f"no estimate of GPU-hours for {' and '.join(unknown)}: size unknown")
     return found
 
 

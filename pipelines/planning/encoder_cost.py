@@ -1,8 +1,7 @@
-"""What embedding costs before it is done: FLOPs of the encoders, GPU-hours, bytes of the shards.
+"""Estimated cost of embedding: FLOPs of the encoders, GPU-hours, bytes of the shards.
 
-A model on the back of an envelope: 2 FLOPs a parameter and token, and attention's products, over
-what a GPU does at best times the share of it that is reached. Embeddings, norms and the time to
-decode pictures are left out.
+A rough model: 2 FLOPs per parameter and token plus the products of attention, divided by a GPU's
+peak × its utilisation. Embedding tables, norms and the time to decode images are left out.
 """
 
 from __future__ import annotations
@@ -18,59 +17,66 @@ from typing import Any
 from ediffi_core.encoders import located, published_clip
 from pipelines.spec.gpus import ASSUMED, GPUS, Assumptions
 
-SECONDS_AN_HOUR = 3600
-POOLED_BYTES = 2  # a value; pooled vectors are kept in fp16
+SECONDS_PER_HOUR = 3600
+POOLED_BYTES = 2  # per value: pooled vectors are stored in fp16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """The size of an encoder's tower."""
+    """Size of a transformer encoder (or one tower of CLIP)."""
 
     layers: int
     width: int
+    """Width of the token vectors."""
+
     attention: int
-    """Heads times their width."""
+    """Heads × head width."""
 
     feed_forward: int
+    """Inner width of the feed-forward part."""
+
     matrices: int = 2
-    """Of the feed-forward part; 3 if it is gated."""
+    """Matrices of the feed-forward part; 3 if it is gated."""
 
     @property
     def parameters(self) -> int:
-        """Of the matrices; the embedding table does not compute."""
+        """Parameters of the matrices; the embedding table costs no FLOPs."""
         inside = 4 * self.attention + self.matrices * self.feed_forward
         return self.layers * self.width * inside
 
     def flops(self, tokens: float) -> float:
-        """Of one sequence, forward: 2 a parameter and token, 4 for each pair of tokens."""
+        """FLOPs of a forward pass of one sequence: 2 per parameter and token, and attention's 4 per
+        channel and pair of tokens."""
         pairs = 4 * tokens**2 * self.attention * self.layers
         return 2 * self.parameters * tokens + pairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
+class ParameterCount:
     """An encoder of which only the width and the number of parameters are known."""
 
     width: int
+    """Width of the token vectors."""
+
     parameters: int
-    """Of all but the tables, which do not compute."""
+    """Parameters without the embedding tables, which cost no FLOPs."""
 
     def flops(self, tokens: float) -> float:
-        """Of one sequence, forward, without attention's products: some percent for a caption."""
+        """FLOPs of a forward pass of one sequence, without attention's products: a few percent."""
         return 2 * self.parameters * tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """The size of a CLIP."""
+    """Size of a CLIP model."""
 
     text: Transformer
     vision: Transformer
     image_tokens: int
-    """Patches, and one for the whole."""
+    """Patches plus the class token."""
 
     dim: int
-    """Of the space that both towers project to."""
+    """Width of the space that both towers project to."""
 
 
 def _t5(layers: int, width: int, heads: int, feed_forward: int) -> Transformer:
@@ -86,26 +92,27 @@ T5_SIZES = {
     "xl": _t5(24, 2048, 32, 5120),
     "xxl": _t5(24, 4096, 64, 10240),  # 4.76 B parameters with the table of 32,128 tokens
 }
-"""Encoders of T5 1.1, and of FLAN-T5, from their ``config.json``."""
+"""Encoders of T5 1.1 and FLAN-T5, from their ``config.json``."""
 
 
 LAYERS = ("num_layers", "num_hidden_layers", "n_layers", "n_layer", "encoder_layers")
 WIDTH = ("d_model", "hidden_size", "dim", "n_embd", "emb_dim")
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "encoder_attention_heads")
 FEED_FORWARD = ("d_ff", "intermediate_size", "hidden_dim", "encoder_ffn_dim", "n_inner")
-"""What the families of text encoders call them in their ``config.json``."""
+"""Names of the same setting in the ``config.json`` of different model families."""
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error)
-"""What reading a stranger's configuration may end in: its size is unknown, and the plan says so."""
+"""Errors that reading an unknown configuration may raise; the size is then reported as unknown."""
 
 
-def t5_size(source: str, width: int | None = None) -> Transformer | Counted | None:
-    """Of a text encoder: a published T5, or one whose configuration or weights are here.
+def t5_size(source: str, width: int | None = None) -> Transformer | ParameterCount | None:
+    """Size of a text encoder: a published T5, or one whose configuration or weights are local.
 
-    None if it is neither known nor there; never an error, as an estimate must stop no plan.
+    None if neither is the case; never an error, because an estimate must not stop a plan.
 
     Args:
-        width: of its vectors, if that is known already.
+        source: name of a model, or a folder.
+        width: width of its vectors, if known.
     """
     family, _, size = source.rpartition("/")[2].rpartition("-")
     try:
@@ -127,29 +134,30 @@ def t5_size(source: str, width: int | None = None) -> Transformer | Counted | No
                 matrices=3 if gated else 2,
             )
         counted = sum(_parameters(folder))
-        return Counted(width=width, parameters=counted) if width and counted else None
+        return ParameterCount(width=width, parameters=counted) if width and counted else None
     except UNREADABLE:
         return None
 
 
 def _folder_of(source: str) -> Path | None:
-    """Where a text encoder's ``config.json`` is: its folder, or the cache of published models."""
+    """Folder of a text encoder's ``config.json``: its own, or that in Hugging Face's cache."""
     folder = Path(located(source))
     if folder.is_dir():
         return folder
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(source, "config.json")  # a ValueError for no such name
+    cached = try_to_load_from_cache(source, "config.json")  # ValueError if it is no valid name
     return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _number(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    """Value of the first of several settings that is a positive integer."""
     found = (config[name] for name in names if type(config.get(name)) is int and config[name] > 0)
     return next(found, None)
 
 
 def _parameters(folder: Path) -> Iterator[int]:
-    """Of each matrix in the folder's safetensors, by their headers alone."""
+    """Parameters of each matrix in the folder's safetensors files, from their headers alone."""
     for file in folder.glob("*.safetensors"):
         with file.open("rb") as opened:
             (size,) = struct.unpack("<Q", opened.read(8))
@@ -161,7 +169,7 @@ def _parameters(folder: Path) -> Iterator[int]:
 
 
 def clip_size(source: str) -> Clip | None:
-    """Of a CLIP that OpenCLIP describes, or a folder's; None if its towers are of other kinds."""
+    """Size of a CLIP, by OpenCLIP's name or from a folder; None if a tower is no transformer."""
     try:
         return _clip_size(source)
     except UNREADABLE:
@@ -197,24 +205,34 @@ def _tower(config: Mapping[str, Any]) -> Transformer:
 
 
 def gpu_hours(flops: float, dtype: str, assumed: Assumptions = ASSUMED) -> float:
-    """Of one GPU; ``dtype`` is float32 or bfloat16."""
+    """Hours that one GPU takes.
+
+    Args:
+        dtype: ``float32`` or ``bfloat16``.
+    """
     peak: float = getattr(GPUS[assumed.gpu], dtype)
-    return flops / (peak * assumed.utilisation) / SECONDS_AN_HOUR
+    return flops / (peak * assumed.utilisation) / SECONDS_PER_HOUR
 
 
-def t5_flops(size: Transformer | Counted, pairs: float, tokens: float) -> float:
+def t5_flops(size: Transformer | ParameterCount, pairs: float, tokens: float) -> float:
+    """FLOPs to encode captions of ``tokens`` tokens on average."""
     return pairs * size.flops(tokens)
 
 
 def clip_flops(size: Clip, pairs: float, tokens: float) -> float:
-    """Of caption and picture."""
+    """FLOPs to encode captions of ``tokens`` tokens on average, and as many images."""
     return pairs * (size.text.flops(tokens) + size.vision.flops(size.image_tokens))
 
 
 def caption_bytes(
     t5_width: int, clip: Clip, tokens: Mapping[str, float], precision: str
 ) -> dict[str, float]:
-    """Embedding → bytes of a pair's: tokens × width × the precision's."""
+    """Embedding → bytes per pair: tokens × width × bytes per value.
+
+    Args:
+        tokens: mean tokens per caption, by embedding.
+        precision: how token vectors are stored, such as ``fp16`` or ``int8``.
+    """
     from pipelines.store.columns import token_bytes
 
     return {
@@ -225,7 +243,11 @@ def caption_bytes(
 
 
 def text_bytes(width: int, tokens: float | None, precision: str) -> float:
-    """Of a further encoder's embedding: so many tokens, or for None one pooled vector."""
+    """Bytes per pair of a further encoder's embedding.
+
+    Args:
+        tokens: mean tokens per caption; None for one pooled vector.
+    """
     from pipelines.store.columns import token_bytes
 
     return width * POOLED_BYTES if tokens is None else tokens * token_bytes(width, precision)
@@ -234,7 +256,17 @@ def text_bytes(width: int, tokens: float | None, precision: str) -> float:
 def picture_bytes(
     resolutions: list[int], full: list[int], pictures: str, assumed: Assumptions = ASSUMED
 ) -> float:
-    """Of a pair's pictures, one for every stage."""
-    a_pixel = {"raw": 3.0, "png": assumed.png_bytes_a_pixel, "jpeg": assumed.jpeg_bytes_a_pixel}
+    """Bytes of a pair's images, one per resolution.
+
+    Args:
+        resolutions: sides in pixels.
+        full: the resolutions stored uncropped.
+        pictures: file format: ``raw``, ``png`` or ``jpeg``.
+    """
+    bytes_per_pixel = {
+        "raw": 3.0,
+        "png": assumed.png_bytes_a_pixel,
+        "jpeg": assumed.jpeg_bytes_a_pixel,
+    }
     pixels = sum(r * r * (assumed.full_aspect if r in full else 1.0) for r in resolutions)
-    return pixels * a_pixel[pictures]
+    return pixels * bytes_per_pixel[pictures]

@@ -1,4 +1,4 @@
-"""What a check of a pipeline finds."""
+"""Findings of the checks of a spec: errors and warnings."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
+    """One mistake, or one setting that is probably not meant."""
+
     level: Literal["error", "warning"]
+    """``error``: the run would fail or never end. ``warning``: it runs."""
+
     node: str
-    """Or the stage, of all its nodes."""
+    """Id of the node, or name of the stage, that it concerns."""
 
     key: str
-    """Of the spec."""
+    """Dotted path of the setting in the spec."""
 
     text: str
+    """What is wrong and what to write instead, in one line."""
 
     @property
     def is_error(self) -> bool:
@@ -26,12 +31,14 @@ class Finding:
         return f"{self.level}: {self.node}: {self.text}"
 
 
-Found = Iterator[Finding]
+Findings = Iterator[Finding]
 
 
 def error(node: str, key: str, text: str) -> Finding:
+    """A finding that keeps the pipeline from running."""
     return Finding(level="error", node=node, key=key, text=text)
 
 
 def warning(node: str, key: str, text: str) -> Finding:
+    """A finding that the user should know of."""
     return Finding(level="warning", node=node, key=key, text=text)

@@ -1,8 +1,8 @@
-"""What is wrong or odd with a pipeline, found before anything runs.
+"""Checks of a pipeline before anything runs.
 
-Each check looks at one thing and says which node or stage, which key, and what to write instead.
-Errors are what would end a run later, or never let it end; warnings are told. Of nodes that are
-done already nothing is said.
+Each check looks at one thing and names the node or stage, the key, and what to write instead.
+Errors would make the run fail later, or never end; warnings are only shown. Nodes that are already
+done are not checked.
 """
 
 from __future__ import annotations
@@ -12,39 +12,42 @@ from collections.abc import Callable, Iterable
 from pipelines.dag.plan import Plan, Verdict
 from pipelines.formatting import duration
 from pipelines.planning.cost import stage_of
-from pipelines.planning.costs import evaluation
-from pipelines.planning.findings import Finding, Found, error, warning
-from pipelines.planning.lint_stage import OF_STAGE
+from pipelines.planning.findings import Finding, Findings, error, warning
+from pipelines.planning.lint_stage import STAGE_CHECKS
+from pipelines.planning.node_costs import evaluation
 from pipelines.spec.cluster import EMBEDDING, Cluster
 from pipelines.spec.pipeline import Spec
 
-EVALUATION_S = 12 * 3600
+MAX_EVALUATION_S = 12 * 3600
+"""An evaluation on CPUs that takes longer than this is reported."""
 
 
 def check(spec: Spec, plan: Plan) -> list[Finding]:
-    """Everything that is found, errors first.
+    """Run all checks; errors come first.
 
     Args:
-        spec: as it was written; the plan's own may have grown experts.
+        spec: as the user wrote it; the plan's own copy may contain experts that grew.
+        plan: says which nodes are still to run.
     """
     todo = [v for v in plan.verdicts.values() if not v.cached]
-    found = [f for one in OF_SPEC for f in one(spec, todo)]
+    found = [f for one in SPEC_CHECKS for f in one(spec, todo)]
     names = {stage_of(v.node) for v in todo if v.node.kind == "train"}
     for name, stage in spec.stages.items():
         if name in names:
-            found += [f for each in OF_STAGE for f in each(spec, name, stage)]
-    if not any(f.is_error for f in found):  # such as a network that cannot be
-        found += long_evaluation(spec, todo)
+            found += [f for each in STAGE_CHECKS for f in each(spec, name, stage)]
+    if not any(f.is_error for f in found):  # it needs networks that can be built
+        found += slow_evaluation(spec, todo)
     return sorted(found, key=lambda f: f.level)
 
 
-def refuse(findings: Iterable[Finding]) -> None:
-    """ValueError with the errors, if there are any."""
+def raise_errors(findings: Iterable[Finding]) -> None:
+    """Raise ValueError with all errors in one line, if there are any."""
     if errors := [f"{f.node}: {f.text}" for f in findings if f.is_error]:
         raise ValueError("; ".join(errors))
 
 
-def gpus_that_are_not_there(spec: Spec, todo: list[Verdict]) -> Found:
+def missing_gpus(spec: Spec, todo: list[Verdict]) -> Findings:
+    """Nodes that need GPUs of no group, or more than their group has."""
     if spec.cluster is None:
         return
     seen = set()
@@ -56,25 +59,26 @@ def gpus_that_are_not_there(spec: Spec, todo: list[Verdict]) -> Found:
         seen.add(stage)
         name = spec.cluster.group_of(stage)
         if name is None:
-            there = ", ".join(spec.cluster.groups) or "none: add one to `cluster.groups`"
+            groups = ", ".join(spec.cluster.groups) or "none yet, add one to `cluster.groups`"
             yield error(
                 node.id,
                 f"cluster.stages.{stage}",
-                f"asks for {gang:g} GPUs of no group; write one at `cluster.stages.{stage}`, of "
-                f"{there}",
+                f"needs {gang:g} GPUs, but no group is named for {stage}; name one in "
+                f"`cluster.stages.{stage}` (groups: {groups})",
             )
         elif gang > spec.cluster.groups[name].count:
             key = "embedding" if stage == EMBEDDING else f"stages.{stage}.workers.count"
             yield error(
                 node.id,
                 key,
-                f"needs {gang:g} GPUs at once, group {name} has {spec.cluster.groups[name].count}; "
+                f"needs {gang:g} GPUs at once, but group {name} has "
+                f"{spec.cluster.groups[name].count}; "
                 f"lower `{key}` or raise `cluster.groups.{name}.count`",
             )
 
 
-def too_few_at_once(spec: Spec, todo: list[Verdict]) -> Found:
-    """Stages on groups of their own could train at the same time, if the run were allowed to."""
+def limits_parallel_training(spec: Spec, todo: list[Verdict]) -> Findings:
+    """``cpus`` or ``gpus`` too low for stages on different groups to train at the same time."""
     if spec.cluster is None:
         return
     needed: dict[str, dict[str, float]] = {"cpus": {}, "gpus": {}}
@@ -87,41 +91,44 @@ def too_few_at_once(spec: Spec, todo: list[Verdict]) -> Found:
             yield warning(
                 "cluster",
                 what,
-                f"to train at the same time, as the plan reckons, {', '.join(needed[what])} need "
-                f"more than `{what}:` allows, {allowed:g}; write `{what}: {total:g}`",
+                f"the plan assumes that {', '.join(needed[what])} train at the same time and "
+                f"need {total:g} {what[:-1].upper()}s, but `{what}:` is {allowed:g}; write "
+                f"`{what}: {total:g}`",
             )
 
 
-def folder_on_many_machines(spec: Spec, todo: list[Verdict]) -> Found:
+def shared_folder(spec: Spec, todo: list[Verdict]) -> Findings:
+    """A folder as the store of a cluster of several machines."""
     groups = spec.cluster.groups if spec.cluster else {}
     machines = sum(-(-g.count // g.per_machine) for g in groups.values())
     if machines > 1 and "://" not in spec.storage:
         yield warning(
             "storage",
             "storage",
-            f"{spec.storage} is a folder, and the cluster has {machines} machines: all must see "
-            "the same one there; or write an address such as `storage: s3://bucket/store`",
+            f"{spec.storage} is a folder, and the cluster has {machines} machines: mount the same "
+            "folder there on all of them, or use a bucket, such as `storage: s3://bucket/store`",
         )
 
 
-def long_evaluation(spec: Spec, todo: list[Verdict]) -> Found:
+def slow_evaluation(spec: Spec, todo: list[Verdict]) -> Findings:
+    """Evaluations that take very long without a GPU."""
     for v in todo:
         if v.node.kind != "evaluate" or v.node.settings["stages"][-1]["name"] not in spec.stages:
             continue
         if v.node.gpus:
             continue
         cost = evaluation(spec, v.node, spec.cluster or Cluster())
-        if cost.seconds > EVALUATION_S:
+        if cost.seconds > MAX_EVALUATION_S:
             yield warning(
                 v.node.id,
                 "evaluate.captions",
-                f"draws {spec.evaluate.captions:,} pictures in about {duration(cost.seconds)} on "
-                f"{v.node.cpus} CPUs; write `evaluate.gpus: 1`, or lower `evaluate.captions`",
+                f"draws {spec.evaluate.captions:,} images, which takes {v.node.cpus} CPUs about "
+                f"{duration(cost.seconds)}; write `evaluate.gpus: 1`, or lower `evaluate.captions`",
             )
 
 
-OF_SPEC: list[Callable[[Spec, list[Verdict]], Found]] = [
-    gpus_that_are_not_there,
-    too_few_at_once,
-    folder_on_many_machines,
+SPEC_CHECKS: list[Callable[[Spec, list[Verdict]], Findings]] = [
+    missing_gpus,
+    limits_parallel_training,
+    shared_folder,
 ]

@@ -1,33 +1,34 @@
-"""Checks of one stage: each looks at one thing, and says which key and what to write instead."""
+"""Checks of one stage; each looks at one thing and names the key and what to write instead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ediffi_core import tree
 from ediffi_core.learning_rate import LearningRate
 from ediffi_core.unet import PRESETS, FieldError
 from pipelines.dag.plan import SINGLE
-from pipelines.planning.findings import Found, error, warning
-from pipelines.planning.networks import config_of
+from pipelines.planning.findings import Findings, error, warning
+from pipelines.planning.stage_networks import config_of
 from pipelines.spec.pipeline import Expert, Spec, Stage
 from pipelines.spec.training import FINAL_DRAWS
 
-DRAWS_A_BIN = 4
-"""A mean of fewer says little."""
+MIN_DRAWS_PER_BIN = 4
+"""A mean over fewer validation draws says little."""
 
-EPOCHS = 100
-"""More often a picture is hardly meant to be seen."""
+MAX_EPOCHS = 100
+"""Above this, a user hardly means to show every image so often."""
 
-MANY_STEPS = 250
+MAX_STEPS = 250
 
-GROWN = "what grows"
+GROWN = "experts that will grow"
+"""Stands for the experts an adaptive stage may add, in messages."""
 
 ATTENTION_KEYS = {
     "token_dim": ["cross_attention"],
     "head_channels": ["self_attention", "cross_attention"],
 }
-"""Of a network, and the attention that they are of."""
+"""Network settings that only matter with attention → the attention settings that enable them."""
 
 
 def _key(stage: str, *below: str) -> str:
@@ -35,86 +36,125 @@ def _key(stage: str, *below: str) -> str:
 
 
 def _trained(stage: Stage) -> dict[str, Expert]:
-    """Experts and how far each is trained from its beginning; those that may yet grow as one."""
+    """All experts a stage trains, the single model included; those that may grow as one entry."""
     more = {SINGLE: stage.single} if stage.single else {}
     if stage.adaptive:
         more[GROWN] = stage.grown
     return {**stage.experts, **more}
 
 
-def _shorter(stage: Stage, images: int) -> dict[str, int]:
-    """Experts that train on fewer images than this."""
+# -- lengths -------------------------------------------------------------------------------------
+
+
+def _shorter_than(stage: Stage, images: int) -> dict[str, int]:
+    """Experts that train on fewer images than this → on how many."""
     return {n: e.images for n, e in _trained(stage).items() if e.images < images}
 
 
-def no_checkpoint(_: Spec, name: str, stage: Stage) -> Found:
-    every, key = stage.cadence.checkpoint_images, _key(name, "cadence", "checkpoint_images")
-    if short := _shorter(stage, every + 1):
+def _too_long(
+    stage: str,
+    key: str,
+    images: int,
+    lengths: Mapping[str, int],
+    problem: str,
+    divisor: int,
+    at_least: int = 0,
+) -> Findings:
+    """Warn that a setting takes more images than some experts train on.
+
+    Args:
+        images: value of the setting at ``key``.
+        lengths: the affected experts → images they train on; none, no warning.
+        problem: what happens to these experts.
+        divisor: the recommended setting is the shortest length divided by this.
+        at_least: lower bound of the recommended setting.
+    """
+    if lengths:
+        recommended = max(at_least, min(lengths.values()) // divisor)
         yield warning(
-            name,
+            stage,
             key,
-            f"{', '.join(short)} would save no checkpoint before the end, and a kill costs all: "
-            f"`{key}` is {every:,}; write {max(stage.training.batch, min(short.values()) // 4):,}",
+            f"{', '.join(lengths)} {problem}: `{key}` is {images:,}; write at most {recommended:,}",
         )
 
 
-Short = dict[tuple[str, int], dict[str, int]]
-"""A key and its images → experts that train on fewer, and on how many."""
+def no_checkpoint(_: Spec, name: str, stage: Stage) -> Findings:
+    """Experts that end before their first checkpoint."""
+    every, key = stage.cadence.checkpoint_images, _key(name, "cadence", "checkpoint_images")
+    problem = "would save no checkpoint before the end, and a kill would lose all progress"
+    short = _shorter_than(stage, every + 1)
+    yield from _too_long(name, key, every, short, problem, 4, at_least=stage.training.batch)
+
+
+def slow_average(_: Spec, name: str, stage: Stage) -> Findings:
+    """An EMA half-life longer than the training."""
+    images = stage.training.ema_halflife_images
+    key = _key(name, "training", "ema_halflife_images")
+    problem = "would end with averaged weights (EMA) that are mostly the initial ones"
+    yield from _too_long(name, key, images, _shorter_than(stage, images), problem, 4)
+
+
+def no_snapshot(_: Spec, name: str, stage: Stage) -> Findings:
+    """Experts that end before their first snapshot of averaged weights."""
+    every, key = stage.training.snapshot_images, _key(name, "training", "snapshot_images")
+    short = _shorter_than(stage, every) if every else {}
+    yield from _too_long(name, key, every or 0, short, "would keep no snapshot", 1)
+
+
+# -- learning rate -------------------------------------------------------------------------------
+
+LengthsBySetting = dict[tuple[str, int], dict[str, int]]
+"""(key, its value in images) → experts that are too short for it → images they train on."""
 
 
 def _rate(stage: Stage, name: str, expert: Expert) -> LearningRate:
-    """An expert's learning rate, over the images that it follows its schedule for."""
+    """An expert's learning rate over the images that it follows its schedule for."""
     training = expert.over(stage.training)
-    is_anew = name == SINGLE and training.schedule != "constant"
-    return training.rate(stage.experts[tree.ROOT].images if is_anew else 0, expert.images)
+    restarts = name == SINGLE and training.schedule != "constant"
+    return training.rate(stage.experts[tree.ROOT].images if restarts else 0, expert.images)
 
 
 def _rate_key(stage: str, name: str, expert: Expert, field: str) -> str:
-    """Where a field of an expert's training is written: with the expert, or for the stage."""
+    """Key of a training field that applies to an expert: its own, or else the stage's."""
     if field not in expert.overrides:
         return _key(stage, "training", field)
-    place = {SINGLE: ("single",), GROWN: ("adaptive",)}.get(name, ("experts", name))
-    return _key(stage, *place, field)
+    path = {SINGLE: ("single",), GROWN: ("adaptive",)}.get(name, ("experts", name))
+    return _key(stage, *path, field)
 
 
-def long_warmup(_: Spec, name: str, stage: Stage) -> Found:
-    short: Short = {}
+def long_warmup(_: Spec, name: str, stage: Stage) -> Findings:
+    """A learning-rate warm-up that is longer than the training."""
+    found: LengthsBySetting = {}
     for expert, how in _trained(stage).items():
         rate, key = _rate(stage, expert, how), _rate_key(name, expert, how, "warmup_images")
         if 0 < (length := rate.end - rate.begin) < rate.warmup_images:
-            short.setdefault((key, rate.warmup_images), {})[expert] = length
-    yield from _told(name, short, "the warm-up does")
+            found.setdefault((key, rate.warmup_images), {})[expert] = length
+    for (key, images), lengths in found.items():
+        yield from _too_long(name, key, images, lengths, "would end before the warm-up does", 2)
 
 
-def no_decay(_: Spec, name: str, stage: Stage) -> Found:
+def no_decay(_: Spec, name: str, stage: Stage) -> Findings:
     """A schedule under which the learning rate never falls."""
-    short: Short = {}
+    found: LengthsBySetting = {}
     for expert, how in _trained(stage).items():
         rate = _rate(stage, expert, how)
         length = rate.end - rate.begin
         if rate.schedule == "inverse_sqrt":
-            field, stays = "decay_images", rate.decay_images or 0
-            is_late = length <= stays
+            field, constant_images = "decay_images", rate.decay_images or 0
+            never_falls = length <= constant_images
         else:
-            field, stays = "warmup_images", rate.warmup_images
-            is_late = length == stays  # a longer one is told as a long warm-up
-        if rate.schedule != "constant" and length and is_late:
+            field, constant_images = "warmup_images", rate.warmup_images
+            never_falls = length == constant_images  # a longer one is reported by long_warmup
+        if rate.schedule != "constant" and length and never_falls:
             key = _rate_key(name, expert, how, field)
-            short.setdefault((key, stays), {})[expert] = length
-    yield from _told(name, short, "the learning rate falls")
+            found.setdefault((key, constant_images), {})[expert] = length
+    problem = "would end before the learning rate falls"
+    for (key, images), lengths in found.items():
+        yield from _too_long(name, key, images, lengths, problem, 2)
 
 
-def _told(name: str, short: Short, what: str) -> Found:
-    for (key, images), lengths in short.items():
-        yield warning(
-            name,
-            key,
-            f"{', '.join(lengths)} would end before {what}: `{key}` is {images:,}; write at most "
-            f"{min(lengths.values()) // 2:,}",
-        )
-
-
-def unused_schedule_keys(_: Spec, name: str, stage: Stage) -> Found:
+def unused_schedule_keys(_: Spec, name: str, stage: Stage) -> Findings:
+    """Learning-rate settings that the chosen schedule does not read."""
     trained = _trained(stage)
     schedules = {e: how.over(stage.training).schedule for e, how in trained.items()}
     idle = [
@@ -129,61 +169,44 @@ def unused_schedule_keys(_: Spec, name: str, stage: Stage) -> Found:
         yield warning(
             name,
             key,
-            f"`{key}` has no effect without `{schedule}: inverse_sqrt`; write that, or remove it",
+            f"`{key}` has no effect without `{schedule}: inverse_sqrt`; set that, or remove it",
         )
     if stage.single and stage.single.warmup_images and schedules[SINGLE] == "constant":
         key = _key(name, "single", "warmup_images")
         yield warning(
             name,
             key,
-            f"`{key}` has no effect: a constant rate goes on from the root's; remove it, or write "
-            f"`{_key(name, 'single', 'schedule')}`",
+            f"`{key}` has no effect: at a constant rate, the single model continues from the root "
+            f"without a new warm-up; remove it, or set `{_key(name, 'single', 'schedule')}`",
         )
 
 
-def slow_average(_: Spec, name: str, stage: Stage) -> Found:
-    images = stage.training.ema_halflife_images
-    key = _key(name, "training", "ema_halflife_images")
-    if short := _shorter(stage, images):
-        yield warning(
-            name,
-            key,
-            f"of {', '.join(short)} the average would be mostly what it started from: `{key}` is "
-            f"{images:,}; write at most {min(short.values()) // 4:,}",
-        )
+# -- the rest ------------------------------------------------------------------------------------
 
 
-def no_snapshot(_: Spec, name: str, stage: Stage) -> Found:
-    every, key = stage.training.snapshot_images, _key(name, "training", "snapshot_images")
-    if every and (short := _shorter(stage, every)):
-        yield warning(
-            name,
-            key,
-            f"{', '.join(short)} would keep no snapshot: `{key}` is {every:,}; write at most "
-            f"{min(short.values()):,}",
-        )
-
-
-def uneven_batch(_: Spec, name: str, stage: Stage) -> Found:
+def uneven_batch(_: Spec, name: str, stage: Stage) -> Findings:
+    """A batch that workers or micro-batches do not divide."""
     batch, workers = stage.training.batch, stage.workers
-    at_once = workers.micro_batch if isinstance(workers.micro_batch, int) else 1
+    micro_batch = workers.micro_batch if isinstance(workers.micro_batch, int) else 1
     if batch % workers.count:
         yield warning(
             name,
             _key(name, "workers", "count"),
-            f"a batch of {batch} is not shared evenly by {workers.count} workers, who wait for the "
-            f"slowest; write a `{_key(name, 'workers', 'count')}` that divides it",
+            f"a batch of {batch} is not a multiple of {workers.count} workers, so some wait for "
+            f"others; set `{_key(name, 'workers', 'count')}` to a number that divides it",
         )
-    elif batch // workers.count % at_once:
+    elif batch // workers.count % micro_batch:
         yield warning(
             name,
             _key(name, "workers", "micro_batch"),
-            f"a worker's {batch // workers.count} images are no multiple of its micro-batch; write "
-            f"a `{_key(name, 'workers', 'micro_batch')}` that divides them instead of {at_once}",
+            f"a worker's {batch // workers.count} images are not a multiple of its micro-batch of "
+            f"{micro_batch}; set `{_key(name, 'workers', 'micro_batch')}` to a number that divides "
+            "them",
         )
 
 
-def idle_expert(_: Spec, name: str, stage: Stage) -> Found:
+def idle_expert(_: Spec, name: str, stage: Stage) -> Findings:
+    """Experts that neither serve in the ensemble nor lead to one that does."""
     used = {*stage.ensemble, *(stage.experts if stage.adaptive else ())}
     for expert in stage.ensemble:
         while above := tree.parent(expert):
@@ -193,58 +216,62 @@ def idle_expert(_: Spec, name: str, stage: Stage) -> Found:
             yield warning(
                 f"train/{name}/{expert}",
                 _key(name, "experts"),
-                "is in no ensemble and parent of none that is; add it to "
+                "is not in the ensemble, nor an ancestor of an expert that is; add it to "
                 f"`{_key(name, 'ensemble')}` or remove it from `{_key(name, 'experts')}`",
             )
 
 
-def clean_small_pictures(spec: Spec, name: str, stage: Stage) -> Found:
+def undegraded_low_res(spec: Spec, name: str, stage: Stage) -> Findings:
+    """Super-resolution trained on perfect low-resolution images only."""
     d = stage.degrade
-    spoilt = d.blur_sigma or d.shrink > 1 or d.gaussian_noise or d.poisson_noise
-    if name != next(iter(spec.stages)) and not (d.probability and spoilt):
+    degrades = d.blur_sigma or d.shrink > 1 or d.gaussian_noise or d.poisson_noise
+    if name != next(iter(spec.stages)) and not (d.probability and degrades):
         yield warning(
             name,
             _key(name, "degrade"),
-            "trains on small pictures without a fault, and will meet those of the stage below; "
-            f"write `{_key(name, 'degrade', 'probability')}: 0.5`",
+            "trains on clean low-resolution images, but will enlarge the imperfect ones that the "
+            f"stage below draws; write `{_key(name, 'degrade', 'probability')}: 0.5`",
         )
 
 
-def wide_residual(_: Spec, name: str, stage: Stage) -> Found:
+def wide_residual(_: Spec, name: str, stage: Stage) -> Findings:
+    """A residual network with the ``sigma_data`` of whole images."""
     if stage.network.residual and "sigma_data" not in stage.model_fields_set:
         key = _key(name, "sigma_data")
         yield warning(
             name,
             key,
-            f"`{key}` is {stage.sigma_data}, which pictures have; their differences from enlarged "
-            f"ones have less, which is what `{_key(name, 'network', 'residual')}` predicts; write "
-            f"`{key}: 0.15`",
+            f"`{key}` is {stage.sigma_data}, the standard deviation of whole images, but with "
+            f"`{_key(name, 'network', 'residual')}` the network predicts the difference from the "
+            f"enlarged image, which varies less; write `{key}: 0.15`",
         )
 
 
-def odd_steps(_: Spec, name: str, stage: Stage) -> Found:
+def odd_steps(_: Spec, name: str, stage: Stage) -> Findings:
+    """Too few sampling steps to draw anything, or more than help."""
     steps, key = stage.sampling.steps, _key(name, "sampling", "steps")
     if steps == 1:
-        yield warning(name, key, f"one step draws a blur; write `{key}: 10` or more")
-    if steps > MANY_STEPS:
-        yield warning(name, key, f"{steps} steps gain nothing over 50; write `{key}: 50`")
+        yield warning(name, key, f"one sampling step gives a blur; write `{key}: 10` or more")
+    if steps > MAX_STEPS:
+        yield warning(name, key, f"{steps} sampling steps are no better than 50; write `{key}: 50`")
 
 
-def few_draws(_: Spec, name: str, stage: Stage) -> Found:
+def few_draws(_: Spec, name: str, stage: Stage) -> Findings:
+    """Too few validation draws per noise bin, or more than there are."""
     draws, bins = stage.cadence.validate_draws, stage.cadence.validate_bins
     key = _key(name, "cadence", "validate_draws")
     if draws > FINAL_DRAWS and len(_trained(stage)) > 1:
-        yield error(name, key, f"`{key}` may be {FINAL_DRAWS} at most, got {draws}")
-    elif draws < DRAWS_A_BIN * bins:
+        yield error(name, key, f"`{key}` may be at most {FINAL_DRAWS}, got {draws}")
+    elif draws < MIN_DRAWS_PER_BIN * bins:
         yield warning(
             name,
             key,
-            f"{draws} draws are few for {bins} shares of p(σ); write `{key}: {32 * bins}`",
+            f"{draws} draws are few for {bins} bins of p(σ); write `{key}: {32 * bins}`",
         )
 
 
-def network_fits(spec: Spec, name: str, stage: Stage) -> Found:
-    """That the network can be built for the side that is trained on, as the worker will check."""
+def network_fits(spec: Spec, name: str, stage: Stage) -> Findings:
+    """Whether the network can be built for the training resolution, as the worker will check."""
     try:
         config = config_of(spec, name)
     except FieldError as refused:
@@ -253,15 +280,18 @@ def network_fits(spec: Spec, name: str, stage: Stage) -> Found:
     key = _key(name, "workers", "recompute")
     if wrong := [n for n in stage.workers.recompute if n >= config.levels]:
         levels = ", ".join(map(str, range(config.levels)))
-        yield error(name, key, f"`{key}` names level {wrong[0]}; there are {levels}")
+        yield error(name, key, f"`{key}` names level {wrong[0]}; the network has levels {levels}")
 
 
 def _network_error(name: str, stage: Stage, wrong: FieldError) -> tuple[str, str]:
-    """The key to change, and what is told of it: that of the side, where it does not suit a preset
-    whose levels and attention are its own."""
+    """The key to change and the message.
+
+    If the levels and attention of an unchanged preset do not fit the resolution, the key is that of
+    the resolution.
+    """
     preset, own = stage.network.preset, stage.network.chosen().keys()
-    is_shaped = own & {"layout", "channel_mult", "self_attention", "cross_attention"}
-    if wrong.field != "resolution" and (is_shaped or not wrong.field.endswith("attention")):
+    is_custom = own & {"layout", "channel_mult", "self_attention", "cross_attention"}
+    if wrong.field != "resolution" and (is_custom or not wrong.field.endswith("attention")):
         key = _key(name, "network", wrong.field)
         return key, f"`{key}`: {wrong}"
     key = _key(name, "crop" if stage.crop else "resolution")
@@ -269,8 +299,8 @@ def _network_error(name: str, stage: Stage, wrong: FieldError) -> tuple[str, str
     return key, f"`{key}`: {wrong}{hint}"
 
 
-def unused_network_keys(spec: Spec, name: str, stage: Stage) -> Found:
-    """Keys that say how attention is done, of a network that has none."""
+def unused_network_keys(spec: Spec, name: str, stage: Stage) -> Findings:
+    """Attention settings of a network without attention."""
     network, own = spec.network_of(name), stage.network.chosen()
     for field, kinds in ATTENTION_KEYS.items():
         if field in own and not any(network[kind] for kind in kinds):
@@ -278,26 +308,27 @@ def unused_network_keys(spec: Spec, name: str, stage: Stage) -> Found:
             yield warning(
                 name,
                 key,
-                f"`{key}` has no effect without {' or '.join(kinds)}; remove it, or write "
+                f"`{key}` has no effect without {' or '.join(kinds)}; remove it, or set "
                 f"`{_key(name, 'network', kinds[-1])}`",
             )
 
 
-def many_epochs(spec: Spec, name: str, stage: Stage) -> Found:
+def many_epochs(spec: Spec, name: str, stage: Stage) -> Findings:
+    """Training that repeats a small data set very often."""
     train = spec.data.train
     rows = train.rows if train.make else train.pairs
     most = max(_trained(stage).values(), key=lambda e: e.images).images
-    if rows and most > EPOCHS * rows:
+    if rows and most > MAX_EPOCHS * rows:
         key = _key(name, "experts")
         yield warning(
             name,
             key,
-            f"sees every picture {most / rows:,.0f} times: {most:,} images of {rows:,} rows; lower "
-            f"`images:` in `{key}`, or train on more",
+            f"trains on every image {most / rows:,.0f} times: {most:,} images, {rows:,} rows; "
+            f"lower `images:` in `{key}`, or add data",
         )
 
 
-OF_STAGE: list[Callable[[Spec, str, Stage], Found]] = [
+STAGE_CHECKS: list[Callable[[Spec, str, Stage], Findings]] = [
     no_checkpoint,
     long_warmup,
     no_decay,
@@ -306,7 +337,7 @@ OF_STAGE: list[Callable[[Spec, str, Stage], Found]] = [
     no_snapshot,
     uneven_batch,
     idle_expert,
-    clean_small_pictures,
+    undegraded_low_res,
     wide_residual,
     odd_steps,
     few_draws,

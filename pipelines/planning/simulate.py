@@ -1,7 +1,8 @@
-"""Runs tasks on a cluster that is not there: when each would start, and how good that is.
+"""Simulate a schedule: when each task would start on a cluster, and how good the schedule is.
 
-Pure. The order is the run's own, :mod:`pipelines.dag.scheduling`: of what is ready, the longest
-way to the end first; a gang gets all its GPUs at once, and nobody behind it gets what it waits for.
+The order is that of a real run, :mod:`pipelines.dag.scheduling`: among ready tasks, the one with
+the longest path to the end comes first. A gang gets all its GPUs at once, and later tasks cannot
+take what it waits for.
 """
 
 from __future__ import annotations
@@ -16,82 +17,103 @@ from pipelines.dag.scheduling import Candidate, startable, subtract
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
+    """One unit of work with its resources."""
+
     name: str
     seconds: float
+    """Run time."""
+
     needs: Sequence[str] = ()
-    """Tasks that must have ended; of others nothing is known, so they are taken for done."""
+    """Tasks that must end first; names that are not simulated count as done."""
 
     group: str = ""
+    """The resource group it runs on."""
+
     gang: float = 0
-    """How many of the group it holds from start to end; 0 needs none."""
+    """Members of the group that it holds from start to end; 0 if it needs none."""
 
     priority: int = 0
-    way: float = 0
-    """The longest way from its start to the end."""
+    """Higher ones start first."""
+
+    path_length: float = 0
+    """Length of the longest path from its start to the end of all; breaks ties of priority."""
 
     @property
     def need(self) -> Resources:
+        """Resources it holds."""
         return {self.group: self.gang} if self.gang else {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
+    """A simulated run; all times in seconds from its start."""
+
     tasks: Mapping[str, Task]
     capacity: Mapping[str, float]
+    """Group → members."""
+
     starts: Mapping[str, float]
-    """Seconds from the beginning, in the order of starting."""
+    """Task → start time, in order of start."""
 
     critical: Sequence[str]
-    """The longest chain of tasks that need each other."""
+    """The critical path: the longest chain of dependent tasks."""
 
     def end(self, task: str) -> float:
+        """End time of a task."""
         return self.starts[task] + self.tasks[task].seconds
 
     @property
     def makespan(self) -> float:
+        """End time of the last task."""
         return max((self.end(t) for t in self.tasks), default=0.0)
 
     @property
     def critical_seconds(self) -> float:
+        """Length of the critical path."""
         return sum(self.tasks[t].seconds for t in self.critical)
 
     def work(self, group: str) -> float:
-        """Seconds times members of the group held."""
+        """Seconds × members of the group held, summed over its tasks."""
         return sum(t.seconds * t.gang for t in self.tasks.values() if t.group == group)
 
     @property
     def bounds(self) -> dict[str, float]:
-        """What no schedule can be below: the critical path, and each group's work over its size."""
+        """Lower bounds of the makespan: the critical path, and each group's work ÷ its size."""
         shared = {f"work of {g}": self.work(g) / n for g, n in self.capacity.items()}
         return {"critical path": self.critical_seconds, **shared}
 
     @property
     def bound(self) -> float:
+        """The highest lower bound."""
         return max(self.bounds.values())
 
     @property
     def above(self) -> float:
-        """How far above the bound, as a share of it."""
+        """How far the makespan exceeds the bound, as a fraction of it."""
         return self.makespan / self.bound - 1 if self.bound else 0.0
 
     def idle(self, group: str) -> float:
-        """Share of the group's time, until all is done, that nobody holds."""
+        """Fraction of the group's capacity, until all is done, that no task holds."""
         whole = self.capacity[group] * self.makespan
         return 1 - self.work(group) / whole if whole else 0.0
 
 
 def simulate(tasks: Sequence[Task], capacity: Mapping[str, float]) -> Schedule:
-    """List scheduling. ValueError if a gang can never fit, or tasks need each other in a circle.
+    """Schedule tasks greedily (list scheduling).
 
     Args:
+        tasks: in any order.
         capacity: group → members.
+
+    Raises:
+        ValueError: A gang exceeds its group, or tasks depend on each other in a circle.
     """
     named = {t.name: t for t in tasks}
     for t in tasks:
         if t.gang > capacity.get(t.group, 0):
             raise ValueError(
                 f"{t.name} needs {t.gang:g} of {t.group or 'no group'} at once, "
-                f"which has {capacity.get(t.group, 0):g}: it could never start"
+                f"which has {capacity.get(t.group, 0):g}: it can never start"
             )
     free, starts, ended = dict(capacity), dict[str, float](), set[str]()
     waiting = list(tasks)
@@ -99,7 +121,7 @@ def simulate(tasks: Sequence[Task], capacity: Mapping[str, float]) -> Schedule:
     now = 0.0
     while waiting or running:
         ready = [
-            Candidate(id=t.name, resources=t.need, priority=t.priority, path_length=t.way)
+            Candidate(id=t.name, resources=t.need, priority=t.priority, path_length=t.path_length)
             for t in waiting
             if all(n in ended or n not in named for n in t.needs)
         ]
@@ -111,7 +133,7 @@ def simulate(tasks: Sequence[Task], capacity: Mapping[str, float]) -> Schedule:
             heapq.heappush(running, (now + t.seconds, len(starts), t))
         if not running:
             circle = ", ".join(t.name for t in waiting)
-            raise ValueError(f"{circle} wait for each other: none could ever start")
+            raise ValueError(f"{circle} wait for each other: none can ever start")
         now = running[0][0]
         while running and running[0][0] <= now:
             t = heapq.heappop(running)[2]
@@ -122,11 +144,11 @@ def simulate(tasks: Sequence[Task], capacity: Mapping[str, float]) -> Schedule:
 
 
 def _longest(tasks: Mapping[str, Task]) -> list[str]:
-    """The chain of the most seconds, from its start to its end."""
+    """The chain of dependent tasks that takes longest, first task first."""
     best: dict[str, tuple[float, str | None]] = {}
 
     def until(name: str) -> float:
-        """Seconds to the end of a task, by the longest way to it."""
+        """End time of a task if nothing but its dependencies delays it."""
         if name not in best:
             before = [(until(n), n) for n in tasks[name].needs if n in tasks]
             longest = max(before, default=(0.0, None), key=lambda b: b[0])

@@ -1,4 +1,4 @@
-"""What training nodes cost, by what their network computes or what a finished one did."""
+"""Cost of training nodes: from the FLOPs of their network, or the speed of a finished one."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from ediffi_core.tree import ROOT
 from pipelines.dag.plan import Node, Plan, growth_budget_left
 from pipelines.formatting import number
 from pipelines.planning.cost import Cost, money_for, power_of, stage_of
-from pipelines.planning.network import Size, size_of
-from pipelines.planning.networks import config_of
+from pipelines.planning.network_size import Size, size_of
+from pipelines.planning.stage_networks import config_of
 from pipelines.spec.cluster import Cluster
 from pipelines.spec.pipeline import Spec
 
 START_S = 10.7
-"""From ready to the first step of a training node, as measured (RESULTS.md)."""
+"""Seconds from ready to the first step of a training node, measured (RESULTS.md)."""
 
 TRAINING_PASSES = 3
-"""Forward, and twice that for backward; recomputed activations are not counted, as in
+"""One forward pass, and a backward pass that costs two; recomputed activations do not count, as in
 :func:`pipelines.training.meters.flops_per_image`."""
 
-FLOAT32 = 4
+FLOAT32_BYTES = 4
 
 
-def flops_an_image(spec: Spec, node: Node) -> float:
-    """Of a training step: 3 × a forward pass at the side that is trained on."""
+def flops_per_image(spec: Spec, node: Node) -> float:
+    """FLOPs of a training step per image: 3 × a forward pass at the training resolution."""
     return TRAINING_PASSES * size_of(config_of(spec, stage_of(node))).flops
 
 
 def growth_of(plan: Plan, cluster: Cluster) -> dict[str, Cost]:
-    """Stage → what its tree may still cost, of those that grow: one after the other at most what is
-    left of the budget."""
+    """Adaptive stage → the most that further growth may cost: the rest of the budget, spent on one
+    expert after another."""
     speeds = measured_speeds(plan)
     roots = {stage: plan.verdicts[f"train/{stage}/{ROOT}"].node for stage in plan.trees}
     return {
@@ -43,31 +43,40 @@ def growth_of(plan: Plan, cluster: Cluster) -> dict[str, Cost]:
 def training(
     spec: Spec, node: Node, images: int, cluster: Cluster, speeds: Mapping[str, Speed]
 ) -> Cost:
-    """Time = start-up + images ÷ images/s; images/s as measured, or
-    GPUs × peak × utilisation ÷ FLOPs an image."""
-    flops = images * flops_an_image(spec, node)
+    """Time = start-up + images ÷ images/s, where images/s is measured, or
+    GPUs × peak × utilisation ÷ FLOPs per image.
+
+    Args:
+        images: images the node trains on.
+        speeds: from :func:`measured_speeds`.
+    """
+    flops = images * flops_per_image(spec, node)
     power = power_of(node, cluster, node.settings["training"]["precision"])
     stored = stored_by_training(node, size_of(config_of(spec, stage_of(node))), images)
-    a_second, how = power.speed / flops_an_image(spec, node), power.how
+    images_per_s, how = power.speed / flops_per_image(spec, node), power.how
     if known := speeds.get(speed_key(node)):
-        a_second, how = known.images_per_s, f"measured on {known.node}"
-    seconds = START_S + images / a_second
+        images_per_s, how = known.images_per_s, f"measured on {known.node}"
+    seconds = START_S + images / images_per_s
     return Cost(
         flops=flops,
         seconds=seconds,
         group=power.group,
         gang=power.gang,
         money=money_for(power.price, power.gang, seconds),
-        how=f"{how}: {number(a_second)} images/s",
+        how=f"{how}: {number(images_per_s)} images/s",
         **stored,
     )
 
 
 def stored_by_training(node: Node, size: Size, images: int) -> dict[str, float]:
-    """Bytes of float32 weights W: a checkpoint is (raw, EMA, two moments, averages of growing
-    length) × W; kept are raw and EMA for inference, the last state, snapshots and milestones."""
+    """Bytes that a training node stores, from the size W of its weights in float32.
+
+    A checkpoint takes W each for the raw weights, their EMA, Adam's two moments and the averages of
+    growing length. Kept are raw and EMA weights for inference, the last checkpoint, milestones and
+    snapshots.
+    """
     training, cadence = node.settings["training"], node.runtime
-    weights = size.parameters * FLOAT32
+    weights = size.parameters * FLOAT32_BYTES
     lengths = len(training["snapshot_lengths"]) if training["snapshot_images"] else 0
     checkpoint = weights * (4 + lengths)
     snapshots = images // training["snapshot_images"] if training["snapshot_images"] else 0
@@ -84,23 +93,27 @@ def stored_by_training(node: Node, size: Size, images: int) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
+    """Training speed measured on a finished node."""
+
     node: str
     images_per_s: float
 
 
 def speed_key(node: Node) -> str:
-    """Nodes of one key train alike: network, side, batch and precision of a stage.
+    """Key of nodes that train at the same speed: same stage, network, resolution, batch, precision.
 
-    By how many workers is not in a manifest: it is taken that they are still as many.
+    The number of workers is not in a manifest; it is assumed not to have changed.
     """
     s = node.settings
-    alike = [s["network"], s["resolution"], s["training"]["batch"], s["training"]["precision"]]
-    return f"{stage_of(node)} {alike}"
+    same = [s["network"], s["resolution"], s["training"]["batch"], s["training"]["precision"]]
+    return f"{stage_of(node)} {same}"
 
 
 def measured_speeds(plan: Plan) -> dict[str, Speed]:
-    """Of finished experts: images that were trained ÷ the seconds of their last attempt, from ready
-    to written. Of several the one that trained longest."""
+    """:func:`speed_key` → measured speed: images ÷ seconds of a finished expert's last attempt.
+
+    The seconds run from ready to written. Of several experts, the one with most images counts.
+    """
     longest: dict[str, tuple[int, Speed]] = {}
     for verdict in plan.verdicts.values():
         node, manifest = verdict.node, verdict.manifest

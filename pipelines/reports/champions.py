@@ -1,4 +1,4 @@
-"""A model's ensembles as a table, and as data for programs."""
+"""A model's ensembles (versions, champion, history), as text and as JSON."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pipelines.formatting import align_columns
 from pipelines.models.champions import SHORT, Book
+from pipelines.reports.tree import AUXILIARY_SUFFIXES
 from pipelines.store.artifacts import MANIFEST, Store
 
-SHOWN = 3
-"""Numbers of an ensemble in a line; JSON has all."""
+MAX_METRICS = 3
+"""Metrics shown per line; the JSON has all."""
 
 
 def data(store: Store, book: Book) -> dict[str, Any]:
-    """The newest version first, each with the metrics of its evaluation."""
+    """All versions, newest first, with the metrics of their evaluation; and the history."""
     versions = []
     for fingerprint, offer in reversed(book.offers.items()):
         last = [e for e in book.history if e.fingerprint == fingerprint][-1]
@@ -32,39 +34,43 @@ def data(store: Store, book: Book) -> dict[str, Any]:
 
 
 def text(name: str, found: dict[str, Any], *, with_history: bool) -> str:
+    """A table of a model's versions for the terminal.
+
+    Args:
+        found: from :func:`data`.
+        with_history: whether to add a table of all events.
+    """
     rows = [
         (
             str(v["version"]),
             v["fingerprint"][:SHORT],
             ", ".join(v["marks"]),
-            moment(v["when"]),
+            minute_text(v["when"]),
             f"{v['what']} by {v['by']}: {v['why']}",
-            figures(v["numbers"] or v["metrics"]),
+            metrics_text(v["numbers"] or v["metrics"]),
         )
         for v in found["versions"]
     ]
-    lines = [name, *aligned(rows)]
+    lines = [name, *_indented(rows)]
     if with_history:
         events = [
-            (moment(e["when"]), e["fingerprint"][:SHORT], e["what"], f"{e['by']}: {e['why']}")
+            (minute_text(e["when"]), e["fingerprint"][:SHORT], e["what"], f"{e['by']}: {e['why']}")
             for e in found["history"]
         ]
-        lines += ["", "history", *aligned(events)]
+        lines += ["", "history", *_indented(events)]
     return "\n".join(lines)
 
 
-def moment(when: str) -> str:
-    """To the minute, in UTC as it is kept."""
+def minute_text(when: str) -> str:
+    """A stored UTC time, to the minute."""
     return when[:16].replace("T", " ")
 
 
-def figures(numbers: dict[str, float]) -> str:
-    """The first of them, without those that belong to others."""
-    shown = [(k, v) for k, v in numbers.items() if not k.endswith(("_ci95", "_pictures"))]
-    return "  ".join(f"{key} {value:.4g}" for key, value in shown[:SHOWN])
+def metrics_text(metrics: dict[str, float]) -> str:
+    """The first few metrics, without intervals and counts."""
+    shown = [(k, v) for k, v in metrics.items() if not k.endswith(AUXILIARY_SUFFIXES)]
+    return "  ".join(f"{key} {value:.4g}" for key, value in shown[:MAX_METRICS])
 
 
-def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = (zip(row, widths, strict=True) for row in rows)
-    return ["  " + "  ".join(f"{c:<{w}}" for c, w in row).rstrip() for row in cells]
+def _indented(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    return [f"  {line}" for line in align_columns(rows)]

@@ -1,4 +1,4 @@
-"""How a run stands, in words: its driver, and each node's state, time, progress and maker."""
+"""Status of a run: its driver, and each node's state, run time, progress and host."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from pipelines.runs.execution import UNFINISHED, Execution
 from pipelines.runs.lease import Holder, holder_of, is_driven
 from pipelines.store.artifacts import Store
 
-LOOK_EVERY_S = 2.0
-PROGRESS_EVERY_S = 30.0
-GOES_ON = "the same `ediffi run` continues it"
+POLL_S = 2.0
+PROGRESS_S = 30.0
+RESUME_HINT = "the same `ediffi run` continues it"
 
 
-def standing(store: Store, execution: Execution) -> str:
-    """The run's state, and if it is not at its end whether somebody is at work on it."""
+def describe_state(store: Store, execution: Execution) -> str:
+    """State of a run; for one that has not ended, also whether its driver is alive."""
     if execution.state == "interrupted":
-        return f"interrupted ({GOES_ON})"
+        return f"interrupted ({RESUME_HINT})"
     if execution.state != "running":
         return execution.state
     holder = holder_of(store, execution.pipeline)
     if is_driven(store, execution.pipeline):
         return f"running ({holder})" if holder else "running"
     last = f", {holder}" if holder else ""
-    return f"stopped (its driver is gone{last}; {GOES_ON})"
+    return f"stopped (its driver is gone{last}; {RESUME_HINT})"
 
 
 def data(store: Store, execution: Execution) -> dict[str, Any]:
-    """For programs: the record, and who drives it."""
+    """The run's record and its driver, as JSON."""
     holder: Holder | None = holder_of(store, execution.pipeline)
     driver = None
     if holder:
@@ -43,45 +43,53 @@ def data(store: Store, execution: Execution) -> dict[str, Any]:
             "silent_s": round(holder.age_s, 1),
             "alive": alive,
         }
-    return {**execution.__dict__, "state": standing(store, execution), "driver": driver}
+    return {**execution.__dict__, "state": describe_state(store, execution), "driver": driver}
 
 
 def text(state: str, execution: Execution, now: datetime | None = None) -> str:
+    """The status for the terminal: one line for the run and one per node.
+
+    Args:
+        state: from :func:`describe_state`.
+        now: the present time, in UTC.
+    """
     now = now or datetime.now(UTC)
-    again = f", attempt {execution.attempt}" if execution.attempt > 1 else ""
-    lines = [f"{execution.id}{again}: {state}{took(execution)}"]
+    attempt = f", attempt {execution.attempt}" if execution.attempt > 1 else ""
+    lines = [f"{execution.id}{attempt}: {state}{run_time(execution)}"]
     width = max((len(node) for node in execution.nodes), default=0)
     for node, record in execution.nodes.items():
         lines.append(f"  {node:<{width}}  {node_line(record, now, execution.attempt)}".rstrip())
     return "\n".join(lines)
 
 
-def took(execution: Execution) -> str:
+def run_time(execution: Execution) -> str:
+    """How long an ended run took, as ``" after 1:24"``; empty for others."""
     if not execution.ended or execution.state in UNFINISHED:
         return ""
     return f" after {clock(execution.seconds)}"
 
 
 def node_line(record: dict[str, Any], now: datetime, attempt: int) -> str:
-    """State, time, and what there is to say of it; by whom, if this run made it."""
+    """A node's state, run time, and progress, host or error."""
     state = record["state"]
-    at_work = state == "running" and "since" in record
-    seconds = since(record, now) if at_work else record.get("seconds")
+    is_running = state == "running" and "since" in record
+    seconds = seconds_since(record, now) if is_running else record.get("seconds")
     parts = [f"{state:<11} {clock(seconds) if seconds is not None else '':>8}"]
     if state == "running" and "done" in record:
         parts.append(progress(record, now))
-    earlier = state == "reused" and record.get("attempt", attempt) < attempt
-    if "by" in record and (earlier or state in ("done", "failed")):
+    made_earlier = state == "reused" and record.get("attempt", attempt) < attempt
+    if "by" in record and (made_earlier or state in ("done", "failed")):
         when = record["since"].replace("T", " ").partition("+")[0]
         parts.append(f"{when} UTC on {record['by']}, attempt {record['attempt']}")
     if "for" in record:
-        parts.append(f"pipeline {record['for']} is making it")
+        parts.append(f"for pipeline {record['for']}, which is building it")
     if "error" in record:
         parts.append(record["error"])
     return "  ".join(parts)
 
 
 def progress(record: dict[str, Any], now: datetime) -> str:
+    """Work done, rate and time left: ``640 of 1,280 images, 13 images/s, 0:50 left``."""
     parts = [f"{record['done']:,} of {record['of']:,} {record['unit']}"]
     if rate := record.get("rate"):
         left = max(0.0, (record["of"] - record["done"]) / rate)
@@ -89,32 +97,42 @@ def progress(record: dict[str, Any], now: datetime) -> str:
     return ", ".join(parts)
 
 
-def since(record: dict[str, Any], now: datetime) -> float:
+def seconds_since(record: dict[str, Any], now: datetime) -> float:
+    """Seconds since a node entered its state."""
     return max(0.0, (now - datetime.fromisoformat(record["since"])).total_seconds())
 
 
-def changes(
-    look: Callable[[], tuple[str, Execution]],
+def follow(
+    read: Callable[[], tuple[str, Execution]],
     sleep: Callable[[float], None] = time.sleep,
     clock_s: Callable[[], float] = time.monotonic,
 ) -> Iterator[str]:
-    """What changes, line by line, until the run has ended or its driver is gone."""
-    state, execution = look()
+    """Yield the status, then a line per change, until the run ends or its driver is gone.
+
+    Running nodes also get a line every :data:`PROGRESS_S`.
+
+    Args:
+        read: returns the current state, from :func:`describe_state`, and the run's record.
+        sleep: waits for a number of seconds.
+        clock_s: a monotonic clock, in seconds.
+    """
+    state, execution = read()
     yield text(state, execution)
-    told = {node: record["state"] for node, record in execution.nodes.items()}
-    spoke = clock_s()
-    while is_at_work(state, execution):
-        sleep(LOOK_EVERY_S)
-        state, execution = look()
-        due = clock_s() - spoke >= PROGRESS_EVERY_S
-        spoke = clock_s() if due else spoke
+    reported = {node: record["state"] for node, record in execution.nodes.items()}
+    last_progress = clock_s()
+    while is_active(state, execution):
+        sleep(POLL_S)
+        state, execution = read()
+        due = clock_s() - last_progress >= PROGRESS_S
+        last_progress = clock_s() if due else last_progress
         now = datetime.now(UTC)
         for node, record in execution.nodes.items():
-            if told.get(node) != record["state"] or (due and record["state"] == "running"):
-                told[node] = record["state"]
+            if reported.get(node) != record["state"] or (due and record["state"] == "running"):
+                reported[node] = record["state"]
                 yield f"  {node}  {node_line(record, now, execution.attempt)}".rstrip()
-    yield f"{execution.id}: {state}{took(execution)}"
+    yield f"{execution.id}: {state}{run_time(execution)}"
 
 
-def is_at_work(state: str, execution: Execution) -> bool:
+def is_active(state: str, execution: Execution) -> bool:
+    """Whether a run has a driver at work."""
     return execution.state == "running" and not state.startswith("stopped")

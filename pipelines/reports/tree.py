@@ -1,4 +1,4 @@
-"""The expert tree as data, text and Markdown; as a page: :mod:`pipelines.reports.tree_page`."""
+"""The expert tree as JSON, text and Markdown; as HTML: :mod:`pipelines.reports.tree_page`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from typing import Any
 from ediffi_core.noise import Interval, NoiseDistribution, edm_grid, sigma_text
 from pipelines.dag.evaluation import BEFORE
 from pipelines.dag.plan import SINGLE, Plan
+from pipelines.formatting import align_columns
 from pipelines.spec.pipeline import Stage
 
 
 def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str, Any]:
-    """Every expert with its interval, budget, state and gain; the evaluations beside it.
+    """Every stage's experts with interval, budget, state and gain, and its evaluations, as JSON.
 
-    Only some trees have an expert's ``adopted`` (false if it did not beat its parent, and an
-    ancestor sits in its place) and ``why``, a growing stage's ``decisions`` and ``end``, and what
-    is not the tree's own affair: ``labels``, as ``champion``.
+    Some keys are optional: an expert's ``adopted`` (false if it did not beat its parent and an
+    ancestor takes its slot) and ``why``; a growing stage's ``decisions`` and ``end``; and
+    ``labels`` of the whole ensemble, such as ``champion``, which the caller adds.
+
+    Args:
+        execution: the run, an :class:`pipelines.runs.execution.Execution`; None before any run.
+        manifests: node id → manifest, of the finished nodes.
     """
     stages: dict[str, dict[str, Any]] = {}
     for stage_name, stage in plan.spec.stages.items():
@@ -43,7 +48,7 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
                 "state": record.get("state", "done" if manifest else "never run"),
                 "metrics": manifest.get("metrics", {}),
                 "weights_sha256": manifest.get("info", {}).get("weights_sha256"),
-                "picture": newest_sheet(verdict.folder, manifest) or record.get("picture"),
+                "picture": latest_samples(verdict.folder, manifest) or record.get("picture"),
             }
         found = {
             v.node.name.split("/")[1]: (v.folder, manifests[i])
@@ -52,13 +57,13 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
             and v.node.name.startswith(f"{stage_name}/")
             and i in manifests
         }
-        chosen = manifests.get(f"adopt/{stage_name}", {}).get("info", {})
-        for role, why in chosen.get("refused", {}).items():
+        adoption = manifests.get(f"adopt/{stage_name}", {}).get("info", {})
+        for role, why in adoption.get("refused", {}).items():
             if (name := role.rpartition("/")[2]) in experts:
                 experts[name] |= {"adopted": False, "why": why}
         stages[stage_name] = {
-            **setting(stage),
-            "ensemble": seats(plan, stage_name, chosen.get("seats", {})),
+            **stage_settings(stage),
+            "ensemble": ensemble_slots(plan, stage_name, adoption.get("seats", {})),
             "experts": experts,
             "evaluations": {group: dict(m["metrics"]) for group, (_, m) in found.items()},
             "compared": dict(manifests.get(f"compare/{stage_name}", {}).get("metrics", {})),
@@ -68,9 +73,9 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
                 if "samples.png" in m["files"]
             },
         }
-        working = {piece["expert"] for piece in stages[stage_name]["ensemble"]}
+        used = {slot["expert"] for slot in stages[stage_name]["ensemble"]}
         for name, expert in experts.items():
-            expert["in_ensemble"] = name in working
+            expert["in_ensemble"] = name in used
         if grown := plan.trees.get(stage_name):
             stages[stage_name] |= {
                 "decisions": [decision.row() for decision in grown.decisions],
@@ -84,8 +89,8 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
     }
 
 
-def setting(stage: Stage) -> dict[str, Any]:
-    """What a stage's experts divide among them: p(σ), and the sampler's steps."""
+def stage_settings(stage: Stage) -> dict[str, Any]:
+    """A stage's resolution, noise distribution p(σ), and sampler with its σ at every step."""
     return {
         "resolution": stage.resolution,
         "noise": {"P_mean": stage.P_mean, "P_std": stage.P_std},
@@ -96,60 +101,62 @@ def setting(stage: Stage) -> dict[str, Any]:
     }
 
 
-def seats(plan: Plan, stage_name: str, chosen: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The ensemble's seats, the highest noise first, and who works there; none while a tree grows.
+def ensemble_slots(plan: Plan, stage_name: str, chosen: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The ensemble's slots with the expert in each, high noise first; none while the tree grows.
 
     Args:
-        chosen: seat → ``stage/expert``, or ``champion/stage/expert``, once it is decided.
+        chosen: slot → ``stage/expert``, or ``champion/stage/expert``, once adoption is decided.
     """
-    if (judged := plan.verdicts.get(f"evaluate/{stage_name}/ensemble")) is None:
+    if (evaluated := plan.verdicts.get(f"evaluate/{stage_name}/ensemble")) is None:
         return []
     found = []
-    for seat, bounds in judged.node.settings["stages"][-1]["experts"].items():
+    for slot, bounds in evaluated.node.settings["stages"][-1]["experts"].items():
         low, high = Interval(*bounds).bounds(plan.spec.stages[stage_name].noise)
-        whose, _, expert = chosen.get(seat, f"{stage_name}/{seat}").rpartition("/")
+        whose, _, expert = chosen.get(slot, f"{stage_name}/{slot}").rpartition("/")
         found.append(
             {
-                "seat": seat,
+                "seat": slot,
                 "expert": f"champion's {expert}" if whose.startswith("champion/") else expert,
                 "sigma_lo": low,
                 "sigma_hi": None if high == float("inf") else high,
             }
         )
-    return sorted(found, key=lambda piece: -piece["sigma_lo"])
+    return sorted(found, key=lambda slot: -slot["sigma_lo"])
 
 
-def newest_sheet(folder: str, manifest: Mapping[str, Any]) -> str | None:
-    """The last picture that shows what an expert makes of its scenes."""
+def latest_samples(folder: str, manifest: Mapping[str, Any]) -> str | None:
+    """Path in the store of the newest sheet of samples that an expert drew during training."""
     sheets = [f for f in manifest.get("files", ()) if f.startswith("samples/")]
     return f"{folder}/{max(sheets)}" if sheets else None
 
 
-def at_work(stage: Mapping[str, Any]) -> list[tuple[float, list[str]]]:
-    """For every sampling step its σ and who is asked in it: with Heun's method it may be two.
+def experts_by_step(stage: Mapping[str, Any]) -> list[tuple[float, list[str]]]:
+    """(σ, experts) of every sampling step; Heun's method may call two experts in one step.
 
-    Nothing while a tree grows.
+    Empty while the tree grows.
     """
     sigmas = stage["sampling"]["sigmas"] if stage["ensemble"] else []
-    asked = [next(p["expert"] for p in stage["ensemble"] if s >= p["sigma_lo"]) for s in sigmas]
-    after = [*asked[1:], *asked[-1:]] if stage["sampling"]["solver"] == "heun" else asked
+    called = [next(p["expert"] for p in stage["ensemble"] if s >= p["sigma_lo"]) for s in sigmas]
+    following = [*called[1:], *called[-1:]]
+    second = following if stage["sampling"]["solver"] == "heun" else called
     return [
         (sigma, list(dict.fromkeys(pair)))
-        for sigma, *pair in zip(sigmas, asked, after, strict=True)
+        for sigma, *pair in zip(sigmas, called, second, strict=True)
     ]
 
 
-Row = tuple[int, str, str, dict[str, Any]]
+TreeRow = tuple[int, str, str, dict[str, Any]]
+"""Depth, branches to draw before the name, name, expert."""
 
 
-def rows(experts: Mapping[str, Any]) -> Iterator[Row]:
-    """(depth, branches before the name, name, expert) from the root down, high noise first."""
+def tree_rows(experts: Mapping[str, Any]) -> Iterator[TreeRow]:
+    """The experts in tree order: from the root down, high noise first."""
 
-    def below(parent: str | None, depth: int, lines: str) -> Iterator[Row]:
-        mine = [(n, e) for n, e in experts.items() if e["parent"] == parent]
-        mine.sort(key=lambda item: (item[0] == SINGLE, -item[1]["sigma_lo"]))
-        for name, expert in mine:
-            last = name == mine[-1][0]
+    def below(parent: str | None, depth: int, lines: str) -> Iterator[TreeRow]:
+        children = [(n, e) for n, e in experts.items() if e["parent"] == parent]
+        children.sort(key=lambda item: (item[0] == SINGLE, -item[1]["sigma_lo"]))
+        for name, expert in children:
+            last = name == children[-1][0]
             drawn = lines + ("└─ " if last else "├─ ") if depth else ""
             yield depth, drawn, name, expert
             yield from below(name, depth + 1, lines + ("   " if last or not depth else "│  "))
@@ -158,11 +165,13 @@ def rows(experts: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def interval_text(expert: Mapping[str, Any]) -> str:
+    """An expert's σ interval: ``σ ≥ 1.363``."""
     low, high = expert["sigma_lo"], expert["sigma_hi"]
     return sigma_text(low, math.inf if high is None else high)
 
 
 def gain_text(expert: Mapping[str, Any]) -> str:
+    """Validation loss, and the gain over the parent with its 95 % interval; empty if unmeasured."""
     m = expert["metrics"]
     if "val_gain" not in m:
         return f"val loss {m['val_loss']:.4f}" if "val_loss" in m else ""
@@ -173,23 +182,25 @@ def gain_text(expert: Mapping[str, Any]) -> str:
 
 
 def state_text(expert: Mapping[str, Any]) -> str:
+    """State of an expert; ``refused`` if it did not enter the ensemble."""
     return "refused" if expert.get("adopted") is False else str(expert["state"])
 
 
-LABEL = 20  # characters of an expert's name with its branches, or more
+MIN_LABEL_WIDTH = 20
+"""Characters reserved for an expert's name with its branches."""
 
 
 def text(tree: Mapping[str, Any]) -> str:
-    """For a terminal."""
+    """The tree for the terminal, with all its tables."""
     labels = "".join(f"  {label}" for label in tree.get("labels", ()))
     lines = [f"{tree['pipeline']}  {tree['execution'] or ''}  {tree['state']}{labels}"]
     for stage_name, stage in tree["stages"].items():
         lines.append(stage_name)
         found = [
             (f"{branches}{'●' if e['in_ensemble'] else '○'} {name}", e)
-            for _, branches, name, e in rows(stage["experts"])
+            for _, branches, name, e in tree_rows(stage["experts"])
         ]
-        width = max(LABEL, *(len(label) for label, _ in found))
+        width = max(MIN_LABEL_WIDTH, *(len(label) for label, _ in found))
         for label, e in found:
             lines.append(
                 f"  {label:<{width}} {interval_text(e):<24} {e['images']:>9,} images  "
@@ -203,42 +214,44 @@ def text(tree: Mapping[str, Any]) -> str:
             comparison_table(stage.get("compared", {})),
             decision_table(stage),
         ):
-            lines += [*aligned(table), ""] if table else []
+            lines += [*table_lines(table), ""] if table else []
         if end := stage.get("end"):
-            lines += [f"  it grows no further: {end}", ""]
+            lines += [f"  growth ended: {end}", ""]
     return "\n".join(lines)
 
 
-COLUMNS = {
+COMMON_METRICS = {
     "kernel_distance": ("KID", "↓"),
     "frechet_distance": ("Fréchet", "↓"),
     "clip_score": ("CLIP", "↑"),
     "val_loss": ("val loss", "↓"),
 }
-"""Of what every evaluation may have; further metrics' own stand before them, more is better."""
+"""Metric → (heading, better direction), for metrics any pipeline may have. A pipeline's own
+metrics come before them; of those, more is better."""
 
-HIDDEN = ("_ci95", "_pictures")
-"""Ends the names of numbers that belong to others."""
-
-
-def columns(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Measure → the head of its column, for all that is measured in some evaluation."""
-    seen = {k for m in evaluations.values() for k in m if "/" not in k and not k.endswith(HIDDEN)}
-    own = {k: f"{k.replace('_', ' ')} ↑" for k in sorted(seen - set(COLUMNS))}
-    return own | {k: " ".join(head) for k, head in COLUMNS.items() if k in seen}
+AUXILIARY_SUFFIXES = ("_ci95", "_pictures")
+"""Endings of values that belong to another metric."""
 
 
-FEW = 10
-"""Of fewer pictures an interval says nothing: that of a share would reach beyond 0 and 1."""
+def metric_columns(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Metric → heading of its column, for all metrics of any evaluation."""
+    keys = {k for metrics in evaluations.values() for k in metrics if "/" not in k}
+    seen = {k for k in keys if not k.endswith(AUXILIARY_SUFFIXES)}
+    own = {k: f"{k.replace('_', ' ')} ↑" for k in sorted(seen - set(COMMON_METRICS))}
+    return own | {k: " ".join(head) for k, head in COMMON_METRICS.items() if k in seen}
 
 
-def measured(metrics: Mapping[str, float], key: str) -> str:
-    """A number with half its 95 % confidence interval, where it has one; of few pictures, with
-    how many."""
+MIN_PICTURES = 10
+"""Below this, a metric shows its number of pictures and no interval, which for a share would reach
+beyond 0 and 1."""
+
+
+def metric_text(metrics: Mapping[str, float], key: str) -> str:
+    """A metric with half its 95 % confidence interval, or with the number of pictures if few."""
     if key not in metrics:
         return "–"
     half, pictures = metrics.get(f"{key}_ci95"), metrics.get(f"{key}_pictures")
-    if pictures and pictures < FEW:
+    if pictures and pictures < MIN_PICTURES:
         return f"{metrics[key]:.3f} of {pictures:.0f}"
     return f"{metrics[key]:.3f}" + (f" ±{half:.3f}".replace("±0.", "±.") if half else "")
 
@@ -251,7 +264,7 @@ GROUPS = {
     f"ensemble{BEFORE}": "ensemble, the champion's captions",
     f"champion{BEFORE}": "champion, its own captions",
 }
-
+"""Evaluated model → label of its row."""
 
 CONTROLS = {
     "enlarged/": "pictures of the stage below, enlarged",
@@ -259,27 +272,28 @@ CONTROLS = {
     "shuffled/": "ensemble, captions shuffled",
     "real/": "real pictures",
 }
+"""Prefix of a control's metrics → label of its row."""
 
 
 def evaluation_table(evaluations: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-    """A header row and one row a model, the controls below; empty without evaluations."""
-    heads = columns(evaluations)
+    """A heading, one row per model and one per control; empty without evaluations."""
+    heads = metric_columns(evaluations)
     if not heads:
         return []
     table = [["", *heads.values()]]
     for group, label in GROUPS.items():
         if m := evaluations.get(group):
-            table.append([label + of_pictures(m), *(measured(m, k) for k in heads)])
+            table.append([label + pictures_text(m), *(metric_text(m, k) for k in heads)])
     controls = evaluations.get("ensemble", {})
     for prefix, label in CONTROLS.items():
-        row = [measured(controls, prefix + k) for k in heads]
+        row = [metric_text(controls, prefix + k) for k in heads]
         if set(row) != {"–"}:
-            table.append([label + of_pictures(controls, prefix), *row])
+            table.append([label + pictures_text(controls, prefix), *row])
     return table
 
 
-def of_pictures(metrics: Mapping[str, float], prefix: str = "") -> str:
-    """Of how many drawn pictures numbers are, the losses' aside; nothing where nobody knows."""
+def pictures_text(metrics: Mapping[str, float], prefix: str = "") -> str:
+    """How many drawn pictures the metrics are over, losses aside; empty if that is unknown."""
     counts = {
         int(value)
         for key, value in metrics.items()
@@ -290,18 +304,20 @@ def of_pictures(metrics: Mapping[str, float], prefix: str = "") -> str:
 
 
 def measure_text(measure: str) -> str:
-    """A measure for people, and a loss by whose interval it is of: ``val loss, E9_511``."""
+    """Heading of a metric; a loss on one expert's interval names it: ``val loss, E9_511``."""
     name, _, part = measure.partition("/")
-    head = COLUMNS.get(name, (name.replace("_", " "), ""))[0]
+    head = COMMON_METRICS.get(name, (name.replace("_", " "), ""))[0]
     return f"{head}, {part}" if part else head
 
 
 def comparison_table(gains: Mapping[str, float]) -> list[list[str]]:
-    """What the ensemble gains over the single model of its budget, measure by measure, of how many
-    pictures."""
+    """The ensemble's gain over the single model of the same budget; empty if not compared.
+
+    One row per metric: gain, 95 % interval, number of pictures, verdict.
+    """
     rows = []
     for key, value in gains.items():
-        if key.endswith(("_low", "_high", *HIDDEN)):
+        if key.endswith(("_low", "_high", *AUXILIARY_SUFFIXES)):
             continue
         low, high = gains[f"{key}_low"], gains[f"{key}_high"]
         verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
@@ -314,14 +330,15 @@ def comparison_table(gains: Mapping[str, float]) -> list[list[str]]:
 
 
 def decision_table(stage: Mapping[str, Any]) -> list[list[str]]:
-    """How an adaptive stage grew: a header row and one row a decision; empty for any other."""
+    """How an adaptive stage grew: a heading and one row per decision; empty for other stages."""
     rows = stage.get("decisions", [])
     keys = list(dict.fromkeys(k for row in rows for k in row))
-    body = [[cell(row.get(k)) for k in keys] for row in rows]
+    body = [[cell_text(row.get(k)) for k in keys] for row in rows]
     return [[k.replace("_", " ") for k in keys], *body] if rows else []
 
 
-def cell(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """A value of a decision for its table."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -331,26 +348,18 @@ def cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Lines for a terminal: the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return [
-        "  "
-        + "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
+def table_lines(table: Sequence[Sequence[str]]) -> list[str]:
+    """Indented lines for the terminal: first column aligned left, the others right."""
+    return [f"  {line}" for line in align_columns(table, right=range(1, len(table[0])))]
 
 
 def markdown(tree: Mapping[str, Any]) -> str:
-    """For the description of the execution's run."""
+    """The tree as Markdown, for the description of the run in MLflow."""
     labels = "".join(f", {label}" for label in tree.get("labels", ()))
     out = [f"### {tree['pipeline']}: {tree['state']}{labels}", ""]
     for stage_name, stage in tree["stages"].items():
         out += [f"**{stage_name}** (bold: in the ensemble)", ""]
-        for depth, _, name, e in rows(stage["experts"]):
+        for depth, _, name, e in tree_rows(stage["experts"]):
             label = f"**{name}**" if e["in_ensemble"] else name
             out.append(
                 f"{'    ' * depth}- {label} · {interval_text(e)} · {e['images']:,} images · "
@@ -367,7 +376,7 @@ def markdown(tree: Mapping[str, Any]) -> str:
 
 
 def headline_metrics(tree: Mapping[str, Any]) -> dict[str, float]:
-    """The evaluations, flat, for the execution's own run."""
+    """All evaluation metrics as ``stage/model/metric``, for the run's own page in MLflow."""
     return {
         f"{stage}/{group}/{key}": value
         for stage, content in tree["stages"].items()

@@ -1,28 +1,38 @@
-"""Two runs' expert trees side by side."""
+"""Compare the expert trees of two runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.reports.tree import GROUPS, aligned, columns, interval_text, rows, state_text
+from pipelines.reports.tree import (
+    GROUPS,
+    interval_text,
+    metric_columns,
+    state_text,
+    table_lines,
+    tree_rows,
+)
 
 Tree = Mapping[str, Any]
 
 
 def compare(a: Tree, b: Tree) -> dict[str, Any]:
-    """Every expert and every measurement of either, with the difference B − A where both have it.
+    """All experts and metrics of both trees, with the difference B − A where both have a value.
 
-    Losses and gains of an expert differ meaningfully only on one interval, so those of experts
-    that were trained on different ones are shown without a difference.
+    Losses and gains are comparable only on the same interval, so experts of one name that were
+    trained on different intervals get no difference.
+
+    Args:
+        a, b: trees from :func:`pipelines.reports.tree.build`.
     """
     names = {**a["stages"], **b["stages"]}
-    nothing: Tree = {"experts": {}, "evaluations": {}}
+    empty: Tree = {"experts": {}, "evaluations": {}}
     return {
         "a": _head(a),
         "b": _head(b),
         "stages": {
-            name: _stage(a["stages"].get(name, nothing), b["stages"].get(name, nothing))
+            name: _stage(a["stages"].get(name, empty), b["stages"].get(name, empty))
             for name in names
         },
     }
@@ -38,15 +48,15 @@ def _stage(a: Tree, b: Tree) -> dict[str, Any]:
     both = {**b["experts"], **a["experts"]}
     evaluations = {}
     for group in {**a["evaluations"], **b["evaluations"]}:
-        was, now = a["evaluations"].get(group, {}), b["evaluations"].get(group, {})
+        old, new = a["evaluations"].get(group, {}), b["evaluations"].get(group, {})
         evaluations[group] = {
-            key: {"a": was.get(key), "b": now.get(key), "difference": minus(now, was, key)}
-            for key in {**was, **now}
+            key: {"a": old.get(key), "b": new.get(key), "difference": difference_of(new, old, key)}
+            for key in {**old, **new}
         }
     return {
         "experts": {
             name: _expert(a["experts"].get(name), b["experts"].get(name))
-            for _, _, name, _ in rows(both)
+            for _, _, name, _ in tree_rows(both)
         },
         "evaluations": evaluations,
     }
@@ -56,12 +66,12 @@ def _expert(a: Tree | None, b: Tree | None) -> dict[str, Any]:
     found: dict[str, Any] = {"a": a and _shown(a), "b": b and _shown(b)}
     if not (a and b):
         return {**found, "only_in": "a" if a else "b"}
-    is_same = all(a[k] == b[k] for k in ("q_lo", "q_hi"))
-    keys = ("val_loss", "val_gain") if is_same else ()
-    differences = {key: minus(b["metrics"], a["metrics"], key) for key in keys}
+    same_interval = all(a[k] == b[k] for k in ("q_lo", "q_hi"))
+    keys = ("val_loss", "val_gain") if same_interval else ()
+    differences = {key: difference_of(b["metrics"], a["metrics"], key) for key in keys}
     return {
         **found,
-        "same_interval": is_same,
+        "same_interval": same_interval,
         "same_weights": a["weights_sha256"] is not None
         and a["weights_sha256"] == b["weights_sha256"],
         "difference": {"images": b["images"] - a["images"], **differences},
@@ -74,27 +84,29 @@ def _shown(expert: Tree) -> dict[str, Any]:
     return {k: expert[k] for k in keys} | {"state": state_text(expert)} | measured
 
 
-def minus(b: Mapping[str, Any], a: Mapping[str, Any], key: str) -> float | None:
+def difference_of(b: Mapping[str, Any], a: Mapping[str, Any], key: str) -> float | None:
+    """b − a of one metric; None if either lacks it."""
     return b[key] - a[key] if key in a and key in b else None
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """For a terminal."""
+    """The comparison for the terminal."""
     lines = []
     for side in ("a", "b"):
         head = found[side]
         lines.append("  ".join([side.upper(), head["execution"], head["state"], *head["labels"]]))
     for name, stage in found["stages"].items():
         remarks = ["", *(remark(e) for e in stage["experts"].values())]
-        table = aligned(expert_table(stage["experts"]))
+        table = table_lines(expert_table(stage["experts"]))
         lines += ["", name, *(f"{line}  {r}".rstrip() for line, r in zip(table, remarks))]
-        lines.append("  ● in the ensemble, of A and of B")
+        lines.append("  ● in the ensemble (first mark: A, second: B)")
         if measured := evaluation_table(stage["evaluations"]):
-            lines += ["", *aligned(measured)]
+            lines += ["", *table_lines(measured)]
     return "\n".join(lines)
 
 
 def expert_table(experts: Mapping[str, Any]) -> list[list[str]]:
+    """A heading and one row per expert: images, loss and gain of both runs, and differences."""
     table = [["", "interval", "images A", "B", "val loss A", "B", "B − A", "gain A", "B", "B − A"]]
     for name, e in experts.items():
         sides = [e["a"] or {}, e["b"] or {}]
@@ -115,36 +127,38 @@ def expert_table(experts: Mapping[str, Any]) -> list[list[str]]:
 
 
 def remark(e: Mapping[str, Any]) -> str:
-    """What the numbers do not say of one expert."""
+    """What the numbers of an expert do not show: only in one run, same weights, other interval."""
     if side := e.get("only_in"):
         return f"only in {side.upper()}"
-    said = ["same weights"] if e["same_weights"] else []
-    said += [] if e["same_interval"] else [f"B: {interval_text(e['b'])}"]
+    notes = ["same weights"] if e["same_weights"] else []
+    notes += [] if e["same_interval"] else [f"B: {interval_text(e['b'])}"]
     for side in ("a", "b"):
         if (state := e[side]["state"]) not in ("done", "reused"):
-            said.append(f"{side.upper()}: {state}")
-    return "; ".join(said)
+            notes.append(f"{side.upper()}: {state}")
+    return "; ".join(notes)
 
 
 def evaluation_table(evaluations: Mapping[str, Any]) -> list[list[str]]:
-    """Three rows a group of experts: A, B and the difference; empty without evaluations."""
-    keys = columns(evaluations)
+    """Three rows per evaluated model: A, B and the difference; empty without evaluations."""
+    keys = metric_columns(evaluations)
     table = [["", *keys.values()]]
     groups = [g for g in GROUPS if evaluations.get(g)]
     width = max((len(GROUPS[g]) for g in groups), default=0)
     for group in groups:
-        of = [evaluations[group].get(k, {}) for k in keys]
+        values = [evaluations[group].get(k, {}) for k in keys]
         table += [
-            [f"{GROUPS[group]:<{width}}  A", *(number(m.get("a"), ".3f") for m in of)],
-            [f"{'':<{width}}  B", *(number(m.get("b"), ".3f") for m in of)],
-            [f"{'':<{width}}  B − A", *(signed(m.get("difference"), 3) for m in of)],
+            [f"{GROUPS[group]:<{width}}  A", *(number(v.get("a"), ".3f") for v in values)],
+            [f"{'':<{width}}  B", *(number(v.get("b"), ".3f") for v in values)],
+            [f"{'':<{width}}  B − A", *(signed(v.get("difference"), 3) for v in values)],
         ]
     return table if len(table) > 1 else []
 
 
-def number(value: float | None, how: str = ".4f") -> str:
-    return "–" if value is None else format(value, how)
+def number(value: float | None, spec: str = ".4f") -> str:
+    """A value in a format specification; a dash for None."""
+    return "–" if value is None else format(value, spec)
 
 
 def signed(difference: float | None, digits: int = 4) -> str:
+    """A difference with its sign; ``=`` for zero, a dash for None."""
     return "=" if difference == 0 else number(difference, f"+.{digits}f")

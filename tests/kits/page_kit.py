@@ -1,4 +1,4 @@
-"""A page as a tree of elements."""
+"""Parse an HTML page into a tree of elements."""
 
 import re
 from html.parser import HTMLParser
@@ -12,7 +12,7 @@ class Element:
         self.inside = []
 
     def all(self, name="", **attributes):
-        """Everything below of a name, and with an attribute that has a word."""
+        """All elements below with a tag name and attributes that contain given words."""
         for part in self.inside:
             if isinstance(part, Element):
                 words = {k: (part.attributes.get(k) or "").split() for k in part.attributes}
@@ -37,7 +37,7 @@ class Element:
 
 
 class Page(HTMLParser):
-    """A tree of elements; fails on a tag that is not closed, or closed twice."""
+    """Parses a page; fails on a tag that is not closed, or is closed twice."""
 
     def __init__(self, text):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Specs to plan: changed ones, and on a cluster; in a store that is not there."""
+"""Specs with changes, planned in an empty store."""
 
 import yaml
 from paths import SPECS
@@ -13,7 +13,7 @@ def raw(name="smoke"):
 
 
 def edited(name="smoke", **changes):
-    """A spec with ``a__b=value`` put at a.b."""
+    """A spec with changes: ``a__b=value`` sets ``a.b``."""
     out = raw(name)
     for at, value in changes.items():
         *path, key = at.split("__")
@@ -25,5 +25,5 @@ def edited(name="smoke", **changes):
 
 
 def planned(spec):
-    """Nothing is done, and of data nothing but its ``pairs:`` is known."""
+    """A plan in which no node is done, and only ``pairs:`` of the data is known."""
     return plan.make(spec, Store.at("/dev/null"), sources.identify_all(spec, assume=True))

@@ -1,4 +1,4 @@
-"""What a driver does with its record, and what MLflow has of it then."""
+"""Drive the record like a driver, and read it back from MLflow."""
 
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ PATIENCE_S = 300
 
 
 class Driver:
-    """A driver without Ray: a plan, its execution, and what was said."""
+    """A driver without Ray: a plan, its execution, and the logged lines."""
 
     def __init__(self, root: Path, uri: str | None = None) -> None:
         self.store = Store.open(str(root))
@@ -47,7 +47,7 @@ class Driver:
 
 
 def runs_of(uri: str) -> dict[str, list]:
-    """Node → its runs in MLflow; the executions' under ``""``."""
+    """Node id → its runs in MLflow; ``""`` stands for the executions' own."""
     client = quiet_mlflow().MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("smoke").experiment_id
     found: dict[str, list] = {}
@@ -57,7 +57,7 @@ def runs_of(uri: str) -> dict[str, list]:
 
 
 def points(uri: str, key: str, node: str = NODE) -> list[tuple[int, float]]:
-    """(step, value) of a curve, as often as MLflow has it."""
+    """All (step, value) of a curve that MLflow has."""
     client = quiet_mlflow().MlflowClient(tracking_uri=uri)
     [only] = runs_of(uri)[node]
     return sorted((m.step, m.value) for m in client.get_metric_history(only.info.run_id, key))

@@ -1,4 +1,4 @@
-"""A real MLflow server that can be killed and started again, and one that never answers."""
+"""A real MLflow server that can be killed and restarted, and one that never answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def free_port():
 
 
 class Server:
-    """``mlflow server`` on a database of its own; the same after a kill."""
+    """``mlflow server`` on its own database; it can be restarted after a kill."""
 
     def __init__(self, database: Path) -> None:
         self.database, self.port = database, free_port()
@@ -58,7 +58,7 @@ class Server:
             return False
 
     def kill(self) -> None:
-        """SIGKILL to it and its workers."""
+        """Send SIGKILL to the server and its workers."""
         if self.process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -68,7 +68,7 @@ class Server:
 
 @contextlib.contextmanager
 def silent():
-    """The address of a server that takes every connection and never answers."""
+    """Address of a server that accepts every connection and never answers."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(64)

@@ -1,4 +1,4 @@
-"""The demo's tree as a finished run leaves it, with numbers by hand."""
+"""The demo's tree as a finished run stores it, with made-up numbers."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ KEYS = ("val_loss", "val_loss_parent", "val_gain", "val_gain_low", "val_gain_hig
 
 
 def demo_tree(root: Path) -> dict:
-    """As read from the store: through JSON."""
+    """The tree as read from the store, through JSON."""
     loaded = spec.load(DEMO)
     made = plan.make(loaded, Store.at(str(root)), sources.identify_all(loaded))
     tree = tree_view.build(made, None, {})

@@ -109,7 +109,7 @@ def test_a_pipeline_is_sent_watched_stopped_and_sent_again(cluster, smoke, tmp_p
     )
     assert "job smoke-1" in send(endless)
     endless.unlink()  # the job has its own
-    assert "smoke-1 already" in send(SMOKE, code=2)
+    assert "already job smoke-1" in send(SMOKE, code=2)
     until(
         lambda: {p.parent for p in store.glob("nodes/train/sr32/*/progress.json")} - done,
         lambda: asked("logs", "smoke-1"),

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from pipelines.executor.doctor.check import Check, Checks, Level, Subject
-from pipelines.formatting import gigabytes
+from pipelines.formatting import byte_size
 
 PYTHON = (3, 11)
 LOW_DISK, VERY_LOW_DISK = 10e9, 1e9
@@ -45,7 +45,7 @@ def device(subject: Subject) -> Checks:
     wanted = subject.spec.gpus if subject.spec else 0
     if torch.cuda.is_available():
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        shown = f"{len(gpus)} × {gpus[0].name} with {gigabytes(gpus[0].total_memory)}"
+        shown = f"{len(gpus)} × {gpus[0].name} with {byte_size(gpus[0].total_memory)}"
         has: Level = "ok" if len(gpus) >= wanted or os.environ.get("RAY_ADDRESS") else "fault"
         remedy = "lower `gpus:`, or run on a cluster: set RAY_ADDRESS" if has != "ok" else ""
         more = f"; the spec asks for {wanted:g}" if remedy else ""
@@ -85,7 +85,7 @@ def disk(subject: Subject) -> Checks:
         level: Level = "ok" if free >= LOW_DISK else "warning"
         level = level if free >= VERY_LOW_DISK else "fault"
         remedy = "free some space, or use another disk" if level != "ok" else ""
-        yield Check("disk", level, f"{gigabytes(free)} free in {there} ({what})", remedy)
+        yield Check("disk", level, f"{byte_size(free)} free in {there} ({what})", remedy)
 
 
 def memory(_: Subject) -> Checks:
@@ -94,15 +94,15 @@ def memory(_: Subject) -> Checks:
         yield Check("memory", "ok", "not known on this system")
     elif free < LOW_MEMORY:
         remedy = "stop other programs, or use a machine with more memory"
-        yield Check("memory", "warning", f"{gigabytes(free)} available", remedy)
+        yield Check("memory", "warning", f"{byte_size(free)} available", remedy)
     else:
-        yield Check("memory", "ok", f"{gigabytes(free)} available")
+        yield Check("memory", "ok", f"{byte_size(free)} available")
     shared = Path("/dev/shm")
     if shared.is_dir() and (size := shutil.disk_usage(shared).free) < SHARED_MEMORY:
         yield Check(
             "memory",
             "warning",
-            f"{gigabytes(size)} free in /dev/shm, so Ray uses slow files instead",
+            f"{byte_size(size)} free in /dev/shm, so Ray uses slow files instead",
             "in a container set `--shm-size=2g`",
         )
 

@@ -1,4 +1,4 @@
-"""The expert tree as one page that needs nothing but itself: ``lineage.html``."""
+"""The expert tree as one self-contained HTML page: ``lineage.html``."""
 
 from pipelines.reports.tree_page.page import html
 from pipelines.reports.tree_page.thumbnails import thumbnails

@@ -1,4 +1,4 @@
-"""What is drawn, in percent of the width: the axis of log σ, p(σ) over it, gains about a zero."""
+"""Geometry of the page in percent of the width: log σ axis, p(σ) above it, gains around zero."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-POINTS = 160  # of the curve
-REACH = 3.4  # standard deviations of ln σ that are shown on each side
-WARM, COLD = 18.0, 262.0
-"""Hues of the expert of the highest and of the lowest noise."""
+CURVE_POINTS = 160
+SHOWN_STDS = 3.4
+"""Standard deviations of ln σ shown on each side of the mean."""
+
+FIRST_HUE, LAST_HUE = 18.0, 262.0
+"""Hues of the experts of the highest and the lowest noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """log σ from left to right; all of p(σ) that matters and every sampling step are on it."""
+    """A log σ axis from left to right that covers p(σ) and all sampling steps."""
 
     low: float
     high: float
 
     @staticmethod
-    def of(noise: Mapping[str, float], sigmas: Sequence[float]) -> Axis:
+    def covering(noise: Mapping[str, float], sigmas: Sequence[float]) -> Axis:
+        """The axis for a noise distribution and the σ of the sampling steps."""
         mean, std = noise["P_mean"], noise["P_std"]
-        low = min(math.exp(mean - REACH * std), *sigmas)
-        high = max(math.exp(mean + REACH * std), *sigmas)
+        low = min(math.exp(mean - SHOWN_STDS * std), *sigmas)
+        high = max(math.exp(mean + SHOWN_STDS * std), *sigmas)
         return Axis(low=low / 1.25, high=high * 1.25)
 
     def at(self, sigma: float | None) -> float:
-        """Percent from the left; what lies beyond an end is at that end, None at the right one."""
+        """Position of σ in percent from the left, clipped to the axis; None stands for infinity."""
         if sigma is None or sigma >= self.high:
             return 100.0
         if sigma <= self.low:
@@ -37,36 +40,37 @@ class Axis:
         return round(100 * math.log(sigma / self.low) / math.log(self.high / self.low), 2)
 
     def labels(self) -> list[tuple[float, str]]:
-        """Powers of ten that stand clear of both ends."""
+        """(position, text) of the powers of ten, without those close to an end."""
         first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
         found = [(self.at(10.0**n), f"{10.0**n:g}") for n in range(first, last + 1)]
         return [(at, label) for at, label in found if 3 < at < 97]
 
 
 def hues(names: Sequence[str]) -> dict[str, float]:
-    """A hue for each expert of an ensemble, the highest noise first; one may have many seats."""
+    """Expert → hue, from high noise to low; an expert in several slots has one hue."""
     once = list(dict.fromkeys(names))
-    step = (COLD - WARM) / max(len(once) - 1, 1)
-    return {name: round(WARM + i * step, 1) for i, name in enumerate(once)}
+    step = (LAST_HUE - FIRST_HUE) / max(len(once) - 1, 1)
+    return {name: round(FIRST_HUE + i * step, 1) for i, name in enumerate(once)}
 
 
 def curve(axis: Axis, noise: Mapping[str, float]) -> list[tuple[float, float]]:
-    """p(ln σ) along the axis: x, and y from 100 (nothing) to 6 (its highest)."""
+    """Points (x, y) of p(ln σ) along the axis; y runs from 100 (zero) to 6 (maximum)."""
 
     def y(x: float) -> float:
         ln_sigma = math.log(axis.low) + x / 100 * math.log(axis.high / axis.low)
         z = (ln_sigma - noise["P_mean"]) / noise["P_std"]
         return round(100 - 94 * math.exp(-z * z / 2), 2)
 
-    return [(x, y(x)) for x in (round(100 * i / POINTS, 2) for i in range(POINTS + 1))]
+    return [(x, y(x)) for x in (round(100 * i / CURVE_POINTS, 2) for i in range(CURVE_POINTS + 1))]
 
 
 def path(points: Iterable[tuple[float, float]]) -> str:
+    """An SVG path through points."""
     return "M" + " L".join(f"{x:g} {y:g}" for x, y in points)
 
 
 def area(points: Sequence[tuple[float, float]], left: float, right: float) -> str:
-    """What lies under a curve from one x to another."""
+    """An SVG path around the area under a curve, between two x."""
 
     def at(x: float) -> float:
         (x0, y0), (x1, y1) = next(pair for pair in pairwise(points) if x <= pair[1][0])
@@ -78,7 +82,7 @@ def area(points: Sequence[tuple[float, float]], left: float, right: float) -> st
 
 
 def gains(experts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Expert → where its gain over the parent lies on the scale that all of a stage share."""
+    """Expert → position and text of its gain over the parent; all experts share one scale."""
     measured = {n: e["metrics"] for n, e in experts.items() if "val_gain" in e["metrics"]}
     low: float = min([0.0, *(m["val_gain_low"] for m in measured.values())])
     high: float = max([0.0, *(m["val_gain_high"] for m in measured.values())])

@@ -1,5 +1,5 @@
 for (const stage of document.querySelectorAll("section[data-stage]")) {
-  if (!stage.querySelector(".steps")) continue; // its tree still grows
+  if (!stage.querySelector(".steps")) continue; // the tree is still growing
   const steps = JSON.parse(stage.querySelector(".steps").textContent);
   const slider = stage.querySelector(".slider");
   const input = slider.querySelector("input");
@@ -15,7 +15,7 @@ for (const stage of document.querySelectorAll("section[data-stage]")) {
       if (works) stage.style.setProperty("--now-hue", row.style.getPropertyValue("--hue"));
     }
     output.textContent =
-      `step ${input.value} of ${steps.length}: σ = ${step.sigma}, ${step.experts.join(" and ")} at work`;
+      `step ${input.value} of ${steps.length}: σ = ${step.sigma}, expert ${step.experts.join(" and ")}`;
   }
 
   input.addEventListener("input", show);

@@ -1,4 +1,4 @@
-"""A tree's numbers and drawings, laid out for the template beside this file."""
+"""Render a tree as HTML: prepares the values for ``page.html``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.reports.tree_page import drawing
 from pipelines.reports.tree_page.drawing import Axis
 
 Links = Mapping[str, Mapping[str, str]]
-"""Node → ``id`` and ``address`` of its run in MLflow; the execution's own is that of ``""``."""
+"""Node id → ``id`` and ``address`` of its run in MLflow; ``""`` stands for the whole execution."""
 
 
 def html(
@@ -20,22 +20,22 @@ def html(
     links: Links | None = None,
     pictures: Mapping[str, str] | None = None,
 ) -> str:
-    """The page; the same bytes for the same tree.
+    """Render the page; the same tree gives the same bytes.
 
     Args:
-        links: the nodes' runs in MLflow, as far as they are known; without an ``address`` where
-            there is no server to ask.
-        pictures: path in the store → its thumbnail, from :func:`thumbnails`.
+        tree: from :func:`pipelines.reports.tree.build`.
+        links: the nodes' runs in MLflow, if known; ``address`` is empty without a server.
+        pictures: path in the store → thumbnail, from :func:`thumbnails`.
 
     Raises:
-        ValueError: The tree is of a run of an earlier version, which kept less of it.
+        ValueError: An earlier version wrote the tree, and it lacks what the page shows.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     if any("ensemble" not in stage for stage in tree["stages"].values()):
         raise ValueError(
-            f"the tree of {tree['execution']} was kept by an earlier version, without p(σ); "
-            "run its spec again, which trains nothing anew, and draw that run's"
+            f"the tree of {tree['execution']} was written by an earlier version and lacks p(σ); "
+            "run its spec again (nothing is trained again) and draw the tree of that run"
         )
     environment = Environment(
         loader=PackageLoader("pipelines", "reports/tree_page"),
@@ -61,24 +61,24 @@ def _stage(
     name: str, stage: Mapping[str, Any], links: Links, pictures: Mapping[str, str]
 ) -> dict[str, Any]:
     sampling, side = stage["sampling"], stage["resolution"]
-    axis = Axis.of(stage["noise"], sampling["sigmas"])
-    colours = drawing.hues([piece["expert"] for piece in stage["ensemble"]])
-    works = tree_view.at_work(stage)
+    axis = Axis.covering(stage["noise"], sampling["sigmas"])
+    colours = drawing.hues([slot["expert"] for slot in stage["ensemble"]])
+    by_step = tree_view.experts_by_step(stage)
     experts = _experts(name, stage, axis, links, pictures)
     return {
         "name": name,
         "facts": f"{side}×{side} pixels, {sampling['steps']} steps of "
         f"{sampling['solver']}, guidance {sampling['guidance']:g}",
         "colours": colours,
-        "curve": _curve(stage, axis, colours, works),
+        "curve": _curve(stage, axis, colours, by_step),
         "labels": axis.labels(),
         "shares": [
             {"expert": expert, "steps": len(list(group))}
-            for expert, group in groupby(asked[0] for _, asked in works)
+            for expert, group in groupby(called[0] for _, called in by_step)
         ],
         "steps": [
-            {"sigma": f"{sigma:.3g}", "at": axis.at(sigma), "experts": asked}
-            for sigma, asked in works
+            {"sigma": f"{sigma:.3g}", "at": axis.at(sigma), "experts": called}
+            for sigma, called in by_step
         ],
         "experts": experts,
         "has_runs": any(e["run"] for e in experts),
@@ -96,24 +96,22 @@ def _curve(
     stage: Mapping[str, Any],
     axis: Axis,
     colours: Mapping[str, float],
-    works: list[tuple[float, list[str]]],
+    by_step: list[tuple[float, list[str]]],
 ) -> dict[str, Any]:
     points = drawing.curve(axis, stage["noise"])
     return {
         "outline": drawing.path(points),
         "parts": [
             {
-                "hue": colours[piece["expert"]],
-                "area": drawing.area(
-                    points, axis.at(piece["sigma_lo"]), axis.at(piece["sigma_hi"])
-                ),
+                "hue": colours[slot["expert"]],
+                "area": drawing.area(points, axis.at(slot["sigma_lo"]), axis.at(slot["sigma_hi"])),
                 "ticks": " ".join(
                     f"M{axis.at(sigma):g} 104 V114"
-                    for sigma, asked in works
-                    if asked[0] == piece["expert"]
+                    for sigma, called in by_step
+                    if called[0] == slot["expert"]
                 ),
             }
-            for piece in stage["ensemble"]
+            for slot in stage["ensemble"]
         ],
     }
 
@@ -125,11 +123,11 @@ def _experts(
     links: Links,
     pictures: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    colours = drawing.hues([piece["expert"] for piece in stage["ensemble"]])
+    colours = drawing.hues([slot["expert"] for slot in stage["ensemble"]])
     gains = drawing.gains(stage["experts"])
-    works = tree_view.at_work(stage)
+    by_step = tree_view.experts_by_step(stage)
     out = []
-    for _, branches, name, e in tree_view.rows(stage["experts"]):
+    for _, branches, name, e in tree_view.tree_rows(stage["experts"]):
         left, right = axis.at(e["sigma_lo"]), axis.at(e["sigma_hi"])
         sha = e["weights_sha256"]
         out.append(
@@ -145,7 +143,7 @@ def _experts(
                 "why": e.get("why", ""),
                 "loss": f"{e['metrics']['val_loss']:.4f}" if "val_loss" in e["metrics"] else "–",
                 "gain": gains.get(name),
-                "steps": sum(asked[0] == name for _, asked in works),
+                "steps": sum(called[0] == name for _, called in by_step),
                 "run": links.get(f"train/{stage_name}/{name}"),
                 "weights": sha[:12] if sha else "",
                 "thumbnail": pictures.get(e["picture"] or ""),

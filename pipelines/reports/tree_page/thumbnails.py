@@ -1,4 +1,4 @@
-"""Small copies of the pictures of a tree, for a page that carries them in itself."""
+"""Thumbnails of a tree's images, to embed in the page."""
 
 from __future__ import annotations
 
@@ -7,39 +7,44 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.reports.tree import rows
+from pipelines.reports.tree import tree_rows
 from pipelines.store.artifacts import Store
 
-SIDES = {"pictures": 640, "sheets": 300}
-"""Widths in pixels: of what an ensemble drew, and of what one expert makes of its scenes."""
+WIDTHS = {"pictures": 640, "sheets": 300}
+"""Width in pixels of an ensemble's images, and of one expert's samples."""
 
 LIMIT_BYTES = 100_000
-"""Of all together, as they stand in the page."""
+"""Size of all thumbnails together, as encoded in the page."""
 
 
-def wanted(tree: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Path in the store and width, what matters most first."""
+def candidates(tree: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(path in the store, width) of all images of a tree, the most important first."""
     stages = tree["stages"].values()
     drawn = [s["pictures"]["ensemble"] for s in stages if "ensemble" in s.get("pictures", {})]
-    sheets = [e["picture"] for s in stages for _, _, _, e in rows(s["experts"]) if e.get("picture")]
-    return [(p, SIDES["pictures"]) for p in drawn] + [(p, SIDES["sheets"]) for p in sheets]
+    experts = [e for s in stages for _, _, _, e in tree_rows(s["experts"])]
+    sheets = [e["picture"] for e in experts if e.get("picture")]
+    return [(p, WIDTHS["pictures"]) for p in drawn] + [(p, WIDTHS["sheets"]) for p in sheets]
 
 
 def thumbnails(store: Store, tree: Mapping[str, Any]) -> dict[str, str]:
-    """Path in the store → a ``data:`` address; those that are there, as many as there is room."""
+    """Path in the store → thumbnail as a ``data:`` URL.
+
+    Images that the store lacks, or that would exceed :data:`LIMIT_BYTES`, are left out.
+    """
     found: dict[str, str] = {}
-    room = LIMIT_BYTES
-    for path, width in wanted(tree):
+    bytes_left = LIMIT_BYTES
+    for path, width in candidates(tree):
         if not (png := store.read(path)):
             continue
-        address = "data:image/jpeg;base64," + base64.b64encode(small(png, width)).decode()
-        if len(address) <= room:
-            found[path] = address
-            room -= len(address)
+        url = "data:image/jpeg;base64," + base64.b64encode(jpeg_thumbnail(png, width)).decode()
+        if len(url) <= bytes_left:
+            found[path] = url
+            bytes_left -= len(url)
     return found
 
 
-def small(picture: bytes, width: int) -> bytes:
+def jpeg_thumbnail(picture: bytes, width: int) -> bytes:
+    """An image scaled down to a width in pixels, as JPEG."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(picture)).convert("RGB")

@@ -1,4 +1,4 @@
-"""Cron lines mean what cron means by them."""
+"""Cron lines have the meaning that cron gives them."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +10,7 @@ FRIDAY = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
 
 def nexts(line, count, timezone="UTC", after=FRIDAY):
-    times, found = cron.times(line, timezone), [after]
+    times, found = cron.cron_trigger(line, timezone), [after]
     for _ in range(count):
         found.append(times.get_next_fire_time(found[-1], found[-1]))
     return found[1:]
@@ -37,7 +37,7 @@ def test_weekdays_count_from_sunday(field, days):
     assert all((day.hour, day.minute) == (3, 0) for day in week)
 
 
-def test_times_are_of_the_zone_through_a_change_of_clocks():
+def test_times_follow_the_time_zone_through_daylight_saving():
     before = datetime(2026, 10, 24, 12, tzinfo=UTC)
     first, second = nexts("30 9 * * *", 2, "Europe/Berlin", before)
     assert (first.hour, second.hour) == (9, 9)
@@ -52,18 +52,18 @@ def test_times_are_of_the_zone_through_a_change_of_clocks():
         ("61 3 * * *", "61"),
         ("x 3 * * *", "minute"),
         ("0 3 30 2 *", "no such day"),
-        ("0 3 * * 8", "'8' is no weekday"),
-        ("0 3 * * 5-2", "'5-2' is no range"),
-        ("0 3 * * 1/0", "'1/0' is no range"),
+        ("0 3 * * 8", "'8' is not a weekday"),
+        ("0 3 * * 5-2", "'5-2' is not a range"),
+        ("0 3 * * 1/0", "'1/0' is not a range"),
         ("0 3 1 * 1", "either"),
     ],
 )
-def test_a_line_that_is_none_says_why_and_what_to_write(line, said):
+def test_an_invalid_line_names_the_fault_and_the_remedy(line, said):
     with pytest.raises(ValueError, match="write minute, hour") as refused:
-        cron.times(line, "UTC")
+        cron.cron_trigger(line, "UTC")
     assert said in str(refused.value)
 
 
 def test_a_time_zone_must_exist():
     with pytest.raises(ValueError, match="Europe/Berlin"):
-        cron.times("0 3 * * *", "Mars/Olympus")
+        cron.cron_trigger("0 3 * * *", "Mars/Olympus")

@@ -1,4 +1,4 @@
-"""When a scheduler works, what it tells and keeps, and how it ends. The clock is set by hand."""
+"""When a scheduler runs, what it logs and stores, and how it ends; with a simulated clock."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ from pipelines import cli
 from pipelines.executor.stopping import Stop
 from pipelines.jobs import child, cron, schedule
 from pipelines.jobs.schedule import Outcome
-from pipelines.jobs.schedule_state import Kept, Schedule
+from pipelines.jobs.schedule_state import Schedule, ScheduleState
 from pipelines.runs.threads import in_thread
 from pipelines.store.artifacts import Store
 
@@ -30,7 +30,7 @@ def hours(count, minutes=0):
 
 
 class Night:
-    """A scheduler's world: a clock that runs when it sleeps or works, and an end."""
+    """A scheduler with a simulated clock, which advances when it sleeps or runs, and an end."""
 
     def __init__(self, folder, begin=START, length=None, asked=HOURLY):
         self.clock, self.asked = begin, asked
@@ -53,14 +53,14 @@ class Night:
         return Outcome(state="interrupted") if self.stop.signal else self.outcome
 
     def keep(self):
-        kept = Kept(self.store, self.asked, self.clock, self.said.append)
-        schedule.keep(
+        kept = ScheduleState(self.store, self.asked, self.clock, self.said.append)
+        schedule.run_schedule(
             self.asked,
             kept,
             self.tick,
             self.said.append,
             self.stop,
-            times=cron.times(self.asked.cron, self.asked.timezone),
+            times=cron.cron_trigger(self.asked.cron, self.asked.timezone),
             now=lambda: self.clock,
             sleep=self.sleep,
         )
@@ -72,14 +72,14 @@ class Night:
 
 @pytest.fixture(autouse=True)
 def eager(monkeypatch):
-    monkeypatch.setattr(schedule, "LOOK_S", 60.0)
-    monkeypatch.setattr(child, "LOOK_S", 0.02)
+    monkeypatch.setattr(schedule, "POLL_S", 60.0)
+    monkeypatch.setattr(child, "POLL_S", 0.02)
 
 
-def test_every_time_is_seen_to_once(tmp_path):
+def test_every_tick_runs_once(tmp_path):
     night = Night(tmp_path)
     assert night.keep() == [hours(1), hours(2), hours(3)]
-    assert night.said[:2] == ["done in 0:00", "next 2026-11-27 14:00 UTC"]
+    assert night.said[:2] == ["done in 0:00", "next run: 2026-11-27 14:00 UTC"]
     assert night.file()["last"] == {
         "started": "2026-11-27T15:00:00+00:00",
         "state": "done",
@@ -88,33 +88,35 @@ def test_every_time_is_seen_to_once(tmp_path):
     }
 
 
-def test_a_time_that_comes_while_the_one_before_is_at_work_is_skipped_and_told(tmp_path):
+def test_a_tick_during_a_run_is_skipped_and_logged(tmp_path):
     night = Night(tmp_path, length=hours(5, 30))
     night.takes = [hours(2, 30)]
     assert night.keep() == [hours(1), hours(4), hours(5)]
-    assert night.said[1] == "skipped 2026-11-27 14:00 UTC: the one before was at work until now"
-    assert night.said[2] == "next 2026-11-27 16:00 UTC"
+    assert (
+        night.said[1] == "skipped the run due at 2026-11-27 14:00 UTC: the last was still running"
+    )
+    assert night.said[2] == "next run: 2026-11-27 16:00 UTC"
 
 
-def test_what_a_sleeping_machine_missed_is_caught_up_once(tmp_path):
+def test_ticks_missed_by_a_suspended_machine_run_once(tmp_path):
     night = Night(tmp_path, length=hours(9, 30))
     night.takes = [timedelta(0)]
     waited = night.sleep
     night.sleep = lambda s: waited(hours(5, 10).total_seconds() if len(night.worked) == 1 else s)
     assert night.keep()[:3] == [hours(1), hours(6, 10), hours(7)]
-    assert "2026-11-27 14:00 UTC was missed, and is caught up" in night.said
+    assert "the run due at 2026-11-27 14:00 UTC was missed; it starts now" in night.said
 
 
-def test_what_a_scheduler_that_was_down_missed_is_caught_up_once(tmp_path):
+def test_ticks_missed_while_the_scheduler_was_down_run_once(tmp_path):
     Night(tmp_path).keep()
     later = Night(tmp_path, begin=START + hours(9, 20), length=hours(1))
     assert later.keep() == [hours(9, 20), hours(10)]
-    assert later.said[0] == "2026-11-27 16:00 UTC was missed, and is caught up"
+    assert later.said[0] == "the run due at 2026-11-27 16:00 UTC was missed; it starts now"
     again = Night(tmp_path, begin=START + hours(10, 40), length=hours(0, 10))
     assert again.keep() == [] and again.said == []
 
 
-def test_a_scheduler_that_never_worked_has_missed_what_came_since_it_began(tmp_path):
+def test_ticks_since_the_first_start_of_the_scheduler_are_caught_up(tmp_path):
     assert Night(tmp_path, length=hours(0, 30)).keep() == []
     assert Night(tmp_path, begin=START + hours(1, 30), length=hours(0, 10)).keep() == [hours(1, 30)]
 
@@ -125,7 +127,7 @@ def test_a_clock_that_is_set_back_repeats_nothing(tmp_path):
     assert night.keep() == [hours(1), hours(2), hours(3)]
 
 
-def test_other_times_have_missed_nothing(tmp_path):
+def test_a_changed_schedule_has_missed_nothing(tmp_path):
     Night(tmp_path).keep()
     daily = Schedule(
         pipeline="demo", spec="demo.yaml", verb="run", cron="0 1 * * *", timezone="UTC"
@@ -133,27 +135,27 @@ def test_other_times_have_missed_nothing(tmp_path):
     assert Night(tmp_path, START + hours(48), hours(1), daily).keep() == []
 
 
-def test_one_that_was_stopped_at_work_goes_on_when_it_is_back(tmp_path):
+def test_an_interrupted_run_continues_after_a_restart(tmp_path):
     night = Night(tmp_path)
     night.takes = [hours(2, 40)]
     assert night.keep() == [hours(1)]
     assert night.file()["last"]["state"] == "interrupted"
     back = Night(tmp_path, begin=START + hours(3, 50), length=hours(0, 5))
     assert back.keep() == [hours(3, 50)]
-    assert back.said[0] == "goes on with the last, which was not finished"
+    assert back.said[0] == "continues the last run, which was not finished"
 
 
-def test_one_whose_scheduler_was_killed_goes_on_too(tmp_path):
+def test_a_run_continues_after_its_scheduler_was_killed(tmp_path):
     night = Night(tmp_path)
-    kept = Kept(night.store, HOURLY, START, night.said.append)
+    kept = ScheduleState(night.store, HOURLY, START, night.said.append)
     kept.save(START, started="2026-11-27T12:00:00+00:00", state="running")
     assert Night(tmp_path, begin=START + hours(0, 5), length=hours(0, 5)).keep() == [hours(0, 5)]
 
 
-def test_a_store_that_cannot_be_written_for_a_while_does_not_end_it(tmp_path):
+def test_a_store_that_cannot_be_written_does_not_end_the_scheduler(tmp_path):
     (tmp_path / "schedules").write_text("in the way")
     night = Night(tmp_path)
-    kept = Kept(night.store, HOURLY, START, night.said.append)
+    kept = ScheduleState(night.store, HOURLY, START, night.said.append)
     kept.save(START)
     assert "cannot be written" in night.said[0]
 
@@ -162,54 +164,54 @@ def test_a_store_that_cannot_be_written_for_a_while_does_not_end_it(tmp_path):
 
 
 def performed(folder, code, stop=None, idle=lambda: ""):
-    """→ (outcome, what was told, the log's file)."""
+    """→ (outcome, logged lines, file of the output)."""
     said, store = [], Store.at(str(folder))
     command = [sys.executable, "-c", code]
-    outcome = schedule.perform(HOURLY, store, idle, said.append, stop or Stop(), START, command)
+    outcome = schedule.run_verb(HOURLY, store, idle, said.append, stop or Stop(), START, command)
     return outcome, said, folder / "schedules/demo/20261127-120000.log"
 
 
-def test_what_a_verb_prints_is_in_a_file_of_the_store(tmp_path):
+def test_the_output_of_a_verb_is_in_a_file_of_the_store(tmp_path):
     outcome, said, log = performed(tmp_path, "print('hello'); import sys; sys.stderr.write('!')")
     assert outcome == Outcome(state="done")
     assert log.read_text() == "!hello\n" or log.read_text() == "hello\n!"
-    assert said == [f"started; its output: {log}"]
+    assert said == [f"started; output in {log}"]
 
 
 def test_a_verb_that_skips_says_why(tmp_path):
     outcome, _, log = performed(tmp_path, "print('looked'); print('skipped: no new data')")
-    assert outcome == Outcome(state="skipped", said="no new data")
+    assert outcome == Outcome(state="skipped", message="no new data")
     assert not log.exists()
 
 
-def test_a_verb_that_fails_is_told_by_its_last_line(tmp_path):
+def test_a_failed_verb_is_reported_with_its_last_line(tmp_path):
     outcome, _, log = performed(tmp_path, "print('a'); import sys; sys.exit('ediffi: no bucket')")
-    assert outcome == Outcome(state="failed", said="ediffi: no bucket", code=1)
+    assert outcome == Outcome(state="failed", message="ediffi: no bucket", code=1)
     assert "no bucket" in log.read_text()
     outcome, _, _ = performed(
         tmp_path, "import os; print('half', flush=True); os.kill(os.getpid(), 9)"
     )
-    assert outcome.said == "killed by SIGKILL; half"
+    assert outcome.message == "killed by SIGKILL; half"
     assert outcome.code == 137
 
 
-def test_a_run_that_is_cancelled_is_not_begun_again_by_itself(tmp_path):
+def test_a_cancelled_run_is_not_resumed(tmp_path):
     outcome, _, _ = performed(tmp_path, "print('cancelled; kept'); raise SystemExit(130)")
-    assert outcome == Outcome(state="failed", said="cancelled; kept", code=130)
+    assert outcome == Outcome(state="failed", message="cancelled; kept", code=130)
 
 
-def test_where_nothing_changed_no_process_is_started(tmp_path):
+def test_no_process_starts_if_nothing_changed(tmp_path):
     outcome, said, log = performed(tmp_path, "raise SystemExit(1)", idle=lambda: "nothing changed")
-    assert outcome == Outcome(state="skipped", said="nothing changed")
+    assert outcome == Outcome(state="skipped", message="nothing changed")
     assert not said and not log.exists()
 
 
-def test_a_spec_that_is_broken_meanwhile_fails_the_tick_and_not_the_scheduler(tmp_path):
+def test_a_broken_spec_fails_the_tick_but_not_the_scheduler(tmp_path):
     def idle():
         raise ValueError("mine.yaml:\nno YAML")
 
     outcome, _, _ = performed(tmp_path, "", idle=idle)
-    assert outcome == Outcome(state="failed", said="mine.yaml: no YAML", code=2)
+    assert outcome == Outcome(state="failed", message="mine.yaml: no YAML", code=2)
 
 
 SAVES = """
@@ -235,7 +237,7 @@ def test_a_stop_is_passed_on_and_waited_for(tmp_path):
     assert log.read_text().endswith("saved\n")
 
 
-def test_what_does_not_leave_is_killed_with_all_it_started(tmp_path):
+def test_a_process_that_ignores_the_stop_is_killed_with_its_children(tmp_path):
     deaf = (
         "import os, signal, time; signal.signal(15, signal.SIG_IGN); pid = os.fork()\n"
         "print(os.getpid(), flush=True)\n"
@@ -281,7 +283,7 @@ def ediffi(capsys, monkeypatch):
     return call
 
 
-def test_the_verb_works_until_it_is_told_to_stop_and_lists_what_it_kept(tmp_path, ediffi):
+def test_the_command_runs_until_stopped_and_lists_its_schedules(tmp_path, ediffi):
     mine = (SMOKE, "--storage", tmp_path, "--verb", "run")
     zone = ("--cron", "0 3 * * 1", "--timezone", "Europe/Berlin")
     process = subprocess.Popen(
@@ -313,10 +315,10 @@ def test_the_verb_works_until_it_is_told_to_stop_and_lists_what_it_kept(tmp_path
         ((SMOKE,), "give a spec and its times"),
         (("--cron", "0 3 * * *"), "give a spec and its times"),
         ((SMOKE, "--cron", "0 3 * * *", "--verb", "plan"), "write retrain or run"),
-        ((SMOKE, "--cron", "0 3 * * 9", "--verb", "run"), "'9' is no weekday"),
+        ((SMOKE, "--cron", "0 3 * * 9", "--verb", "run"), "'9' is not a weekday"),
     ],
 )
-def test_what_cannot_be_scheduled_is_refused_before_anything_is_kept(tmp_path, ediffi, args, said):
+def test_an_invalid_schedule_is_refused_before_anything_is_written(tmp_path, ediffi, args, said):
     code, printed = ediffi("schedule", *args, "--storage", tmp_path / "store")
     assert code == 2 and said in printed
     assert not (tmp_path / "store").exists()

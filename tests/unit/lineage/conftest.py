@@ -1,4 +1,4 @@
-"""A record to write into: the smoke spec's plan, its execution, and MLflow on a fresh database."""
+"""Fixtures: drivers of the smoke spec, and MLflow on a fresh database."""
 
 import shutil
 
@@ -18,7 +18,7 @@ def patience(monkeypatch):
 
 @pytest.fixture(scope="session")
 def fresh_database(tmp_path_factory):
-    """With MLflow's tables in it, which take seconds to make."""
+    """A database with MLflow's tables, which take seconds to create."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     quiet_mlflow().MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
     return path
@@ -26,7 +26,7 @@ def fresh_database(tmp_path_factory):
 
 @pytest.fixture
 def server(fresh_database, tmp_path):
-    """Not started yet."""
+    """An MLflow server that is not started yet."""
     (tmp_path / "server").mkdir()
     shutil.copy(fresh_database, tmp_path / "server/mlflow.db")
     made = Server(tmp_path / "server/mlflow.db")

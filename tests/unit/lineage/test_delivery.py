@@ -1,4 +1,4 @@
-"""Everything reaches MLflow once, whatever MLflow or the driver goes through; no step waits."""
+"""Every item reaches MLflow once, through outages and kills, and no step waits for it."""
 
 import subprocess
 import sys
@@ -43,23 +43,24 @@ def test_a_server_killed_and_started_again_has_every_point_once(driver, server):
     mine.until(lambda: mine.lineage.spool.delivered > 0, "its first delivery")
     server.kill()
     work(1000)
-    mine.until(lambda: mine.lineage.delivery.away, "noticing the outage")
+    mine.until(lambda: mine.lineage.delivery.outage, "noticing the outage")
     work(2000)
     server.start()
-    mine.until(lambda: not mine.lineage.delivery.away, "noticing the end of it")
+    mine.until(lambda: not mine.lineage.delivery.outage, "noticing the end of it")
     work(3000)
     mine.close()
 
     assert points(server.uri, "loss") == [(at, at / 2) for at in range(4000)]
     assert len(points(server.uri, "gradient_norm")) == 4000
     away, back = mine.said
-    assert " is away (connection " in away and "; the run goes on" in away and "is back" in back
+    assert " is unreachable (connection " in away and "; the run continues" in away
+    assert "is reachable again" in back
     # A call to the server takes 50 ms, one to a dead one longer: no report waited for any.
     assert sorted(waits)[len(waits) // 2] < 0.005 and sum(waits) < 4.0
     assert not mine.lineage.spool.path.parent.exists()
 
 
-def test_what_a_killed_driver_kept_the_next_one_delivers(driver, server, tmp_path):
+def test_the_next_driver_delivers_what_a_killed_one_spooled(driver, server, tmp_path):
     here = ROOT / "tests/kits"
     end = subprocess.run(
         [sys.executable, "-c", KILLED_DRIVER, tmp_path / "store", server.uri, here],
@@ -80,15 +81,15 @@ def test_what_a_killed_driver_kept_the_next_one_delivers(driver, server, tmp_pat
     assert picture.path == "samples/picture.png"
 
 
-def test_what_a_finished_run_could_not_deliver_the_next_one_does(driver, server):
+def test_the_next_run_delivers_what_a_finished_one_could_not(driver, server):
     first = driver(server.uri)
     first.start()
     first.report(7, loss=0.5)
     before = time.monotonic()
-    first.close(wait_away_s=1.0)
+    first.close(outage_timeout_s=1.0)
     assert time.monotonic() - before < 30
-    assert "MLflow has yet to be told 4 items (connection refused)" in first.said[-1]
-    assert "the same command completes the record" in first.said[-1]
+    assert "4 items are not yet in MLflow (connection refused)" in first.said[-1]
+    assert "the next run of the same command delivers them" in first.said[-1]
 
     server.start()
     second = driver(server.uri)
@@ -100,7 +101,7 @@ def test_what_a_finished_run_could_not_deliver_the_next_one_does(driver, server)
     assert not second.lineage.spool.path.parent.exists()
 
 
-def test_a_server_that_never_answers_stops_nothing(driver, monkeypatch):
+def test_a_server_that_never_answers_delays_nothing(driver, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with silent() as uri:
         mine = driver(uri)
@@ -111,13 +112,13 @@ def test_a_server_that_never_answers_stops_nothing(driver, monkeypatch):
         assert time.monotonic() - before < 1.0, "a report waited for the server"
         mine.until(lambda: mine.said, "noticing")
         before = time.monotonic()
-        mine.close(wait_s=120, wait_away_s=1)
+        mine.close(timeout_s=120, outage_timeout_s=1)
         assert time.monotonic() - before < 30
-    assert "is away (timed out)" in mine.said[0]
-    assert "yet to be told 1,003 items" in mine.said[-1]
+    assert "is unreachable (timed out)" in mine.said[0]
+    assert "1,003 items are not yet in MLflow" in mine.said[-1]
 
 
-def test_what_mlflow_refuses_is_said_once_and_holds_nothing_up(driver):
+def test_rejected_items_are_reported_once_and_delay_nothing(driver):
     mine = driver()
     mine.start()
     for at in range(100):
@@ -127,11 +128,11 @@ def test_what_mlflow_refuses_is_said_once_and_holds_nothing_up(driver):
     mine.close()
     assert len(points(mine.lineage.uri, "loss")) == 100
     [refused, summary] = mine.said
-    assert refused.startswith(f"MLflow does not take metrics {NODE} (") and "no/such?key" in refused
-    assert summary == "the MLflow record lacks 10 items that it did not take"
+    assert refused.startswith(f"MLflow rejects metrics {NODE} (") and "no/such?key" in refused
+    assert summary == "the MLflow record lacks 10 items that MLflow rejected"
 
 
-def test_where_the_spool_cannot_be_kept_another_place_is_found(driver, tmp_path, monkeypatch):
+def test_an_unwritable_spool_folder_is_replaced_by_another(driver, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "store/mlflow-spool").write_text("in the way")
     mine = driver()
@@ -145,8 +146,8 @@ def test_where_the_spool_cannot_be_kept_another_place_is_found(driver, tmp_path,
 
 
 @pytest.mark.parametrize("which", ["sqlite", "server"])
-def test_delivered_twice_is_recorded_once(driver, server, which):
-    """As when a kill comes after a delivery and before the note of it."""
+def test_items_delivered_twice_are_recorded_once(driver, server, which):
+    """As after a kill between a delivery and the record of it."""
     if which == "server":
         server.start()
     uri = server.uri if which == "server" else None
@@ -157,7 +158,7 @@ def test_delivered_twice_is_recorded_once(driver, server, which):
     spool = first.lineage.spool
     first.until(lambda: spool.is_empty, "the delivery of all")
     first.lineage.delivery.finish(60, 60)
-    spool.mark.unlink()
+    spool.position_file.unlink()
 
     second = driver(uri)
     second.report(50, loss=25.0)
@@ -168,7 +169,7 @@ def test_delivered_twice_is_recorded_once(driver, server, which):
     assert len(runs_of(address)[""]) == len(runs_of(address)[NODE]) == 1
 
 
-def test_keeping_a_row_costs_the_driver_a_fraction_of_a_millisecond(driver, capsys):
+def test_reporting_a_row_takes_a_fraction_of_a_millisecond(driver, capsys):
     mine: Driver = driver()
     mine.start()
     before = time.perf_counter()

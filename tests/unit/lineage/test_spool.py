@@ -1,4 +1,4 @@
-"""What is on disk outlives its writer, and only whole lines count."""
+"""A spool outlives its writer, and only whole lines count."""
 
 import pytest
 
@@ -13,25 +13,25 @@ def path(tmp_path):
 
 
 def items(spool):
-    return [item for _, item in spool.waiting()]
+    return [item for _, item in spool.pending_items()]
 
 
 def metric(node, count):
     return {"do": "metrics", "node": node, "values": [["loss", 0.5, 1, i] for i in range(count)]}
 
 
-def test_another_process_finds_what_was_kept_and_not_what_was_delivered(path):
+def test_another_process_finds_the_undelivered_items_only(path):
     first = Spool(path)
     for n in range(3):
         first.append({"n": n})
-    first.done_to(next(first.waiting())[0])
+    first.mark_delivered(next(first.pending_items())[0])
     second = Spool(path)  # nobody closed the first
-    assert items(second) == [{"n": 1}, {"n": 2}] and second.left == 2
+    assert items(second) == [{"n": 1}, {"n": 2}] and second.pending == 2
     second.append({"n": 3})
     assert items(second) == [{"n": 1}, {"n": 2}, {"n": 3}]
 
 
-def test_half_a_line_is_dropped_and_a_damaged_one_told(path):
+def test_half_a_line_is_dropped_and_a_damaged_one_is_reported(path):
     Spool(path).append({"n": 0})
     with path.open("ab") as file:
         file.write(b'\0\0\0\n{"n": 1}\n{"n": ')
@@ -40,44 +40,44 @@ def test_half_a_line_is_dropped_and_a_damaged_one_told(path):
     assert items(spool) == [{"n": 0}, None, {"n": 1}, {"n": 2}]
 
 
-def test_a_long_file_is_begun_anew_once_it_is_delivered(path, monkeypatch):
-    monkeypatch.setattr(module, "KEPT_BYTES", 100)
+def test_a_large_file_is_truncated_once_it_is_delivered(path, monkeypatch):
+    monkeypatch.setattr(module, "TRUNCATE_ABOVE_BYTES", 100)
     spool = Spool(path)
     while path.stat().st_size <= 100:
         spool.append({"n": 0})
-    ends = [end for end, _ in spool.waiting()]
-    spool.done_to(ends[-2])
-    assert spool.left == 1
-    spool.done_to(ends[-1])
+    ends = [end for end, _ in spool.pending_items()]
+    spool.mark_delivered(ends[-2])
+    assert spool.pending == 1
+    spool.mark_delivered(ends[-1])
     assert path.stat().st_size == 0 and spool.is_empty
     spool.append({"n": 1})
     assert items(spool) == items(Spool(path)) == [{"n": 1}]
 
 
-def test_a_kill_while_it_is_begun_anew_loses_nothing(path):
+def test_a_kill_during_truncation_loses_nothing(path):
     spool = Spool(path)
     spool.append({"n": 0})
-    spool.mark.write_text("5000")  # the file was cut, the note of it not yet written
+    spool.position_file.write_text("5000")  # the file was cut, the note of it not yet written
     assert items(Spool(path)) == [{"n": 0}]
 
 
 @pytest.mark.parametrize("noted", [b"", b"\0\0\0"])
-def test_without_a_sound_note_everything_is_delivered_again(path, noted):
+def test_without_a_valid_position_everything_is_delivered_again(path, noted):
     spool = Spool(path)
     spool.append({"n": 0})
-    spool.mark.write_bytes(noted)
+    spool.position_file.write_bytes(noted)
     assert items(Spool(path)) == [{"n": 0}]
 
 
 def test_all_delivered_leaves_no_file(path):
     spool = Spool(path)
     spool.append({"n": 0})
-    spool.done_to(path.stat().st_size)
+    spool.mark_delivered(path.stat().st_size)
     spool.close()
     assert not path.parent.exists()
 
 
-def test_points_of_one_run_that_follow_each_other_are_one_batch_of_a_thousand_at_most(path):
+def test_consecutive_points_of_one_run_are_batched_up_to_a_thousand(path):
     spool = Spool(path)
     for item in [metric("a", 600), metric("a", 400), metric("a", 1), metric("b", 5)]:
         spool.append(item)

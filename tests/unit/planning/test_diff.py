@@ -1,4 +1,4 @@
-"""Which nodes differ between two specs, and the reason that is given."""
+"""Which nodes differ between two specs, and why."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_experts_come_and_go():
     assert list(found)[-3:] == ["train/base/single", "evaluate/base/single", "compare/base"]
 
 
-def test_what_is_only_done_otherwise_is_told_apart():
+def test_runtime_changes_are_told_apart():
     found = differences(lambda raw: raw["stages"]["base"]["cadence"].update(keep=5))
     trained = [f"train/base/{e}" for e in ("E0_0", "E1_1", "E1_0", "single")]
     assert found == {name: ("runtime", ["keep: 2 → 5"]) for name in trained}
@@ -62,7 +62,7 @@ def specs(tmp_path):
     return str(SPECS / "smoke.yaml"), str(tmp_path / "mine.yaml")
 
 
-def test_the_command_says_the_same_to_people_and_programs(specs):
+def test_text_and_json_agree(specs):
     said = CliRunner().invoke(cli.app, ["diff", *specs]).output.splitlines()
     told = json.loads(CliRunner().invoke(cli.app, ["diff", *specs, "--json"]).output)
     assert [d["node"] for d in told] == [

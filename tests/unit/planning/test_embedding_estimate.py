@@ -1,4 +1,4 @@
-"""What the plan says of an embed node before it runs."""
+"""The estimate of an embed node in the plan."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from pipelines.data.formats import folder
 from pipelines.data.pool import pool_of
 from pipelines.data.rows import Row
 from pipelines.data.sources import list_shards, read_shard
-from pipelines.planning import embedding as estimate
+from pipelines.planning import embedding
 from pipelines.reports import plan as plan_view
 from pipelines.spec.pipeline import Spec
 from pipelines.store.artifacts import Store
@@ -36,7 +36,7 @@ STAGES = {
 
 
 def noise(*seed):
-    """A picture that Parquet makes no smaller."""
+    """A picture that Parquet cannot compress."""
     file = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(pixels).save(file, "PNG")
@@ -77,7 +77,7 @@ def planned(data, /, **changes):
     spec, store = spec_of(data, **changes), Store.at(str(data / "store"))
     found = sources.identify_all(spec)
     made = plan.make(spec, store, found)
-    return made, estimate.ahead(made, store, found)
+    return made, embedding.estimate(made, store, found)
 
 
 def embed(data, made):
@@ -89,7 +89,7 @@ def embed(data, made):
     embedded.version(job, facts, settings=json.loads(json.dumps(settings)))
 
 
-def test_nothing_is_there_yet(data):
+def test_an_empty_store_embeds_everything(data):
     _, work = planned(data)
     train = work["embed/train"]
     assert (train["source_shards"], train["to_embed"], train["pairs"]) == (4, 4, 100)
@@ -98,10 +98,10 @@ def test_nothing_is_there_yet(data):
     assert train["bytes"] == pytest.approx(100 * train["bytes_a_pair"], rel=1e-4)
     assert train["gpu_hours"]["t5"] == pytest.approx(156.2 * 100 / 1e9, rel=1e-3)
     assert work["embed/validation"]["pairs"] == 5
-    assert estimate.lines(train) == [
+    assert embedding.describe(train) == [
         "4 of 4 shards to embed",
-        "100 pairs (from the Parquet footers)",
-        "about 24.1 MB of shards, at 24 T5 and 22 CLIP tokens a caption (assumed)",
+        "100 pairs (from Parquet footers)",
+        "about 24.1 MB of shards, at 24 T5 and 22 CLIP tokens per caption (assumed)",
         "T5 less than 0.1 GPU-minutes (bfloat16), CLIP less than 0.1 GPU-minutes (float32) of one "
         "H100 at 40 % of its peak",
     ]
@@ -123,7 +123,7 @@ def test_only_what_is_new_or_changed_is_embedded(data):
     }
     assert train["pairs"] == 7 + 9 + 20
     assert train["tokens"] == {"t5": 3.0, "clip_text": 5.0}  # those of the version before
-    assert estimate.lines(train)[0] == "3 of 5 shards to embed: 2 new, 1 changed; 1 removed"
+    assert embedding.describe(train)[0] == "3 of 5 shards to embed: 2 new, 1 changed; 1 removed"
 
 
 def pairs(folder, count, first=0):
@@ -134,7 +134,7 @@ def pairs(folder, count, first=0):
 
 
 def embed_pictures(data, made):
-    """As the job's last stage would, with the contents that its first finds."""
+    """Embed as the job would, with the contents of the rows."""
     settings = made.verdicts["embed/train"].node.settings
     job = embedded.job(Store.at(str(data / "store")), pool_of(settings["recipe"], None))
     source, facts = made.spec.data.train, []
@@ -146,8 +146,8 @@ def embed_pictures(data, made):
     embedded.version(job, facts, settings=json.loads(json.dumps(settings)))
 
 
-def test_the_pairs_that_are_new_are_told_from_those_that_will_be_copied(data, monkeypatch):
-    """3 more, one captioned anew, one gone and one too small, in a folder of 40."""
+def test_new_pairs_are_told_apart_from_copied_ones(data, monkeypatch):
+    """In a folder of 40: 3 added, one with a new caption, one removed, one too small."""
     monkeypatch.setattr(folder, "SHARD_PICTURES", 16)
     pictures = data / "pictures"
     pairs(pictures, 40)
@@ -168,23 +168,25 @@ def test_the_pairs_that_are_new_are_told_from_those_that_will_be_copied(data, mo
     assert 0 < train["to_embed"] < len(shards)
     assert train["copied"] + train["pairs"] <= sum(len(s.files) // 2 for s in shards.values()) - 1
     assert train["bytes"] == train["bytes_a_pair"] * (4 + train["copied"])
-    assert estimate.lines(train)[1] == (
-        f"4 pairs to encode, {train['copied']} to copy (compared with those embedded before)"
+    assert embedding.describe(train)[1] == (
+        f"4 pairs to encode, {train['copied']} to copy (compared with pairs embedded before)"
     )
 
 
-def test_what_is_not_read_is_reckoned_from_how_many_rows_there_were(data, monkeypatch):
-    """Two files that had 8 each, by the version before, are written anew with 53."""
+def test_unread_shards_are_estimated_from_their_earlier_rows(data, monkeypatch):
+    """Two files that had 8 rows each in the last version are replaced by files with 53 in all."""
     embed(data, planned(data)[0])
-    monkeypatch.setattr(estimate, "READ_BYTES", 0)
+    monkeypatch.setattr(embedding, "MAX_READ_BYTES", 0)
     for i, rows in ((1, 22), (2, 31)):
         parquet(data / "train", f"{i}.parquet", rows)
     train = planned(data)[1]["embed/train"]
     assert (train["pairs"], train["copied"], train["at_least"]) == (53 - 16, 16, True)
-    assert estimate.lines(train)[1].startswith("at least 37 pairs to encode, 16 to copy (from the")
+    assert embedding.describe(train)[1].startswith(
+        "at least 37 pairs to encode, 16 to copy (from Parquet"
+    )
 
 
-def test_a_pool_is_listed_once_though_some_of_it_is_to_be_made(data, monkeypatch):
+def test_a_pool_is_listed_once(data, monkeypatch):
     made, _ = planned(data)
     embed(data, made)
     parquet(data / "train", "0.parquet", 11)
@@ -193,13 +195,13 @@ def test_a_pool_is_listed_once_though_some_of_it_is_to_be_made(data, monkeypatch
     store, found = Store.at(str(data / "store")), sources.identify_all(made.spec)
     again = plan.make(made.spec, store, found)
     listed.clear()
-    work = estimate.ahead(again, store, found)
+    work = embedding.estimate(again, store, found)
     assert work["embed/train"]["to_embed"] == 1
     assert len(listed) == 2  # for each split, of which one has nothing yet
 
 
 def test_a_plan_fetches_no_pictures_from_the_web(data, monkeypatch):
-    """Rows that name some are reckoned with, not read."""
+    """Rows with addresses are estimated, not read."""
     embed(data, planned(data)[0])
     table = pa.table({"image": ["https://there.invalid/1.jpg"] * 12, "caption": ["a fox"] * 12})
     pq.write_table(table, data / "train" / "0.parquet")
@@ -208,7 +210,7 @@ def test_a_plan_fetches_no_pictures_from_the_web(data, monkeypatch):
         assert shard.folder.endswith("validation")
         return read_shard(source, shard)
 
-    monkeypatch.setattr(estimate, "read_shard", read)
+    monkeypatch.setattr(embedding, "read_shard", read)
     train = planned(data)[1]["embed/train"]
     assert (train["pairs"], train["copied"]) == (12 - 8, 8)
 
@@ -217,7 +219,7 @@ def test_a_removed_shard_alone_costs_nothing(data):
     embed(data, planned(data)[0])
     (data / "train" / "0.parquet").unlink()
     train = planned(data)[1]["embed/train"]
-    assert estimate.lines(train) == ["0 of 3 shards to embed: all are in the pool; 1 removed"]
+    assert embedding.describe(train) == ["0 of 3 shards to embed: all are in the pool; 1 removed"]
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, lambda p: p.write_bytes(p.read_bytes()[:-1])])
@@ -227,8 +229,8 @@ def test_a_lost_or_torn_shard_is_embedded_again(data, harm):
     harm(min((data / "store" / "embeddings").rglob("*.parquet")))
     train = planned(data)[1]["embed/train"]
     assert (
-        estimate.lines(train)[0]
-        == "1 of 4 shards to embed: 1 whose files are lost or lack pictures"
+        embedding.describe(train)[0]
+        == "1 of 4 shards to embed: 1 with lost files or missing images"
     )
 
 
@@ -236,19 +238,19 @@ def test_another_recipe_embeds_all_again(data):
     embed(data, planned(data)[0])
     train = planned(data, embedding={"precision": "int8"})[1]["embed/train"]
     assert (train["to_embed"], train["again"]) == (4, 4)
-    assert estimate.lines(train)[0] == "4 of 4 shards to embed: 4 by a new recipe"
+    assert embedding.describe(train)[0] == "4 of 4 shards to embed: 4 by a new recipe"
     # not the old version's bytes, but its tokens: 3 of T5's 4096 + 4, 5 of CLIP's 768 + 4
     assert train["bytes_a_pair"] == round(3 * 4100 + 5 * 772 + 3_072 + 64 * 64 * 1.8)
 
 
-def test_a_sample_of_footers_does_for_many_files(data, monkeypatch):
-    monkeypatch.setattr(estimate, "LOCAL_FOOTERS", 2)
+def test_many_files_are_estimated_from_a_sample_of_footers(data, monkeypatch):
+    monkeypatch.setattr(embedding, "MAX_LOCAL_FOOTERS", 2)
     train = planned(data)[1]["embed/train"]
     assert train["pairs_by"] == "from 2 of 4 Parquet footers"
     assert train["pairs"] == pytest.approx(100, rel=0.05)
 
 
-def test_a_folders_pictures_are_counted_and_a_tars_guessed(data, tmp_path):
+def test_pictures_of_a_folder_are_counted_and_those_of_a_tar_estimated(data, tmp_path):
     for split in ("pictures", "tars"):
         (tmp_path / split).mkdir()
     for i in range(3):
@@ -259,8 +261,8 @@ def test_a_folders_pictures_are_counted_and_a_tars_guessed(data, tmp_path):
     both["validation"] = {"path": str(tmp_path / "tars")}
     _, work = planned(data, data=both)
     found = {name: (w["pairs"], w["pairs_by"]) for name, w in work.items()}
-    assert found["embed/train"] == (3, "pictures listed")
-    assert found["embed/validation"] == (10, "at 100 kB a pair, assumed")
+    assert found["embed/train"] == (3, "images listed")
+    assert found["embed/validation"] == (10, "assumed at 100 kB per pair")
 
 
 def test_the_spec_names_the_gpu(data):
@@ -272,11 +274,11 @@ def test_the_spec_names_the_gpu(data):
         spec_of(data, embedding={"gpu": "A1000"})
 
 
-def test_an_encoder_of_unknown_size_is_said_to_be(data):
+def test_an_encoder_of_unknown_size_is_reported(data):
     train = planned(data, encoders={"t5": "their/encoder"})[1]["embed/train"]
     assert (train["gpu_hours"]["t5"], train["bytes"]) == (None, None)
-    lines = estimate.lines(train)
-    assert lines[-1] == "no GPU-hours for T5: of a size not known here"
+    lines = embedding.describe(train)
+    assert lines[-1] == "no estimate of GPU-hours for T5: size unknown"
     assert lines[2].startswith("shards of unknown size, at 24 T5")
 
 
@@ -298,7 +300,7 @@ def bert(tmp_path):
 
 
 def test_a_bert_for_t5_and_further_encoders_are_counted(data, bert):
-    """A BERT-base has 85 M parameters that compute: as T5, and once more for each beside it."""
+    """A BERT-base has 85 M parameters outside its tables; each use of it is counted."""
     plain = planned(data)[1]["embed/train"]
     more = {
         "words": {"model": bert, "dim": 768},
@@ -314,13 +316,13 @@ def test_a_bert_for_t5_and_further_encoders_are_counted(data, bert):
     assert (both["flops"]["far"], both["gpu_hours"]["far"]) == (None, None)
     beside = tokens * (768 + 8) * 2 + 768 * 2  # of fp16
     assert both["bytes_a_pair"] == plain["bytes_a_pair"] + beside
-    said = estimate.lines(both)
+    said = embedding.describe(both)
     assert "words less than 0.1 GPU-minutes (float32), style less" in said[3]
-    assert said[4] == "no GPU-hours for far: of a size not known here"
+    assert said[4] == "no estimate of GPU-hours for far: size unknown"
 
 
 def test_no_estimate_stops_a_plan(data, bert, tmp_path):
-    """Whatever a configuration says; the command, as people call it."""
+    """Whatever a configuration contains, the command prints a plan."""
     for text in ("{", "[1]", "{}", json.dumps(BERT | {"num_hidden_layers": None})):
         (Path(bert) / "config.json").write_text(text)
         spec = data / "mine.yaml"
@@ -330,23 +332,23 @@ def test_no_estimate_stops_a_plan(data, bert, tmp_path):
         spec.write_text(json.dumps(told))
         said = CliRunner().invoke(cli.app, ["plan", str(spec)])
         assert said.exit_code == 0, said.output
-        assert "no GPU-hours for T5 and words: of a size not known here" in said.output
+        assert "no estimate of GPU-hours for T5 and words: size unknown" in said.output
 
 
-def test_a_billion_pairs_are_reckoned_with(data):
+def test_a_billion_pairs_are_estimated(data):
     made, work = planned(data)
     recipe, spec = made.verdicts["embed/train"].node.settings["recipe"], made.spec
-    many = estimate._cost(1e9, 1.0, {}, recipe, spec.encoders, spec.embedding)
-    lines = estimate.lines(work["embed/train"] | many | {"pairs_by": "assumed"})
+    many = embedding._cost(1e9, 1.0, {}, recipe, spec.encoders, spec.embedding)
+    lines = embedding.describe(work["embed/train"] | many | {"pairs_by": "assumed"})
     assert lines[1:] == [
         "1,000,000,000 pairs (assumed)",
-        "about 240.8 TB of shards, at 24 T5 and 22 CLIP tokens a caption (assumed)",
+        "about 240.8 TB of shards, at 24 T5 and 22 CLIP tokens per caption (assumed)",
         "T5 about 156 GPU-hours (bfloat16), CLIP about 1,718 GPU-hours (float32) of one H100 at "
         "40 % of its peak",
     ]
 
 
-def test_a_damaged_file_is_left_to_the_run(data):
+def test_a_damaged_file_is_left_for_the_run_to_report(data):
     (data / "train" / "4.parquet").write_bytes(b"PAR1 and no more")
     assert planned(data)[1]["embed/train"]["to_embed"] == 5
 

@@ -1,4 +1,4 @@
-"""The arithmetic of what embedding costs, against numbers worked out by hand."""
+"""The cost of embedding, compared with figures worked out by hand."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.formatting import gigabytes
+from pipelines.formatting import byte_size
 from pipelines.planning import encoder_cost as cost
 from pipelines.planning.encoder_cost import T5_SIZES, Transformer
 from pipelines.spec.gpus import ASSUMED
@@ -55,7 +55,7 @@ def test_bytes_are_tokens_times_width_times_two():
     assert fp16 == {"t5": 196_608, "clip_text": 33_792, "pooled": 3_072}
     int8 = cost.caption_bytes(4096, VIT_L, tokens, "int8")
     assert int8["t5"] == 24 * (4096 + 4)
-    assert gigabytes(1e9 * sum(fp16.values())) == "233.5 TB"
+    assert byte_size(1e9 * sum(fp16.values())) == "233.5 TB"
 
 
 def test_pictures_of_all_stages():
@@ -80,7 +80,7 @@ def test_sizes_come_from_a_folder_too(tmp_path):
     ["T5", "MT5", "UMT5", "Bert", "Roberta", "DistilBert", "Albert", "Electra", "CLIPText", "XLM"],
 )
 def test_any_text_encoder_is_costed_from_its_configuration(kind, tmp_path):
-    """The products of the network that transformers builds of it, counted by PyTorch."""
+    """Compared with PyTorch's count for the network that transformers builds."""
     import transformers
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -106,7 +106,7 @@ def test_any_text_encoder_is_costed_from_its_configuration(kind, tmp_path):
     assert size.flops(24) == pytest.approx(counter.get_total_flops(), rel=0.04)
 
 
-def test_where_the_configuration_says_too_little_the_weights_are_counted(tmp_path):
+def test_without_a_full_configuration_the_weights_are_counted(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "hidden_size": 8}))
     assert cost.t5_size(str(tmp_path)) is None
     weights = {
@@ -133,7 +133,7 @@ def test_a_configuration_that_cannot_be_read_is_of_unknown_size(tmp_path, text):
     assert cost.clip_size(str(tmp_path)) is None
 
 
-def test_what_is_not_known_is_not_guessed():
+def test_unknown_sizes_are_not_guessed():
     assert cost.t5_size("package:not_installed/t5") is None
     assert cost.t5_size("no such name/at all!") is None
     assert cost.t5_size("somebody/their-encoder") is None

@@ -1,4 +1,4 @@
-"""Each check finds its mistake, and finds nothing in a spec without it."""
+"""Each check finds its mistake, and nothing in a sound spec."""
 
 import json
 
@@ -45,7 +45,7 @@ MISTAKES = {
         {f"{BASE}single": {"images": 512, "warmup_images": 64}},
         "base",
         "stages.base.single.warmup_images",
-        "goes on from the root's",
+        "continues from the root",
     ),
     "warm-up to the end": (
         {f"{SR}training__schedule": "linear", f"{SR}training__warmup_images": 128},
@@ -150,7 +150,7 @@ ERRORS = {
         {"cluster": {}, f"{BASE}workers__gpus": 1, "gpus": 1},
         "train/base/E0_0",
         "cluster.stages.base",
-        "of no group",
+        "no group is named for base",
     ),
     "no group is big enough": (
         {"cluster__groups": GPUS, f"{BASE}workers__gpus": 9, "gpus": 9},
@@ -194,7 +194,7 @@ def test_the_smallest_pipeline_is_sound():
 
 
 @pytest.mark.parametrize(("changes", "node", "key", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_with_its_node_key_and_remedy(changes, node, key, words):
+def test_a_warning_names_node_key_and_remedy(changes, node, key, words):
     [found] = [f for f in check(edited(**changes)) if f.node == node and key in f.key]
     assert found.level == "warning"
     assert str(words) in found.text
@@ -203,21 +203,21 @@ def test_a_mistake_is_told_with_its_node_key_and_remedy(changes, node, key, word
 
 
 @pytest.mark.parametrize(("changes", "node", "key", "words"), ERRORS.values(), ids=ERRORS)
-def test_what_could_never_run_is_refused(changes, node, key, words):
+def test_a_spec_that_cannot_run_is_refused(changes, node, key, words):
     found = check(edited(**changes))
     [error] = [f for f in found if f.is_error]
     assert (error.node, key in error.key, str(words) in error.text) == (node, True, True)
     assert found[0] == error  # errors come first
     with pytest.raises(ValueError, match=node):
-        lint.refuse(found)
+        lint.raise_errors(found)
 
 
 def test_warnings_refuse_nothing():
     found = check(edited(**{f"{BASE}sampling__steps": 1}))
-    assert found and lint.refuse(found) is None
+    assert found and lint.raise_errors(found) is None
 
 
-def test_of_what_is_done_nothing_is_said(tmp_path):
+def test_finished_nodes_are_not_checked(tmp_path):
     store, spec = Store.at(str(tmp_path)), edited(**{f"{BASE}cadence__checkpoint_images": 128})
     manifests = {}
     for verdict in plan.make(spec, store, {}).verdicts.values():
@@ -236,7 +236,9 @@ def test_the_command_prints_the_plan_and_refuses(tmp_path):
     assert isinstance(found.exception, ValueError) and "`stages.base.cadence" in str(
         found.exception
     )
-    assert "nodes" in found.output and "warning: base: one step draws a blur" in found.output
+    assert (
+        "nodes" in found.output and "warning: base: one sampling step gives a blur" in found.output
+    )
     assert "error" not in found.output  # it is the command's last line, on stderr
 
 

@@ -1,4 +1,4 @@
-"""The simulator: what any schedule must keep to, on random graphs, and counts by hand."""
+"""The simulator: rules that hold for random graphs, and schedules worked out by hand."""
 
 import random
 
@@ -10,7 +10,7 @@ CAPACITY = {"big": 8, "small": 3}
 
 
 def randomly(seed, count=25):
-    """A random DAG; a task in five needs no GPU, and some last no time."""
+    """A random DAG; one task in five needs no GPU, and some take no time."""
     dice = random.Random(seed)
     tasks = []
     for i in range(count):
@@ -22,7 +22,7 @@ def randomly(seed, count=25):
                 needs=[f"t{n}" for n in range(i) if dice.random() < 0.12],
                 group=group,
                 gang=dice.randint(1, CAPACITY[group]) if group else 0,
-                way=dice.random(),
+                path_length=dice.random(),
             )
         )
     return tasks
@@ -50,7 +50,7 @@ def test_a_schedule_keeps_to_the_rules(seed):
 
 
 def longest(tasks):
-    """By another way than the simulator's: in the order in which they are given."""
+    """The critical path, computed in the given order instead of the simulator's way."""
     until = {}
     for t in tasks:
         until[t.name] = t.seconds + max((until[n] for n in t.needs), default=0.0)
@@ -65,12 +65,12 @@ def test_a_task_starts_at_once_or_when_another_ends():
         assert all(found.starts[t.name] in ends | {0.0} for t in tasks)
 
 
-def test_the_longest_way_goes_first():
-    """Two trees share a group: the higher priority starts, the other waits for its gang."""
+def test_the_longest_path_goes_first():
+    """Two trees share a group: the longer path starts, the other waits for its gang."""
     tasks = [
-        Task(name="short", seconds=1, group="g", gang=4, way=1),
-        Task(name="long", seconds=5, group="g", gang=4, way=9),
-        Task(name="after", seconds=5, needs=["long"], group="g", gang=4, way=4),
+        Task(name="short", seconds=1, group="g", gang=4, path_length=1),
+        Task(name="long", seconds=5, group="g", gang=4, path_length=9),
+        Task(name="after", seconds=5, needs=["long"], group="g", gang=4, path_length=4),
     ]
     found = simulate(tasks, {"g": 4})
     assert dict(found.starts) == {"long": 0, "after": 5, "short": 10}
@@ -78,12 +78,12 @@ def test_the_longest_way_goes_first():
     assert found.critical == ["long", "after"]
 
 
-def test_a_small_one_does_not_go_ahead_of_a_gang_that_waits():
-    """As in a run, which knows no durations: what the gang waits for is kept for it."""
+def test_a_small_task_does_not_overtake_a_waiting_gang():
+    """As in a run, which does not know durations: GPUs that the gang waits for are reserved."""
     tasks = [
-        Task(name="now", seconds=4, group="g", gang=2, way=3),
-        Task(name="gang", seconds=1, group="g", gang=3, way=2),
-        Task(name="small", seconds=2, group="g", gang=1, way=1),
+        Task(name="now", seconds=4, group="g", gang=2, path_length=3),
+        Task(name="gang", seconds=1, group="g", gang=3, path_length=2),
+        Task(name="small", seconds=2, group="g", gang=1, path_length=1),
     ]
     found = simulate(tasks, {"g": 3})
     assert dict(found.starts) == {"now": 0, "gang": 4, "small": 5}
@@ -118,9 +118,9 @@ def test_nothing_to_do_takes_no_time():
     )
 
 
-def test_a_stage_s_priority_comes_before_the_way():
+def test_priority_comes_before_path_length():
     tasks = [
-        Task(name="long", seconds=9, group="g", gang=1, way=9),
-        Task(name="wanted", seconds=1, group="g", gang=1, way=1, priority=1),
+        Task(name="long", seconds=9, group="g", gang=1, path_length=9),
+        Task(name="wanted", seconds=1, group="g", gang=1, path_length=1, priority=1),
     ]
     assert dict(simulate(tasks, {"g": 1}).starts) == {"wanted": 0, "long": 1}

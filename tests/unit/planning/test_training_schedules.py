@@ -1,4 +1,4 @@
-"""Schedules and experts' own learning rates in a plan, and that a spec without them has its old."""
+"""Learning-rate schedules and experts' own rates in a plan; specs without them are unchanged."""
 
 import pytest
 from planning_kit import edited, planned
@@ -12,8 +12,8 @@ BEFORE = {
     "smoke": (5, "cd47d42d230f30ad"),
     "ediffi-d": (18, "d510da85d5de60ec"),
 }
-"""Training nodes and the digest of all their settings, from before there were networks or schedules
-to choose. If these change, everybody trains anew."""
+"""Number of training nodes and digest of all their settings, from before networks and schedules
+could be chosen. If these change, all stored experts are trained again."""
 
 COSINE = {"stages__base__training__schedule": "cosine"}
 
@@ -43,14 +43,14 @@ def test_a_growing_tree_is_the_same_execution_as_before():
     }
 
 
-def test_an_experts_own_rate_trains_that_expert_alone_otherwise():
+def test_an_experts_own_rate_changes_that_expert_only():
     before, own = training(), {"learning_rate": 1e-4, "warmup_images": 32, "schedule": "cosine"}
     after = training(stages__base__experts__E1_1={"images": 128, **own})
     assert after.pop("base/E1_1") == before.pop("base/E1_1") | own
     assert after == before
 
 
-def test_what_grows_has_its_own_rate():
+def test_experts_that_grow_have_their_own_rate():
     own = {"stages__base__adaptive__learning_rate": 2e-4}
     before, after = settings("adaptive"), settings("adaptive", **own)
     changed = {i for i in before if before[i] != after[i]}
@@ -69,7 +69,7 @@ def test_a_plan_shows_a_schedule_that_is_not_constant():
     assert shown["evaluate/base/root"] is None
 
 
-def test_a_chosen_schedule_is_the_reason_to_train_anew():
+def test_a_changed_schedule_is_the_reason_to_train_again():
     found = {d.node: d.why for d in compare(planned(edited()), planned(edited(**COSINE)))}
     assert found["train/base/E0_0"] == ["training.schedule: unset → cosine"]
     assert not any(node.startswith("train/sr32") for node in found)

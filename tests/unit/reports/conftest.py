@@ -1,4 +1,4 @@
-"""A finished tree."""
+"""Fixture: a finished tree."""
 
 import pytest
 from tree_kit import demo_tree

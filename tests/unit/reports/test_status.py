@@ -1,4 +1,4 @@
-"""How a run stands, in words, while it is at work and afterwards."""
+"""The status of a run, while it runs and afterwards."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -45,13 +45,13 @@ def execution(**more):
     return Execution(**{**given, **more})
 
 
-def test_each_node_has_its_state_time_and_progress_or_maker():
+def test_each_node_has_its_state_time_and_progress_or_host():
     lines = status_view.text("running (alpha)", execution(), NOW).splitlines()
     assert lines == [
         "demo-1, attempt 2: running (alpha)",
         "  train/base/E0_0  done            1:23  2026-01-01 00:30:00 UTC on alpha, attempt 1",
         "  train/base/E1_1  running         1:00  640 of 1,280 images, 13 images/s, 0:50 left",
-        "  train/base/E1_0  waiting               pipeline other is making it",
+        "  train/base/E1_0  waiting               for pipeline other, which is building it",
         "  promote/demo     waiting",
     ]
 
@@ -66,7 +66,7 @@ def test_an_ended_run_says_how_long_it_took_and_why_a_node_failed():
     assert lines[1].endswith("attempt 1  out of memory")
 
 
-def test_what_an_earlier_attempt_of_the_run_made_has_its_maker_too():
+def test_results_of_an_earlier_attempt_show_their_host():
     mine, others = {**DONE, "state": "reused"}, {**DONE, "state": "reused", "attempt": 2}
     found = execution(nodes={"data/train": mine, "data/validation": others})
     _, first, second = status_view.text("running", found, NOW).splitlines()
@@ -83,21 +83,23 @@ def store(tmp_path):
     return Store.at(str(tmp_path))
 
 
-def test_whether_its_driver_lives(store):
+def test_the_state_says_whether_the_driver_is_alive(store):
     run = execution()
-    assert status_view.standing(store, run).startswith("stopped (its driver is gone; the same")
+    assert status_view.describe_state(store, run).startswith(
+        "stopped (its driver is gone; the same"
+    )
     with only_driver(store, "demo"):
-        assert status_view.standing(store, run).startswith("running (")
+        assert status_view.describe_state(store, run).startswith("running (")
         assert status_view.data(store, run)["driver"]["alive"]
-    assert ", process " in status_view.standing(store, run)
+    assert ", process " in status_view.describe_state(store, run)
     assert status_view.data(store, run)["driver"]["alive"] is False
-    assert status_view.standing(store, replace(run, state="interrupted")).startswith(
+    assert status_view.describe_state(store, replace(run, state="interrupted")).startswith(
         "interrupted ("
     )
-    assert status_view.standing(store, replace(run, state="cancelled")) == "cancelled"
+    assert status_view.describe_state(store, replace(run, state="cancelled")) == "cancelled"
 
 
-def test_following_says_each_change_once_until_the_end():
+def test_following_reports_each_change_once_until_the_end():
     later = {**RUNNING, "done": 1280}
     looks = [
         execution(),
@@ -106,10 +108,10 @@ def test_following_says_each_change_once_until_the_end():
         execution(nodes={**execution().nodes, "train/base/E1_1": DONE}),
         execution(state="done", ended="2026-01-01T02:00:00+00:00"),
     ]
-    time = iter([0.0] + [status_view.LOOK_EVERY_S * i for i in range(1, 100)])
+    time = iter([0.0] + [status_view.POLL_S * i for i in range(1, 100)])
     states = ["running"] * 4 + ["done"]
     said = list(
-        status_view.changes(
+        status_view.follow(
             lambda: (states.pop(0), looks.pop(0)), lambda _: None, lambda: next(time)
         )
     )
@@ -122,5 +124,5 @@ def test_following_says_each_change_once_until_the_end():
 
 
 def test_following_ends_when_the_driver_is_gone():
-    said = list(status_view.changes(lambda: ("stopped (its driver is gone)", execution())))
+    said = list(status_view.follow(lambda: ("stopped (its driver is gone)", execution())))
     assert said[-1] == "demo-1: stopped (its driver is gone)"

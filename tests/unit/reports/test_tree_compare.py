@@ -1,4 +1,4 @@
-"""Two trees side by side, and the verb that shows trees."""
+"""Comparing two trees, and the command that shows trees."""
 
 import copy
 import json
@@ -41,7 +41,7 @@ def test_differences_are_b_minus_a(tree, other):
     assert aligned == {"a": 0.317, "b": 0.4, "difference": pytest.approx(0.083)}
 
 
-def test_the_other_way_round_only_signs_change(tree, other):
+def test_swapping_the_runs_changes_only_signs(tree, other):
     there, back = tree_compare.compare(tree, other), tree_compare.compare(other, tree)
     assert there["stages"].keys() == back["stages"].keys() == tree["stages"].keys()
     for name, stage in there["stages"].items():
@@ -52,7 +52,7 @@ def test_the_other_way_round_only_signs_change(tree, other):
                 assert value is None or opposite["difference"][key] == -value
 
 
-def test_experts_of_one_run_only_and_of_other_intervals_are_not_subtracted(tree, other):
+def test_experts_of_one_run_or_with_other_intervals_have_no_difference(tree, other):
     found = tree_compare.compare(tree, other)["stages"]
     assert found["base"]["experts"]["single"]["only_in"] == "a"
     assert "difference" not in found["base"]["experts"]["single"]
@@ -82,7 +82,7 @@ def ediffi(tree, other, tmp_path):
     return call
 
 
-def test_the_verb_sets_two_runs_side_by_side(ediffi, tree, other):
+def test_the_command_compares_two_runs(ediffi, tree, other):
     runs = (tree["execution"], other["execution"])
     lines = ediffi("--compare", *runs).stdout.splitlines()
     assert lines[:2] == [f"A  {runs[0]}  done", f"B  {runs[1]}  done  candidate"]
@@ -109,13 +109,13 @@ def test_the_verb_sets_two_runs_side_by_side(ediffi, tree, other):
     assert as_json == json.loads(json.dumps(found))
 
 
-def test_the_verb_writes_the_page(ediffi, other, tmp_path):
+def test_the_command_writes_the_page(ediffi, other, tmp_path):
     page = tmp_path / "lineage.html"
     assert ediffi("--html", page).stdout == f"{page}: the tree of {other['execution']}\n"
     assert other["execution"] in page.read_text()
 
 
-def test_what_the_verb_cannot_do_it_says(ediffi, tree, tmp_path):
+def test_invalid_arguments_are_explained(ediffi, tree, tmp_path):
     name = tree["execution"]
     for args, said in (
         (("--compare", name, "nothing"), "no run nothing in "),

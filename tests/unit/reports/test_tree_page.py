@@ -1,4 +1,4 @@
-"""The lineage page: all of the tree, drawn to scale, in one file that asks nothing of anyone."""
+"""The lineage page: the whole tree, drawn to scale, in one self-contained file."""
 
 import io
 import json
@@ -112,7 +112,7 @@ def test_gains_are_drawn_about_one_zero(tree):
     }
 
 
-def test_the_slider_knows_who_works_at_every_step(tree):
+def test_the_slider_has_the_expert_of_every_step(tree):
     page = parsed(tree)
     for name, stage in tree["stages"].items():
         section = stage_of(page, name)
@@ -129,10 +129,10 @@ def test_the_slider_knows_who_works_at_every_step(tree):
             assert stage["experts"][expert]["in_ensemble"]
 
 
-def test_heun_asks_two_experts_where_a_step_crosses_an_edge(tree):
+def test_heun_calls_two_experts_where_a_step_crosses_an_edge(tree):
     stage = tree["stages"]["base"]
     stage["sampling"]["solver"] = "heun"
-    works = tree_view.at_work(stage)
+    works = tree_view.experts_by_step(stage)
     crossed = [asked for _, asked in works if len(asked) == 2]
     assert crossed == [["E2_3", "M_C"], ["M_C", "E1_0"]]
     assert works[-1][1] == ["E1_0"]  # the last step, to no noise at all, asks once
@@ -151,7 +151,7 @@ def test_without_script_nothing_is_missing_but_the_slider(tree):
         assert " ".join(row).strip() in said
 
 
-def test_the_page_asks_nothing_of_the_network(tree):
+def test_the_page_loads_nothing_from_the_network(tree):
     text = tree_page.html(tree)
     page = Page(text).root
     for element in page.all():
@@ -161,11 +161,11 @@ def test_the_page_asks_nothing_of_the_network(tree):
     assert "default-src 'none'" in text
 
 
-def test_links_lead_to_the_runs_and_tell_no_password(tree):
+def test_links_lead_to_the_runs_and_contain_no_password(tree):
     runs = Runs(
         uri="https://me:secret@mlflow.example/team/",
         experiment="7",
-        of_node={"": "a" * 32, "train/base/E2_3": "b" * 32},
+        run_ids={"": "a" * 32, "train/base/E2_3": "b" * 32},
     )
     text = tree_page.html(tree, links=runs.links())
     links = {a.text: a.attributes["href"] for a in Page(text).root.all("a")}
@@ -173,12 +173,12 @@ def test_links_lead_to_the_runs_and_tell_no_password(tree):
     end = "?workflowType=machine_learning"
     assert links == {"a" * 8: at + "a" * 32 + end, "b" * 8: at + "b" * 32 + end}
     assert "secret" not in text
-    aside = Runs(uri="sqlite:////here/mlflow.db", experiment="7", of_node=runs.of_node)
+    aside = Runs(uri="sqlite:////here/mlflow.db", experiment="7", run_ids=runs.run_ids)
     text = tree_page.html(tree, links=aside.links())
     assert not list(Page(text).root.all("a")) and "bbbbbbbb" in text and "/here" not in text
 
 
-def test_what_others_wrote_is_text(tree):
+def test_texts_from_outside_are_escaped(tree):
     nasty = "</script><script>alert('σ')</script>&amp;\"'><b x="
     tree["pipeline"] = tree["execution"] = nasty
     tree["labels"] = [nasty]
@@ -197,7 +197,7 @@ def test_what_others_wrote_is_text(tree):
 
 def test_refusals_and_decisions_are_shown_where_there_are_any(tree):
     plain = stage_of(parsed(tree), "base").text
-    assert "refused" not in plain and "How it grew" not in plain
+    assert "refused" not in plain and "Growth of the tree" not in plain
     base = tree["stages"]["base"]
     base["experts"]["E2_3"] |= {"adopted": False, "why": "no better than E1_1"}
     base["decisions"] = [{"after": "E1_1", "images_left": 7200, "split": None, "taken": False}]
@@ -218,14 +218,14 @@ def test_the_same_tree_makes_the_same_bytes(tree):
     assert tree_page.html(tree) == tree_page.html(again)
 
 
-def test_a_tree_that_an_earlier_version_kept_is_refused_in_words(tree):
+def test_a_tree_of_an_earlier_version_is_refused(tree):
     for key in ("ensemble", "noise", "sampling"):
         del tree["stages"]["sr32"][key]
     with pytest.raises(ValueError, match=r"earlier version.*run its spec again"):
         tree_page.html(tree)
 
 
-def test_pictures_are_carried_as_long_as_there_is_room(tree, tmp_path):
+def test_pictures_are_embedded_up_to_the_size_limit(tree, tmp_path):
     store = Store.open(str(tmp_path / "store"))
     noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
     png = io.BytesIO()

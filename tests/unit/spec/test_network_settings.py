@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from ediffi_core.unet import PRESETS, FieldError, UNet, UNetConfig
 from pipelines.dag.nodes import nodes_of
-from pipelines.planning.networks import config_of
+from pipelines.planning.stage_networks import config_of
 from pipelines.spec.network import FOLLOWING, Network
 from pipelines.spec.pipeline import Spec, explain
 

@@ -118,12 +118,12 @@ class Own:
     def planned(self, rows):
         """What the plan says of embedding them."""
         from pipelines.dag import sources
-        from pipelines.planning import embedding as estimate
+        from pipelines.planning import embedding
         from pipelines.spec.pipeline import load
 
         spec = self.spec(rows)
         found = sources.identify_all(load(spec))
-        return estimate.ahead(plan_of(spec, self.store.root), self.store, found)[NODE]
+        return embedding.estimate(plan_of(spec, self.store.root), self.store, found)[NODE]
 
     def anew(self, rows):
         """The same in an empty store."""

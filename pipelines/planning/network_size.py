@@ -1,7 +1,7 @@
-"""A network's parameters and the operations of a forward pass, from its configuration alone.
+"""Parameters and FLOPs of a network, counted from its configuration alone.
 
-Counted, not measured: a billion weights need no memory, and a plan is there at once. What is
-counted is what :mod:`ediffi_core.unet` builds; a test holds both to each other, for every preset.
+Nothing is built, so a billion weights need no memory and a plan takes no time. The count follows
+what :mod:`ediffi_core.unet` builds; a test compares both for every preset.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from ediffi_core.conditioning import EmbeddingSpec
 from ediffi_core.unet import UNetConfig
 
 TOKENS = 77
-"""Of every sequence, as in :data:`ediffi_core.unet.SIZES`: what a caption is padded to at most."""
+"""Tokens of every text sequence, as in :data:`ediffi_core.unet.SIZES`: the most a caption is padded
+to."""
 
 
 class Size(NamedTuple):
+    """Size of a network."""
+
     parameters: int
     flops: float
-    """Of a forward pass of one picture; a multiplication and an addition are 2."""
+    """FLOPs of a forward pass of one image; a multiply-add counts as 2."""
 
 
 class Count:
-    """Adds layers up. Sides are those of what a layer gives; ``times`` how often it is applied."""
+    """Adds up layers. A ``side`` is that of a layer's output, in pixels."""
 
     def __init__(self, config: UNetConfig) -> None:
         self.config = config
@@ -32,6 +35,7 @@ class Count:
         self.parameters, self.flops = 0, 0.0
 
     def linear(self, c_in: int, c_out: int, times: int = 1, bias: bool = True) -> None:
+        """A linear layer that is applied ``times`` times (to pixels or tokens)."""
         self.parameters += c_in * c_out + bias * c_out
         self.flops += 2.0 * c_in * c_out * times
 
@@ -39,7 +43,7 @@ class Count:
         self.linear(c_in * kernel**2, c_out, side**2)
 
     def up_conv(self, c_in: int, c_out: int, side: int) -> None:
-        """A 3×3 kernel, applied as a transposed one of 4×4 to the picture of half the side."""
+        """A 3×3 kernel, applied as a transposed 4×4 convolution to an input of half the side."""
         self.parameters += 9 * c_in * c_out + c_out
         self.flops += 2.0 * 16 * c_in * c_out * (side // 2) ** 2
 
@@ -47,7 +51,7 @@ class Count:
         self.parameters += channels * (1 if self.config.norm == "pixel" else 2)
 
     def block(self, c_in: int, c_out: int, side: int, up: bool = False) -> None:
-        """A residual block, that may come to its side by halving or (``up``) by doubling."""
+        """A residual block; ``up`` doubles the side of its input."""
         self.norm(c_in)
         (self.up_conv if up else self.conv)(c_in, c_out, side)
         self.linear(self.emb, 2 * c_out)
@@ -57,7 +61,7 @@ class Count:
             self.conv(c_in, c_out, side, kernel=1)
 
     def attention(self, width: int, level: int, side: int) -> None:
-        """What the level has of it; the products of pixels with pixels, and with tokens."""
+        """A level's self-attention (pixels × pixels) and cross-attention (pixels × tokens)."""
         trained, pixels = self.config.sides[level], side**2
         if trained in self.config.self_attention:
             self.norm(width)
@@ -81,7 +85,7 @@ class Count:
         return [s for s in self.config.embeddings if s.kind == "pooled"]
 
     def conditioning(self) -> None:
-        """The noise level's embedding, the null token, and the projections."""
+        """Embedding of the noise level, null token, and projections of the text embeddings."""
         c = self.config
         self.linear(c.channels, self.emb)
         self.linear(self.emb, self.emb)
@@ -94,6 +98,7 @@ class Count:
                 self.linear(spec.dim, c.token_dim, bias=False)
 
     def adm(self, sides: list[int]) -> None:
+        """Encoder, middle and decoder of layout ``adm``; ``sides`` by level."""
         levels = list(zip(self.config.widths, self.config.blocks_by_level, sides))
         width, kept, last = self.config.channels, [self.config.channels], len(levels) - 1
         for level, (w, count, side) in enumerate(levels):
@@ -116,6 +121,7 @@ class Count:
                 self.block(w, w, side * 2, up=True)
 
     def efficient(self, sides: list[int]) -> None:
+        """Encoder and decoder of layout ``efficient``; ``sides`` by level."""
         widths = self.config.widths
         levels = list(zip(widths, self.config.blocks_by_level, sides))
         width = self.config.channels
@@ -134,7 +140,11 @@ class Count:
 
 @lru_cache(maxsize=256)
 def size_of(config: UNetConfig, side: int | None = None) -> Size:
-    """Args: side: of the picture it works on; that of its training by default."""
+    """Count a network's parameters and FLOPs.
+
+    Args:
+        side: side of the image it runs on, in pixels; by default its training resolution.
+    """
     side = side or config.resolution
     count = Count(config)
     count.conditioning()
@@ -150,7 +160,14 @@ def size_of(config: UNetConfig, side: int | None = None) -> Size:
 def embeddings(
     t5: int, clip_text: int, clip: int, more: Iterable[EmbeddingSpec] = ()
 ) -> tuple[EmbeddingSpec, ...]:
-    """What a network reads of encoders of these widths, in the paper's order."""
+    """Embeddings that a network reads from encoders, in the paper's order.
+
+    Args:
+        t5: width of T5's token vectors.
+        clip_text: width of CLIP's text tower.
+        clip: width of the space that CLIP's two towers project to.
+        more: embeddings of further encoders.
+    """
     return (
         EmbeddingSpec(name="clip_text", dim=clip_text, kind="sequence"),
         EmbeddingSpec(name="t5", dim=t5, kind="sequence"),

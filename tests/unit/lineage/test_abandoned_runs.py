@@ -1,4 +1,4 @@
-"""Runs whose driver is gone are ended by the next one, or by who cancels; others' are not."""
+"""Runs whose driver is gone are ended by the next driver or by a cancellation; others are not."""
 
 import shutil
 
@@ -19,7 +19,7 @@ def uri(fresh_database, tmp_path):
 
 @pytest.fixture
 def died(tmp_path, uri):
-    """A driver that told of a node, and was gone."""
+    """A driver that recorded a node and died."""
     gone = Driver(tmp_path / "store", uri)
     gone.start()
     gone.execution.nodes = {NODE: {"state": "running"}}
@@ -30,7 +30,7 @@ def died(tmp_path, uri):
 
 
 def states(uri):
-    """(node, the end of the execution's id, status, state) of every run."""
+    """(node, last characters of the execution's id, status, state) of every run."""
     return sorted(
         (
             node,
@@ -43,7 +43,7 @@ def states(uri):
     )
 
 
-def test_the_next_driver_ends_what_its_stores_dead_ones_left_and_no_other(died, tmp_path, uri):
+def test_the_next_driver_ends_abandoned_runs_of_its_own_store_only(died, tmp_path, uri):
     before = states(uri)
     assert {status for _, _, status, _ in before} == {"RUNNING"}
     elsewhere = Driver(tmp_path / "elsewhere", uri)  # a pipeline of the same name
@@ -71,7 +71,7 @@ def test_a_run_that_is_cancelled_without_a_driver_is_killed_in_mlflow(died, uri)
     assert begin(died.plan, died.store).id != died.execution.id
 
 
-def test_one_that_mlflow_cannot_be_told_of_is_cancelled_all_the_same(died):
+def test_a_run_is_cancelled_even_if_mlflow_is_unreachable(died):
     died.execution.tracking["uri"] = "http://127.0.0.1:9"
     assert "MLflow cannot be reached" in mark_cancelled(died.store, died.execution)
     assert by_id(died.store, died.execution.id).state == "cancelled"

@@ -1,14 +1,14 @@
-"""What each node of a plan costs on the spec's cluster: operations, time, GPU-hours, bytes, money.
+"""Cost of every node of a plan on the spec's cluster: FLOPs, time, GPU-hours, bytes and money.
 
-Every figure is a formula of the spec, worked out where its docstring says so, with
+Each figure follows from the spec by the formula in its function's docstring. The inputs are
 
-- operations of a network: :func:`pipelines.planning.network.size_of`, of the encoders:
-  :mod:`pipelines.planning.encoder_cost`;
-- what a GPU does: its data sheet's peak (:data:`pipelines.spec.gpus.GPUS`) times the share of it
-  that the spec assumes, or what a finished expert of the stage was measured to do.
+- FLOPs of a network, from :func:`pipelines.planning.network_size.size_of`, and of the encoders,
+  from :mod:`pipelines.planning.encoder_cost`;
+- FLOP/s of a GPU: the peak of its data sheet (:data:`pipelines.spec.gpus.GPUS`) times the
+  utilisation that the spec assumes, or the speed measured on a finished expert of the stage.
 
-Left out, as small beside the rest: validation, pictures and checkpoints while training, reading,
-what Ray takes to start anything but a training node, and everything of kinds not named here.
+Not counted, because small in comparison: validation, sample images and checkpoints during training,
+reading data, Ray's start-up time for nodes that do not train, and all other kinds of node.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from typing import Any
 
 from pipelines.dag.plan import Node, Plan, images_to_train
 from pipelines.planning.cost import CPU_FLOPS, Cost, gpus_of, group_of, money_for, power_of
-from pipelines.planning.network import size_of
-from pipelines.planning.networks import config_of
+from pipelines.planning.network_size import size_of
+from pipelines.planning.stage_networks import config_of
 from pipelines.planning.training_cost import measured_speeds, training
 from pipelines.spec.cluster import Cluster
 from pipelines.spec.evaluation import UNTRAINED_CAPTIONS
 from pipelines.spec.pipeline import Spec
 
 
-def costs_of(plan: Plan, cluster: Cluster, ahead: Mapping[str, Any]) -> dict[str, Cost]:
-    """Node → its cost, for the nodes that must run.
+def costs_of(plan: Plan, cluster: Cluster, embed_work: Mapping[str, Any]) -> dict[str, Cost]:
+    """Cost by node id, for the nodes that must run.
 
     Args:
-        ahead: of embed nodes, as :func:`pipelines.planning.embedding.ahead` reckons.
+        embed_work: the embed nodes' work, from :func:`pipelines.planning.embedding.estimate`.
+
+    Raises:
+        ValueError: A node needs GPUs, and the cluster has no group for its stage.
     """
     speeds = measured_speeds(plan)
     found = {}
@@ -42,7 +45,7 @@ def costs_of(plan: Plan, cluster: Cluster, ahead: Mapping[str, Any]) -> dict[str
             images = images_to_train(plan, node) or 0
             found[node.id] = training(plan.spec, node, images, cluster, speeds)
         elif node.kind == "embed":
-            found[node.id] = _embed(plan.spec, node, cluster, ahead.get(node.id, {}))
+            found[node.id] = _embedding(plan.spec, node, cluster, embed_work.get(node.id, {}))
         elif node.kind == "evaluate":
             found[node.id] = evaluation(plan.spec, node, cluster)
         else:
@@ -50,9 +53,11 @@ def costs_of(plan: Plan, cluster: Cluster, ahead: Mapping[str, Any]) -> dict[str
     return found
 
 
-def _embed(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]) -> Cost:
-    """Time = that of the slower encoder: its FLOPs ÷ (its pool's GPUs × peak × utilisation); the
-    stages of the job work at the same time. Without a GPU, all FLOPs ÷ what the CPUs do."""
+def _embedding(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]) -> Cost:
+    """Time = that of the slower encoder stage: FLOPs ÷ (its pool's GPUs × peak × utilisation).
+
+    The stages of the job run at the same time. Without GPUs: all FLOPs ÷ the CPUs' FLOP/s.
+    """
     flops = {role: n for role, n in work.get("flops", {}).items() if n is not None}
     stored = work.get("bytes") or 0
     gang, pools = node.gpus, node.runtime["embedding"]
@@ -70,13 +75,15 @@ def _embed(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]) ->
     name, group = group_of(node, cluster)
     precisions = {"t5": work.get("t5_dtype") or "float32"}
     times = dict.fromkeys(("t5", "clip"), 0.0)
-    told = []
+    factors = []
     for role, needed in flops.items():
-        stage = "clip" if role == "clip" else "t5"  # which encodes all other texts too
+        stage = (
+            "clip" if role == "clip" else "t5"
+        )  # the T5 stage runs all further text encoders too
         pool, precision = pools[stage], precisions.get(role, "float32")
         speed = gpus_of(pool) * group.peak(precision) * spec.embedding.utilisation
         times[stage] += needed / (speed or (pool["actors"] or 1) * CPU_FLOPS)
-        told.append(
+        factors.append(
             f"{role} {gpus_of(pool):g} {group.gpu} × {group.peak(precision) / 1e12:g} "
             f"TFLOP/s ({precision})"
         )
@@ -90,13 +97,13 @@ def _embed(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]) ->
         money=money_for(group.price, gang, seconds),
         kept_bytes=stored,
         written_bytes=stored,
-        how=f"{', '.join(told)} × {share}" if told else "",
+        how=f"{', '.join(factors)} × {share}" if factors else "",
     )
 
 
 def evaluation(spec: Spec, node: Node, cluster: Cluster) -> Cost:
-    """Pictures × each stage's evaluations × a forward pass at the whole side, twice with guidance;
-    and the validation loss at the trained side."""
+    """FLOPs = images × network calls of each stage × a forward pass at full resolution, doubled by
+    guidance; plus the validation loss at the training resolution."""
     s = node.settings
     pictures = s["captions"]
     if s["metrics"] and s["controls"]:

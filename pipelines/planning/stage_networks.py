@@ -1,4 +1,4 @@
-"""The networks that a spec's stages train, with what its encoders will tell them."""
+"""Configurations of the networks that a spec's stages train, with its encoders' embeddings."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from ediffi_core.conditioning import EmbeddingSpec
 from ediffi_core.unet import UNetConfig
 from ediffi_core.unet.config import PAPER_EMBEDDINGS
 from pipelines.planning.encoder_cost import clip_size, t5_size
-from pipelines.planning.network import embeddings
+from pipelines.planning.network_size import embeddings
 from pipelines.spec.pipeline import Encoders, Spec
 
 
 def config_of(spec: Spec, stage_name: str) -> UNetConfig:
-    """As a training node of the stage builds it.
+    """Configuration of a stage's network, as a training node builds it.
 
     Raises:
-        FieldError: No such network can be built, or could be run.
+        FieldError: The network cannot be built, or cannot run.
     """
-    told = [asdict(e) for e in embeddings_of(spec.encoders)]
-    return UNetConfig.from_dict({**spec.network_of(stage_name), "embeddings": told})
+    given = [asdict(e) for e in embeddings_of(spec.encoders)]
+    return UNetConfig.from_dict({**spec.network_of(stage_name), "embeddings": given})
 
 
 def embeddings_of(encoders: Encoders) -> tuple[EmbeddingSpec, ...]:
-    """Of encoders whose size is not known here, the paper's widths."""
+    """Embeddings that the encoders produce; the paper's widths for encoders of unknown size."""
     more = [
         EmbeddingSpec(name=name, dim=given.dim, kind=given.kind)
         for name, given in encoders.more.items()

@@ -1,4 +1,4 @@
-"""The counted sizes are the measured ones."""
+"""Counted sizes equal measured ones."""
 
 import random
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ediffi_core.unet import PRESETS, SIZES, UNetConfig
-from pipelines.planning.network import embeddings, size_of
+from pipelines.planning.network_size import embeddings, size_of
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -17,7 +17,7 @@ def test_every_preset_counts_what_was_measured(name):
 
 
 def test_a_network_without_attention_grows_with_the_pixels():
-    """Convolutions do; what is told once, and cross-attention's keys, stay."""
+    """Convolutions grow; conditioning and the keys of cross-attention do not."""
     config = replace(PRESETS["sr1024"], cross_attention=())
     once, more = size_of(config).flops, size_of(config, 1024).flops
     assert more == pytest.approx(16 * once, rel=1e-3)
@@ -25,7 +25,7 @@ def test_a_network_without_attention_grows_with_the_pixels():
 
 
 def measured(config, side):
-    """Parameters and operations of the network itself, told sequences of 77 tokens."""
+    """Parameters and FLOPs of the real network, with sequences of 77 tokens."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -54,7 +54,7 @@ def test_the_network_itself_agrees_with_encoders_and_on_other_sides(name):
 
 
 def written(seed):
-    """A network as a user might write it: any fields, drawn at random."""
+    """A random network, as a user might write it."""
     draw = random.Random(seed)
     levels, layout = draw.randint(1, 4), draw.choice(["adm", "efficient"])
     sides = [32 >> (i + (layout == "efficient")) for i in range(levels)]
@@ -75,6 +75,6 @@ def written(seed):
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_whatever_is_written_counts_what_is_built(seed):
+def test_any_configuration_is_counted_as_built(seed):
     config = written(seed)
     assert tuple(size_of(config)) == measured(config, config.resolution), config

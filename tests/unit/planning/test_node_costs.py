@@ -1,4 +1,4 @@
-"""What a plan costs, against figures worked out by hand."""
+"""The cost of a plan, compared with figures worked out by hand."""
 
 from dataclasses import replace
 
@@ -8,12 +8,12 @@ from planning_kit import edited, planned, raw
 from ediffi_core.unet import SIZES
 from pipelines.dag import plan, sources
 from pipelines.executor.commit import commit
-from pipelines.planning import embedding as estimate
+from pipelines.planning import embedding
 from pipelines.planning.cost import CPU_FLOPS, Cost
-from pipelines.planning.costs import costs_of
-from pipelines.planning.network import size_of
-from pipelines.planning.networks import config_of
-from pipelines.planning.outlook import look_ahead, reckoned
+from pipelines.planning.forecast import assumptions, make_forecast
+from pipelines.planning.network_size import size_of
+from pipelines.planning.node_costs import costs_of
+from pipelines.planning.stage_networks import config_of
 from pipelines.planning.training_cost import START_S
 from pipelines.reports import plan as plan_view
 from pipelines.runs.context import Result
@@ -46,7 +46,7 @@ def own(**changes):
 
 def costs(spec):
     made = planned(spec)
-    found = look_ahead(made, estimate.ahead(made, Store.at("/dev/null"), _assumed(spec)))
+    found = make_forecast(made, embedding.estimate(made, Store.at("/dev/null"), _assumed(spec)))
     return found.costs
 
 
@@ -88,7 +88,7 @@ def test_float32_is_counted_at_its_own_peak():
 def test_the_slower_encoder_sets_embedding_s_time():
     spec = own(embedding={"t5": {"actors": 1, "gpus": 1}, "clip": {"actors": 3, "gpus": 1}})
     cost = costs(spec)["embed/train"]
-    clip = 1e6 * 165.47e9  # see tests/unit/data/test_cost.py
+    clip = 1e6 * 165.47e9  # see tests/unit/planning/test_encoder_cost.py
     assert cost.seconds == pytest.approx(clip / (3 * 19.5e12 * 0.4), rel=1e-3)
     assert (cost.gang, cost.group) == (4, "fast")
     alone = own(embedding={"t5": {"actors": 1, "gpus": 0.1}, "clip": {"actors": 7, "gpus": 1}})
@@ -127,13 +127,13 @@ def test_evaluation_takes_a_gpu_if_it_is_given_one():
     assert fast.money == pytest.approx(2.5 * 0.5 * fast.seconds / 3600)
 
 
-def test_a_kind_that_nobody_knows_costs_nothing_and_is_shown():
+def test_an_unknown_kind_costs_nothing_and_is_shown():
     spec = edited(cluster={})
     made = planned(spec)
     node = plan.Node(kind="gate", name="base", settings={}, inputs={"x": "train/base/E0_0"})
     verdict = plan.Verdict(node=node, fingerprint="0" * 16, manifest=None, why="never done here")
     made = replace(made, verdicts={**made.verdicts, node.id: verdict})
-    found = look_ahead(made, {})
+    found = make_forecast(made, {})
     assert found.costs["gate/base"] == Cost()
     [line] = [x for x in plan_view.text(made, {}, found).splitlines() if "gate/base" in x]
     assert line.split() == ["run", "gate/base", "never", "done", "here"]
@@ -147,12 +147,12 @@ def test_a_tree_that_grows_may_cost_what_is_left_of_its_budget():
     }
     listed = {k: v for k, v in raw()["stages"]["base"].items() if k not in ("ensemble", *base)}
     spec = edited(cluster={}, stages={"base": {**listed, **base}})
-    found = look_ahead(planned(spec), {})
+    found = make_forecast(planned(spec), {})
     one = found.costs["train/base/E1_1"].flops
     assert found.growth["base"].flops == pytest.approx((1024 - 2 * 128) / 128 * one)
     text = plan_view.text(planned(spec), {}, found)
     assert "images to train, and up to 768 more as base grows" in text
-    assert "base may grow by" in text
+    assert "growth of base: at most" in text
 
 
 def test_a_finished_expert_says_how_fast_its_stage_is(tmp_path):
@@ -163,7 +163,7 @@ def test_a_finished_expert_says_how_fast_its_stage_is(tmp_path):
         result = Result(files=[], info=info)
         manifests[verdict.node.id] = commit(store, verdict, result, manifests, 64.0)
     changed = edited(cluster={}, stages__base__experts__E1_1__images=1280)
-    found = look_ahead(plan.make(changed, store, {}), {})
+    found = make_forecast(plan.make(changed, store, {}), {})
     assert found.costs.keys() == {
         "train/base/E1_1",
         "adopt/base",
@@ -181,12 +181,12 @@ def test_a_finished_expert_says_how_fast_its_stage_is(tmp_path):
 def test_gpus_of_no_group_are_an_error_that_names_the_stage():
     two = {**GROUPS, "slow": {"gpu": "L4", "count": 8}}
     spec = own(cluster__groups=two)
-    with pytest.raises(ValueError, match=r"E0_0 asks for GPUs.*no group for base"):
+    with pytest.raises(ValueError, match=r"E0_0 needs GPUs.*no group for base"):
         costs_of(planned(spec), spec.cluster, {})
 
 
-def test_a_plan_without_a_cluster_has_no_outlook():
-    assert look_ahead(planned(edited()), {}) is None
+def test_a_plan_without_a_cluster_has_no_forecast():
+    assert make_forecast(planned(edited()), {}) is None
 
 
 @pytest.mark.parametrize(
@@ -198,23 +198,23 @@ def test_a_plan_without_a_cluster_has_no_outlook():
         ({"evaluate__cpus": 3}, "`evaluate.cpus: 3` is more than"),
     ],
 )
-def test_a_cluster_that_cannot_be(changes, words):
+def test_an_impossible_cluster_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         edited(**changes)
 
 
-def test_the_only_group_is_everyone_s():
+def test_a_single_group_serves_all_stages():
     one = Cluster.model_validate({"groups": GROUPS})
     assert one.group_of("base") == one.group_of("embedding") == "fast"
     two = Cluster.model_validate({"groups": {**GROUPS, "b": GROUPS["fast"]}})
     assert two.group_of("base") is None
 
 
-def test_every_figure_says_what_it_was_reckoned_from():
+def test_every_figure_says_what_it_is_based_on():
     spec = edited("ediffi-d")
     made = planned(spec)
-    work = estimate.ahead(made, Store.at("/dev/null"), _assumed(spec))
-    rows = dict(reckoned(made, look_ahead(made, work)))
+    work = embedding.estimate(made, Store.at("/dev/null"), _assumed(spec))
+    rows = dict(assumptions(made, make_forecast(made, work)))
     assert list(rows) == ["embedding", "base", "sr256", "sr1024", "evaluate"]
     assert rows["base"] == (
         "993,416,515 parameters, 2,072 GFLOPs an image; 256 A100 × 312 TFLOP/s (bfloat16) × 35 % "
@@ -223,7 +223,7 @@ def test_every_figure_says_what_it_was_reckoned_from():
 
 
 def test_further_text_encoders_take_their_time_on_the_gpus_of_t5():
-    """One after another, beside CLIP's: the slower of the two stages is waited for."""
+    """They run one after another while CLIP runs; the slower of the two stages counts."""
     spec = own(cluster__groups={"fast": {"gpu": "H100", "count": 8}})
     embedding = {"t5": {"actors": 2, "gpus": 1}, "clip": {"actors": 2, "gpus": 1}}
     spec = spec.model_copy(

@@ -1,4 +1,4 @@
-"""The tree as data: who sits in the ensemble, and what a growing stage has of it."""
+"""The tree as data: experts of the ensemble, and growing stages."""
 
 import pytest
 from page_kit import Page
@@ -21,7 +21,7 @@ def adopted(**chosen):
     return {"adopt/base": {"info": chosen, "metrics": {}, "files": {}}}
 
 
-def test_each_seat_is_its_own_experts_until_it_is_given_away(tmp_path):
+def test_each_slot_has_its_own_expert_by_default(tmp_path):
     base = built(DEMO, tmp_path)["stages"]["base"]
     assert [(s["seat"], s["expert"]) for s in base["ensemble"]] == [
         ("E2_3", "E2_3"),
@@ -31,7 +31,7 @@ def test_each_seat_is_its_own_experts_until_it_is_given_away(tmp_path):
     assert {n for n, e in base["experts"].items() if e["in_ensemble"]} == {"E2_3", "M_C", "E1_0"}
 
 
-def test_a_refused_experts_seat_is_its_ancestors(tmp_path):
+def test_a_refused_experts_slot_goes_to_its_ancestor(tmp_path):
     seats = {"E2_3": "base/E1_1", "M_C": "base/M_C", "E1_0": "champion/base/E1_0"}
     refused = {"base/E2_3": "no gain", "base/E1_0": "no gain"}
     base = built(DEMO, tmp_path, adopted(seats=seats, refused=refused))["stages"]["base"]
@@ -40,11 +40,11 @@ def test_a_refused_experts_seat_is_its_ancestors(tmp_path):
     assert {n for n, e in base["experts"].items() if e["in_ensemble"]} == {"E1_1", "M_C"}
     assert base["experts"]["E2_3"]["adopted"] is False
     assert base["experts"]["E2_3"]["why"] == "no gain"
-    asked = dict.fromkeys(name for _, [name] in tree_view.at_work(base))
+    asked = dict.fromkeys(name for _, [name] in tree_view.experts_by_step(base))
     assert list(asked) == ["E1_1", "M_C", "champion's E1_0"]
 
 
-def test_an_ancestor_with_two_seats_has_one_colour(tmp_path):
+def test_an_ancestor_in_two_slots_has_one_colour(tmp_path):
     seats = {"E2_3": "base/E0_0", "M_C": "base/E0_0", "E1_0": "base/E1_0"}
     tree = built(DEMO, tmp_path, adopted(seats=seats))
     page = Page(tree_page.html(tree)).root.one("section", data_stage="base")
@@ -57,7 +57,7 @@ def test_an_ancestor_with_two_seats_has_one_colour(tmp_path):
 def test_a_tree_that_still_grows_is_shown_without_an_ensemble(tmp_path):
     tree = built(DEMO.with_name("adaptive.yaml"), tmp_path)
     [(name, stage), *_] = tree["stages"].items()
-    assert stage["ensemble"] == [] == tree_view.at_work(stage)
+    assert stage["ensemble"] == [] == tree_view.experts_by_step(stage)
     section = Page(tree_page.html(tree)).root.one("section", data_stage=name)
     assert not list(section.all("input")) and not list(section.all(class_="share"))
     assert {"E0_0", "E1_1", "E1_0"} <= {r.attributes.get("data-expert") for r in section.all("tr")}
@@ -65,13 +65,13 @@ def test_a_tree_that_still_grows_is_shown_without_an_ensemble(tmp_path):
 
 
 @pytest.mark.parametrize("view", [tree_view.text, tree_view.markdown, tree_page.html])
-def test_every_view_says_what_the_ensemble_is(view, tmp_path):
+def test_every_view_shows_the_labels_of_the_ensemble(view, tmp_path):
     tree = demo_tree(tmp_path)
     assert "candidate" not in view(tree)
     assert "candidate" in view(tree | {"labels": ["candidate"]})
 
 
-def test_tables_say_of_how_many_pictures_their_numbers_are(tmp_path):
+def test_tables_show_how_many_pictures_were_measured(tmp_path):
     base = demo_tree(tmp_path)["stages"]["base"]
     first = [row[0] for row in tree_view.evaluation_table(base["evaluations"])]
     assert first == ["", "ensemble, 128 pictures", "single model, same budget", "real pictures"]
@@ -87,8 +87,8 @@ def test_tables_say_of_how_many_pictures_their_numbers_are(tmp_path):
 @pytest.mark.parametrize(
     ("pictures", "shown"), [(3, "0.333 of 3"), (10, "0.333 ±.217"), (None, "0.333 ±.217")]
 )
-def test_a_share_of_few_pictures_has_their_number_and_no_interval(pictures, shown):
+def test_a_share_over_few_pictures_shows_their_number_instead_of_an_interval(pictures, shown):
     metrics = {"concepts": 1 / 3, "concepts_ci95": 0.217}
     if pictures:
         metrics["concepts_pictures"] = pictures
-    assert tree_view.measured(metrics, "concepts") == shown
+    assert tree_view.metric_text(metrics, "concepts") == shown

@@ -1,4 +1,4 @@
-"""What a step reports comes out where people look: on the terminal, in the status, in MLflow."""
+"""Reports of a step reach the terminal, the status and MLflow."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_pictures_checkpoints_and_the_machines_numbers(driver, monkeypatch, caps
     assert "saved 64 (" in runner.console.progress_line(NODE)
 
 
-def test_the_machine_of_the_driver_says_nothing_of_a_cluster(driver, monkeypatch):
+def test_the_drivers_own_machine_is_not_measured_for_a_cluster(driver, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
     mine = driver()
     runner = runner_of(mine)
