@@ -10,7 +10,8 @@ from ediffi_core.unet import PRESETS, FieldError
 from pipelines.dag.plan import SINGLE
 from pipelines.planning.findings import Found, error, warning
 from pipelines.planning.networks import config_of
-from pipelines.spec.pipeline import Expert, Spec, Stage
+from pipelines.spec.pipeline import Spec
+from pipelines.spec.stage import Expert, Stage
 from pipelines.spec.training import FINAL_DRAWS
 
 DRAWS_A_BIN = 4
@@ -200,7 +201,7 @@ def idle_expert(_: Spec, name: str, stage: Stage) -> Found:
 
 def clean_small_pictures(spec: Spec, name: str, stage: Stage) -> Found:
     d = stage.degrade
-    spoilt = d.blur_sigma or d.shrink > 1 or d.gaussian_noise or d.poisson_noise
+    spoilt = d.blur_sigma or d.downscale > 1 or d.gaussian_noise or d.poisson_noise
     if name != next(iter(spec.stages)) and not (d.probability and spoilt):
         yield warning(
             name,
@@ -250,8 +251,8 @@ def network_fits(spec: Spec, name: str, stage: Stage) -> Found:
     except FieldError as refused:
         yield error(name, *_network_error(name, stage, refused))
         return
-    key = _key(name, "workers", "recompute")
-    if wrong := [n for n in stage.workers.recompute if n >= config.levels]:
+    key = _key(name, "workers", "activation_checkpointing")
+    if wrong := [n for n in stage.workers.activation_checkpointing if n >= config.levels]:
         levels = ", ".join(map(str, range(config.levels)))
         yield error(name, key, f"`{key}` names level {wrong[0]}; there are {levels}")
 

@@ -143,10 +143,12 @@ def test_a_pipeline_at_work_is_not_sent_again(state):
 
 def test_mistakes_are_found_without_the_data():
     raw = yaml.safe_load(SMOKE.read_text())
-    raw["stages"]["base"]["workers"] = {"recompute": [9]}
+    raw["stages"]["base"]["workers"] = {"activation_checkpointing": [9]}
     far = {"train": {"path": "s3://far/pairs"}, "validation": {"path": "s3://far/others"}}
     wrong = [str(f) for f in reach.findings(spec(stages=raw["stages"], data=far, encoders={}))]
-    assert any(w.startswith("error: base: `stages.base.workers.recompute`") for w in wrong)
+    assert any(
+        w.startswith("error: base: `stages.base.workers.activation_checkpointing`") for w in wrong
+    )
     assert not any(f.is_error for f in reach.findings(spec()))
 
 
