@@ -30,8 +30,8 @@ class Adaptive(Overrides):
     has level 9."""
 
     min_gain: float = Field(0.0, ge=0)
-    """Least relative reduction of the parent's loss on the child's interval, by the lower bound of
-    its 95 % confidence interval: 0.01 is 1 %. A side whose last expert gained less is not split
+    """Minimum relative reduction of the parent's loss on the child's interval, by the lower bound
+    of its 95 % confidence interval: 0.01 is 1 %. A side whose last expert gained less is not split
     further."""
 
     weighting: Annotated[Literal["noise", "sampler"], LATER] = "noise"

@@ -17,10 +17,10 @@ class Range(Strict):
     """Bounds on a number. At least one of the two is needed."""
 
     min: float | None = None
-    """Smallest accepted value; no lower bound by default."""
+    """Minimum; no lower bound by default."""
 
     max: float | None = None
-    """Largest accepted value; no upper bound by default."""
+    """Maximum; no upper bound by default."""
 
     @model_validator(mode="after")
     def some(self) -> Self:
@@ -38,18 +38,18 @@ class Filters(Strict):
     """Which rows to use. A row that fails a filter is quarantined, with the reason."""
 
     min_side: int | None = Field(None, ge=1)
-    """Least length of a picture's shorter side, in pixels. By default the lowest resolution of all
-    stages, because pictures are never enlarged for training."""
+    """Minimum length of a picture's shorter side, in pixels. By default the lowest resolution of
+    all stages, because pictures are never enlarged for training."""
 
     max_pixels: int = Field(MAX_PIXELS, ge=1, le=2**27)
-    """Largest number of pixels in a picture. It is read from the file's header, so that a larger
+    """Maximum number of pixels in a picture. It is read from the file's header, so that a larger
     picture is not decoded."""
 
     caption_characters: Range | None = None
     """Length of a caption, in characters. A row with several captions keeps those that fit."""
 
     clip_score: float | None = Field(None, ge=-1, le=1)
-    """Least cosine similarity between CLIP's embeddings of picture and caption. No limit by
+    """Minimum cosine similarity between CLIP's embeddings of picture and caption. No limit by
     default."""
 
     scores: dict[str, Range] = Field(default_factory=dict)

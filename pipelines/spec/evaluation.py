@@ -23,27 +23,27 @@ class Degrade(Strict):
     """Probability of each of the five degradations, independently."""
 
     blur_sigma: float = Field(1.0, ge=0)
-    """Strongest Gaussian blur: its standard deviation in pixels of the low-resolution picture."""
+    """Maximum Gaussian blur: its standard deviation in pixels of the low-resolution picture."""
 
     downscale: Annotated[float, Field(ge=1), Renamed("shrink")] = 2.0
-    """Largest factor by which the sides are divided, before the picture is enlarged back."""
+    """Maximum factor by which the sides are divided, before the picture is enlarged back."""
 
     gaussian_noise: float = Field(0.1, ge=0)
-    """Strongest Gaussian noise: its standard deviation, with pixels in [-1, 1]."""
+    """Maximum Gaussian noise: its standard deviation, with pixels in [-1, 1]."""
 
     poisson_noise: float = Field(0.1, ge=0)
-    """Strongest Poisson noise: its standard deviation at white, with pixels in [-1, 1]. It falls
+    """Maximum Poisson noise: its standard deviation at white, with pixels in [-1, 1]. It falls
     with the square root of the brightness."""
 
     jpeg_quality: int = Field(40, ge=1, le=95)
-    """Lowest JPEG quality; the highest is 95."""
+    """Minimum JPEG quality; the maximum is 95."""
 
 
 UNTRAINED_CAPTIONS = 32
 """Captions that the untrained network draws pictures for."""
 
 FEWEST_DRAWS = 512
-"""Least number of draws in an expert's interval, however many experts share the draws."""
+"""Minimum number of draws in an expert's interval, however many experts share the draws."""
 
 
 class Losses(Strict):

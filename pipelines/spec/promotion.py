@@ -32,7 +32,7 @@ class Promotion(Strict):
         return metric
 
     margin: float = Field(0.0, ge=0)
-    """Least relative difference that counts as better or worse: 0.01 is 1 % of the champion's
+    """Minimum relative difference that counts as better or worse: 0.01 is 1 % of the champion's
     value."""
 
 
@@ -44,4 +44,4 @@ class Retraining(Strict):
     whole batches."""
 
     new_shards: int = Field(1, ge=1)
-    """Least number of new source files. With fewer, ``ediffi retrain`` does nothing."""
+    """Minimum number of new source files. With fewer, ``ediffi retrain`` does nothing."""

@@ -49,7 +49,7 @@ class Sampling(Strict):
 
     guidance: float = Field(0.0, ge=0)
     """Guidance scale w of ``D = D_c + w (D_c − D_u)``, where D_c and D_u are the denoisers with and
-    without the caption. 0 is no guidance; other libraries call this scale 1."""
+    without the caption. 0 is no guidance. The ``guidance_scale`` of diffusers is w + 1."""
 
     @model_validator(mode="after")
     def known(self) -> Self:
@@ -64,8 +64,9 @@ class Stage(Strict):
     The first stage draws from noise, each further one enlarges the pictures of the stage before.
 
     Experts are named as in the paper: ``E0_0`` is the root, trained on all noise levels. ``E2_3``
-    is number 3 of the 2² equal shares of p(σ), the noisiest; it starts from its parent ``E1_1``.
-    ``M_C`` is the complement, trained on all that the other experts of the ensemble leave.
+    is number 3, counted from 0, of the 2² equal shares of p(σ): the noisiest. It starts from its
+    parent ``E1_1``. ``M_C`` is the complement, trained on all that the other experts of the
+    ensemble leave.
     """
 
     resolution: int = Field(64, ge=4)

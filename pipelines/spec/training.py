@@ -48,8 +48,8 @@ class BadLoss(Strict):
     and train on without the batch."""
 
     spike_factor: Annotated[float | None, Field(gt=1), Renamed("leap")] = None
-    """Loss of a spike, as a multiple of the median loss of the 64 batches before it. By default
-    every finite loss is accepted."""
+    """Bound on the loss of a batch, as a multiple of the median of the 64 batches before it; a loss
+    above it is a spike. By default every finite loss is accepted."""
 
     max_skips: Annotated[int, Field(ge=0), Renamed("skips")] = 3
     """Batches that may be skipped; the node stops at the next bad one."""
@@ -85,7 +85,7 @@ class Training(Strict):
     not decayed."""
 
     clip_norm: float = Field(1.0, gt=0)
-    """Largest norm of the gradient; a larger gradient is scaled down to it."""
+    """Maximum norm of the gradient; a larger gradient is scaled down to it."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type the network computes in. Weights, their averages and the optimiser's state are always
@@ -132,17 +132,17 @@ class Overrides(Strict):
     """Settings of an expert that override its stage's ``training:``."""
 
     learning_rate: Annotated[float | None, Field(gt=0), LATER] = None
-    """Peak learning rate of this expert; by default that of ``training``."""
+    """Peak learning rate, if other than in the stage's ``training``."""
 
     schedule: Annotated[Schedule | None, LATER] = None
-    """Learning-rate schedule of this expert; by default that of ``training``."""
+    """Learning-rate schedule, if other than in the stage's ``training``."""
 
     decay_images: Annotated[int | None, Field(ge=1), LATER] = None
-    """Images at this expert's peak learning rate, with ``inverse_sqrt``; by default that of
+    """Images at the peak learning rate with ``inverse_sqrt``, if other than in the stage's
     ``training``."""
 
     warmup_images: Annotated[int | None, Field(ge=0), LATER] = None
-    """Images over which this expert's learning rate rises from zero; by default that of
+    """Images over which the learning rate rises from zero, if other than in the stage's
     ``training``."""
 
     @property
@@ -218,7 +218,7 @@ class Retries(Strict):
     """Seconds to wait before the first retry; doubled for each further one."""
 
     backoff_max_s: float = Field(60.0, ge=0)
-    """Longest wait before a retry, in seconds."""
+    """Maximum seconds to wait before a retry."""
 
 
 class Workers(Strict):
