@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from typing import Any
 
 from pipelines.cli import datasets, drawing, jobs, models, planning, running, schedules, start
 from pipelines.cli.app import app
+from pipelines.spec.renamed import SpecWarning
 
 __all__ = [
     "app",
@@ -30,6 +33,17 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def show_warning(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Print a warning about the user's spec as one line; others as Python does."""
+    if issubclass(category, SpecWarning):
+        sys.stderr.write(f"ediffi: warning: {one_line(message)}\n")
+    else:
+        _python_shows(message, category, *where, **more)
+
+
+_python_shows = warnings.showwarning
+
+
 def main() -> None:
     """Run the command line.
 
@@ -38,6 +52,7 @@ def main() -> None:
     """
     from pipelines.store.remote import StorageError
 
+    warnings.showwarning = show_warning
     if os.environ.get("EDIFFI_DEBUG"):
         app()
     try:

@@ -82,11 +82,11 @@ def opened(
     """
     from pipelines.dag import plan, sources
     from pipelines.dag.champion import Champion
-    from pipelines.spec import pipeline as spec
+    from pipelines.spec.loading import load
     from pipelines.store import remote
     from pipelines.store.artifacts import Store
 
-    loaded = spec.load(spec_path)
+    loaded = load(spec_path)
     remote.use(loaded.s3.variables())
     nowhere = os.devnull if assume else None  # an empty store
     store = Store.at(storage or nowhere or loaded.storage).greet()
@@ -109,13 +109,13 @@ def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) 
         ValueError: There is no such execution.
     """
     from pipelines.runs.execution import by_id, latest
-    from pipelines.spec import pipeline as specs
+    from pipelines.spec.loading import load
     from pipelines.store import remote
     from pipelines.store.artifacts import Store
 
     pipeline = None
     if spec is not None:
-        loaded = specs.load(spec)
+        loaded = load(spec)
         remote.use(loaded.s3.variables())
         pipeline, storage = loaded.name, storage or loaded.storage
     store = Store.at(storage or DEFAULT_STORAGE).greet()

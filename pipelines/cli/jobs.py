@@ -68,7 +68,7 @@ def submit(
     from pipelines.jobs import portability
     from pipelines.jobs import submit as sending
     from pipelines.planning import lint
-    from pipelines.spec import pipeline as specs
+    from pipelines.spec import loading as specs
     from pipelines.store.artifacts import Store
 
     if verb not in VERBS:

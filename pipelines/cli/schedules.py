@@ -108,7 +108,7 @@ def schedule(
 
 
 def _loaded(spec: Path) -> Any:
-    from pipelines.spec import pipeline as specs
+    from pipelines.spec import loading as specs
     from pipelines.store import remote
 
     loaded = specs.load(spec)

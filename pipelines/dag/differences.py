@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.spec.base import names_in_specs
+from pipelines.spec.pipeline import Spec
+
+NAMES = names_in_specs(Spec)
+
 SHOWN = 40  # characters of a value
 
 
@@ -19,7 +24,8 @@ def difference(old: Any, new: Any, at: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         out: list[str] = []
         for key in sorted({*old, *new}):
-            name = f"{at}.{key}" if at else str(key)
+            shown = NAMES.get(key, key)
+            name = f"{at}.{shown}" if at else str(shown)
             if key in old and key in new:
                 out += difference(old[key], new[key], name)
             elif old.get(key) != new.get(key):

@@ -169,7 +169,7 @@ def _sampling_settings(
     return {
         "name": name,
         "resolution": stage.resolution,
-        "sampling": stage.sampling.model_dump(),
+        "sampling": stage.sampling.settings(),
         **super_resolution(spec, name),
         "experts": dict(intervals),
     }
@@ -196,7 +196,7 @@ def losses_settings(spec: Spec, own: StageEnsemble) -> dict[str, Any]:
         "sigma_data": how.sigma_data,
     }
     if below := super_resolution(spec, name):
-        degrade = how.degrade.model_dump()
+        degrade = how.degrade.settings()
         found["super_resolution"] = {**below["super_resolution"], "degrade": degrade}
     return found
 
@@ -355,7 +355,7 @@ def gate_nodes(
     yield Node(
         kind="gate",
         name=spec.name,
-        settings={"rule": spec.promotion.model_dump(), "champion": champion.fingerprint},
+        settings={"rule": spec.promotion.settings(), "champion": champion.fingerprint},
         inputs={**measured, "candidate": f"promote/{spec.name}"},
         cpus=0,
     )

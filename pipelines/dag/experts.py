@@ -9,7 +9,8 @@ from ediffi_core import tree
 from ediffi_core.noise import EVERYTHING, Interval
 from pipelines.dag.inputs import Encoders
 from pipelines.dag.node import Node
-from pipelines.spec.pipeline import Expert, Spec, Stage
+from pipelines.spec.pipeline import Spec
+from pipelines.spec.stage import Expert, Stage
 
 SINGLE = "single"
 """Name of the single model that gets the budget of a whole tree, for comparison."""
@@ -88,9 +89,9 @@ def train_node(
         inputs=inputs,
         unhashed_inputs={"validation": "embed/validation"},
         runtime={
-            **stage.cadence.model_dump(),
-            "workers": stage.workers.model_dump(),
-            "limit_hours": stage.limit_hours,
+            **stage.cadence.settings(),
+            "workers": stage.workers.settings(),
+            "limit_hours": stage.max_hours,
             "encoders": Encoders.of(spec, sources).named,
         },
         cpus=stage.workers.count * expert.cpus,
@@ -109,6 +110,6 @@ def super_resolution(spec: Spec, stage_name: str) -> dict[str, Any]:
     how = {
         "factor": stage.resolution // below.resolution,
         "crop": stage.crop,
-        "degrade": stage.degrade.model_dump(),
+        "degrade": stage.degrade.settings(),
     }
     return {"super_resolution": how}

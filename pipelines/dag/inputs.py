@@ -74,7 +74,7 @@ class Encoders:
     @staticmethod
     def of(spec: Spec, sources: Mapping[str, Any]) -> Encoders:
         """Of a spec; ``sources`` as of :func:`pipelines.dag.nodes.dag_of`."""
-        given = spec.encoders.model_dump()
+        given = spec.encoders.settings()
         further = {
             name: {**more, "model": sources["encoders"][name]}
             for name, more in given["more"].items()
@@ -107,7 +107,7 @@ def embed_node(spec: Spec, split: str, sources: Mapping[str, Any]) -> Node:
         "resolutions": sorted({stage.resolution for stage in stages}),
         "full": sorted({stage.resolution for stage in stages if stage.crop}),
         "packing": spec.embedding.packing,
-        "read": None if source.make else source.model_dump(include=ROW_SETTINGS),
+        "read": None if source.make else source.settings(ROW_SETTINGS),
         "encoders": encoders.identity,
     }
     found = None if source.make else sources[split]
@@ -119,7 +119,7 @@ def embed_node(spec: Spec, split: str, sources: Mapping[str, Any]) -> Node:
             "source": found and {k: found[k] for k in ("shards", "bytes", "identity")},
         },
         runtime={
-            "source": source.model_dump(),
+            "source": source.settings(),
             "encoders": encoders.named,
             "embedding": spec.embedding.running,
         },

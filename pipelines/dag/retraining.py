@@ -20,7 +20,8 @@ from pipelines.dag.evaluation import (
 from pipelines.dag.experts import train_node
 from pipelines.dag.inputs import input_nodes
 from pipelines.dag.node import Node
-from pipelines.spec.pipeline import Expert, Spec
+from pipelines.spec.pipeline import Spec
+from pipelines.spec.stage import Expert
 
 
 def retraining_nodes(

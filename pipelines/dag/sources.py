@@ -39,7 +39,7 @@ def identify_all(spec: Spec, assume: bool = False) -> dict[str, Any]:
     }
     named: dict[str, str | None] = {n: m.model for n, m in spec.encoders.more.items()}
     if not spec.encoders.make:
-        named |= {**spec.encoders.model_dump(include={"t5", "clip"}), "scorer": spec.evaluate.clip}
+        named |= {**spec.encoders.settings({"t5", "clip"}), "scorer": spec.evaluate.clip}
     found["encoders"] = {role: identify_encoder(name) for role, name in named.items() if name}
     return found
 

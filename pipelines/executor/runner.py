@@ -201,12 +201,12 @@ class Runner:
         self.claims.check(verdict.folder)
 
     def enforce_time_limits(self, running: Iterable[Verdict]) -> None:
-        """Ask training nodes that exceed their `limit_hours:` to save and exit."""
+        """Ask training nodes that exceed their `max_hours:` to save and exit."""
         for node in (v.node for v in running):
             hours = node.runtime.get("limit_hours")
             if hours and time.monotonic() - self.started_at[node.id] > hours * 3600:
                 self.board.stop.remote(
-                    f"it exceeded its `limit_hours:` of {hours:g} h; its last checkpoint is kept, "
+                    f"it exceeded its `max_hours:` of {hours:g} h; its last checkpoint is kept, "
                     "and the next run continues from it",
                     node.id,
                 )

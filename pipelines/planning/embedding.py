@@ -23,8 +23,10 @@ from pipelines.formatting import byte_size
 from pipelines.planning import encoder_cost
 from pipelines.spec.cluster import EMBEDDING
 from pipelines.spec.data import Source
+from pipelines.spec.embedding import Embedding
+from pipelines.spec.encoders import Encoders
 from pipelines.spec.gpus import ASSUMED
-from pipelines.spec.pipeline import Embedding, Encoders, Spec
+from pipelines.spec.pipeline import Spec
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
 

@@ -10,7 +10,8 @@ from ediffi_core.unet import PRESETS, FieldError
 from pipelines.dag.plan import SINGLE
 from pipelines.planning.findings import Findings, error, warning
 from pipelines.planning.stage_networks import config_of
-from pipelines.spec.pipeline import Expert, Spec, Stage
+from pipelines.spec.pipeline import Spec
+from pipelines.spec.stage import Expert, Stage
 from pipelines.spec.training import FINAL_DRAWS
 
 MIN_DRAWS_PER_BIN = 4
@@ -224,7 +225,7 @@ def idle_expert(_: Spec, name: str, stage: Stage) -> Findings:
 def undegraded_low_res(spec: Spec, name: str, stage: Stage) -> Findings:
     """Super-resolution trained on perfect low-resolution images only."""
     d = stage.degrade
-    degrades = d.blur_sigma or d.shrink > 1 or d.gaussian_noise or d.poisson_noise
+    degrades = d.blur_sigma or d.downscale > 1 or d.gaussian_noise or d.poisson_noise
     if name != next(iter(spec.stages)) and not (d.probability and degrades):
         yield warning(
             name,
@@ -277,8 +278,8 @@ def network_fits(spec: Spec, name: str, stage: Stage) -> Findings:
     except FieldError as refused:
         yield error(name, *_network_error(name, stage, refused))
         return
-    key = _key(name, "workers", "recompute")
-    if wrong := [n for n in stage.workers.recompute if n >= config.levels]:
+    key = _key(name, "workers", "activation_checkpointing")
+    if wrong := [n for n in stage.workers.activation_checkpointing if n >= config.levels]:
         levels = ", ".join(map(str, range(config.levels)))
         yield error(name, key, f"`{key}` names level {wrong[0]}; the network has levels {levels}")
 

@@ -9,7 +9,8 @@ from ediffi_core.unet import UNetConfig
 from ediffi_core.unet.config import PAPER_EMBEDDINGS
 from pipelines.planning.encoder_cost import clip_size, t5_size
 from pipelines.planning.network_size import embeddings
-from pipelines.spec.pipeline import Encoders, Spec
+from pipelines.spec.encoders import Encoders
+from pipelines.spec.pipeline import Spec
 
 
 def config_of(spec: Spec, stage_name: str) -> UNetConfig:

@@ -10,7 +10,7 @@ from ediffi_core.noise import Interval, NoiseDistribution, edm_grid, sigma_text
 from pipelines.dag.evaluation import BEFORE
 from pipelines.dag.plan import SINGLE, Plan
 from pipelines.formatting import align_columns
-from pipelines.spec.pipeline import Stage
+from pipelines.spec.stage import Stage
 
 
 def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def stage_settings(stage: Stage) -> dict[str, Any]:
         "resolution": stage.resolution,
         "noise": {"P_mean": stage.P_mean, "P_std": stage.P_std},
         "sampling": {
-            **stage.sampling.model_dump(),
+            **stage.sampling.settings(),
             "sigmas": edm_grid(stage.sampling.steps)[:-1].tolist(),
         },
     }

@@ -1,4 +1,4 @@
-"""Where image–caption pairs come from and which of them are wanted."""
+"""The spec's ``data:``: where image–caption pairs are, and which of them to use."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from pydantic import Field, field_validator, model_validator
 from pipelines.spec.base import Strict
 
 MAX_PIXELS = 2**26
+"""67 megapixels, so that a decoded picture takes at most 201 MB."""
 
 
 class Range(Strict):
-    """Numbers from ``min`` to ``max``, both included; an end left out is open."""
+    """Bounds on a number. At least one of the two is needed."""
 
     min: float | None = None
+    """Minimum; no lower bound by default."""
+
     max: float | None = None
+    """Maximum; no upper bound by default."""
 
     @model_validator(mode="after")
     def some(self) -> Self:
@@ -31,74 +35,83 @@ class Range(Strict):
 
 
 class Filters(Strict):
-    """Which sound rows are wanted. A row that is not is quarantined with its reason."""
+    """Which rows to use. A row that fails a filter is quarantined, with the reason."""
 
     min_side: int | None = Field(None, ge=1)
-    """The shortest side in pixels; without it the caller takes the largest side it trains on,
-    for a picture is never enlarged."""
+    """Minimum length of a picture's shorter side, in pixels. By default the lowest resolution of
+    all stages, because pictures are never enlarged for training."""
 
     max_pixels: int = Field(MAX_PIXELS, ge=1, le=2**27)
-    """What a picture may decode to, read from its header before it is decoded."""
+    """Maximum number of pixels in a picture. It is read from the file's header, so that a larger
+    picture is not decoded."""
 
     caption_characters: Range | None = None
-    """Length of a caption. Of several captions those that fit are kept."""
+    """Length of a caption, in characters. A row with several captions keeps those that fit."""
 
     clip_score: float | None = Field(None, ge=-1, le=1)
-    """The least cosine of CLIP's image and text embeddings; applied where CLIP runs."""
+    """Minimum cosine similarity between CLIP's embeddings of picture and caption. No limit by
+    default."""
 
     scores: dict[str, Range] = Field(default_factory=dict)
-    """Bounds of the scores that the source names; a row without the score is refused."""
+    """Bounds on the columns named in the source's ``scores``. A row without the score is
+    quarantined."""
 
     def for_sides(self, resolutions: Sequence[int]) -> Filters:
-        """For some stages: a picture is never enlarged, so it must do for the smallest at least."""
+        """Return the filters with ``min_side`` filled in: the lowest resolution of the stages."""
         return self.model_copy(update={"min_side": self.min_side or min(resolutions)})
 
 
 class Source(Strict):
-    """Image–caption pairs: a data set of your own, or the demo's scenes."""
+    """Image–caption pairs: a data set of your own (``path``), or the demo's scenes (``make``)."""
 
     path: str | list[str] | None = None
-    """A folder, a file or a list of them, on disk or at an address: ``s3://…``, ``https://…``,
-    ``zip://FOLDER::FILE.zip``, or what else fsspec has a package for that is installed."""
+    """Folder or file of the data set, or a list of them. On disk or remote: ``s3://…``,
+    ``https://…``, ``zip://FOLDER::FILE.zip``, or any other protocol for which an fsspec package is
+    installed."""
 
     format: Literal["parquet", "folder", "coco", "webdataset"] | None = None
-    """``parquet``: files with the columns below. ``webdataset``: ``.tar`` files whose members
-    ``KEY.jpg``, ``KEY.txt`` and ``KEY.json`` are one row. ``folder``: pictures, each with a
-    ``.txt`` of its name, or with ``captions.jsonl`` or ``captions.csv`` at the root (also under
-    the name ``metadata``). ``coco``: pictures, with one of COCO's ``captions_*.json``. Without it
-    the files at ``path`` tell."""
+    """Format of the data set; detected from the files by default. ``parquet``: files with the
+    columns below. ``webdataset``: ``.tar`` files in which ``KEY.jpg``, ``KEY.txt`` and
+    ``KEY.json`` are one row. ``folder``: pictures, each with a ``.txt`` of the same name, or one
+    ``captions.jsonl`` or ``captions.csv`` (or ``metadata.…``) in the root folder. ``coco``:
+    pictures, with one of COCO's ``captions_*.json``."""
 
     image: str = "image"
-    """Parquet: the column, with bytes, ``{bytes, path}`` or paths. WebDataset: the member's
-    ending (``png``, ``input.jpg``), where a sample has several pictures. Caption file: the column
-    with the file's path or address (by default also ``file`` and ``file_name``)."""
+    """Name of the image field. Parquet: a column of bytes, of ``{bytes, path}`` or of paths.
+    WebDataset: a member's extension (``png``, ``input.jpg``), for samples with several pictures.
+    Caption file: the column with the picture's path or URL, by default also ``file`` or
+    ``file_name``."""
 
     caption: str = "caption"
-    """The column, or the field of a JSON (by default also ``text`` and ``captions``). WebDataset:
-    also a member's ending (``prompt.txt``)."""
+    """Name of the caption field: a column or JSON field, by default also ``text`` or ``captions``.
+    WebDataset: also a member's extension (``prompt.txt``)."""
 
     captions: Literal["first", "all"] = "all"
-    """A picture may have several: a list in Parquet or JSON, lines of a ``.txt``, rows of a caption
-    file that name the same picture. ``first`` takes the first alone, and judges it alone."""
+    """Which captions to use of a picture that has several: a list in Parquet or JSON, the lines of
+    a ``.txt``, or rows of a caption file with the same picture. With ``first`` the filters apply
+    to the first caption only."""
 
     key: str | None = None
-    """The column or JSON field that names a row. Without it Parquet's column ``key`` if there is
-    one, else the row's place; elsewhere the path without its ending."""
+    """Column or JSON field that identifies a row. By default Parquet's column ``key``, else the
+    row's position; in other formats the path without its extension."""
 
     scores: list[str] = Field(default_factory=list)
-    """Numeric columns or JSON fields to carry along, for ``filters:``."""
+    """Numeric columns or JSON fields to read, for use in ``filters.scores``."""
 
     filters: Filters = Filters()
+    """Which rows to use."""
 
     pairs: int | None = Field(None, ge=1)
-    """How many it is thought to hold: what ``ediffi plan --assume`` reckons with, which does not
-    look at it."""
+    """Estimated number of pairs, used by ``ediffi plan --assume``, which does not read the data."""
 
     make: Literal["emoji-scenes"] | None = None
-    """Draws EmojiScenes (:mod:`pipelines.demo`) instead of reading ``path``."""
+    """Generate the demo's EmojiScenes (:mod:`pipelines.demo`) instead of reading ``path``."""
 
     rows: int = Field(4000, ge=1)
+    """Number of pairs to generate, with ``make``."""
+
     shards: int = Field(8, ge=1)
+    """Number of files to generate, with ``make``."""
 
     @field_validator("make", mode="before")
     @classmethod
@@ -136,3 +149,13 @@ class Source(Strict):
             if name not in self.scores:
                 raise ValueError(f"`filters.scores` bounds {name!r}; name it in `scores:` too")
         return self
+
+
+class Data(Strict):
+    """Image–caption pairs to train on, and held-out pairs to validate on."""
+
+    train: Source
+    """Pairs for training."""
+
+    validation: Source
+    """Pairs for validation and evaluation. They must not be among the training pairs."""

@@ -1,4 +1,4 @@
-"""GPUs that a plan can count in, and what a plan assumes where nothing was measured."""
+"""GPUs that a plan knows, and what a plan assumes where nothing was measured."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GPUS = {
 
 
 def known_gpu(gpu: str) -> str:
-    """ValueError with those that are known, for another."""
+    """Return ``gpu``; ValueError with the known names if it is none of :data:`GPUS`."""
     if gpu not in GPUS:
         raise ValueError(f"{gpu!r} is unknown; there are {', '.join(GPUS)}")
     return gpu
@@ -33,32 +33,32 @@ def known_gpu(gpu: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What is taken for granted where nothing was measured. All are ours unless said otherwise."""
+    """Values that a plan uses where nothing was measured. Our own estimates unless noted."""
 
     gpu: str = "H100"
-    """The spec's ``embedding.gpu``."""
+    """Default of the spec's ``embedding.gpu``."""
 
     utilisation: float = 0.4
-    """Share of the peak that is reached; the spec's ``embedding.utilisation``. PaLM reports 0.46
-    in training (arXiv:2204.02311); short captions reach less."""
+    """Default of the spec's ``embedding.utilisation``. PaLM reports 0.46 in training
+    (arXiv:2204.02311); short captions reach less."""
 
     t5_tokens: float = 24.0
-    """Of a caption, its end included: some 16 words, at 1.4 tokens a word."""
+    """T5 tokens in a caption, with its end token: about 16 words of 1.4 tokens."""
 
     clip_tokens: float = 22.0
-    """The same words at 1.25 tokens, its start and end included."""
+    """CLIP tokens in a caption, with start and end token: the same words of 1.25 tokens."""
 
     pair_bytes: float = 100e3
-    """Of a source pair: a JPEG of half a megapixel with its caption."""
+    """Bytes of a source pair: a JPEG of half a megapixel with its caption."""
 
     png_bytes_a_pixel: float = 1.8
-    """Of 3: what PNG leaves of a photograph."""
+    """Bytes per pixel of a photograph as PNG; uncompressed it has 3."""
 
     jpeg_bytes_a_pixel: float = 0.6
-    """Quality 95 with its chroma whole."""
+    """Bytes per pixel of a photograph as JPEG, quality 95, without chroma subsampling."""
 
     full_aspect: float = 4 / 3
-    """Long side over short one, of pictures that are kept whole."""
+    """Ratio of the longer to the shorter side, of pictures that are stored without cropping."""
 
 
 ASSUMED = Assumptions()

@@ -1,4 +1,4 @@
-"""A stage's network: a preset, with any of its fields changed, or all of them written."""
+"""A stage's ``network:``: a preset with any of its fields changed, or all fields written out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import MISSING, fields
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
+from pydantic.config import JsonDict
 
 from ediffi_core.unet import PRESETS, FieldError, UNetConfig
 from ediffi_core.unet.blocks import Norm
@@ -13,7 +14,7 @@ from ediffi_core.unet.config import Layout
 from pipelines.spec.base import Strict
 
 DEFAULT = "demo"
-"""The preset of a stage that writes nothing of its network, or `channels:` alone."""
+"""The preset of a stage that has no `network:`, or nothing but `channels:` in it."""
 
 FOLLOWING = {
     "resolution": "is that of the stage: write `resolution:`, or `crop:`, beside `network:`",
@@ -21,32 +22,64 @@ FOLLOWING = {
     "image_channels": "are 3, as of all pictures: leave them out",
     "low_res": "follows from the place in `stages:`, all but the first enlarge: leave it out",
 }
-"""Fields of :class:`UNetConfig` that are no choice, and where they come from."""
+"""Fields of :class:`UNetConfig` that a spec cannot set, and what determines them."""
 
 OPTIONAL = {f.name: f.default for f in fields(UNetConfig) if f.default is not MISSING}
 REQUIRED = [f.name for f in fields(UNetConfig) if f.default is MISSING and f.name not in FOLLOWING]
 
 Positive = Annotated[int, Field(ge=1)]
 
+AT_LEAST_ONE: JsonDict = {"minimum": 1, "items": {"type": "integer", "minimum": 1}}
+"""Bounds of ``blocks`` in the JSON schema; :meth:`Network.counts` checks them."""
+
 
 class Network(Strict):
-    """What the fields mean: :class:`ediffi_core.unet.UNetConfig`. Those left out are the preset's.
+    """A stage's U-Net: a preset, with any of its fields changed, or a network of your own.
 
-    Without a preset `channels:`, `channel_mult:` and `blocks:` must be written; the others have
-    the defaults of :class:`UNetConfig`.
+    Fields that are left out are the preset's. Without a preset, ``channels``, ``channel_mult`` and
+    ``blocks`` are required, and the others default to those of
+    :class:`ediffi_core.unet.UNetConfig`. A stage without ``network``, or with ``channels`` alone,
+    uses the preset ``demo``.
     """
 
-    preset: str | None = None
+    preset: str | None = Field(None, json_schema_extra={"enum": [*PRESETS, None]})
+    """Network to start from. ``base64``, ``sr256`` and ``sr1024`` are eDiff-I's."""
+
     channels: int | None = Field(None, ge=2)
+    """Channels of the first level, an even number."""
+
     channel_mult: list[Positive] | None = Field(None, min_length=1)
-    blocks: int | list[int] | None = None
+    """Channels of each level, as a multiple of ``channels``. Each level has half the side of the
+    level before."""
+
+    blocks: int | list[int] | None = Field(None, json_schema_extra=AT_LEAST_ONE)
+    """Residual blocks per level on the way down: one number for all levels, or one for each."""
+
     layout: Layout | None = None
+    """Where the network resamples. ``adm``: inside residual blocks, with the first level at full
+    resolution. ``efficient``: before the blocks of each level on the way down and after them on
+    the way up, so that no block works at full resolution (Imagen). Default ``adm``."""
+
     self_attention: list[Positive] | None = None
+    """Sides, in pixels, of the levels with self-attention. None by default."""
+
     cross_attention: list[Positive] | None = None
+    """Sides, in pixels, of the levels with cross-attention to the text tokens. None by default."""
+
     head_channels: Positive | None = None
+    """Channels of each attention head. Default 64."""
+
     token_dim: Positive | None = None
+    """Width to which text tokens are projected for cross-attention. Default 256."""
+
     norm: Norm | None = None
+    """Normalisation. ``group``: group norm. ``pixel``: per pixel, which keeps the receptive field
+    finite, as needed for a stage with ``crop``. Default ``group``."""
+
     residual: bool | None = None
+    """Super-resolution: predict the difference from the enlarged picture (SRDiff, Li et al. 2022).
+    Set the stage's ``sigma_data`` to the standard deviation of that difference, about 0.15.
+    Default false."""
 
     @model_validator(mode="before")
     @classmethod
@@ -84,7 +117,7 @@ class Network(Strict):
         return self
 
     def chosen(self) -> dict[str, Any]:
-        """The fields that were written beside a preset."""
+        """Return the fields that the spec sets besides the preset."""
         return {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in self
@@ -92,9 +125,9 @@ class Network(Strict):
         }
 
     def described(self, *, resolution: int, low_res: bool) -> dict[str, Any]:
-        """The network as :meth:`UNetConfig.from_dict` reads it, but for its embeddings.
+        """Return the network as :meth:`UNetConfig.from_dict` reads it, without its embeddings.
 
-        Nothing is checked that depends on the resolution: a plan says it of its stage.
+        What depends on the resolution is checked later, when the plan is linted.
         """
         begin = PRESETS[self.preset].to_dict() if self.preset else {}
         found = {**OPTIONAL, **begin, **self.chosen(), "resolution": resolution, "low_res": low_res}

@@ -1,4 +1,4 @@
-"""The spec's ``notify:``: who is told how a run ended."""
+"""The spec's ``notify:``: a webhook for the end of a run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pipelines.spec.base import Strict
 
 
 class Notify(Strict):
-    """Who is told how a run ends, besides whoever reads what it prints."""
+    """Notification when a run ends."""
 
     webhook: SecretStr | None = None
-    """Gets one POST of JSON: pipeline, run, state, seconds, and the failed nodes with reasons."""
+    """URL that receives one POST of JSON: pipeline, run, state, seconds, and the failed nodes with
+    their errors. It may hold a token, so it is never printed."""
 
     on: list[Literal["done", "failed", "cancelled", "interrupted"]] = Field(
         ["done", "failed", "cancelled", "interrupted"], min_length=1
     )
-    """Which ends it is told of."""
+    """Final states of a run that send a notification."""
 
     @field_validator("webhook")
     @classmethod

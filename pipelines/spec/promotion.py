@@ -1,4 +1,5 @@
-"""Which of two ensembles is the better one, and how often anew is tried: the rules of a spec."""
+"""The spec's ``promotion:`` and ``retraining:``: when a new ensemble becomes champion, and how an
+ensemble is retrained on new data."""
 
 from __future__ import annotations
 
@@ -8,16 +9,17 @@ from pipelines.spec.base import Strict
 
 
 class Promotion(Strict):
-    """When a new ensemble becomes champion: better on some stage, worse on none.
+    """When a new ensemble becomes champion: it is better on at least one stage and worse on none.
 
-    By ``val_loss`` it is better over p(σ) or over the sampler's steps, and worse neither over these
-    nor in the interval of any expert, its own or the champion's.
+    With ``val_loss``, better means a lower loss over p(σ) or over the sampler's steps. Worse means
+    a higher loss over either of these, or in the interval of any expert of the two ensembles.
     """
 
     metric: str = "val_loss"
-    """Of every stage, on the validation data, compared draw by draw or picture by picture, with a
-    confidence interval: ``val_loss``, ``kernel_distance``, ``clip_score`` (with ``evaluate.clip``),
-    or a measure of one of ``evaluate.metrics``, such as the demo's ``concepts``."""
+    """Metric to compare on every stage, with a 95 % confidence interval: ``val_loss``,
+    ``kernel_distance``, ``clip_score`` (needs ``evaluate.clip``), or a score of one of
+    ``evaluate.metrics``, such as ``concepts`` of the demo's. Both ensembles are measured on the
+    same validation data, noise and captions."""
 
     @field_validator("metric")
     @classmethod
@@ -30,14 +32,16 @@ class Promotion(Strict):
         return metric
 
     margin: float = Field(0.0, ge=0)
-    """What a difference must exceed, in parts of the champion's: 0.01 is a hundredth."""
+    """Minimum relative difference that counts as better or worse: 0.01 is 1 % of the champion's
+    value."""
 
 
 class Retraining(Strict):
-    """How ``ediffi retrain`` goes on from the champion with new data."""
+    """How ``ediffi retrain`` continues training the champion on new data."""
 
     share: float = Field(0.25, gt=0, le=1)
-    """Of the images that an expert was trained on, rounded up to whole batches."""
+    """Images to train each expert on, as a share of those it was trained on before; rounded up to
+    whole batches."""
 
     new_shards: int = Field(1, ge=1)
-    """With fewer source files that the champion has not seen it is not worth the while."""
+    """Minimum number of new source files. With fewer, ``ediffi retrain`` does nothing."""

@@ -1,4 +1,4 @@
-"""A spec's `s3:`."""
+"""The spec's ``s3:``: how S3 or a compatible server is reached."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ from pipelines.spec.base import Strict
 
 
 class S3(Strict):
-    """How ``s3://`` is reached, for the store and for data.
+    """Connection to S3 or a compatible server, for ``s3://`` paths of the store and the data.
 
-    What is given here comes before the environment's ``AWS_*`` variables, and what is not given is
-    theirs. Better leave credentials to the environment, to a profile or to a role of the machine's.
-    A cluster's processes get these settings in Ray's runtime environment, which its administrators
-    can read.
+    Settings here override the environment's ``AWS_*`` variables. Prefer to keep credentials in the
+    environment, in a profile or in the machine's role: on a cluster these settings travel in Ray's
+    runtime environment, which its administrators can read.
     """
 
     endpoint_url: str | None = None
-    """Of a server that is not Amazon's: ``http://minio:9000``."""
+    """URL of a server other than Amazon's, such as ``http://minio:9000``."""
 
     region: str | None = None
+    """AWS region, such as ``eu-central-1``."""
+
     key: SecretStr | None = None
+    """Access key ID. Needs ``secret``."""
+
     secret: SecretStr | None = None
+    """Secret access key. Needs ``key``."""
+
     profile: str | None = None
-    """A section of ``~/.aws/credentials``, in place of ``key`` and ``secret``."""
+    """Profile in ``~/.aws/credentials``, in place of ``key`` and ``secret``."""
 
     @model_validator(mode="after")
     def sound(self) -> Self:
@@ -41,7 +46,7 @@ class S3(Strict):
         return self
 
     def variables(self) -> dict[str, str]:
-        """As environment variables. With the secrets: to be shown to nobody."""
+        """Return the settings as environment variables, secrets included: do not print them."""
         found = {
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_ENDPOINT_URL_S3": self.endpoint_url,  # else the environment's would come first

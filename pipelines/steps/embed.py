@@ -35,7 +35,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
 
     recipe = settings["recipe"]
     made = ctx.manifests.get("encoders")
-    source = Source.model_validate(ctx.runtime["source"])
+    source = Source.from_settings(ctx.runtime["source"])
     if "data" in inputs:
         source = Source(path=str(ctx.store.local(inputs["data"])), format="parquet")
     shards = list_shards(source)

@@ -40,8 +40,8 @@ class Parts:
 
     def __init__(self, ctx: Context, settings: Mapping[str, Any], inputs: Mapping[str, str]):
         self.ctx, self.settings = ctx, settings
-        training = Training.model_validate(settings["training"])
-        self.options, self.cadence = training.model_dump(), ctx.runtime
+        training = Training.from_settings(settings["training"])
+        self.options, self.cadence = training.settings(), ctx.runtime
         self.workers: Mapping[str, Any] = ctx.runtime["workers"]
         torch.set_num_threads(ctx.cpus // self.workers["count"])
         device = torch.device("cuda" if self.workers["gpus"] else "cpu")
@@ -118,7 +118,7 @@ class Parts:
         net = cast(UNet, model.net)
         if wrong := [n for n in self.workers["recompute"] if n >= self.network.levels]:
             raise ValueError(
-                f"`recompute: [{wrong[0]}]` names a level that a network of "
+                f"`activation_checkpointing: [{wrong[0]}]` names a level that a network of "
                 f"{self.network.levels} levels lacks"
             )
         net.checkpointed = frozenset(self.workers["recompute"])

@@ -222,7 +222,7 @@ class Trainer:
         if policy["then"] == "stop" or len(self.skipped) >= policy["skips"]:
             raise ValueError(
                 f"{where}; a lower learning_rate or clip_norm may help, or "
-                "`bad_loss: {then: skip}` to train without such batches"
+                "`bad_loss: {action: skip}` to train without such batches"
             )
         self.checkpoints.wait()
         skipped = [*self.skipped, bad.place]

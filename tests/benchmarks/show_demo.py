@@ -20,7 +20,7 @@ from pipelines.demo.drawings import CONCEPTS
 from pipelines.demo.scenes import Item as Thing
 from pipelines.demo.scenes import draw, generator, is_trained
 from pipelines.models.text_to_image import TextToImage
-from pipelines.spec import pipeline as spec
+from pipelines.spec.loading import load
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = (
@@ -67,7 +67,7 @@ def main() -> None:
     pairs = [Pair(note(t), t, Image.fromarray(p)) for p, t in zip(drawn, PROMPTS, strict=True)]
     save(grid(pairs, "twelve prompts at 64×64, one seed"), "prompts.png")
 
-    demo = spec.load(ROOT / "pipelines" / "specs" / "demo.yaml")
+    demo = load(ROOT / "pipelines" / "specs" / "demo.yaml")
     training = [draw(demo.seed, "train", i) for i in range(demo.data.train.rows)]
     asked = [draw(demo.seed, "validation", i)[0] for i in range(COUNT)]
     captions = [

@@ -12,7 +12,7 @@ from ediffi_core.checkpoint import read
 from ediffi_core.ema import reconstruct
 from pipelines.dag import plan
 from pipelines.runs.context import Context
-from pipelines.spec.pipeline import load
+from pipelines.spec.loading import load
 from pipelines.store.artifacts import Store
 from pipelines.training import preemption as notice
 from pipelines.training.build import Parts

@@ -87,7 +87,7 @@ def write_spec(to, source, encoders, embedding=None, cpus=2, **reading):
 
 def plan_of(spec, root):
     from pipelines.dag import plan, sources
-    from pipelines.spec.pipeline import load
+    from pipelines.spec.loading import load
     from pipelines.store.artifacts import Store
 
     loaded = load(spec)

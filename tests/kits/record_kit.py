@@ -8,7 +8,7 @@ from paths import SMOKE
 from pipelines.dag import plan, sources
 from pipelines.lineage import Lineage, quiet_mlflow
 from pipelines.runs import execution
-from pipelines.spec import pipeline as spec
+from pipelines.spec.loading import load
 from pipelines.store.artifacts import Store
 
 NODE = "train/base/E0_0"
@@ -20,7 +20,7 @@ class Driver:
 
     def __init__(self, root: Path, uri: str | None = None) -> None:
         self.store = Store.open(str(root))
-        loaded = spec.load(SMOKE).model_copy(update={"tracking": uri})
+        loaded = load(SMOKE).model_copy(update={"tracking": uri})
         self.plan = plan.make(loaded, self.store, sources.identify_all(loaded))
         self.execution = execution.begin(self.plan, self.store)
         self.execution.save(self.store)

@@ -41,7 +41,7 @@ def write_spec(to, workers=1, images=640, checkpoint_images=64, **more):
 
 def verdict_of(spec, root):
     from pipelines.dag import plan
-    from pipelines.spec.pipeline import load
+    from pipelines.spec.loading import load
     from pipelines.store.artifacts import Store
 
     made = plan.make(load(spec), Store.open(str(root)), {})

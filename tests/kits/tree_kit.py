@@ -7,7 +7,7 @@ from paths import DEMO
 
 from pipelines.dag import plan, sources
 from pipelines.reports import tree as tree_view
-from pipelines.spec import pipeline as spec
+from pipelines.spec.loading import load
 from pipelines.store.artifacts import Store
 
 MEASURED = {
@@ -31,7 +31,7 @@ KEYS = ("val_loss", "val_loss_parent", "val_gain", "val_gain_low", "val_gain_hig
 
 def demo_tree(root: Path) -> dict:
     """The tree as read from the store, through JSON."""
-    loaded = spec.load(DEMO)
+    loaded = load(DEMO)
     made = plan.make(loaded, Store.at(str(root)), sources.identify_all(loaded))
     tree = tree_view.build(made, None, {})
     tree |= {"execution": "emoji-scenes-20260102-030405-000006", "state": "done"}

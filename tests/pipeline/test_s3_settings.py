@@ -12,7 +12,7 @@ from pipelines.executor import ray_cluster as cluster
 from pipelines.lineage import tracking_uri
 from pipelines.runs.execution import Execution
 from pipelines.runs.lease import is_driven, only_driver
-from pipelines.spec.pipeline import load
+from pipelines.spec.loading import load
 from pipelines.store.artifacts import Store
 
 BUCKET = Store.at("s3://bucket/a/store")

@@ -45,7 +45,7 @@ def examine(
     """
     loaded = None
     if spec is not None:
-        from pipelines.spec import pipeline as specs
+        from pipelines.spec import loading as specs
         from pipelines.store import remote
 
         try:

@@ -18,7 +18,7 @@ from pipelines import cli
 from pipelines.executor.doctor import check, encoders, machine, services
 from pipelines.executor.doctor.check import Check, Subject
 from pipelines.executor.doctor.report import ALL, examine
-from pipelines.spec import pipeline as specs
+from pipelines.spec import loading as specs
 from pipelines.store.artifacts import Store
 
 NOT_HERE = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_TOKEN")

@@ -9,7 +9,7 @@ from dirty import encoded, noise, write_parquet, write_tar
 from pipelines import cli
 from pipelines.dag import plan, sources
 from pipelines.planning import lint, starter_spec
-from pipelines.spec import pipeline as specs
+from pipelines.spec import loading as specs
 from pipelines.store.artifacts import Store
 
 

@@ -6,7 +6,7 @@ from paths import SMOKE
 
 from pipelines.dag import sources
 from pipelines.dag.nodes import nodes_of
-from pipelines.spec import pipeline as spec
+from pipelines.spec import loading
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def load(tmp_path):
         change(raw)
         path = tmp_path / "changed.yaml"
         path.write_text(yaml.safe_dump(raw))
-        return spec.load(path)
+        return loading.load(path)
 
     return call
 
@@ -29,7 +29,7 @@ def on_gpus(raw, gpus=2.0):
     raw["stages"]["base"] |= {
         "workers": {"count": 2, "gpus": 1.0, "labels": {"ediffi-group": "base"}},
         "priority": 1,
-        "limit_hours": 2.0,
+        "max_hours": 2.0,
     }
     raw["evaluate"] |= {"gpus": 0.5, "labels": {"ediffi-group": "sr"}}
 

@@ -14,11 +14,11 @@ from pipelines.executor.stopping import Stop
 from pipelines.runs.claims import Claims
 from pipelines.runs.execution import begin, by_id
 from pipelines.runs.lease import LeaseLost, only_driver
-from pipelines.spec import pipeline as spec
+from pipelines.spec.loading import load
 from pipelines.store.artifacts import Store
 from pipelines.training.preemption import Preempted
 
-SPEC = spec.load(SMOKE)
+SPEC = load(SMOKE)
 NODE = "data/train"
 
 
@@ -118,7 +118,7 @@ def test_only_a_training_that_exceeds_its_limit_is_asked_to_stop(runner, waiting
     runner.started_at = {node: at - 0.2 * hour for node, at in runner.started_at.items()}
     runner.enforce_time_limits([timely, late])
     [(node, reason)] = runner.board.calls
-    assert node == "train/base/E1_1" and reason.startswith("it exceeded its `limit_hours:` of 2 h")
+    assert node == "train/base/E1_1" and reason.startswith("it exceeded its `max_hours:` of 2 h")
 
 
 def test_a_run_that_is_cancelled_has_its_trainings_save_and_ends_as_such(

@@ -290,12 +290,12 @@ def test_its_health_is_asked_where_it_answers():
 def test_the_spec_that_the_readme_copies_is_recorded_on_the_server(tmp_path, monkeypatch):
     """The container's variable decides, a spec's own key comes before it, a file is the last."""
     from pipelines.lineage import tracking_uri
-    from pipelines.spec import pipeline as spec
+    from pipelines.spec.loading import load
     from pipelines.store.artifacts import Store
 
     [source] = re.findall(r"cp (\S+) mine.yaml", README)
     address = SERVICES["ediffi"]["environment"]["MLFLOW_TRACKING_URI"]
-    named, store = spec.load(ROOT / source).tracking, Store.at(str(tmp_path))
+    named, store = load(ROOT / source).tracking, Store.at(str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     assert tracking_uri(named, store) == address
     assert tracking_uri("http://elsewhere:1", store) == "http://elsewhere:1"

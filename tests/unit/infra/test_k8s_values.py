@@ -27,7 +27,7 @@ from manifests import (
 
 from pipelines.executor import runner as run
 from pipelines.executor.driver import RECORD_WHEN_STOPPED_S
-from pipelines.spec import pipeline as spec
+from pipelines.spec.loading import load
 
 PODS = all_pods()
 IDS = [where for where, _ in PODS]
@@ -265,7 +265,7 @@ def test_an_eviction_leaves_one_mlflow():
 @pytest.mark.parametrize(("where", "cluster"), clusters(), ids=[w for w, _ in clusters()])
 def test_a_cluster_fits_the_pipeline(where, cluster):
     """Every worker fits a machine, every node the cluster, and the head is left alone."""
-    loaded = spec.load(K8S / "ray" / "pipeline.yaml")
+    loaded = load(K8S / "ray" / "pipeline.yaml")
     assert loaded.storage.startswith("s3://")
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     groups = {

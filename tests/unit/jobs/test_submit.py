@@ -140,13 +140,15 @@ def test_a_running_pipeline_is_not_submitted_again(state):
 
 def test_mistakes_are_found_without_the_data():
     raw = yaml.safe_load(SMOKE.read_text())
-    raw["stages"]["base"]["workers"] = {"recompute": [9]}
+    raw["stages"]["base"]["workers"] = {"activation_checkpointing": [9]}
     far = {"train": {"path": "s3://far/pairs"}, "validation": {"path": "s3://far/others"}}
     wrong = [
         str(f)
         for f in portability.lint_without_data(spec(stages=raw["stages"], data=far, encoders={}))
     ]
-    assert any(w.startswith("error: base: `stages.base.workers.recompute`") for w in wrong)
+    assert any(
+        w.startswith("error: base: `stages.base.workers.activation_checkpointing`") for w in wrong
+    )
     assert not any(f.is_error for f in portability.lint_without_data(spec()))
 
 

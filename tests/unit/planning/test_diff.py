@@ -49,9 +49,9 @@ def test_experts_come_and_go():
 
 
 def test_runtime_changes_are_told_apart():
-    found = differences(lambda raw: raw["stages"]["base"]["cadence"].update(keep=5))
+    found = differences(lambda raw: raw["stages"]["base"]["cadence"].update(keep_latest=5))
     trained = [f"train/base/{e}" for e in ("E0_0", "E1_1", "E1_0", "single")]
-    assert found == {name: ("runtime", ["keep: 2 → 5"]) for name in trained}
+    assert found == {name: ("runtime", ["keep_latest: 2 → 5"]) for name in trained}
 
 
 @pytest.fixture

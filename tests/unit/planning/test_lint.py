@@ -90,7 +90,14 @@ MISTAKES = {
     "residual": ({f"{SR}network__residual": True}, "sr32", "sigma_data", "sigma_data: 0.15"),
     "clean": ({f"{SR}degrade__probability": 0.0}, "sr32", "degrade", "probability: 0.5"),
     "clean in all": (
-        {f"{SR}degrade": {"blur_sigma": 0, "shrink": 1, "gaussian_noise": 0, "poisson_noise": 0}},
+        {
+            f"{SR}degrade": {
+                "blur_sigma": 0,
+                "downscale": 1,
+                "gaussian_noise": 0,
+                "poisson_noise": 0,
+            }
+        },
         "sr32",
         "degrade",
         "probability: 0.5",
@@ -176,7 +183,12 @@ ERRORS = {
     "blocks": ({f"{BASE}network__blocks": [1, 2, 3]}, "base", "network.blocks", "each of 2"),
     "group norm": ({f"{BASE}network__channels": 18}, "base", "network.channels", "write 20"),
     "heads": ({f"{BASE}network__head_channels": 3}, "base", "network.head_channels", "write 2"),
-    "recompute": ({f"{BASE}workers__recompute": [2]}, "base", "workers.recompute", "0, 1"),
+    "recompute": (
+        {f"{BASE}workers__activation_checkpointing": [2]},
+        "base",
+        "workers.activation_checkpointing",
+        "0, 1",
+    ),
 }
 
 

@@ -25,7 +25,7 @@ BASE = {
     "network": {"preset": "base64"},
     "training": {"batch": 256, "precision": "bfloat16"},
     "workers": {"count": 4, "gpus": 2},
-    "cadence": {"checkpoint_images": 2560, "milestone_images": 10240, "keep": 3},
+    "cadence": {"checkpoint_images": 2560, "milestone_images": 10240, "keep_latest": 3},
     "experts": {"E0_0": {"images": 25600}},
     "ensemble": ["E0_0"],
 }

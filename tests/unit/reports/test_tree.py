@@ -7,12 +7,12 @@ from tree_kit import DEMO, demo_tree
 from pipelines.dag import plan, sources
 from pipelines.reports import tree as tree_view
 from pipelines.reports import tree_page
-from pipelines.spec import pipeline as spec
+from pipelines.spec.loading import load
 from pipelines.store.artifacts import Store
 
 
 def built(path, root, manifests=None):
-    loaded = spec.load(path)
+    loaded = load(path)
     made = plan.make(loaded, Store.at(str(root)), sources.identify_all(loaded))
     return tree_view.build(made, None, manifests or {})
 

@@ -12,7 +12,7 @@ from pipelines.data.captions import checked
 from pipelines.data.filters import sift
 from pipelines.data.rows import Bad, Reason, Row
 from pipelines.spec.data import Filters, Source
-from pipelines.spec.pipeline import Embedding
+from pipelines.spec.embedding import Embedding
 
 
 @pytest.mark.parametrize(

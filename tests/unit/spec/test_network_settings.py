@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from ediffi_core.unet import PRESETS, FieldError, UNet, UNetConfig
 from pipelines.dag.nodes import nodes_of
 from pipelines.planning.stage_networks import config_of
+from pipelines.spec.loading import explain
 from pipelines.spec.network import FOLLOWING, Network
-from pipelines.spec.pipeline import Spec, explain
+from pipelines.spec.pipeline import Spec
 
 WHOLE = {"channels": 12, "channel_mult": [1, 2], "blocks": [1, 2]}
 OTHER = {

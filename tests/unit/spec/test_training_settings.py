@@ -4,7 +4,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipelines.spec.pipeline import Spec, explain
+from pipelines.spec.loading import explain
+from pipelines.spec.pipeline import Spec
 from pipelines.spec.training import Overrides, Training
 
 SPEC = """
@@ -37,7 +38,7 @@ def spec(cpus=2, experts=None, **base):
             "`micro_batch: auto` is for `parallel: ddp`",
         ),
         ({"training": {"batch": 16, "snapshot_lengths": [0.4]}}, "length lies in"),
-        ({"training": {"batch": 16, "bad_loss": {"leap": 0.5}}}, "greater than 1"),
+        ({"training": {"batch": 16, "bad_loss": {"spike_factor": 0.5}}}, "greater than 1"),
         (
             {"experts": {"E1_1": {"images": 64, "optimizer": "carried"}}},
             "E1_1: `optimizer: carried` .* set `start: raw` on a child",
@@ -91,7 +92,7 @@ def test_a_later_field_is_a_setting_only_where_it_is_not_the_default():
     chosen = Training(schedule="cosine", dropout={"t5": 0.5})
     assert chosen.settings()["schedule"] == "cosine"
     for training in (Training(), chosen, Training(schedule="inverse_sqrt", decay_images=9)):
-        assert Training.model_validate(training.settings()) == training
+        assert Training.from_settings(training.settings()) == training
 
 
 def test_an_expert_is_trained_as_its_stage_says_but_for_what_it_says_itself():

@@ -119,7 +119,7 @@ class Own:
         """What the plan says of embedding them."""
         from pipelines.dag import sources
         from pipelines.planning import embedding
-        from pipelines.spec.pipeline import load
+        from pipelines.spec.loading import load
 
         spec = self.spec(rows)
         found = sources.identify_all(load(spec))

@@ -205,7 +205,7 @@ def test_a_plan_lists_each_pool_once(own, monkeypatch):
     """Both splits read it; with a million shards a listing takes a while."""
     from pipelines.dag import sources
     from pipelines.executor.runner import Runner
-    from pipelines.spec.pipeline import load
+    from pipelines.spec.loading import load
 
     plan = plan_of(own.spec, own.store.root)
     runner = Runner(plan, own.store, None, None, None, None, None)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from tiny_shards import ENCODERS, header, made_rows
 
-from pipelines.spec.pipeline import Encoders
+from pipelines.spec.encoders import Encoders
 from pipelines.store.dataset import Version, as_named
 
 

@@ -224,7 +224,7 @@ def test_what_is_denied_is_not_asked_for_again(bucket, s3):
 
 
 def test_a_spec_comes_before_the_environment(s3, monkeypatch):
-    from pipelines.spec.pipeline import S3
+    from pipelines.spec.s3 import S3
 
     monkeypatch.setenv("AWS_PROFILE", "work")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of another key")
@@ -245,7 +245,7 @@ def test_a_spec_comes_before_the_environment(s3, monkeypatch):
 def test_without_a_spec_the_environment_stays_as_it_is(s3):
     import os
 
-    from pipelines.spec.pipeline import S3
+    from pipelines.spec.s3 import S3
 
     before = dict(os.environ)
     remote.use(S3().variables())
@@ -261,16 +261,16 @@ def test_without_a_spec_the_environment_stays_as_it_is(s3):
         ("SECRET", "`s3`: input should be"),
         ("{secrets: SECRET}", "unknown key `s3.secrets`; did you mean `secret`?"),
         ("{endpoint_url: 'http://SECRET@minio:9000'}", "http://HOST:PORT"),
-        ("{secret: 'SECRET}", "no YAML"),
-        ("{secret: SECRET: }}", "no YAML"),
+        ("{secret: 'SECRET}", "not valid YAML"),
+        ("{secret: SECRET: }}", "not valid YAML"),
     ],
 )
 def test_a_spec_that_is_wrong_does_not_tell_its_secret(tmp_path, given, words):
-    from pipelines.spec import pipeline as spec
+    from pipelines.spec.loading import load
 
     (tmp_path / "a.yaml").write_text(f"s3: {given.replace('SECRET', SECRET)}\n{SMOKE.read_text()}")
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
-        spec.load(tmp_path / "a.yaml")
+        load(tmp_path / "a.yaml")
     import traceback
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
