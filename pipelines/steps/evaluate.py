@@ -36,7 +36,7 @@ from pipelines.steps.scores import Scores, summary
 from pipelines.steps.scores import write as write_scores
 from pipelines.steps.seats import weights_of
 from pipelines.store.reader import Reader
-from pipelines.training.validation import validation_pictures
+from pipelines.training.validation import validation_batch
 
 GRID = 16
 SHOWN_SIDE = 96  # of a picture in the sample sheet
@@ -232,7 +232,7 @@ def validation(
     }
 
     def batches(index: torch.Tensor) -> tuple[torch.Tensor, Conditioning]:
-        pictures, cond = validation_pictures(shards, index, how)
+        pictures, cond = validation_batch(shards, index, how)
         return pictures.to(device), text_only(cond).to(device)
 
     return losses.measure(ensemble, batches, how, pictures=len(shards), batch=ctx.runtime["batch"])
