@@ -139,7 +139,7 @@ class Lineage:
         """Keeps the end, and waits for all to be delivered; says what is left if it takes long."""
         tree = tree_view.build(self.plan, self.execution, manifests)
         run = self.execution
-        tree["labels"] = champions.marks_of(self.store, run.pipeline, run.nodes)
+        tree["labels"] = champions.run_aliases(self.store, run.pipeline, run.nodes)
         now = int(time.time() * 1000)
         promoted = next((v for v in self.plan.verdicts.values() if v.node.kind == "promote"), None)
         model = None

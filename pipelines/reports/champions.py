@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.models.champions import SHORT, Book
+from pipelines.models.champions import SHORT_LENGTH, Registry
 from pipelines.store.artifacts import MANIFEST, Store
 
 SHOWN = 3
 """Numbers of an ensemble in a line; JSON has all."""
 
 
-def data(store: Store, book: Book) -> dict[str, Any]:
+def data(store: Store, book: Registry) -> dict[str, Any]:
     """The newest version first, each with the metrics of its evaluation."""
     versions = []
-    for fingerprint, offer in reversed(book.offers.items()):
+    for fingerprint, offer in reversed(book.versions.items()):
         last = [e for e in book.history if e.fingerprint == fingerprint][-1]
         manifest = store.read_json(f"{offer.folder}/{MANIFEST}") or {}
         versions.append(
             {
                 "version": book.version(fingerprint),
-                "marks": book.marks(fingerprint),
+                "marks": book.aliases(fingerprint),
                 "offered": offer.when,
                 "metrics": manifest.get("metrics", {}),
                 **asdict(last),
@@ -35,7 +35,7 @@ def text(name: str, found: dict[str, Any], *, with_history: bool) -> str:
     rows = [
         (
             str(v["version"]),
-            v["fingerprint"][:SHORT],
+            v["fingerprint"][:SHORT_LENGTH],
             ", ".join(v["marks"]),
             moment(v["when"]),
             f"{v['what']} by {v['by']}: {v['why']}",
@@ -46,7 +46,12 @@ def text(name: str, found: dict[str, Any], *, with_history: bool) -> str:
     lines = [name, *aligned(rows)]
     if with_history:
         events = [
-            (moment(e["when"]), e["fingerprint"][:SHORT], e["what"], f"{e['by']}: {e['why']}")
+            (
+                moment(e["when"]),
+                e["fingerprint"][:SHORT_LENGTH],
+                e["what"],
+                f"{e['by']}: {e['why']}",
+            )
             for e in found["history"]
         ]
         lines += ["", "history", *aligned(events)]

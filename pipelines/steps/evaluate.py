@@ -27,7 +27,7 @@ from ediffi_core.metrics import (
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet
 from pipelines.metrics import Metric, Pictures, metric
-from pipelines.models.text_to_image import draw, encoder_places, grid, load_clip, load_stages
+from pipelines.models.text_to_image import draw, encoder_sources, grid, load_clip, load_stages
 from pipelines.runs.context import Context, Result
 from pipelines.spec.evaluation import UNTRAINED_CAPTIONS
 from pipelines.steps import losses
@@ -199,7 +199,7 @@ def scoring_clip(
     if not needed:
         return None
     ctx.report(message="is scored by the CLIP that conditions it: set `evaluate.clip` to another")
-    places = encoder_places(ctx.store, inputs.get("encoders"), ctx.runtime["encoders"])
+    places = encoder_sources(ctx.store, inputs.get("encoders"), ctx.runtime["encoders"])
     return load_clip(places, device)
 
 
