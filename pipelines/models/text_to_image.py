@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ediffi_core import cascade
 from ediffi_core.cascade import CascadeStage
-from ediffi_core.checkpoint import read_as
+from ediffi_core.checkpoint import read_checked
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.control import Phrase, paint_with_words, with_style
-from ediffi_core.encoders import CLIP, T5, Kind, TextEncoder, clip_side, encode_prompts
+from ediffi_core.encoders import CLIP, T5, EmbeddingKind, TextEncoder, clip_side, encode_prompts
 from ediffi_core.ensemble import Ensemble, Expert
 from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
@@ -79,19 +79,19 @@ def check_trained_with(
 ) -> None:
     """Raise ValueError for an encoder that differs from the one of the training shards."""
     for role, encoder in encoders.items():
-        expected = trained_with.get(role, {}).get("how", encoder.how)
-        if expected != encoder.how:
+        expected = trained_with.get(role, {}).get("how", encoder.recipe)
+        if expected != encoder.recipe:
             raise ValueError(
                 f"encoder {role} differs from the one that this ensemble was trained with "
-                f"({encoder.how}; not {expected}): restore its configuration, or train again"
+                f"({encoder.recipe}; not {expected}): restore its configuration, or train again"
             )
 
 
 def load_extra_encoders(
     sources: Mapping[str, Any], device: str = "cpu"
-) -> dict[str, tuple[TextEncoder, Kind]]:
+) -> dict[str, tuple[TextEncoder, EmbeddingKind]]:
     """Load ``encoders.more``; ValueError if one cannot be loaded, or has another width."""
-    found: dict[str, tuple[TextEncoder, Kind]] = {}
+    found: dict[str, tuple[TextEncoder, EmbeddingKind]] = {}
     for name, given in sources.get("more", {}).items():
         with _loading(f"more.{name}", given["model"]):
             encoder = TextEncoder(given["model"], device=device)
@@ -152,7 +152,7 @@ def load_ensemble(
             architecture, noise distribution or sigma_data.
     """
     read = {
-        slot.path: read_as(store.local(slot.path), expert=slot.expert, interval=slot.interval)
+        slot.path: read_checked(store.local(slot.path), expert=slot.expert, interval=slot.interval)
         for slot in slots.values()
     }
     cards = [card for _, card in read.values()]
@@ -177,7 +177,7 @@ def load_ensemble(
         load[name] = (
             partial(lambda w: w, read[slot.path][0])
             if residency == "current"
-            else partial(lambda f: read_as(f)[0], file)
+            else partial(lambda f: read_checked(f)[0], file)
         )
     network = built(next(iter(read.values()))[0])
     intervals = {name: slot.interval for name, slot in slots.items()}
@@ -256,7 +256,7 @@ class TextToImage:
     t5: T5
     clip: CLIP
     device: torch.device
-    more: Mapping[str, tuple[TextEncoder, Kind]] = field(default_factory=dict)
+    more: Mapping[str, tuple[TextEncoder, EmbeddingKind]] = field(default_factory=dict)
     """Further text encoders: embedding name → encoder, and ``sequence`` or ``pooled``."""
 
     @staticmethod

@@ -234,7 +234,7 @@ class Texts(Encoding):
         self.encoders: dict[str, Any] = {"t5": (load_t5(places, self.device), "sequence")}
         self.encoders |= load_extra_encoders(places, self.device)
         for name, (encoder, _) in self.encoders.items():
-            self.find_tokens(name, encoder, encoder.longest)
+            self.find_tokens(name, encoder, encoder.max_tokens)
 
     def work(self, work: Work) -> None:
         captions = [row["caption"] for row in work.rows]

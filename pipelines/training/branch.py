@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ediffi_core.checkpoint import Card, filled, read
+from ediffi_core.checkpoint import Card, build_denoiser, read
 from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
 from pipelines.store.artifacts import Store
@@ -39,7 +39,7 @@ class Parent:
 
     def denoiser(self) -> Denoiser:
         """The parent with its EMA weights, without gradients."""
-        return filled(*self._read("ema"))
+        return build_denoiser(*self._read("ema"))
 
     def _read(self, which: WeightKind) -> tuple[dict[str, Tensor], Card]:
         """Read a weights file and its card.

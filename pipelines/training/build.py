@@ -257,7 +257,7 @@ class TrainingSetup:
         shards, rows = self.data.order(index)
         at = [f"{s}:{r}" for s, r in zip(shards.tolist(), rows.tolist(), strict=True)]
         text = f"its rows, as shard:row, are {', '.join(at[:64])}"
-        if bad := self.data.batch(index)[1].not_finite():
+        if bad := self.data.batch(index)[1].non_finite_rows():
             named = ", ".join(f"{name} of {at[i]}" for i, name in bad[:8])
             text = f"not finite are {named}; {text}"
         return text

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning
-from ediffi_core.degrade import Degradation, small_and_large
+from ediffi_core.degrade import Degradation, super_resolution_pair
 from ediffi_core.metrics import by_noise_level, by_picture, paired_gain, validation_losses
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser
@@ -37,7 +37,7 @@ def prepare_batch(
     """
     x, cond = batch
     if how := settings.get("super_resolution"):
-        x, small = small_and_large(
+        x, small = super_resolution_pair(
             x,
             index,
             factor=how["factor"],
