@@ -251,7 +251,7 @@ class TrainingSetup:
         return name
 
     def describe_batch(self, position: int) -> str:
-        """WeightKind rows of the data set a batch is made of, for whoever looks into it."""
+        """The data set rows of a batch, for a message about a bad loss."""
         index = torch.arange(position, position + self.options["batch"])
         assert self.data.order is not None
         shards, rows = self.data.order(index)

@@ -99,14 +99,14 @@ class StopConsensus:
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._work: Any = None
 
-    def any_stopping(self, mine: bool) -> bool:
-        """Submit this process's wish for this step; return whether any had one a step ago."""
+    def any_stopping(self, wants_stop: bool) -> bool:
+        """Submit this process's wish to stop; return whether any process had one a step ago."""
         if self.comm.control is None:
-            return mine
+            return wants_stop
         if self._work is not None:
             self._work.wait()
         agreed = bool(self._flag.item())
-        self._flag.fill_(int(mine))
+        self._flag.fill_(int(wants_stop))
         self._work = dist.all_reduce(
             self._flag, op=dist.ReduceOp.MAX, group=self.comm.control, async_op=True
         )
@@ -143,7 +143,7 @@ class Heartbeat:
                 lines.append((float("inf"), f"rank {rank} never started"))
                 continue
             age_s = now - beat["time"]
-            lines.append((age_s, f"rank {rank} was at {beat['images']:,} {age_s:.0f} s ago"))
+            lines.append((age_s, f"rank {rank} was at {beat['images']:,} images {age_s:.0f} s ago"))
         lines.sort(key=lambda line: -line[0])
         silent = "; ".join(line for _, line in lines[:4])
         first = str(error).strip().splitlines()

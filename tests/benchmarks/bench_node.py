@@ -59,7 +59,7 @@ def prepared(folder: Path) -> tuple[Path, Path]:
 
 
 def context(spec: Path, store: Path, way: str, board: Any = None, **runtime: Any) -> Any:
-    """→ the setup of the node's training, in a folder of its own."""
+    """The training setup of the node, in a new folder."""
     from pipelines.runs.context import Context
     from pipelines.store.artifacts import Store
     from pipelines.training.build import TrainingSetup
