@@ -1,4 +1,5 @@
-"""The science of eDiff-I: noise, expert trees, denoisers, samplers.
+"""The methods of eDiff-I (arXiv:2211.01324): noise, expert trees, denoisers, samplers.
 
-Needs torch, numpy and safetensors alone.
+Depends on torch, numpy and safetensors only; the encoders need transformers and open_clip when they
+are loaded.
 """

@@ -1,4 +1,4 @@
-"""What a trained network looks at: cross-attention's shares, layer by layer and σ by σ."""
+"""Analysis of a trained network: shares of its cross-attention, by layer and σ."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from ediffi_core.unet.net import UNet
 
 
 @dataclass(frozen=True)
-class Share:
-    """How one layer divided its attention in one evaluation, mean over heads and pixels."""
+class AttentionShare:
+    """How one layer divided its attention in one evaluation: mean over heads and pixels."""
 
     layer: str
     side: int
-    """Of the layer's pixels."""
+    """Side of the layer's feature map in pixels."""
 
     sigma: float
     shares: dict[str, float]
-    """``null`` and every embedding's name → its part; they add up to 1."""
+    """``null`` or embedding name → its share; they add up to 1."""
 
 
 @contextmanager
-def attention_shares(net: UNet) -> Iterator[list[Share]]:
-    """Collects a :class:`Share` from every cross-attention of every evaluation inside the block.
+def attention_shares(net: UNet) -> Iterator[list[AttentionShare]]:
+    """Collect an :class:`AttentionShare` from every cross-attention evaluated in the context.
 
-    Hooks do the work, so a network that nobody watches is not slowed. Pictures without any text
-    (guidance's unconditional half) are left out. The evaluation is taken to be of one noise level.
+    It uses hooks, so the network runs at full speed otherwise. Images without any text (the
+    unconditional half of guidance) are left out. All images of an evaluation must share one σ.
     """
-    found: list[Share] = []
+    found: list[AttentionShare] = []
     now: dict[str, Any] = {}
 
     def before(_: Any, inputs: tuple[Tensor, Tensor, Conditioning]) -> None:
@@ -63,7 +63,7 @@ def attention_shares(net: UNet) -> Iterator[list[Share]]:
         shares: dict[str, float] = {}
         for name, value in zip(now["names"], mean, strict=True):
             shares[name] = shares.get(name, 0.0) + value
-        found.append(Share(layer, x.shape[2], now["sigma"], shares))
+        found.append(AttentionShare(layer, x.shape[2], now["sigma"], shares))
 
     handles = [net.register_forward_pre_hook(before)]
     for name, module in net.named_modules():

@@ -1,4 +1,4 @@
-"""The cascade: a base picture, then super-resolution, each stage a denoiser of its own."""
+"""Cascaded sampling: a base stage, then super-resolution stages (eDiff-I section 4)."""
 
 from __future__ import annotations
 
@@ -17,28 +17,34 @@ from ediffi_core.sampling import SOLVERS, Callback
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeStage:
-    """One denoiser (or ensemble) and how it is sampled."""
+    """A denoiser or ensemble, and how to sample it."""
 
     name: str
     denoiser: ConditionalDenoise
     resolution: int
+    """Side of the images in pixels."""
+
     steps: int = 25
-    """Our defaults: 25 for the base, 10 for each super-resolution (paper.md section 6)."""
+    """Sampling steps; our defaults are 25 for the base and 10 for super-resolution."""
 
     solver: str = "deis3"
+    """A key of :data:`ediffi_core.sampling.SOLVERS`."""
+
     guidance: Scale = 0.0
     threshold: Threshold | None = None
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     tile: int | None = None
-    """Side of the tiles it works in, for bounded memory; None for the whole picture at once."""
+    """Side of the tiles to sample in, to bound memory; None for the whole image at once."""
 
     overlap: int = 32
-    """Margin of a tile on each side that is computed and thrown away."""
+    """Margin in pixels on each side of a tile that is computed and discarded."""
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
-            raise ValueError(f"solver {self.solver!r} is none of {', '.join(SOLVERS)}")
+            raise ValueError(
+                f"solver {self.solver!r} is unknown; choose one of {', '.join(SOLVERS)}"
+            )
 
 
 @torch.inference_mode()
@@ -50,20 +56,23 @@ def sample(
     first: int = 0,
     callback: Callable[[str], Callback] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yields each stage's name and pictures [N, 3, R, R] in [-1, 1], from the smallest on.
+    """Sample all stages, and yield each one's name and images [N, 3, R, R] in [-1, 1].
 
-    A picture depends on the seed and its number alone (``first`` is the number of the first row),
-    never on the batch that it is drawn in. It is drawn where the conditioning is, from noise made
-    on the CPU: every device starts from the same bits.
+    An image depends only on its seed and number, not on its batch. Sampling runs on the device of
+    the conditioning, from noise drawn on the CPU, so every device starts from the same bits.
 
     Args:
-        seed: one for all rows; or one for each, of which the row is picture number ``first``.
+        stages: from the lowest resolution up.
+        cond: conditioning of N images.
+        seed: one seed for all rows; or one per row, and then every row has number ``first``.
+        first: number of the first row.
+        callback: stage name → callback for its solver.
 
     Raises:
-        ValueError: A row of the conditioning, or of a stage's pictures, has values that are not
-            finite: as bytes they would be black.
+        ValueError: A row of the conditioning, or of a stage's images, has values that are not
+            finite; as bytes they would be black.
     """
-    if bad := cond.not_finite():
+    if bad := cond.non_finite_rows():
         row, name = bad[0]
         raise ValueError(
             f"the conditioning's {name} has values that are not finite in row {first + row} (and "
@@ -78,18 +87,18 @@ def sample(
         if stage.tile and stage.tile < stage.resolution:
             denoiser = Tiled(denoiser, stage.tile, stage.overlap)
         denoise = guided(denoiser, cond, stage.guidance, threshold=stage.threshold)
-        watch = callback(stage.name) if callback else None
-        pictures = SOLVERS[stage.solver](denoise, x, sigmas, watch)
-        sound = pictures.isfinite().flatten(1).all(dim=1)
-        if not bool(sound.all()):
-            row = first + int((~sound).nonzero()[0])
+        step_callback = callback(stage.name) if callback else None
+        pictures = SOLVERS[stage.solver](denoise, x, sigmas, step_callback)
+        finite = pictures.isfinite().flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            row = first + int((~finite).nonzero()[0])
             raise ValueError(
                 f"stage {stage.name} drew values that are not finite in row {row}; lower its "
-                "guidance, or look into its weights"
+                "guidance, or check its weights"
             )
         pictures = pictures.clamp(-1, 1)
         yield stage.name, pictures
-        # Paint says where in the layout words go; from here on the small picture says it.
+        # Painted words set the layout of the base; later stages take it from the low-res image.
         cond = replace(cond, low_res=pictures, paint=None)
 
 
@@ -105,17 +114,17 @@ def _noise(
 
 
 class Tiled(nn.Module):
-    """A super-resolution denoiser in overlapping tiles, one at a time: memory of one tile.
+    """Runs a super-resolution denoiser on overlapping tiles, one at a time, to bound memory.
 
-    Every tile is computed with a margin that is thrown away. Where the margin is as wide as the
-    network sees (its receptive field's reach), the result is that of the whole picture.
+    Every tile is computed with a margin that is discarded. If the margin is at least the radius of
+    the network's receptive field, the result equals that of the whole image.
     """
 
     def __init__(self, denoiser: ConditionalDenoise, tile: int, overlap: int) -> None:
         """
         Args:
-            tile: side of a tile with its margins; a multiple of the network's factor.
-            overlap: the margin on each side, likewise.
+            tile: side of a tile including its margins; a multiple of the network's factor.
+            overlap: margin on each side; a multiple of the network's factor.
         """
         super().__init__()
         if not 0 <= 2 * overlap < tile:
@@ -123,24 +132,25 @@ class Tiled(nn.Module):
         self.denoiser, self.tile, self.overlap = denoiser, tile, overlap
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """As :meth:`ediffi_core.precond.Denoiser.forward`."""
         if cond.paint is not None:
             raise ValueError("paint-with-words guides the base; leave it out of tiled stages")
         low_res = cond.low_res
-        if low_res is not None:  # enlarged once and whole, as the network would
-            low_res = cond.enlarged(x)
+        if low_res is not None:  # upsampled once and as a whole, as the network would
+            low_res = cond.upsampled_low_res(x)
         out = torch.empty_like(x)
-        for rows, outer_rows in self.cuts(x.shape[2]):
-            for columns, outer_columns in self.cuts(x.shape[3]):
+        for rows, outer_rows in self.tiles(x.shape[2]):
+            for columns, outer_columns in self.tiles(x.shape[3]):
                 part = (..., outer_rows, outer_columns)
-                told = cond if low_res is None else replace(cond, low_res=low_res[part])
-                done = self.denoiser(x[part], sigma, told)
+                tile_cond = cond if low_res is None else replace(cond, low_res=low_res[part])
+                done = self.denoiser(x[part], sigma, tile_cond)
                 top, left = rows.start - outer_rows.start, columns.start - outer_columns.start
                 height, width = rows.stop - rows.start, columns.stop - columns.start
                 out[..., rows, columns] = done[..., top : top + height, left : left + width]
         return out
 
-    def cuts(self, side: int) -> Iterator[tuple[slice, slice]]:
-        """(kept, computed) along one side; all tiles have the same size, the last ones shift."""
+    def tiles(self, side: int) -> Iterator[tuple[slice, slice]]:
+        """(kept, computed) slices along one side; all tiles have one size, the last ones shift."""
         if side <= self.tile:
             yield slice(0, side), slice(0, side)
             return

@@ -1,4 +1,4 @@
-"""Checkpoints of an expert: one safetensors file that says what it is, and proves it when read."""
+"""Weights files of an expert: safetensors with a verified description in the header."""
 
 from __future__ import annotations
 
@@ -23,31 +23,35 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a file of weights is; stored in its header, checked when it is loaded."""
+    """Description of a weights file; stored in its header and checked on loading."""
 
     expert: str
-    """E2_3, M_C, …"""
+    """Name, such as ``E2_3`` or ``M_C``."""
 
     interval: Interval
+    """Share of p(σ) that the expert was trained on."""
+
     noise: NoiseDistribution
     sigma_data: float
     network: UNetConfig
     images: int
-    """How many images these weights were trained on as this expert."""
+    """Images that these weights were trained on as this expert."""
 
     averaged: bool
-    """True for the EMA, False for the raw weights."""
+    """True for EMA weights, False for raw weights."""
 
     parent: Mapping[str, Any] | None
-    """Name, fingerprint, weights' sha256 and raw or ema of the expert it started from."""
+    """Name, fingerprint, sha256 and kind of the weights it started from; None for a root."""
 
     weights_sha256: str = ""
 
     def to_json(self) -> str:
+        """JSON with sorted keys and the format's version."""
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> Card:
+        """The inverse of :meth:`to_json`; ValueError for another format."""
         d = json.loads(text)
         if (found := d.pop("format")) != FORMAT:
             raise ValueError(f"checkpoint format {found} is not {FORMAT}, which this version reads")
@@ -62,7 +66,7 @@ class Card:
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes, in the order of the names."""
+    """sha256 over names, dtypes, shapes and bytes, in the order of names."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         t = weights[name].detach().cpu().contiguous()
@@ -72,7 +76,11 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
 
 
 def to_bytes(weights: Mapping[str, Tensor], card: Card) -> tuple[bytes, str]:
-    """The file's bytes (the same for the same arguments) and the weights' sha256."""
+    """Serialise weights and card.
+
+    Returns:
+        The file's bytes, equal for equal arguments, and the sha256 of the weights.
+    """
     weights = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     sha = weights_sha256(weights)
     full = Card(**{**card.__dict__, "weights_sha256": sha})
@@ -81,15 +89,22 @@ def to_bytes(weights: Mapping[str, Tensor], card: Card) -> tuple[bytes, str]:
 
 
 def read(path: Path | str) -> tuple[dict[str, Tensor], Card]:
-    """Weights and card; ValueError if the file is torn, foreign or does not match its sha256."""
+    """Read a weights file.
+
+    Returns:
+        The weights on the CPU, and the card.
+
+    Raises:
+        ValueError: The file is incomplete, damaged or was not written by ediffi.
+    """
     try:
         with safe_open(str(path), framework="pt") as file:
             header = (file.metadata() or {}).get("ediffi")
             weights = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     except (SafetensorError, FileNotFoundError) as error:
-        raise ValueError(f"{path} is no readable checkpoint ({error})") from error
+        raise ValueError(f"{path} is not a readable checkpoint ({error})") from error
     if header is None:
-        raise ValueError(f"{path} is a safetensors file, but none that ediffi wrote")
+        raise ValueError(f"{path} is a safetensors file that ediffi did not write")
     try:
         card = Card.from_json(header)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -102,14 +117,17 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], Card]:
     return weights, card
 
 
-def read_as(
+def read_checked(
     path: Path | str, *, expert: str | None = None, interval: Interval | None = None
 ) -> tuple[dict[str, Tensor], Card]:
-    """Reads a checkpoint that the caller takes for something; ValueError if it is something else.
+    """Read a weights file and check that it is the expected one.
 
     Args:
-        expert: whom the caller takes it for.
-        interval: where it shall work: all of it, or a part of what it was trained on.
+        expert: expected name.
+        interval: interval that the expert should serve; it must have been trained on all of it.
+
+    Raises:
+        ValueError: As :func:`read`, or the file holds something else.
     """
     weights, card = read(path)
     if expert is not None and expert != card.expert:
@@ -119,7 +137,7 @@ def read_as(
         )
     if interval is not None and not card.interval.holds(interval):
         raise ValueError(
-            f"{path} was trained on {card.interval}, and is to work on {interval}; "
+            f"{path} was trained on {card.interval}, but should serve {interval}; "
             "name the right checkpoint or train this expert"
         )
     return weights, card
@@ -128,17 +146,17 @@ def read_as(
 def load_denoiser(
     path: Path | str, *, expert: str | None = None, interval: Interval | None = None
 ) -> tuple[Denoiser, Card]:
-    """Builds the network a checkpoint describes and fills it; on CPU, in eval mode.
+    """Load a denoiser from a weights file: on the CPU, in eval mode, without gradients.
 
     Args:
-        expert, interval: as :func:`read_as` checks them.
+        expert, interval: as in :func:`read_checked`.
     """
-    weights, card = read_as(path, expert=expert, interval=interval)
-    return filled(weights, card), card
+    weights, card = read_checked(path, expert=expert, interval=interval)
+    return build_denoiser(weights, card), card
 
 
-def filled(weights: Mapping[str, Tensor], card: Card) -> Denoiser:
-    """The denoiser that a card describes with these weights; in eval mode, without gradients."""
+def build_denoiser(weights: Mapping[str, Tensor], card: Card) -> Denoiser:
+    """Build the denoiser that a card describes: in eval mode, without gradients."""
     denoiser = Denoiser.of(card.network, card.sigma_data)
     denoiser.load_state_dict(weights)
     return denoiser.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What a denoiser is told: embeddings of any encoders, present or absent per sample."""
+"""Conditioning of a denoiser: embeddings of any encoders, present or absent per sample."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ediffi_core import draws
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSpec:
-    """One input of the conditioning. A new encoder is one more of these, nothing else."""
+    """One embedding of the conditioning. Adding an encoder means adding one of these."""
 
     name: str
-    """As in the shards: ``t5``, ``clip_text``, ``clip_text_pooled``, ``clip_image``."""
+    """Name in the shards, such as ``t5``, ``clip_text``, ``clip_text_pooled``, ``clip_image``."""
 
     dim: int
-    """Width of a vector."""
+    """Width of its vectors."""
 
     kind: Literal["sequence", "pooled"]
-    """A sequence of token vectors (attended), or one vector (added to the time embedding)."""
+    """Token vectors for cross-attention, or one vector that is added to the noise embedding."""
 
     source: str = ""
-    """What is dropped together: CLIP's text sequence and pooled vector are one ``clip_text``."""
+    """Dropout group; empty for its own. CLIP's text sequence and pooled vector share one."""
 
     attended: bool = False
-    """A pooled vector that is attended as one more token as well (eDiff-I: the CLIP image)."""
+    """Whether a pooled vector is also a token for cross-attention (eDiff-I's CLIP image)."""
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.kind not in ("sequence", "pooled"):
@@ -41,27 +41,29 @@ class EmbeddingSpec:
 
     @property
     def group(self) -> str:
+        """Name of the dropout group."""
         return self.source or self.name
 
 
 @dataclass(frozen=True, eq=False)
 class Paint:
-    """Where phrases shall appear: paint-with-words (eDiff-I section 4.3)."""
+    """Where phrases should appear: paint-with-words (eDiff-I section 4.3)."""
 
     maps: Mapping[str, Tensor]
-    """Sequence → [N, L, h, w]: for token j the mask of the phrase that holds it, times the
-    strength w' of that phrase; zero for all other tokens."""
+    """Sequence → [N, L, h, w]: for each token, the mask of its phrase times the strength w'; zero
+    for tokens outside phrases."""
 
     weight: Literal["max", "std"] = "max"
-    """What of ``Q Kᵀ`` scales the strength: its maximum (the paper's), or standard deviation."""
+    """Statistic of ``Q Kᵀ`` that scales the strength: its maximum as in the paper, or its
+    standard deviation."""
 
-    laid_out: dict[Any, TokenMaps] = field(default_factory=dict, init=False, repr=False)
-    """The maps as networks have read them so far: the same at every step of a sampler."""
+    token_maps: dict[Any, TokenMaps] = field(default_factory=dict, init=False, repr=False)
+    """Cache of the maps in the token order of each network, reused at every sampling step."""
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """A batch of what a denoiser is told.
+    """A batch of conditioning.
 
     An absent embedding is all zeros, and its tokens are masked out.
     """
@@ -69,23 +71,23 @@ class Conditioning:
     sequences: Mapping[str, Tensor] = field(default_factory=dict)  # name → [N, L, dim]
     masks: Mapping[str, Tensor] = field(default_factory=dict)  # name → [N, L] bool, True = a token
     pooled: Mapping[str, Tensor] = field(default_factory=dict)  # name → [N, dim]
-    low_res: Tensor | None = None  # [N, C, h, w] in [-1, 1]: what super-resolution starts from
+    low_res: Tensor | None = None  # [N, C, h, w] in [-1, 1], input of super-resolution
     paint: Paint | None = None
 
-    def enlarged(self, like: Tensor) -> Tensor:
-        """The small picture, bilinear, in the size and precision of ``like`` [N, C, H, W].
+    def upsampled_low_res(self, like: Tensor) -> Tensor:
+        """``low_res``, upsampled bilinearly to the size and dtype of ``like`` [N, C, H, W].
 
         Raises:
-            ValueError: there is none.
+            ValueError: ``low_res`` is not set.
         """
         if self.low_res is None:
-            raise ValueError("a super-resolution network needs the small picture: set low_res")
+            raise ValueError("a super-resolution network needs a low-resolution image: set low_res")
         size = like.shape[2:]
-        enlarged = F.interpolate(self.low_res, size=size, mode="bilinear", align_corners=False)
-        return enlarged.to(like.dtype)
+        upsampled = F.interpolate(self.low_res, size=size, mode="bilinear", align_corners=False)
+        return upsampled.to(like.dtype)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Conditioning:
-        """Applies ``fn`` to every tensor."""
+        """Apply ``fn`` to every tensor."""
 
         def each(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: fn(tensor) for name, tensor in tensors.items()}
@@ -105,7 +107,7 @@ class Conditioning:
         return self.map(lambda t: t[rows])
 
     def __len__(self) -> int:
-        """Rows; ValueError for a conditioning that holds nothing."""
+        """Number of rows; ValueError for an empty conditioning."""
         return len(self.any_tensor())
 
     @property
@@ -113,27 +115,33 @@ class Conditioning:
         return self.any_tensor().device
 
     def any_tensor(self) -> Tensor:
+        """Any tensor [N, …] of the conditioning; ValueError if it is empty."""
         for tensor in (*self.pooled.values(), *self.sequences.values(), self.low_res):
             if tensor is not None:
                 return tensor
         raise ValueError("an empty conditioning has no number of rows; give it an embedding")
 
-    def not_finite(self) -> list[tuple[int, str]]:
-        """Each row with a NaN or infinity, pads included, and the embedding that has it.
+    def non_finite_rows(self) -> list[tuple[int, str]]:
+        """(row, embedding) of every row with a NaN or infinity, padding included.
 
-        Reads one number back from the device where all is well.
+        Reads a single number back from the device if all values are finite.
         """
         named = {**self.sequences, **self.pooled}
         if self.low_res is not None:
             named["low_res"] = self.low_res
-        sound = {name: t.isfinite().flatten(1).all(dim=1) for name, t in named.items()}
-        if not sound or bool(torch.stack(list(sound.values())).all()):
+        finite = {name: t.isfinite().flatten(1).all(dim=1) for name, t in named.items()}
+        if not finite or bool(torch.stack(list(finite.values())).all()):
             return []
-        found = [(row, name) for name, s in sound.items() for row in (~s).nonzero()[:, 0].tolist()]
+        found = [(row, name) for name, f in finite.items() for row in (~f).nonzero()[:, 0].tolist()]
         return sorted(found)
 
     def keep(self, kept: Mapping[str, Tensor], specs: Iterable[EmbeddingSpec]) -> Conditioning:
-        """Drops embeddings per sample: ``kept[group]`` is [N] bool; groups not named stay."""
+        """Drop embeddings per sample.
+
+        Args:
+            kept: dropout group → [N] bool, False to drop; groups not named stay.
+            specs: the embeddings, which name their groups.
+        """
         group = {s.name: s.group for s in specs}
         sequences, masks, pooled = dict(self.sequences), dict(self.masks), dict(self.pooled)
         for name in (*sequences, *pooled):
@@ -148,16 +156,16 @@ class Conditioning:
         return replace(self, sequences=sequences, masks=masks, pooled=pooled)
 
     def null(self) -> Conditioning:
-        """The unconditional twin: every embedding absent, nothing painted, the picture kept."""
+        """The unconditional counterpart: all embeddings absent, no paint, ``low_res`` unchanged."""
         empty = replace(self, low_res=None, paint=None).map(torch.zeros_like)
         return replace(empty, low_res=self.low_res)
 
     @staticmethod
     def cat(parts: list[Conditioning]) -> Conditioning:
-        """Stacks batches whose sequences have the same padded length; some may be painted.
+        """Concatenate batches whose sequences have the same padded length.
 
         Raises:
-            ValueError: Some have a small picture and some none, or paint of two weights.
+            ValueError: Only some batches have ``low_res``, or their paints differ in ``weight``.
         """
 
         def stack(of: Callable[[Conditioning], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -169,7 +177,7 @@ class Conditioning:
         low_res = [p.low_res for p in parts if p.low_res is not None]
         if low_res:
             if len(low_res) < len(parts):
-                raise ValueError("a small picture (low_res) for some rows only; give all or none")
+                raise ValueError("low_res is set for some rows only; set it for all or none")
             stacked = replace(stacked, low_res=torch.cat(low_res))
         weights = {p.paint.weight for p in parts if p.paint is not None}
         if not weights:
@@ -185,7 +193,7 @@ class Conditioning:
 
 
 def _maps_of(part: Conditioning, name: str, like: Tensor) -> Tensor:
-    """A part's maps of one sequence; zeros where it paints nothing."""
+    """A batch's maps of one sequence; zeros if it has none."""
     if part.paint is not None and name in part.paint.maps:
         return part.paint.maps[name]
     return like.new_zeros(len(part), *like.shape[1:])
@@ -199,11 +207,16 @@ def draw_keep(
     all_p: float,
     purpose: str = "dropout",
 ) -> dict[str, Tensor]:
-    """Which groups each image keeps: independent dropout, and all at once with ``all_p``.
+    """Embedding dropout: draws which groups each image keeps.
 
     Args:
-        index: [N] index of the images in the training stream.
-        probabilities: group → probability of dropping it (paper.md section 3: our defaults).
+        index: [N] indices of the images in the training stream.
+        probabilities: group → probability of dropping it, independent of the others.
+        all_p: probability of dropping all groups at once.
+        purpose: name of the random stream.
+
+    Returns:
+        Group → [N] bool, True to keep.
     """
     u = draws.uniform(seed, purpose, index, len(probabilities) + 1)
     some = u[:, -1] >= all_p
@@ -214,10 +227,11 @@ def draw_keep(
 
 
 class Projection(nn.Module):
-    """Embeddings → tokens to attend, and one global vector.
+    """Projects embeddings to cross-attention tokens and to one global vector.
 
-    Tokens are ``[null, sequences in the order of the specs, attended pooled vectors]``. Inputs are
-    normalised without an offset and projected without a bias, so that a zero stays a zero.
+    Tokens are a learned null token, then the sequences and attended pooled vectors in the order of
+    the specs. Inputs are layer-normalised and projected without a bias, so that an absent embedding
+    stays zero.
     """
 
     def __init__(self, specs: tuple[EmbeddingSpec, ...], token_dim: int, global_dim: int) -> None:
@@ -236,14 +250,14 @@ class Projection(nn.Module):
         )
 
     def forward(self, cond: Conditioning, c_noise: Tensor) -> tuple[Tokens, Tensor | None]:
-        """→ the tokens to attend, and their global vector [N, global_dim] or None."""
+        """The tokens, and the global vector [N, global_dim], None without pooled embeddings."""
         rows = len(c_noise)
         null = self.null_token.expand(rows, 1, -1)
         tokens, masks = [null], [torch.ones(rows, 1, dtype=torch.bool, device=null.device)]
         total: Tensor | None = None
         for spec in self.specs:
             x = cond.sequences[spec.name] if spec.kind == "sequence" else cond.pooled[spec.name]
-            # In float32: CLIP's pooled vectors are small, and half precision would round them.
+            # In float32, because CLIP's pooled vectors have small entries.
             x = nn.functional.layer_norm(x.float(), (spec.dim,))
             if spec.kind == "sequence":
                 tokens.append(self.to_token[spec.name](x))
@@ -259,10 +273,11 @@ class Projection(nn.Module):
         return Tokens(values, torch.cat(masks, 1), paint), total
 
     def painted(self, paint: Paint, tokens: list[Tensor], c_noise: Tensor) -> TokenPaint:
-        """The maps of all tokens in their order; the null and pooled ones are never painted.
+        """Maps of all tokens in their order; zero for the null token and pooled vectors.
 
         Raises:
-            ValueError: The network reads nothing of what is painted, or other tokens.
+            ValueError: The network reads none of the painted sequences, or their lengths differ
+                from the conditioning's.
         """
         attended = [s for s in self.specs if s.name in self.to_token]
         read = [s.name for s in attended if s.kind == "sequence" and s.name in paint.maps]
@@ -288,20 +303,20 @@ class Projection(nn.Module):
                 )
         level = torch.log1p(torch.exp(4 * c_noise))  # c_noise = ln(σ)/4
         layout = tuple((name, t.shape[1]) for name, t in zip(names, tokens, strict=True))
-        if layout not in paint.laid_out:
-            paint.laid_out[layout] = TokenMaps(torch.cat(maps, 1))
-        return TokenPaint(paint.laid_out[layout], level, paint.weight)
+        if layout not in paint.token_maps:
+            paint.token_maps[layout] = TokenMaps(torch.cat(maps, 1))
+        return TokenPaint(paint.token_maps[layout], level, paint.weight)
 
 
 class TokenMaps:
-    """Every token's map, at any side that asks for it."""
+    """Maps of all tokens, resized to any attention resolution and cached."""
 
     def __init__(self, maps: Tensor) -> None:
         self.maps = maps  # [N, T, h, w]
         self._resized: dict[tuple[int, ...], Tensor] = {}
 
     def at(self, side: torch.Size) -> Tensor:
-        """The paper's A (times w'), resized bilinearly. → [N, 1, H W, T]"""
+        """The paper's A times w', resized bilinearly to (H, W). → [N, 1, H W, T]"""
         key = tuple(side)
         if key not in self._resized:
             resized = nn.functional.interpolate(
@@ -313,7 +328,7 @@ class TokenMaps:
 
 @dataclass(frozen=True, eq=False)
 class TokenPaint:
-    """Paint as cross-attention uses it."""
+    """Paint in the form that cross-attention uses."""
 
     maps: TokenMaps
     level: Tensor  # [N] log(1 + σ)
@@ -322,7 +337,7 @@ class TokenPaint:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """What cross-attention reads."""
+    """Input of cross-attention."""
 
     values: Tensor  # [N, T, token_dim]
     mask: Tensor  # [N, T] bool, True where to attend

@@ -1,4 +1,4 @@
-"""What people steer pictures with: painted words, a style reference, a change of prompt."""
+"""Control of sampling: paint-with-words, style references, and a change of prompt midway."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ from ediffi_core.sampling import Denoise
 
 
 class TokenSpans(NamedTuple):
-    """A prompt as an encoder's tokenizer read it."""
+    """A prompt, and where an encoder's tokens are in it."""
 
     text: str
-    """The prompt after the tokenizer's own cleaning; spans count its characters."""
+    """The prompt after the tokenizer's cleaning; spans are character offsets in it."""
 
     spans: Sequence[tuple[int, int]]
-    """For every token the encoder returns, where it stands; empty for special tokens."""
+    """(start, end) of every token that the encoder returns; empty for special tokens."""
 
     clean: Callable[[str], str] = str
-    """The tokenizer's own cleaning, which a phrase goes through as its prompt has."""
+    """The tokenizer's cleaning, to be applied to phrases as well."""
 
 
 @dataclass(frozen=True, eq=False)
 class Phrase:
-    """Words of the prompt, and where they shall appear."""
+    """Words of the prompt, and where in the image they should appear."""
 
     text: str
+    """The words as the prompt has them."""
+
     mask: Tensor
-    """[h, w], 1 where the phrase shall be and 0 elsewhere; all masks of a call of one size."""
+    """[h, w] in [0, 1], 1 where the phrase should appear; all masks of a call have one size."""
 
     strength: float = 0.4
-    """w' of the paper; users of paint-with-words report 0.1 to 0.4 (paper.md section 8)."""
+    """w' of eDiff-I section 4.3; 0.1 to 0.4 works well."""
 
     occurrence: int | None = None
-    """Which of several occurrences in the prompt, from 0; by default all of them."""
+    """Number of the occurrence in the prompt, from 0; None for all of them."""
 
 
 def paint_with_words(
@@ -48,15 +50,18 @@ def paint_with_words(
     *,
     weight: Literal["max", "std"] = "max",
 ) -> Paint:
-    """The maps of every token of every sequence; where phrases overlap, their strengths add.
+    """Attention maps for paint-with-words (eDiff-I section 4.3).
+
+    Where phrases overlap, their strengths add.
 
     Args:
-        phrases: for each picture, what is painted in it; nothing, for some.
-        prompts: sequence (``t5``, ``clip_text``) → each picture's prompt and its tokens.
+        phrases: painted phrases of each image; may be empty for some.
+        prompts: sequence (``t5``, ``clip_text``) → prompt and token spans of each image.
+        weight: scale of the strength; see :class:`ediffi_core.conditioning.Paint`.
 
     Raises:
         ValueError: A phrase is not in its prompt, lies beyond what an encoder reads, has an empty
-            mask, or a mask of another size than the others.
+            mask, or a mask that differs in size from the others.
     """
     masks = [_checked(p) for picture in phrases for p in picture]
     if not prompts:
@@ -94,7 +99,7 @@ def _checked(phrase: Phrase) -> Tensor:
 
 
 def occurrences(phrase: str, text: str) -> list[re.Match[str]]:
-    """Where a phrase stands in a text: as whole words, in any letter case, with any spaces between.
+    """Matches of a phrase in a text: whole words, case-insensitive, with any whitespace between.
 
     Raises:
         ValueError: The phrase has no words.
@@ -107,7 +112,11 @@ def occurrences(phrase: str, text: str) -> list[re.Match[str]]:
 
 
 def tokens_of(phrase: Phrase, prompt: TokenSpans, encoder: str) -> list[int]:
-    """The tokens that hold any of a phrase's characters, in the occurrences that are meant."""
+    """Indices of the tokens that overlap the phrase in the prompt.
+
+    Raises:
+        ValueError: The phrase is not in the prompt, or lies beyond what the encoder reads.
+    """
     found = occurrences(prompt.clean(phrase.text), prompt.text)
     if not found:
         raise ValueError(
@@ -141,9 +150,17 @@ def with_style(
     *,
     name: str = "clip_image",
 ) -> Conditioning:
-    """Every picture in the style of the references: CLIP image embeddings [K, dim], mixed.
+    """Condition every image on a mixture of style references (eDiff-I section 4.2).
 
-    The mixture is brought back to unit length, as CLIP's own embeddings have.
+    The mixture is normalised to unit length, like CLIP's embeddings.
+
+    Args:
+        references: CLIP image embeddings [K, dim].
+        weights: of the references; equal by default.
+        name: pooled embedding to replace.
+
+    Raises:
+        ValueError: The weights or shapes do not fit.
     """
     shares = torch.ones(len(references)) if weights is None else torch.tensor(weights)
     if len(shares) != len(references) or not shares.sum() > 0:
@@ -163,13 +180,13 @@ def with_style(
 
 
 def switched(before: Denoise, after: Denoise, sigma: float) -> Denoise:
-    """``before`` above the noise level and ``after`` from it down: a prompt changed midway."""
+    """``before`` above the noise level ``sigma``, ``after`` from there down: switches prompts."""
     return lambda x, s: before(x, s) if float(s) > sigma else after(x, s)
 
 
 def sigma_after(sigmas: Tensor, fraction: float) -> float:
-    """The noise level that :func:`switched` needs to change after this fraction of the steps."""
+    """The noise level for :func:`switched` that is reached after a fraction of the steps."""
     if not 0 <= fraction <= 1:
-        raise ValueError(f"a fraction of the steps lies in [0, 1], got {fraction}")
+        raise ValueError(f"fraction must lie in [0, 1], got {fraction}")
     step = round(fraction * (len(sigmas) - 1))
     return float(sigmas[step])

@@ -1,8 +1,9 @@
-"""What super-resolution's small pictures are spoilt with in training, so that it mends the base's
-artefacts: blur, resizing, Gaussian and Poisson noise, JPEG (eDiff-I section 4; which ones and how
-strong is our default).
+"""Degradation of the low-resolution input in the training of super-resolution.
 
-All in torch, on a batch, the strengths a function of (seed, purpose, image index) as every draw.
+Blur, resizing, Gaussian and Poisson noise and JPEG make the network robust to artefacts of the base
+(eDiff-I section 4; the choice of corruptions and their strengths are our defaults).
+
+Everything runs in torch on a batch. Strengths are a function of (seed, purpose, image index).
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ from ediffi_core import draws
 
 @dataclass(frozen=True, kw_only=True)
 class Degradation:
-    """The strongest of each corruption; a picture draws its own strength below, 0 included."""
+    """Maximum strengths; every image draws its own strengths between none and these."""
 
     probability: float = 0.5
-    """Of each corruption, independently."""
+    """Probability of each corruption, independent of the others."""
 
     blur_sigma: float = 1.0
-    """Of a Gaussian, in pixels of the small picture."""
+    """Standard deviation of the Gaussian blur, in pixels of the low-resolution image."""
 
     shrink: float = 2.0
-    """Sides divided by up to this much, and enlarged back."""
+    """Largest factor by which sides are reduced before they are enlarged back."""
 
     gaussian_noise: float = 0.1
-    """Standard deviation, of pixels in [-1, 1]."""
+    """Standard deviation, for pixels in [-1, 1]."""
 
     poisson_noise: float = 0.1
-    """Standard deviation at white; it falls with the root of the brightness."""
+    """Standard deviation at white; proportional to the square root of brightness."""
 
     jpeg_quality: int = 40
-    """The worst; the best is 95."""
+    """Lowest quality; the highest is 95."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
@@ -51,10 +52,12 @@ class Degradation:
             )
 
     def scaled(self, strength: float) -> Degradation:
-        """All of it weaker (strength < 1), or none (0)."""
+        """Weaker by a factor ``strength`` in [0, 1]; 0 degrades nothing."""
         return replace(
             self,
-            probability=self.probability if strength else 0.0,  # the best JPEG spoils, too
+            probability=self.probability
+            if strength
+            else 0.0,  # even JPEG of the highest quality degrades
             blur_sigma=self.blur_sigma * strength,
             shrink=1 + (self.shrink - 1) * strength,
             gaussian_noise=self.gaussian_noise * strength,
@@ -64,17 +67,23 @@ class Degradation:
 
 
 def degrade(x: Tensor, index: Tensor, settings: Degradation, *, seed: int, purpose: str) -> Tensor:
-    """x [N, 3, h, w] in [-1, 1], index [N] of the images in the stream; → the same, spoilt.
+    """Degrade images.
 
-    With the index on the CPU, nothing is read back from the device that x is on.
+    Args:
+        x: [N, 3, h, w] in [-1, 1].
+        index: [N] indices of the images in the stream; on the CPU, nothing waits for x's device.
+        purpose: name of the random stream.
+
+    Returns:
+        [N, 3, h, w] in [-1, 1].
     """
     u = draws.uniform(seed, f"{purpose}/strength", index, 10)
     shrunk = (1 + (settings.shrink - 1) * u[:, 6].to(x.dtype)).tolist()
     index, u = (t.to(x.device, non_blocking=True) for t in (index, u))
     chosen, strength = u[:, :5] < settings.probability, u[:, 5:].to(x.dtype)
 
-    def where(k: int, spoilt: Tensor, clean: Tensor) -> Tensor:
-        return torch.where(chosen[:, k, None, None, None], spoilt, clean)
+    def where(k: int, degraded: Tensor, clean: Tensor) -> Tensor:
+        return torch.where(chosen[:, k, None, None, None], degraded, clean)
 
     radius = round(3 * settings.blur_sigma)
     x = where(0, blur(x, settings.blur_sigma * strength[:, 0], radius), x)
@@ -91,10 +100,9 @@ def degrade(x: Tensor, index: Tensor, settings: Degradation, *, seed: int, purpo
 
 
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Gaussian blur of each picture by its own sigma [N], in pixels; edges repeat.
+    """Gaussian blur of each image by its own sigma [N] in pixels; edges are replicated.
 
-    The kernel ends at a radius that is the same for all, so that a picture does not depend on
-    its batch.
+    All kernels have the same radius, so an image does not depend on its batch.
     """
     at = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-0.5 * (at / sigma.clamp(min=1e-3)[:, None]).square())
@@ -109,7 +117,7 @@ def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 
 def shrink_and_enlarge(x: Tensor, factors: Sequence[float]) -> Tensor:
-    """Each picture sampled at a coarser grid, 1/factor of its sides, and back; bilinear."""
+    """Resize each image to 1/factor of its sides and back, bilinearly."""
     side = x.shape[2:]
     out = []
     for picture, f in zip(x, factors, strict=True):
@@ -119,7 +127,7 @@ def shrink_and_enlarge(x: Tensor, factors: Sequence[float]) -> Tensor:
     return torch.cat(out)
 
 
-# The tables of ITU-T T.81, annex K, which libjpeg scales by quality.
+# Quantisation tables of ITU-T T.81, annex K, which libjpeg scales by quality.
 _LUMA = torch.tensor([
     16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
     14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
@@ -137,25 +145,27 @@ _TO_YCC = torch.tensor(
 
 
 def jpeg(x: Tensor, quality: Tensor) -> Tensor:
-    """What JPEG with halved chroma makes of [N, 3, h, w] in [-1, 1] at quality [N], 1 to 100."""
+    """JPEG compression with 4:2:0 chroma of [N, 3, h, w] in [-1, 1], at quality [N] in 1 to 100."""
     height, width = x.shape[2:]
     x = F.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate")
     to_ycc = _TO_YCC.to(x.dtype)
-    to_rgb = torch.linalg.inv(to_ycc).to(x.device, non_blocking=True)  # on the CPU: it is checked
+    to_rgb = torch.linalg.inv(to_ycc).to(
+        x.device, non_blocking=True
+    )  # on the CPU, because inv() checks its result
     to_ycc = to_ycc.to(x.device, non_blocking=True)
     ycc = torch.einsum("ij,njhw->nihw", to_ycc, (x + 1) * 127.5).round()
     luma, chroma = ycc[:, :1] - 128, F.avg_pool2d(ycc[:, 1:], 2)
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).floor()
-    luma = _through_dct(luma, _LUMA, scale)[:, :, :height, :width] + 128
-    chroma = _through_dct(chroma, _CHROMA, scale)[:, :, : (height + 1) // 2, : (width + 1) // 2]
-    # libjpeg's "fancy" enlargement, 3/4 of the nearer sample and 1/4 of the next, is bilinear.
+    luma = _quantize_dct(luma, _LUMA, scale)[:, :, :height, :width] + 128
+    chroma = _quantize_dct(chroma, _CHROMA, scale)[:, :, : (height + 1) // 2, : (width + 1) // 2]
+    # libjpeg's "fancy upsampling" (3/4 of the nearer sample, 1/4 of the next) is bilinear.
     chroma = F.interpolate(chroma, scale_factor=2.0, mode="bilinear")[:, :, :height, :width]
     rgb = torch.einsum("ij,njhw->nihw", to_rgb, torch.cat([luma, chroma], 1))
     return rgb.round().clamp(0, 255) / 127.5 - 1
 
 
-def _through_dct(x: Tensor, table: Tensor, scale: Tensor) -> Tensor:
-    """8×8 blocks to DCT coefficients, rounded to multiples of the table, and back."""
+def _quantize_dct(x: Tensor, table: Tensor, scale: Tensor) -> Tensor:
+    """Quantise the DCT coefficients of 8×8 blocks by the scaled table."""
     n, c, h, w = x.shape
     blocks = x.reshape(n, c, h // 8, 8, w // 8, 8).transpose(3, 4)
     k = torch.arange(8, dtype=x.dtype, device=x.device)
@@ -169,7 +179,7 @@ def _through_dct(x: Tensor, table: Tensor, scale: Tensor) -> Tensor:
     return (dct.T @ kept @ dct).transpose(3, 4).reshape(n, c, h, w)
 
 
-def small_and_large(
+def super_resolution_pair(
     x: Tensor,
     index: Tensor,
     *,
@@ -179,19 +189,23 @@ def small_and_large(
     seed: int,
     purpose: str,
 ) -> tuple[Tensor, Tensor]:
-    """What super-resolution trains on: pictures (or random crops), and their spoilt small ones.
+    """Training pairs of super-resolution: images or random crops, and degraded small versions.
 
     Args:
         x: [N, 3, R, R] in [-1, 1].
-        index: [N] of the images in the stream; best on the CPU, wherever x is, as crops and
-            factors are numbers to the host.
-        factor: how many times smaller the small picture is; crops start at its multiples.
-        crop: side of the crops; None for whole pictures.
+        index: [N] indices of the images in the stream; best on the CPU, since crop positions are
+            read by the host.
+        factor: ratio of the sides; crops start at multiples of it.
+        crop: side of the crops in pixels; None for whole images.
+        purpose: name of the random stream.
+
+    Returns:
+        The images or crops [N, 3, C, C], and their degraded versions [N, 3, C/factor, C/factor].
     """
     if crop and crop < x.shape[2]:
-        places = (x.shape[2] - crop) // factor + 1
+        positions = (x.shape[2] - crop) // factor + 1
         u = draws.uniform(seed, f"{purpose}/crop", index, 2)
-        corners = ((u * places).long() * factor).tolist()
+        corners = ((u * positions).long() * factor).tolist()
         x = torch.stack(
             [p[:, t : t + crop, s : s + crop] for p, (t, s) in zip(x, corners, strict=True)]
         )

@@ -1,4 +1,4 @@
-"""Moving averages of the weights, their length counted in images."""
+"""Exponential moving averages (EMA) of the weights, with lengths in images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ Weights = Mapping[str, Tensor]
 
 
 class EMA:
-    """``ema ← β ema + (1 − β) weights`` with ``β = ½^(images / half-life)``.
+    """``ema ← β ema + (1 − β) weights`` with ``β = ½^(batch / half-life)``.
 
-    The half-life starts short and grows to its full length, so that early weights are forgotten
-    (EDM's ramp-up, 5 % of the images seen).
+    The half-life ramps up with training, so that early weights are forgotten (as in EDM's code).
     """
 
     def __init__(self, model: nn.Module, halflife_images: float, rampup: float = 0.05) -> None:
+        """
+        Args:
+            halflife_images: half-life once the ramp-up is over.
+            rampup: the half-life is at most this share of the images seen.
+        """
         if halflife_images <= 0:
             raise ValueError(f"ema half-life must be positive, got {halflife_images} images")
         self.halflife_images = halflife_images
@@ -28,7 +32,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, images: int, batch: int) -> None:
-        """Takes in the weights after a step of ``batch`` images, ``images`` seen in all."""
+        """Add the weights after a step of ``batch`` images, with ``images`` seen in all."""
         halflife = min(self.halflife_images, max(images * self.rampup, 1e-8))
         keep = 0.5 ** (batch / halflife)
         averages: list[Tensor] = list(self.weights.values())
@@ -36,16 +40,16 @@ class EMA:
 
 
 class PowerEMA:
-    """Averages whose length grows with training, for any other length to be made of afterwards.
+    """Power-function averages (EDM2, arXiv:2312.02696, section 3.1): lengths grow with training.
 
-    At time t an average weighs the weights of time s by ``(γ+1) s^γ / t^(γ+1)`` (EDM2, section
-    3.1). Snapshots of two such averages, stored now and then, suffice for :func:`reconstruct`.
+    At time t the weights of time s count ``(γ+1) s^γ / t^(γ+1)``. From occasional snapshots of two
+    such averages, :func:`reconstruct` makes the average of any other length.
     """
 
     def __init__(self, model: nn.Module, lengths: Sequence[float] = (0.05, 0.10)) -> None:
         """
         Args:
-            lengths: EDM2's σ_rel, each average's width as a share of the training so far.
+            lengths: σ_rel of each average: its width as a share of the training so far.
         """
         self.gammas = {length: gamma_of(length) for length in lengths}
         self.weights = {
@@ -55,7 +59,7 @@ class PowerEMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, images: int, batch: int) -> None:
-        """Takes in the weights after a step of ``batch`` images, ``images`` seen in all."""
+        """Add the weights after a step of ``batch`` images, with ``images`` seen in all."""
         now = list(model.state_dict().values())
         for length, gamma in self.gammas.items():
             keep = ((images - batch) / images) ** (gamma + 1)
@@ -63,9 +67,9 @@ class PowerEMA:
 
 
 def gamma_of(length: float) -> float:
-    """The exponent γ whose average has a relative width σ_rel: ``σ² = (γ+1)/((γ+2)²(γ+3))``."""
-    if not 0 < length < 12**-0.5:  # γ = 0, the plain mean, is the longest
-        raise ValueError(f"a power average's length lies in (0, 0.288), got {length}")
+    """The exponent γ of an average of relative width σ_rel: ``σ_rel² = (γ+1)/((γ+2)²(γ+3))``."""
+    if not 0 < length < 12**-0.5:  # the longest is γ = 0, the plain mean
+        raise ValueError(f"a power average's length must lie in (0, 0.288), got {length}")
     inverse = length**-2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
     return float(roots.real.max())
@@ -76,24 +80,27 @@ def reconstruct(
 ) -> dict[str, Tensor]:
     """The average of any length at any time up to the last snapshot (EDM2, section 3.2).
 
-    The stored averages are mixed so that their weighting of time comes closest, in least squares,
-    to the one asked for, among the mixtures whose shares add up to 1: what the snapshots agree on
-    stays as it is, however few there are (our default; EDM2 leaves the sum free). In float64.
+    A mixture of the stored averages approximates the wanted weighting of time in least squares,
+    computed in float64. Its shares add up to 1, so weights that all snapshots agree on stay
+    unchanged (our default; EDM2 does not constrain the sum).
 
     Args:
         snapshots: (images seen, length, weights) of stored :class:`PowerEMA` averages.
-        images: the time, in images, of the average asked for.
-        length: its σ_rel.
+        images: time of the wanted average, in images seen.
+        length: σ_rel of the wanted average.
+
+    Returns:
+        The averaged weights by name, in their stored dtypes.
     """
     last = max((at for at, _, _ in snapshots), default=0)
     if not 0 < images <= last:
-        raise ValueError(f"the last snapshot is of {last:,} images; {images:,} were asked for")
+        raise ValueError(f"the last snapshot is at {last:,} images, but {images:,} were asked for")
     times = np.array([at for at, _, _ in snapshots], dtype=np.float64)
     gammas = np.array([gamma_of(given) for _, given, _ in snapshots])
     target = (np.array([float(images)]), np.array([gamma_of(length)]))
-    overlap = _inner(times[:, None], gammas[:, None], times[None], gammas[None])
-    wanted = _inner(times[:, None], gammas[:, None], target[0][None], target[1][None])
-    mix = _closest(overlap, wanted[:, 0])
+    overlap = _inner_products(times[:, None], gammas[:, None], times[None], gammas[None])
+    wanted = _inner_products(times[:, None], gammas[:, None], target[0][None], target[1][None])
+    mix = _best_mix(overlap, wanted[:, 0])
     out: dict[str, Tensor] = {}
     for share, (_, _, weights) in zip(mix.tolist(), snapshots, strict=True):
         for key, value in weights.items():
@@ -105,12 +112,12 @@ def reconstruct(
 Array = NDArray[np.float64]
 
 
-def _closest(overlap: Array, wanted: Array) -> Array:
-    """The shares m that minimise ``m·A m − 2 m·b`` with ``Σ m = 1``, by Lagrange's multiplier."""
+def _best_mix(overlap: Array, wanted: Array) -> Array:
+    """The shares m that minimise ``m·A m − 2 m·b`` with ``Σ m = 1``, by a Lagrange multiplier."""
     n = len(wanted)
     system = np.ones((n + 1, n + 1))
     system[:n, :n], system[n, n] = overlap, 0.0
-    # Scaled, so that the constraint is no smaller than the overlaps, which are per image.
+    # Scale the overlaps, which are per image, to the magnitude of the constraint.
     scale = np.abs(overlap).max()
     system[:n, :n] /= scale
     shares, *_ = np.linalg.lstsq(system, np.append(wanted / scale, 1.0), rcond=None)
@@ -118,8 +125,8 @@ def _closest(overlap: Array, wanted: Array) -> Array:
     return found / found.sum()
 
 
-def _inner(t_a: Array, g_a: Array, t_b: Array, g_b: Array) -> Array:
-    """``∫ p_a(s) p_b(s) ds`` of two weightings of time; in logarithms, the powers are large."""
+def _inner_products(t_a: Array, g_a: Array, t_b: Array, g_b: Array) -> Array:
+    """``∫ p_a(s) p_b(s) ds`` of two weightings of time, in logarithms against overflow."""
     common = np.minimum(t_a, t_b)
     log = (
         np.log(g_a + 1)

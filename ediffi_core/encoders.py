@@ -1,8 +1,7 @@
-"""The frozen encoders: T5 for text (or another text encoder), CLIP for text and pictures.
+"""Frozen encoders: T5 or another text encoder, and CLIP for text and images.
 
-By name, or from a local folder.
-
-The one module that imports transformers and open_clip, and only when an encoder is loaded.
+Encoders are loaded by published name, from a local folder or from an installed package. Only this
+module imports transformers and open_clip, and only when an encoder is loaded.
 """
 
 from __future__ import annotations
@@ -21,94 +20,100 @@ from ediffi_core.checkpoint import weights_sha256
 from ediffi_core.conditioning import Conditioning, EmbeddingSpec
 from ediffi_core.control import TokenSpans
 
-Kind = Literal["sequence", "pooled"]
+EmbeddingKind = Literal["sequence", "pooled"]
+"""One vector per token, or one vector per text."""
 
 MAX_TOKENS = 256
-"""Of a caption, as the paper's T5 reads it; an encoder of fewer positions reads fewer."""
+"""Longest caption in tokens, as in Imagen; encoders with fewer positions read less."""
 
 BATCH_TOKENS = 8192
-"""Tokens encoded together, padding counted: what bounds an encoder's memory."""
+"""Tokens per batch, including padding; bounds an encoder's memory."""
 
 
 PACKAGE = "package:"
-"""Begins the name of an encoder that lies in an installed Python package."""
+"""Prefix of an encoder in an installed Python package: ``package:NAME/FOLDER``."""
 
 
-def located(source: str) -> str:
-    """A published name or a folder as it is; ``package:NAME/FOLDER`` as the folder it stands for.
+def resolve_source(source: str) -> str:
+    """Replace ``package:NAME/FOLDER`` by its folder; return a published name or folder unchanged.
 
     Raises:
-        ValueError: No such package is installed, or it has no such folder.
+        ValueError: The package is not installed, or lacks the folder.
     """
     if not source.startswith(PACKAGE):
         return source
     name, _, inside = source.removeprefix(PACKAGE).partition("/")
     found = importlib.util.find_spec(name) if name.isidentifier() else None
-    places = (found.submodule_search_locations or []) if found else []
-    folders = [Path(place) / inside for place in places]
+    roots = (found.submodule_search_locations or []) if found else []
+    folders = [Path(root) / inside for root in roots]
     folder = next((f for f in folders if f.is_dir()), None)
     if folder is None:
-        lacks = f"has no folder {inside!r}" if places else "is not installed here"
+        lacks = f"has no folder {inside!r}" if roots else "is not installed here"
         raise ValueError(f"{source!r} cannot be read: the package {name!r} {lacks}")
     return str(folder)
 
 
-class Frozen:
-    """A network that is used as it was published."""
+class FrozenEncoder:
+    """Base of encoders whose weights are used as published."""
 
     model: Any
     device: str
 
     def freeze(self, model: Any, device: str) -> None:
+        """Keep a model in eval mode without gradients on a device."""
         self.model, self.device = model.eval().requires_grad_(False).to(device), device
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weights, as they are loaded."""
+        """sha256 of the loaded weights."""
         return weights_sha256(self.model.state_dict())
 
     @property
-    def how(self) -> str:
-        """In words, what an embedding depends on besides the weights and their type."""
+    def recipe(self) -> str:
+        """A description of everything besides weights and dtype that embeddings depend on."""
         raise NotImplementedError
 
     @property
     def identity(self) -> dict[str, str]:
-        """What shards say of their encoder: of equal ones, embeddings may be mixed."""
+        """Identity stored in shards; embeddings of encoders with equal identities may be mixed."""
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        return {"sha256": self.sha256, "dtype": dtype, "how": self.how}
+        return {"sha256": self.sha256, "dtype": dtype, "how": self.recipe}
 
 
-class TextEncoder(Frozen):
-    """A text encoder in the Hugging Face format: T5, mT5, ByT5, BERT …
-
-    By name, by folder, or by the package that holds it (:func:`located`).
-    """
+class TextEncoder(FrozenEncoder):
+    """A text encoder in the Hugging Face format, such as T5, mT5, ByT5 or BERT."""
 
     def __init__(self, source: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32):
+        """
+        Args:
+            source: published name, folder or package; see :func:`resolve_source`.
+        """
         from transformers import AutoModelForTextEncoding, AutoTokenizer
 
-        source = located(source)
+        source = resolve_source(source)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
         self.freeze(AutoModelForTextEncoding.from_pretrained(source, dtype=dtype), device)
         self.dim: int = self.model.config.hidden_size
-        self.longest = longest_text(self.tokenizer, self.model)
-        """Tokens of a caption that are read; what is behind them is cut off."""
+        self.max_tokens = max_text_tokens(self.tokenizer, self.model)
+        """Longest caption in tokens; longer ones are truncated."""
 
     @property
-    def how(self) -> str:
-        return f"up to {self.longest} tokens"
+    def recipe(self) -> str:
+        return f"up to {self.max_tokens} tokens"
 
     @torch.inference_mode()
     def text(self, captions: Sequence[str], *, batch_tokens: int = BATCH_TOKENS) -> list[Tensor]:
-        """One ``[tokens, dim]`` float32 tensor a caption, at its true length. CPU.
+        """Encode captions.
 
-        Captions of like length are encoded together, and equal ones once.
+        Captions of similar length share a batch, and duplicates are encoded once.
+
+        Returns:
+            For each caption [tokens, dim] float32 on the CPU, without padding.
         """
         unique = list(dict.fromkeys(captions))
-        ids = self.tokenizer(unique, truncation=True, max_length=self.longest).input_ids
+        ids = self.tokenizer(unique, truncation=True, max_length=self.max_tokens).input_ids
         found: dict[str, Tensor] = {}
-        for rows in by_length([len(i) for i in ids], batch_tokens):
+        for rows in batches_by_length([len(i) for i in ids], batch_tokens):
             batch = self.tokenizer.pad({"input_ids": [ids[r] for r in rows]}, return_tensors="pt")
             batch = batch.to(self.device)
             out = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
@@ -118,13 +123,13 @@ class TextEncoder(Frozen):
         return [found[caption] for caption in captions]
 
     def pooled(self, captions: Sequence[str], *, batch_tokens: int = BATCH_TOKENS) -> list[Tensor]:
-        """One ``[dim]`` vector a caption: the mean of its tokens."""
+        """For each caption the mean of its tokens, [dim] float32 on the CPU."""
         return [tokens.mean(dim=0) for tokens in self.text(captions, batch_tokens=batch_tokens)]
 
     def spans(self, prompts: Sequence[str]) -> list[TokenSpans]:
-        """Where each token of :meth:`text` stands in its prompt; (0, 0) for the end token."""
+        """Character spans of the tokens of :meth:`text`; (0, 0) for the end token."""
         batch = self.tokenizer(
-            list(prompts), truncation=True, max_length=self.longest, return_offsets_mapping=True
+            list(prompts), truncation=True, max_length=self.max_tokens, return_offsets_mapping=True
         )
         return [
             TokenSpans(prompt, [_without_space(prompt, *span) for span in spans])
@@ -133,28 +138,28 @@ class TextEncoder(Frozen):
 
 
 class T5(TextEncoder):
-    """The paper's first: ``google/t5-v1_1-xxl``."""
+    """eDiff-I's text encoder: ``google/t5-v1_1-xxl``."""
 
 
-def longest_text(tokenizer: Any, model: Any) -> int:
+def max_text_tokens(tokenizer: Any, model: Any) -> int:
     """Tokens that a text encoder can read, at most :data:`MAX_TOKENS`.
 
-    As its tokenizer and its configuration say. Of a table of positions that counts from behind the
-    padding's number (RoBERTa's), those before it are no text's.
+    The tokenizer and the model's configuration set the limit. Position tables that start after the
+    padding index (RoBERTa's) have that many positions less.
     """
     limits = [MAX_TOKENS, tokenizer.model_max_length]
     if positions := getattr(model.config, "max_position_embeddings", None):
         tables = (m for name, m in model.named_modules() if "position_embedding" in name)
-        kept_free = (getattr(m, "padding_idx", None) for m in tables)
-        limits.append(positions - max((n + 1 for n in kept_free if n is not None), default=0))
+        padding = (getattr(m, "padding_idx", None) for m in tables)
+        limits.append(positions - max((n + 1 for n in padding if n is not None), default=0))
     return int(min(limits))
 
 
-class CLIP(Frozen):
-    """An OpenCLIP model: ``ViT-L-14`` with its pretrained tag, or a folder in OpenCLIP's format.
+class CLIP(FrozenEncoder):
+    """An OpenCLIP model: a name such as ``ViT-L-14`` with a tag, or a folder in OpenCLIP's format.
 
-    The activation is the one that the weights were trained with: of a folder its configuration
-    says which, of a pretrained tag OpenCLIP's list of tags (OpenAI's weights need QuickGELU).
+    The activation is the one that the weights were trained with. A folder's configuration names it,
+    and OpenCLIP's table of tags has it for pretrained tags (OpenAI's weights need QuickGELU).
     """
 
     def __init__(
@@ -167,20 +172,22 @@ class CLIP(Frozen):
     ):
         """
         Args:
-            follow_tag: False for the activation of the model's own configuration, whatever the
-                weights need: what models were trained with before tags were followed.
+            source: OpenCLIP model name, folder or package; see :func:`resolve_source`.
+            pretrained: tag of the weights; unused for a folder.
+            follow_tag: False for the activation of the model's own configuration, even if the
+                weights need another. Older ensembles were trained that way.
 
         Raises:
-            ValueError: The weights were trained with another activation than the model can have,
-                or token sequences cannot be read from its text tower.
+            ValueError: The model cannot have the activation that the weights need, or its text
+                tower gives no token sequences.
         """
         import open_clip
 
-        source = located(source)
+        source = resolve_source(source)
         local = Path(source).is_dir()
         name = f"local-dir:{source}" if local else source
         self.follows_tag = follow_tag and not local and _follows_tag(source, pretrained)
-        """Whether the pretrained tag asks for another activation than the model's own."""
+        """Whether the pretrained tag replaces the activation of the model's configuration."""
 
         model, _, self.preprocess = open_clip.create_model_and_transforms(
             name,
@@ -200,26 +207,26 @@ class CLIP(Frozen):
         self.dim: int = self.model.text_projection.shape[1]
 
     @property
-    def how(self) -> str:
-        """Its activation, how it pools, how long a text it reads, and how it sees a picture."""
+    def recipe(self) -> str:
+        """Activation, pooling, context length and image preprocessing."""
         from open_clip.transformer import QuickGELU
 
         model, size = self.model, self.model.visual.image_size
-        seen = {"size": size, **getattr(self.model.visual, "preprocess_cfg", {})}
+        preprocessing = {"size": size, **getattr(self.model.visual, "preprocess_cfg", {})}
         activation = "QuickGELU" if _has(model, QuickGELU) else "GELU"
-        pictures = ", ".join(f"{k} {v}" for k, v in sorted(seen.items()))
+        pictures = ", ".join(f"{k} {v}" for k, v in sorted(preprocessing.items()))
         pooled = model.text_pool_type
         return f"{activation}, {pooled} of {model.context_length} tokens; pictures of {pictures}"
 
     @property
     def identity(self) -> dict[str, str]:
-        """With an ``activation`` where the tag chose it; shards without one had the model's own."""
+        """Has an ``activation`` only if the tag chose it, as older shards have none."""
         chosen = {"activation": "QuickGELU of its tag"} if self.follows_tag else {}
         return super().identity | chosen
 
     @torch.inference_mode()
     def _check_text_tower(self, source: str) -> None:
-        """Compares the pooled vectors that :meth:`text` reads with those of OpenCLIP's own."""
+        """Check that :meth:`text` gives the same pooled vectors as OpenCLIP's ``encode_text``."""
         model = self.model
         if model.attn_mask is None or not isinstance(model.text_projection, Tensor):
             what = "sees the whole text at once" if model.attn_mask is None else "projects it so"
@@ -228,14 +235,14 @@ class CLIP(Frozen):
                 f"after another; {READABLE}"
             )
         if model.text_projection.is_meta:
-            return  # it has no values
+            return  # a meta tensor has no values
         _, found = self.text(PROBES)
         own = model.encode_text(self.tokenizer(PROBES).to(self.device), normalize=True)
         apart = float((found - own.float().cpu()).norm(dim=1).max())
-        if not apart < 1e-2:  # of unit vectors; a wrong token's is 0.1 and more apart
+        if not apart < 1e-2:  # unit vectors; those of a wrong token differ by 0.1 or more
             raise ValueError(
-                f"{source!r} is a CLIP that takes a text's vector from elsewhere than its end "
-                f"token (pool_type {model.text_pool_type!r}): read as the others are, it would be "
+                f"{source!r} is a CLIP that does not pool at the end token "
+                f"(pool_type {model.text_pool_type!r}): its vectors would be "
                 f"{apart:.2g} off; {READABLE}"
             )
 
@@ -243,17 +250,21 @@ class CLIP(Frozen):
     def text(
         self, captions: Sequence[str], *, batch_tokens: int = BATCH_TOKENS
     ) -> tuple[list[Tensor], Tensor]:
-        """→ the ``[tokens, text_dim]`` sequence of each caption, and pooled ``[N, dim]``. CPU.
+        """Encode captions.
 
-        A sequence runs from the start token to the end token, whose projection is the pooled one.
-        Captions of like length are encoded together, and equal ones once. The tower is causal, so
-        what stands behind the last end token of a batch need not be computed.
+        Captions of similar length share a batch, and duplicates are encoded once. The text tower is
+        causal, so positions after the last end token of a batch are not computed.
+
+        Returns:
+            For each caption its sequence [tokens, text_dim], from start to end token, and the
+            pooled vectors [N, dim] of unit length, the projections of the end tokens. All float32
+            on the CPU.
         """
         model, unique = self.model, list(dict.fromkeys(captions))
         tokens = self.tokenizer(unique)
         ends = tokens.argmax(dim=1)  # the end token has the highest id of OpenAI's vocabulary
         found: dict[str, tuple[Tensor, Tensor]] = {}
-        for rows in by_length((ends + 1).tolist(), batch_tokens):
+        for rows in batches_by_length((ends + 1).tolist(), batch_tokens):
             end = ends[rows]
             length = int(end.max()) + 1
             x = model.token_embedding(tokens[rows, :length].to(self.device))
@@ -269,14 +280,14 @@ class CLIP(Frozen):
         )
 
     def spans(self, prompts: Sequence[str]) -> list[TokenSpans]:
-        """Where each token of :meth:`text` stands; (0, 0) for the start and end tokens.
+        """Character spans of the tokens of :meth:`text`; (0, 0) for start and end tokens.
 
-        The text is the prompt as OpenCLIP cleans it: mended, of single spaces, in lower case.
+        Spans refer to the prompt as OpenCLIP cleans it: fixed unicode, single spaces, lower case.
         """
         tokenizer = self.tokenizer
         if not hasattr(tokenizer, "byte_encoder"):
             raise ValueError(
-                f"{type(tokenizer).__name__} does not say where its tokens stand; paint-with-words "
+                f"{type(tokenizer).__name__} gives no token positions; paint-with-words "
                 "needs a CLIP with OpenCLIP's own tokenizer, such as ViT-L-14"
             )
         ends = tokenizer(list(prompts)).argmax(dim=1).tolist()
@@ -291,7 +302,7 @@ class CLIP(Frozen):
 
     @torch.inference_mode()
     def image(self, pictures: Sequence[Any]) -> Tensor:
-        """PIL pictures → pooled ``[N, dim]``, of unit length. CPU."""
+        """Encode PIL images. → [N, dim] float32 on the CPU, of unit length"""
         batch = torch.stack([self.preprocess(p.convert("RGB")) for p in pictures]).to(self.device)
         pooled = self.model.encode_image(batch)
         return torch.nn.functional.normalize(pooled.float(), dim=1).cpu()
@@ -300,7 +311,7 @@ class CLIP(Frozen):
 READABLE = "token sequences can be read from the ViT-B/L/H models such as ViT-L-14"
 
 PROBES = ("", "a cat", "two grey dogs asleep on a red sofa, by a window")
-"""Texts of different lengths, in one batch."""
+"""Texts of different lengths, encoded in one batch by the check of the text tower."""
 
 
 def _has(model: Any, kind: type) -> bool:
@@ -308,23 +319,23 @@ def _has(model: Any, kind: type) -> bool:
 
 
 def _follows_tag(model: str, pretrained: str | None) -> bool:
-    """Whether a pretrained tag needs QuickGELU where the model's configuration has none.
+    """Whether a pretrained tag needs QuickGELU and the model's configuration has plain GELU.
 
     Raises:
-        ValueError: It needs the plain GELU, and the configuration has QuickGELU.
+        ValueError: The tag needs plain GELU, and the configuration has QuickGELU.
     """
     from open_clip import get_model_config, get_pretrained_cfg
 
-    name = model.replace("/", "-")  # as OpenCLIP reads it
+    name = model.replace("/", "-")  # as OpenCLIP does
     tag = get_pretrained_cfg(name, pretrained) if pretrained else None
     if not tag:
-        return False  # a file of weights: the model's name says what they need
+        return False  # a file of weights: the model name alone decides
     has = bool((get_model_config(name) or {}).get("quick_gelu"))
     wants = bool(tag.get("quick_gelu"))
     if has and not wants:
         raise ValueError(
-            f"the weights {pretrained!r} of {model!r} were trained with GELU, and this model "
-            "computes with QuickGELU; name the model without -quickgelu"
+            f"the weights {pretrained!r} of {model!r} were trained with GELU, but this model "
+            "uses QuickGELU; name the model without -quickgelu"
         )
     return wants and not has
 
@@ -332,7 +343,7 @@ def _follows_tag(model: str, pretrained: str | None) -> bool:
 QUICK_GELU_TAGS = frozenset(
     ("openai", "yfcc15m", "cc12m", "metaclip_400m", "metaclip_fullcc", "dfn2b", "dfn5b")
 )
-"""Tags whose weights need QuickGELU in every model that has them."""
+"""Tags whose weights need QuickGELU in every model."""
 
 QUICK_GELU_PAIRS = frozenset(
     (
@@ -341,10 +352,11 @@ QUICK_GELU_PAIRS = frozenset(
         ("ViT-H-14-worldwide", "metaclip2_worldwide"),
     )
 )
+"""Further (model, tag) pairs whose weights need QuickGELU."""
 
 
 def tag_changes_activation(model: str, pretrained: str | None) -> bool:
-    """What :class:`CLIP` finds in OpenCLIP's tables, for a plan that does not import it (5 s)."""
+    """``CLIP.follows_tag`` without importing OpenCLIP, which takes 5 s."""
     config = published_clip(model)
     if config is None or config.get("quick_gelu") or Path(model).is_dir():
         return False
@@ -353,19 +365,19 @@ def tag_changes_activation(model: str, pretrained: str | None) -> bool:
 
 
 def published_clip(model: str) -> dict[str, Any] | None:
-    """OpenCLIP's description of a model, without importing it; None if it has none."""
+    """OpenCLIP's configuration of a model, without importing OpenCLIP; None if unknown."""
     found = importlib.util.find_spec("open_clip")
-    places = (found.submodule_search_locations or []) if found else []
-    files = (Path(p, "model_configs", f"{model.replace('/', '-')}.json") for p in places)
+    roots = (found.submodule_search_locations or []) if found else []
+    files = (Path(r, "model_configs", f"{model.replace('/', '-')}.json") for r in roots)
     file = next((f for f in files if f.is_file()), None)
     return None if file is None else dict(json.loads(file.read_text()))
 
 
 def clip_side(source: str) -> int:
-    """Side of the pictures that a CLIP looks at, from its description alone."""
+    """Side in pixels of a CLIP's input image, from its configuration; ValueError if unknown."""
     import open_clip
 
-    source = located(source)
+    source = resolve_source(source)
     if Path(source).is_dir():
         config = json.loads((Path(source) / "open_clip_config.json").read_text())["model_cfg"]
     else:
@@ -376,8 +388,13 @@ def clip_side(source: str) -> int:
     return int(size[0] if isinstance(size, list | tuple) else size)
 
 
-def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Numbers of texts in batches of like length, none of which pads to more than the budget."""
+def batches_by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices of texts in batches of similar length.
+
+    Args:
+        lengths: tokens of each text.
+        budget: most tokens of a batch, including padding.
+    """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if batch and lengths[i] * (len(batch) + 1) > budget:
@@ -389,14 +406,16 @@ def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 
 def _without_space(text: str, start: int, end: int) -> tuple[int, int]:
-    """SentencePiece's tokens begin with the space before a word; some are nothing but it."""
+    """A span without the leading space of SentencePiece tokens, unless it is only space."""
     space = end - start - len(text[start:end].lstrip())
     return (start + space, end) if space < end - start else (start, end)
 
 
 def _byte_pairs(tokenizer: Any, piece: str, start: int) -> list[tuple[int, int]]:
-    """The characters under each byte-pair token of a piece; a character may be under several."""
-    at = [start + i for i, char in enumerate(piece) for _ in char.encode()]  # of every byte
+    """Character spans of the byte-pair tokens of a piece; a character may span several tokens."""
+    at = [
+        start + i for i, char in enumerate(piece) for _ in char.encode()
+    ]  # character index of every byte
     tokens = tokenizer.bpe("".join(tokenizer.byte_encoder[b] for b in piece.encode())).split(" ")
     spans, done = [], 0
     for token in tokens:
@@ -407,7 +426,7 @@ def _byte_pairs(tokenizer: Any, piece: str, start: int) -> list[tuple[int, int]]
 
 
 def embedding_specs(t5_dim: int, clip_text_dim: int, clip_dim: int) -> tuple[EmbeddingSpec, ...]:
-    """eDiff-I's conditioning, in the order its tokens are attended (the order is our default)."""
+    """eDiff-I's embeddings (section 4.2), in the order of their tokens (our default)."""
     return (
         EmbeddingSpec(name="clip_text", dim=clip_text_dim, kind="sequence"),
         EmbeddingSpec(name="t5", dim=t5_dim, kind="sequence"),
@@ -417,7 +436,7 @@ def embedding_specs(t5_dim: int, clip_text_dim: int, clip_dim: int) -> tuple[Emb
 
 
 def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Ragged ``[L_i, dim]`` → padded ``[N, L, dim]`` and its mask ``[N, L]``."""
+    """Pad sequences [L_i, dim] to [N, L, dim], with a mask [N, L] that is True at tokens."""
     lengths = torch.tensor([len(s) for s in sequences])
     padded = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
@@ -427,15 +446,15 @@ def encode_prompts(
     t5: T5,
     clip: CLIP,
     prompts: Sequence[str],
-    more: Mapping[str, tuple[TextEncoder, Kind]] | None = None,
+    more: Mapping[str, tuple[TextEncoder, EmbeddingKind]] | None = None,
 ) -> Conditioning:
-    """Prompts → conditioning for sampling; no picture, so CLIP's image embedding is absent.
+    """Encode prompts into the conditioning for sampling; CLIP's image embedding is absent.
 
     Args:
-        more: further encoders: the embedding's name → encoder, and which embedding of it.
+        more: further encoders: embedding name → encoder and kind of embedding.
 
     Raises:
-        ValueError: An encoder's values are not finite for a prompt.
+        ValueError: An encoder returned values that are not finite.
     """
     clip_tokens, pooled = clip.text(prompts)
     sequences = {"clip_text": pad(clip_tokens), "t5": pad(t5.text(prompts))}
@@ -450,9 +469,9 @@ def encode_prompts(
         {name: mask for name, (_, mask) in sequences.items()},
         vectors,
     )
-    for row, name in cond.not_finite():
+    for row, name in cond.non_finite_rows():
         raise ValueError(
-            f"{name} of the prompt {prompts[row]!r} has values that are not finite; write it "
-            "otherwise, or load its encoder in float32"
+            f"{name} of the prompt {prompts[row]!r} has values that are not finite; rephrase it, "
+            "or load its encoder in float32"
         )
     return cond

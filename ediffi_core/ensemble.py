@@ -1,4 +1,4 @@
-"""An ensemble of expert denoisers, routed by σ: exactly one expert works at any noise level."""
+"""An ensemble of expert denoisers, routed by σ: one expert serves every noise level."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ediffi_core.tree import check_cover
 
 @dataclass(frozen=True, eq=False)
 class Expert:
-    """A denoiser and the slice of p(σ) that it answers for."""
+    """A denoiser and the interval of p(σ) that it serves."""
 
     name: str
     interval: Interval
@@ -25,24 +25,30 @@ class Expert:
 
 
 @dataclass(frozen=True)
-class Routed:
-    """Word of one evaluation, for whoever watches."""
+class RouteEvent:
+    """One evaluation of an expert, for ``on_route`` callbacks."""
 
     expert: str
     sigma: float
+    """The highest noise level in the batch."""
+
     seconds: float
-    """As the caller waited: on a GPU the time to hand the work over, unless it is synchronised."""
+    """Host time. On a GPU this is the launch time, unless the callback synchronises."""
 
 
 class Ensemble(nn.Module):
-    """Acts as one denoiser. Refuses experts that overlap or leave a gap (ValueError)."""
+    """Experts that act as one denoiser.
+
+    Raises:
+        ValueError: The intervals overlap or leave a gap, or names repeat.
+    """
 
     def __init__(
         self,
         experts: list[Expert],
         noise: NoiseDistribution,
         *,
-        on_route: Callable[[Routed], None] | None = None,
+        on_route: Callable[[RouteEvent], None] | None = None,
     ) -> None:
         super().__init__()
         check_cover({e.name: e.interval for e in experts})
@@ -51,39 +57,45 @@ class Ensemble(nn.Module):
             raise ValueError(f"expert names repeat: {', '.join(e.name for e in experts)}")
         self.experts = sorted(experts, key=lambda e: e.interval.q_lo)
         self.modules_by_name = nn.ModuleDict({e.name: e.denoiser for e in self.experts})
-        # Upper edges of all but the highest expert, in σ: half-open, so σ on an edge goes up.
+        # Upper σ edges of all but the highest expert; σ on an edge belongs to the upper expert.
         self.edges = [e.interval.bounds(noise)[1] for e in self.experts[:-1]]
         self.on_route = on_route
 
     def expert_at(self, sigma: float) -> Expert:
+        """The expert that serves this noise level."""
         return self.experts[sum(sigma >= edge for edge in self.edges)]
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """x [N, C, H, W]; sigma one value for all, or [N] (each row goes to its own expert).
+        """Denoise every image with the expert of its noise level.
 
-        Best with σ on the CPU, wherever x is: to choose the expert, one on a GPU is read back.
+        Args:
+            x: noisy images [N, C, H, W].
+            sigma: a scalar for all, or [N]. Best on the CPU: routing reads a GPU's σ back.
+
+        Returns:
+            x̂ [N, C, H, W].
         """
         sigma = sigma.cpu()
         if sigma.ndim == 0:
-            return self.ask(self.expert_at(float(sigma)), x, sigma, cond)
+            return self.run_expert(self.expert_at(float(sigma)), x, sigma, cond)
         edges = torch.tensor(self.edges, dtype=torch.float64)
         rows = torch.bucketize(sigma.double(), edges, right=True)
         result = torch.empty_like(x)
         for i in rows.unique().tolist():
             mine = (rows == i).nonzero()[:, 0]
             here = mine.to(x.device, non_blocking=True)
-            result[here] = self.ask(self.experts[i], x[here], sigma[mine], cond[here])
+            result[here] = self.run_expert(self.experts[i], x[here], sigma[mine], cond[here])
         return result
 
-    def ask(self, expert: Expert, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """One expert's answer; a place for others to decide where its weights are."""
+    def run_expert(self, expert: Expert, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Evaluate one expert, and report it to ``on_route``."""
         start = time.perf_counter()
-        out: Tensor = self.resident(expert)(x, sigma, cond)
+        out: Tensor = self.resident_denoiser(expert)(x, sigma, cond)
         if self.on_route:
             seconds = time.perf_counter() - start
-            self.on_route(Routed(expert.name, float(sigma.max()), seconds))
+            self.on_route(RouteEvent(expert.name, float(sigma.max()), seconds))
         return out
 
-    def resident(self, expert: Expert) -> Denoiser:
-        """The expert's network where it can work: all of them are."""
+    def resident_denoiser(self, expert: Expert) -> Denoiser:
+        """The expert's denoiser on the device; subclasses may load it first."""
         return expert.denoiser

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: what turns a conditional denoiser into what the solvers integrate."""
+"""Classifier-free guidance (arXiv:2207.12598): from a conditional denoiser to a solver's input."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from ediffi_core.sampling import Denoise
 
 ConditionalDenoise = Callable[[Tensor, Tensor, Conditioning], Tensor]
 Scale = float | Callable[[float], float]
-"""w, the same at every noise level or a function of σ."""
+"""Guidance scale w: a constant, or a function of σ."""
 Threshold = Callable[[Tensor], Tensor]
+"""Maps denoised images [N, C, H, W] back into range."""
 
 
 def guided(
@@ -26,14 +27,14 @@ def guided(
     threshold: Threshold | None = None,
     batched: bool = True,
 ) -> Denoise:
-    """``D = D_c + w (D_c − D_u)``; where w = 0 it is plain conditional, at one evaluation.
+    """``D = D_c + w (D_c − D_u)``; with w = 0 the conditional D_c, at half the cost.
 
     Args:
-        denoiser: ``(x, σ, conditioning) → x̂``: a model or an ensemble.
-        cond: one row a picture.
-        scale: w, in the paper's counting (Imagen's scale is w + 1).
-        threshold: what brings the guided picture back into range, such as :func:`static_threshold`.
-        batched: both halves in one pass, or one after the other in half the memory.
+        denoiser: ``(x, σ, conditioning) → x̂``: a denoiser or an ensemble.
+        cond: one row per image.
+        scale: w as in eDiff-I; Imagen's and diffusers' scale is w + 1.
+        threshold: applied to the guided image, such as :func:`static_threshold`.
+        batched: evaluate D_c and D_u in one batch, or one after the other in half the memory.
     """
     null = cond.null()
     both = Conditioning.cat([cond, null]) if batched else None
@@ -54,7 +55,12 @@ def guided(
 
 
 def per_expert(ensemble: Ensemble, scales: Mapping[str, float], default: float) -> Scale:
-    """A scale for each expert of an ensemble; ValueError for a name it does not have."""
+    """A scale for each expert of an ensemble; ValueError for an unknown name.
+
+    Args:
+        scales: expert → w.
+        default: w of the experts that are not named.
+    """
     names = [e.name for e in ensemble.experts]
     if unknown := sorted(set(scales) - set(names)):
         raise ValueError(
@@ -64,24 +70,25 @@ def per_expert(ensemble: Ensemble, scales: Mapping[str, float], default: float) 
 
 
 def on_interval(scale: float, sigma_lo: float, sigma_hi: float) -> Scale:
-    """Guidance on ``σ_lo <= σ < σ_hi`` alone; elsewhere none, at half the cost."""
+    """Guidance for ``σ_lo <= σ < σ_hi`` (arXiv:2404.07724); elsewhere none, at half the cost."""
     if not 0 <= sigma_lo < sigma_hi:
         raise ValueError(f"guidance needs 0 <= sigma_lo < sigma_hi, got {sigma_lo} and {sigma_hi}")
     return lambda sigma: scale if sigma_lo <= sigma < sigma_hi else 0.0
 
 
 def static_threshold(x: Tensor) -> Tensor:
-    """Pixels clipped to [-1, 1]."""
+    """Clip pixels to [-1, 1]."""
     return x.clamp(-1, 1)
 
 
 def dynamic_threshold(percentile: float = 0.995) -> Threshold:
-    """Imagen's: clips at a percentile of each picture's own pixels, then scales back to [-1, 1].
+    """Imagen's dynamic thresholding (arXiv:2205.11487, section 2.3).
 
-    The percentile is the nearest rank, and never below 1 (paper.md section 6: our default).
+    Clips each image at a percentile of its own absolute pixel values, then scales it to [-1, 1].
+    The percentile is the nearest rank, and at least 1 (our default).
     """
     if not 0 < percentile <= 1:
-        raise ValueError(f"a percentile lies in (0, 1], got {percentile}; 0.995 is usual")
+        raise ValueError(f"percentile must lie in (0, 1], got {percentile}; 0.995 is usual")
 
     def apply(x: Tensor) -> Tensor:
         magnitude = x.flatten(1).abs().float()

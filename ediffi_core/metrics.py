@@ -1,4 +1,4 @@
-"""Measures of pictures and of denoisers, in float64."""
+"""Metrics of images and of denoisers, in float64."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ediffi_core.precond import denoising_loss
 
 @dataclass
 class Moments:
-    """Count, mean and scatter of feature vectors, added up in any order and over any workers."""
+    """Count, mean and scatter matrix of feature vectors; sums of moments merge sets of vectors."""
 
     count: int
-    mean: Tensor
-    scatter: Tensor
+    mean: Tensor  # [D]
+    scatter: Tensor  # [D, D], sum of outer products of centred vectors
 
     @staticmethod
     def of(features: Tensor) -> Moments:
-        """features [N, D] → their moments in float64."""
+        """Moments of features [N, D], in float64."""
         x = features.double()
         centred = x - x.mean(dim=0)
         return Moments(len(x), x.mean(dim=0), centred.T @ centred)
@@ -39,13 +39,14 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
+        """Unbiased covariance [D, D]; ValueError for fewer than 2 vectors."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 pictures, got {self.count}")
         return self.scatter / (self.count - 1)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """``‖μ_a − μ_b‖² + tr(C_a + C_b − 2 (C_a C_b)^½)``, the distance behind FID."""
+    """``‖μ_a − μ_b‖² + tr(C_a + C_b − 2 (C_a C_b)^½)``: the distance of FID (arXiv:1706.08500)."""
     root_a = _sqrt(a.covariance)
     cross = torch.linalg.eigvalsh(root_a @ b.covariance @ root_a).clamp(min=0).sqrt().sum()
     trace = a.covariance.trace() + b.covariance.trace()
@@ -58,23 +59,26 @@ def _sqrt(symmetric: Tensor) -> Tensor:
 
 
 def kernel_distance(made: Tensor, real: Tensor) -> Tensor:
-    """Each picture's part in the kernel distance (KID, arXiv:1801.01401) of two sets. [N] float64
+    """Contribution of each image to the kernel distance (KID, arXiv:1801.01401) of two sets.
 
-    The unbiased estimate of MMD² with the kernel ``(x·y/D + 1)³``, in its paired form: picture i
-    is made for the caption of real picture i, so no pair (i, i) is compared. Its mean is the
-    distance, which of two sets of the same distribution may be below 0; the parts are jackknife
-    pseudo-values, so ``Estimate.of`` gives its interval, and of two models' parts, measured
-    against the same real pictures, :func:`paired_gain` that of their difference.
+    This is the unbiased estimate of MMD² with the kernel ``(x·y/D + 1)³``. Generated image i has
+    the caption of real image i, so pairs (i, i) are left out. The values are jackknife
+    pseudo-values: their mean is the distance, which may be negative, :meth:`Estimate.of` gives its
+    confidence interval, and :func:`paired_gain` compares two models that were measured against the
+    same real images.
 
-    Features are divided by one number, so that the real ones' mean square is 1 (our default; KID
-    takes those of Inception as they are, and CLIP's, of unit length, would make the kernel flat).
+    Features are scaled so that the real ones have a mean square of 1 (our default; KID does not
+    scale Inception's features, but CLIP's have unit length, which would flatten the kernel).
 
     Args:
-        made, real: features [N, D] of as many pictures, at least 3.
+        made, real: features [N, D] of equally many generated and real images, at least 3.
+
+    Returns:
+        [N] float64.
     """
     if made.shape != real.shape or len(made) < 3:
         raise ValueError(
-            f"a kernel distance compares as many pictures of either kind, at least 3, got "
+            f"a kernel distance needs equally many pictures of both kinds, at least 3, got "
             f"{list(made.shape)} and {list(real.shape)}"
         )
     x, y = made.double(), real.double()
@@ -92,22 +96,23 @@ def kernel_distance(made: Tensor, real: Tensor) -> Tensor:
 
 
 def clip_scores(image: Tensor, text: Tensor) -> Tensor:
-    """Cosine of each picture and its caption, both [N, D]. [N] float64"""
+    """Cosine similarity of image and text embeddings [N, D] (CLIP score, unscaled). [N] float64"""
     return torch.nn.functional.cosine_similarity(image.double(), text.double())
 
 
-def student_t(freedom: int, comparisons: int = 1) -> float:
-    """Half the width of a 95 % interval in standard errors, by Student's t.
+def student_t(dof: int, comparisons: int = 1) -> float:
+    """Half-width of a 95 % confidence interval in standard errors, by Student's t.
+
+    Uses the Cornish–Fisher expansion: the error is within 1 % for one comparison, and for up to 20
+    comparisons from 10 degrees of freedom.
 
     Args:
-        freedom: degrees of it; infinite at 0.
-        comparisons: intervals that are to hold together (Bonferroni).
-
-    Cornish-Fisher's expansion: within 1 % of 1 comparison, and of 20 from 10 degrees of freedom on.
+        dof: degrees of freedom; the result is infinite at 0.
+        comparisons: number of intervals that should hold together (Bonferroni).
     """
     p = 1 - 0.025 / comparisons
-    if freedom < 2:
-        return math.tan(math.pi * (p - 0.5)) if freedom == 1 else math.inf
+    if dof < 2:
+        return math.tan(math.pi * (p - 0.5)) if dof == 1 else math.inf
     z = float(torch.special.ndtri(torch.tensor(p, dtype=torch.float64)))
     terms = (
         (z**3 + z) / 4,
@@ -115,7 +120,7 @@ def student_t(freedom: int, comparisons: int = 1) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return z + sum(term / freedom**n for n, term in enumerate(terms, 1))
+    return z + sum(term / dof**n for n, term in enumerate(terms, 1))
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class Estimate:
 
     @staticmethod
     def of(values: Tensor, comparisons: int = 1) -> Estimate:
+        """Estimate of independent values [N]; ``comparisons`` as in :func:`student_t`."""
         x = values.double()
         mean = float(x.mean())
         n = len(x)
@@ -137,12 +143,15 @@ class Estimate:
 
 
 def paired_gain(parent: Tensor, child: Tensor, comparisons: int = 1) -> Estimate:
-    """How much lower the child's losses are, on the same draws: what a split has brought.
+    """Mean of parent's minus child's losses [N] on the same draws; positive if the child is better.
 
-    Paired, so that the draws' own spread, far larger than the gain, cancels.
+    Pairing cancels the spread between draws, which is far larger than the gain.
 
     Args:
-        comparisons: whose intervals are to hold together.
+        comparisons: number of intervals that should hold together.
+
+    Raises:
+        ValueError: The numbers of losses differ.
     """
     if parent.shape != child.shape:
         raise ValueError(
@@ -152,17 +161,16 @@ def paired_gain(parent: Tensor, child: Tensor, comparisons: int = 1) -> Estimate
 
 
 def by_picture(values: Tensor, picture: Tensor, weight: Tensor | None = None) -> Tensor:
-    """One value a picture, whose mean is the weighted mean of all. [N] → [pictures] float64
+    """One value per image whose mean is the weighted mean of all draws. [N] → [images] float64
 
-    Several draws of one picture are no independent ones. These values are: ``Estimate.of`` them is
-    the weighted mean with an interval that is robust to what draws of a picture have in common
-    (clusters, linearised; more draws of some pictures than of others are fine). They are linear in
-    the values, so :func:`paired_gain` of two models' is that of their difference.
+    Draws of the same image are not independent, but these values are: :meth:`Estimate.of` them is
+    the weighted mean with a cluster-robust interval (by linearisation; the number of draws per
+    image may vary). They are linear in ``values``, so :func:`paired_gain` applies to two models.
 
     Args:
-        values: [N] of draws.
-        picture: [N] the number of each draw's picture.
-        weight: [N] not negative; equal by default.
+        values: [N], one per draw.
+        picture: [N], the image of each draw.
+        weight: [N], non-negative; equal by default.
     """
     v = values.double()
     w = torch.ones_like(v) if weight is None else weight.double()
@@ -176,7 +184,7 @@ def by_picture(values: Tensor, picture: Tensor, weight: Tensor | None = None) ->
 def by_noise_level(
     sigma: Tensor, losses: Tensor, noise: NoiseDistribution, bins: int
 ) -> dict[tuple[float, float], Estimate]:
-    """(σ_lo, σ_hi) → the mean loss there, for the equal shares of p(σ) that have draws."""
+    """(σ_lo, σ_hi) → mean loss, for each of ``bins`` equally likely parts of p(σ) with draws."""
     which = (noise.quantile(sigma) * bins).long().clamp(0, bins - 1)
     edges = noise.sigma(torch.linspace(0, 1, bins + 1)).tolist()
     return {
@@ -195,17 +203,18 @@ def validation_losses(
     batch: int,
     seed: int,
 ) -> Tensor:
-    """Denoising losses on fixed draws: the same pictures, σ and ε for every model that is asked.
+    """Denoising losses on fixed draws: the same images, σ and ε for every model.
 
     Args:
-        sigma_data: of the loss's weight λ(σ), the same for all that are compared.
-        batches: ``index [B] → (x, conditioning)``, a function of the index alone.
-        index: [N] numbers of the draws; more than the pictures there are is fine, ε differs.
-        sigma: [N] float64, of each draw.
-        batch: how many are asked at once.
+        sigma_data: of the weight λ(σ); use the same for all models to compare.
+        batches: ``index [B] → (x, conditioning)``, a pure function.
+        index: [N] indices of the draws. Several may map to one image; ε differs.
+        sigma: [N] float64, noise level of each draw.
+        batch: draws per forward pass.
+        seed: seed of ε.
 
     Returns:
-        The loss [N] of each draw, on the CPU.
+        Losses [N], on the CPU.
     """
     losses = []
     for part, level in zip(index.split(batch), sigma.split(batch), strict=True):

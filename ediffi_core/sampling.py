@@ -1,11 +1,11 @@
-"""Solvers of ``dx/dσ = (x − D(x; σ))/σ``: pure functions with one signature.
+"""Solvers of the ODE ``dx/dσ = (x − D(x; σ))/σ``: pure functions with one signature.
 
-``solver(denoise, x, sigmas, callback=None) -> x`` where ``denoise(x, σ)`` takes a float64 scalar,
-``sigmas`` falls to a final 0 (:func:`ediffi_core.noise.edm_grid`), and x starts at ``σ_max ε``.
-The noise levels are numbers to the host and stay on the CPU, wherever x is: no step reads anything
-back from a device. Those of a grid that is on one are read once.
-The callback gets ``{"step", "sigma", "x", "denoised"}`` after every evaluation's step. The last
-step, to σ = 0, is of first order everywhere: it lands on the denoised picture.
+``solver(denoise, x, sigmas, callback=None) -> x``: ``denoise(x, σ)`` takes a float64 scalar,
+``sigmas`` decreases to a final 0 (:func:`ediffi_core.noise.edm_grid`), and x starts at ``σ_max ε``.
+
+Noise levels stay on the CPU, wherever x is, so that no step waits for a device; a grid on a device
+is copied once. The callback gets ``{"step", "sigma", "x", "denoised"}`` after every step. The last
+step, to σ = 0, is of first order in every solver: it returns the denoised image.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ Callback = Callable[[dict[str, Any]], None]
 
 
 class Solver(Protocol):
+    """The signature of all solvers."""
+
     def __call__(
         self, denoise: Denoise, x: Tensor, sigmas: Tensor, callback: Callback | None = None
     ) -> Tensor: ...
@@ -32,26 +34,29 @@ class Solver(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Churn:
-    """Fresh noise before a step, which corrects errors of the last ones (EDM, algorithm 2).
+    """Fresh noise before a step, which corrects errors of earlier steps (EDM, algorithm 2).
 
-    The single-step solvers take it. The multistep ones do not: it would make their history that
-    of another path.
+    Only single-step solvers take it: it would invalidate the history of a multistep solver.
     """
 
     amount: float
-    """EDM's S_churn, spread over all steps; 0 adds nothing."""
+    """S_churn of EDM, spread over all steps; 0 adds no noise."""
 
     noise: Callable[[int], Tensor]
-    """Step → standard normal noise of x's shape, from any device; a pure function keeps sampling
-    reproducible, and one that draws on the CPU makes it the same on every device."""
+    """Step → standard normal noise of x's shape, on any device. A pure function makes sampling
+    reproducible, and noise from the CPU makes it the same on every device."""
 
     sigma_min: float = 0.05
+    """S_tmin: no noise is added below."""
+
     sigma_max: float = 50.0
+    """S_tmax: no noise is added above."""
+
     scale: float = 1.003
-    """EDM's S_noise."""
+    """S_noise: factor on the standard deviation of the added noise."""
 
     def apply(self, x: Tensor, sigma: Tensor, step: int, steps: int) -> tuple[Tensor, Tensor]:
-        """→ x with more noise, and its level."""
+        """x with added noise, and its new noise level."""
         if self.amount <= 0 or not self.sigma_min <= float(sigma) <= self.sigma_max:
             return x, sigma
         raised = sigma * (1 + min(self.amount / steps, math.sqrt(2) - 1))
@@ -67,7 +72,7 @@ def euler(
     *,
     churn: Churn | None = None,
 ) -> Tensor:
-    """First order; one evaluation a step."""
+    """Euler's method: first order, one evaluation per step."""
     return _single_step(denoise, x, sigmas, callback, churn, second_order=False)
 
 
@@ -79,7 +84,7 @@ def heun(
     *,
     churn: Churn | None = None,
 ) -> Tensor:
-    """EDM's second-order solver (algorithm 2): two evaluations a step but the last."""
+    """Heun's method (EDM, algorithm 2): second order, two evaluations per step except the last."""
     return _single_step(denoise, x, sigmas, callback, churn, second_order=True)
 
 
@@ -121,15 +126,16 @@ def deis(
     order: int = 3,
     restart_at: Sequence[float] = (),
 ) -> Tensor:
-    """ρAB-DEIS in EDM's coordinates: Adams–Bashforth on ``ε = (x − D)/σ``, one evaluation a step.
+    """ρAB-DEIS (arXiv:2204.13902) in EDM's coordinates: one evaluation per step.
 
-    The polynomial through the last values of ε is integrated exactly over each step.
+    Adams–Bashforth on ``ε = (x − D)/σ``: the polynomial in σ through the last values of ε is
+    integrated exactly over each step.
 
     Args:
-        order: degree of the polynomial, so that ``order + 1`` values of ε are used, as DEIS counts;
-            it ramps up from 0, Euler's method.
-        restart_at: noise levels on whose far side the history is forgotten, for instance the edges
-            of an ensemble. By default it is kept: neighbouring experts follow nearly the same ODE.
+        order: degree of the polynomial, 1 to 3. It uses ``order + 1`` values of ε and ramps up from
+            degree 0, which is Euler's method.
+        restart_at: noise levels at which the history is dropped, such as the edges of an ensemble.
+            By default it is kept, because neighbouring experts follow nearly the same ODE.
     """
     if not 1 <= order <= 3:
         raise ValueError(f"DEIS has orders 1 to 3, got {order}")
@@ -152,12 +158,12 @@ def deis(
     return x
 
 
-# Gauss–Legendre with two points integrates the cubic exactly, and DEIS needs degree 3 at most.
+# Two-point Gauss–Legendre integrates cubics exactly, and DEIS needs degree 3 at most.
 _GAUSS = torch.tensor([-1.0, 1.0], dtype=torch.float64) / 3**0.5
 
 
 def adams_bashforth(nodes: Tensor, start: float, stop: float) -> Tensor:
-    """``∫ l_j(σ) dσ`` from start to stop for the Lagrange polynomials of the nodes. [k] → [k]"""
+    """Weights ``∫ l_j(σ) dσ`` from start to stop of the nodes' Lagrange polynomials. [k] → [k]"""
     half = (stop - start) / 2
     at = (start + stop) / 2 + half * _GAUSS
     weights = []
@@ -171,7 +177,7 @@ def adams_bashforth(nodes: Tensor, start: float, stop: float) -> Tensor:
 def dpm_pp_2m(
     denoise: Denoise, x: Tensor, sigmas: Tensor, callback: Callback | None = None
 ) -> Tensor:
-    """DPM-Solver++(2M): second-order multistep on D itself, in ``ln σ``; one evaluation a step."""
+    """DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2): second-order multistep on D in ``ln σ``."""
     before: Tensor | None = None
     sigmas = sigmas.cpu()
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
@@ -199,4 +205,4 @@ SOLVERS: dict[str, Solver] = {
     "deis3": partial(deis, order=3),
     "dpm++2m": dpm_pp_2m,
 }
-"""Name → solver. ``deis3`` is the paper's: ρAB-DEIS with a cubic through four values."""
+"""Name → solver. ``deis3`` is eDiff-I's: ρAB-DEIS with a cubic through four values."""

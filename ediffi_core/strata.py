@@ -1,9 +1,9 @@
-"""Noise levels to measure on: as many for every expert, whatever p(σ) gives it.
+"""Stratified noise levels for evaluation: every expert gets the same number of draws.
 
-Config D's ``E9_511`` has 0.2 % of p(σ) and 9 of 25 sampling steps, so draws over p(σ) do not see
-it. Here each interval has the same number of draws, half of them by p(σ) and half by the sampler's
-steps; weights then give the mean over either distribution (multiple importance sampling with the
-balance heuristic, Veach 1995).
+Config D's ``E9_511`` has 0.2 % of p(σ) but 9 of 25 sampling steps, so draws from p(σ) hardly meet
+it. Here each interval gets the same number of draws, half from p(σ) and half from the density of
+the sampler's steps. Weights then give the mean over either distribution (multiple importance
+sampling with the balance heuristic, Veach and Guibas 1995).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Distribution = NoiseDistribution | SamplerDensity
 
 @dataclass(frozen=True, kw_only=True)
 class Strata:
-    """Intervals of σ, and the two distributions that are drawn from in each.
+    """Intervals of σ, and the two distributions to draw from in each.
 
-    A distribution without a share of an interval is left out there; an interval without a share of
-    either, which no sampler and hardly any training meets, has no draws.
+    A distribution without mass in an interval is left out there; an interval without mass in either
+    has no draws.
     """
 
     edges: tuple[float, ...]
-    """Rising, from 0 to ∞: one more than the intervals."""
+    """Increasing edges of the intervals, from 0 to ∞."""
 
     noise: NoiseDistribution = field(default_factory=NoiseDistribution)
     sampler: SamplerDensity = field(default_factory=SamplerDensity)
@@ -40,18 +40,19 @@ class Strata:
             or self.edges[-1] != math.inf
             or sorted(set(self.edges)) != [*self.edges]
         ):
-            raise ValueError(f"edges must rise from 0 to inf, got {self.edges}")
+            raise ValueError(f"edges must increase from 0 to inf, got {self.edges}")
 
     def draw(self, count: int, *, pictures: int, seed: int) -> tuple[Tensor, Tensor]:
-        """The draws of all intervals, the lowest noise first.
+        """Draw noise levels in all intervals, lowest noise first.
 
         Args:
-            count: of each interval.
-            pictures: in the data set; each interval has every picture as often, to one.
+            count: draws per interval.
+            pictures: size of the data set. Within an interval, every image is used equally often,
+                to within one.
 
         Returns:
-            index [N] int64, of which no two are equal; the picture is ``index % pictures``.
-            σ [N] float64, each within its interval; evenly spread over each round of pictures.
+            index [N] int64, all different; the image of a draw is ``index % pictures``.
+            σ [N] float64, each within its interval; evenly spread over each round of images.
         """
         stride = -(-count // pictures) * pictures
         index, sigma = [], []
@@ -73,7 +74,7 @@ class Strata:
         return torch.cat(index), torch.cat(sigma)
 
     def weights(self, sigma: Tensor, over: Distribution) -> Tensor:
-        """What each draw counts in a mean over a distribution. [N] → [N] float64, adding up to 1"""
+        """Weights of the draws in a mean over a distribution. [N] → [N] float64, summing to 1"""
         edges = torch.tensor(self.edges[1:-1], dtype=torch.float64)
         which = torch.bucketize(sigma, edges, right=True)
         drawn = torch.zeros_like(sigma)
@@ -85,7 +86,7 @@ class Strata:
         return weight / weight.sum()
 
     def _parts(self, i: int) -> list[tuple[Distribution, float, float]]:
-        """The distributions with a share of an interval: each with its q_lo and its share."""
+        """(distribution, q_lo, share) of each distribution with mass in interval i."""
         found: list[tuple[Distribution, float, float]] = []
         ends = torch.tensor(self.edges[i : i + 2], dtype=torch.float64)
         for distribution in (self.noise, self.sampler):

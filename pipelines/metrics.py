@@ -1,6 +1,6 @@
-"""Measures of pictures against their captions, by the names that a spec's ``evaluate.metrics`` has.
+"""Metrics of images against their captions, by the names in a spec's ``evaluate.metrics``.
 
-A package adds one by an entry point of the group ``ediffi.metrics`` that names its class.
+A package adds a metric with an entry point in the group ``ediffi.metrics`` that names its class.
 """
 
 from __future__ import annotations
@@ -20,63 +20,74 @@ GROUP = "ediffi.metrics"
 Pictures = NDArray[np.uint8]
 Values = NDArray[np.float64]
 Progress = Callable[[int, int], None]
-"""Called with how many images of how many have been learned from."""
+"""Called with the images seen and the total while a metric is fitted."""
 
 
 class Metric(ABC):
-    """One measure, or several that are read off the same pictures.
+    """One or more scores of images.
 
-    A node of the pipeline fits it once; whoever evaluates opens what that node has kept.
+    A node of the pipeline calls :meth:`fit` once; evaluations call :meth:`open` on its result.
     """
 
     version: ClassVar[int] = 1
-    """Of its results; a higher one has everything measured anew."""
+    """Version of the results; increase it to have everything measured again."""
 
     def __init__(self, **options: Any) -> None:
-        """Args: options: as the spec writes them; TypeError or ValueError for what is unknown."""
+        """
+        Args:
+            options: as in the spec.
+
+        Raises:
+            TypeError, ValueError: An option is unknown or invalid.
+        """
         if options:
             raise TypeError(f"takes no options, got {', '.join(options)}")
 
     def fit(
         self, folder: Path, *, resolutions: list[int], seed: int, progress: Progress
     ) -> dict[str, float]:
-        """Learns what it needs and keeps it in ``folder``; → its own accuracy, in numbers.
+        """Train or prepare the metric, and store what it needs in ``folder``.
 
         Args:
-            resolutions: sides of the pictures that it will be asked about.
+            resolutions: sides in pixels of the images to be scored.
+
+        Returns:
+            Measurements of the metric's own accuracy.
         """
         return {}
 
     def open(self, folder: Path) -> None:  # noqa: B027 (nothing to open is fine)
-        """Takes up what :meth:`fit` has kept."""
+        """Load what :meth:`fit` stored."""
 
     @abstractmethod
     def score(self, pictures: Pictures, captions: list[str]) -> dict[str, Values]:
-        """What it measures → a value a picture, NaN where its caption asks for nothing of the kind.
-
-        Larger is better. Names are short plurals, for they head the columns of tables.
+        """Score images against their captions.
 
         Args:
-            pictures: [N, R, R, 3].
+            pictures: uint8 [N, R, R, 3].
+
+        Returns:
+            Score name → [N] values, larger is better, NaN where a caption does not ask for it.
+            Names head the columns of tables: use short plurals.
         """
 
     def features(self, pictures: Pictures) -> NDArray[np.float32] | None:
-        """[N, D] for a distance between sets of pictures, where it has such features."""
+        """Features [N, D] for a distance between sets of images; None if it has none."""
         return None
 
 
 def metric(name: str, options: Mapping[str, Any]) -> Metric:
-    """An unfitted one.
+    """Create an unfitted metric.
 
     Raises:
-        ValueError: None of the name is installed, or it does not take these options.
+        ValueError: No such metric is installed, or it does not take these options.
     """
     found = installed().get(name)
     if found is None:
         there = ", ".join(sorted(installed())) or "none"
         raise ValueError(
-            f"metric {name!r} is not installed; there are {there}. A package adds one by an entry "
-            f"point of the group {GROUP}"
+            f"metric {name!r} is not installed; there are {there}. "
+            f"A package adds one with an entry point in the group {GROUP}"
         )
     kind: type[Metric] = found.load()
     try:
@@ -87,5 +98,5 @@ def metric(name: str, options: Mapping[str, Any]) -> Metric:
 
 @cache
 def installed() -> dict[str, EntryPoint]:
-    """Name → where its class is."""
+    """Name → entry point of every installed metric."""
     return {point.name: point for point in entry_points(group=GROUP)}

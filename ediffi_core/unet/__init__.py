@@ -1,4 +1,4 @@
-"""U-Nets for denoising: one vocabulary of blocks, and the networks built from it."""
+"""U-Nets for denoising: shared blocks, and the networks built from them."""
 
 from ediffi_core.unet.config import (
     PAPER_EMBEDDINGS,

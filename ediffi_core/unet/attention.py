@@ -1,4 +1,4 @@
-"""Attention of pixels to each other and to the tokens, each a residual branch."""
+"""Self-attention over pixels and cross-attention to tokens, as residual branches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ediffi_core.conditioning import Tokens
-from ediffi_core.unet.blocks import Norm, heads_of, norm_of, zeroed
+from ediffi_core.unet.blocks import Norm, heads_of, make_norm, zero_init
 
 
 def split(x: Tensor, heads: int) -> Tensor:
@@ -26,14 +26,14 @@ def as_image(x: Tensor, like: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Pixels attend to pixels."""
+    """Pixels [N, C, H, W] attend to each other."""
 
     def __init__(self, channels: int, head_channels: int, norm: Norm = "group") -> None:
         super().__init__()
         self.heads = heads_of(channels, head_channels)
-        self.norm = norm_of(norm, channels)
+        self.norm = make_norm(norm, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = zeroed(nn.Linear(channels, channels))
+        self.out = zero_init(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (split(t, self.heads) for t in self.qkv(as_sequence(self.norm(x))).chunk(3, 2))
@@ -42,24 +42,24 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Pixels attend to ``[null, CLIP text, T5, CLIP image]`` tokens; pads are masked out."""
+    """Pixels [N, C, H, W] attend to the conditioning's tokens; padding is masked out."""
 
     def __init__(
         self, channels: int, token_dim: int, head_channels: int, norm: Norm = "group"
     ) -> None:
         super().__init__()
         self.heads = heads_of(channels, head_channels)
-        self.norm = norm_of(norm, channels)
+        self.norm = make_norm(norm, channels)
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(token_dim, 2 * channels)
-        self.out = zeroed(nn.Linear(channels, channels))
+        self.out = zero_init(nn.Linear(channels, channels))
 
     def queries(self, x: Tensor) -> Tensor:
         """[N, C, H, W] → [N, heads, H W, C / heads]"""
         return split(self.q(as_sequence(self.norm(x))), self.heads)
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, T, token_dim] → twice [N, heads, T, C / heads]"""
+        """[N, T, token_dim] → keys and values, [N, heads, T, C / heads] each"""
         k, v = self.kv(tokens).chunk(2, dim=2)
         return split(k, self.heads), split(v, self.heads)
 
@@ -71,42 +71,50 @@ class CrossAttention(nn.Module):
 
 
 def attention_mask(q: Tensor, k: Tensor, tokens: Tokens, side: torch.Size) -> Tensor:
-    """Where to attend, bool [N, 1, 1, T]; with paint what is added, [N, heads, H W, T] as q is.
+    """The mask argument of scaled dot-product attention.
 
     Painted attention is ``softmax((Q Kᵀ + w A)/√d) V`` with ``w = w' log(1 + σ) max(Q Kᵀ)``
-    (eDiff-I section 4.3), so ``w A/√d`` is added to what attention works out anyway. A maximum
-    below 0, which would push painted words away, counts as 0 (our default). The maximum
-    (or the standard deviation, by choice) is taken over each picture and head alone, so that a
-    picture does not depend on its batch (our default).
+    (eDiff-I section 4.3), so the mask is ``w A/√d``, added to the scores. Our defaults: a negative
+    maximum, which would push painted words away, counts as 0; and the maximum or standard
+    deviation is taken per image and head, so that an image does not depend on its batch.
 
     Args:
-        side: the height and width that the queries come from.
+        q: queries [N, heads, H W, d].
+        k: keys [N, heads, T, d].
+        side: (H, W) of the queries.
+
+    Returns:
+        bool [N, 1, 1, T], True to attend; with paint [N, heads, H W, T] in q's dtype.
     """
     mask, paint = tokens.mask[:, None, None], tokens.paint
     if paint is None:
         return mask
     valid = tokens.mask[:, None]  # [N, 1, T]
-    height = score_max(q, k, valid) if paint.weight == "max" else score_std(q, k, valid)
-    w = paint.level[:, None] * height * q.shape[3] ** -0.5  # [N, heads]
+    scale = score_max(q, k, valid) if paint.weight == "max" else score_std(q, k, valid)
+    w = paint.level[:, None] * scale * q.shape[3] ** -0.5  # [N, heads]
     pads = torch.zeros_like(mask, dtype=w.dtype).masked_fill(~mask, float("-inf"))
     return torch.addcmul(pads, w[:, :, None, None], paint.maps.at(side)).to(q.dtype)
 
 
 def score_max(q: Tensor, k: Tensor, valid: Tensor) -> Tensor:
-    """Largest entry of ``Q Kᵀ`` over the pixels and the valid tokens, or 0 if all are negative.
+    """Largest entry of ``Q Kᵀ`` over pixels and valid tokens, at least 0. → [N, heads] float32
 
-    → [N, heads] float32
+    Args:
+        valid: [N, 1, T] bool.
     """
     by_token = (q @ k.transpose(2, 3)).amax(dim=2).float()
     return by_token.masked_fill(~valid, float("-inf")).amax(dim=2).clamp(min=0)
 
 
 def score_std(q: Tensor, k: Tensor, valid: Tensor) -> Tensor:
-    """Standard deviation of ``Q Kᵀ`` over the pixels and the valid tokens. → [N, heads] float32
+    """Standard deviation of ``Q Kᵀ`` over pixels and valid tokens. → [N, heads] float32
 
-    From the moments of Q and K, so that the scores themselves are never written down:
-    ``Σᵢⱼ (qᵢ·kⱼ − m)² = tr(QᵀQ KᵀK)``, once the keys are taken relative to their mean; what the
-    keys' mean adds to the scores varies with the pixel alone, and is added as such.
+    Computed from moments of Q and K without materialising the scores: with centred keys,
+    ``Σᵢⱼ (qᵢ·kⱼ)² = tr(QᵀQ KᵀK)``. The keys' mean adds a term that depends on the pixel only; its
+    variance is added separately.
+
+    Args:
+        valid: [N, 1, T] bool.
     """
     q, k = q.float(), k.float() * valid[..., None]
     count = valid.sum(dim=2, keepdim=True)[..., None]  # [N, 1, 1, 1]

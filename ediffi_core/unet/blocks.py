@@ -1,4 +1,4 @@
-"""The blocks every network here is built from: noise embedding, resampling, residual block."""
+"""Blocks of all networks: noise embedding, norms, resampling and the residual block."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Resample = Literal["none", "down", "up"]
 Norm = Literal["group", "pixel"]
 
 
-def zeroed(module: nn.Module) -> nn.Module:
-    """Starts a branch at nothing, so that a fresh residual network is the identity."""
+def zero_init(module: nn.Module) -> nn.Module:
+    """Set all parameters to zero, so that a residual branch starts as the identity."""
     for p in module.parameters():
         nn.init.zeros_(p)
     return module
 
 
 class PixelNorm(nn.Module):
-    """Each pixel's channels to unit root mean square, then a learned scale.
+    """RMS norm over the channels of each pixel, with a learned scale.
 
-    Unlike group norm it looks at no other pixel, so a network of it has a finite receptive field:
-    crops and tiles of a picture give what the whole gives.
+    Unlike group norm it does not mix pixels, so the network has a finite receptive field, and crops
+    and tiles give the same result as the whole image.
     """
 
     def __init__(self, channels: int) -> None:
@@ -37,26 +37,27 @@ class PixelNorm(nn.Module):
 
 
 def groups_of(channels: int) -> int:
-    """Groups of a group norm; for a multiple of 4 they have at least 4 channels each."""
+    """Number of groups of a group norm: up to 32, of at least 4 channels each."""
     return math.gcd(32, channels // 4)
 
 
 def heads_of(channels: int, head_channels: int) -> int:
-    """Heads of an attention; one, where a head is wider than the level."""
+    """Number of attention heads of ``head_channels`` each, at least 1."""
     return max(1, channels // head_channels)
 
 
-def norm_of(kind: Norm, channels: int) -> nn.Module:
+def make_norm(kind: Norm, channels: int) -> nn.Module:
+    """A pixel norm or a group norm."""
     if kind == "pixel":
         return PixelNorm(channels)
     return nn.GroupNorm(groups_of(channels), channels)
 
 
 class NoiseEmbedding(nn.Module):
-    """Sines and cosines of ``c_noise = ln(σ)/4``, then a two-layer perceptron.
+    """Fourier features of ``c_noise = ln(σ)/4``, then a two-layer perceptron. [N] → [N, out_dim]
 
-    c_noise spans about 3 units in all, so the frequencies go from half a turn over that span to
-    far below a bin of any sampler (our default; the paper names none).
+    c_noise spans about 3 units, so angular frequencies from 1 to 100 resolve everything from half a
+    period over that span to less than a sampling step (our default; the paper names none).
     """
 
     freqs: Tensor
@@ -74,10 +75,10 @@ class NoiseEmbedding(nn.Module):
 
 
 class UpConv(nn.Conv2d):
-    """A 3×3 convolution of the picture enlarged twice by repetition, without enlarging it.
+    """Nearest-neighbour upsampling by 2 and a 3×3 convolution, fused.
 
-    Each pixel of the result sees 2×2 pixels of the small picture, so 16 products do for 36: the
-    kernel summed over the repetitions is a 4×4 transposed convolution of stride 2.
+    Each output pixel depends on 2×2 input pixels, so 16 products replace 36: the kernel, summed
+    over repeated pixels, becomes a 4×4 transposed convolution of stride 2.
     """
 
     def __init__(self, c_in: int, c_out: int) -> None:
@@ -91,7 +92,7 @@ class UpConv(nn.Conv2d):
 
 
 class ResBlock(nn.Module):
-    """ADM's residual block: scale-shift norm from the global embedding, resampling inside."""
+    """ADM's residual block (arXiv:2105.05233): scale-shift norm, optional resampling inside."""
 
     def __init__(
         self,
@@ -103,13 +104,13 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.resample = resample
-        self.norm1 = norm_of(norm, c_in)
+        self.norm1 = make_norm(norm, c_in)
         self.conv1 = (
             UpConv(c_in, c_out) if resample == "up" else nn.Conv2d(c_in, c_out, 3, padding=1)
         )
         self.scale_shift = nn.Linear(emb_dim, 2 * c_out)
-        self.norm2 = norm_of(norm, c_out)
-        self.conv2 = zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.norm2 = make_norm(norm, c_out)
+        self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The networks: ADM's U-Net for the base, the efficient one for super-resolution.
+"""The networks: ADM's U-Net for the base, Imagen's Efficient U-Net for super-resolution.
 
-Both are a stem, a list of stages, and an output; a layout says which stages there are.
+Both consist of a stem, a list of stages and an output layer; the layout decides the stages.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ediffi_core.unet.blocks import (
     Resample,
     ResBlock,
     UpConv,
-    norm_of,
-    zeroed,
+    make_norm,
+    zero_init,
 )
 from ediffi_core.unet.config import UNetConfig
 
 
 class Stage(nn.Module):
-    """A block and the attention behind it; where its output goes, and what it reads besides."""
+    """A block followed by optional attention, with its skip connections."""
 
     def __init__(self, block: nn.Module, *, level: int, keep: bool = False, join: bool = False):
         super().__init__()
@@ -33,9 +33,10 @@ class Stage(nn.Module):
         self.cross_attention: nn.Module | None = None
         self.level = level
         self.keep = keep
-        """Its output is kept for the way up."""
+        """Whether the output is kept as a skip connection for the decoder."""
+
         self.join = join
-        """It reads what the way down kept last, beside its input."""
+        """Whether the input is concatenated with the last kept skip connection."""
 
     def forward(self, x: Tensor, emb: Tensor, tokens: Tokens) -> Tensor:
         x = self.block(x, emb) if isinstance(self.block, ResBlock) else self.block(x)
@@ -47,13 +48,13 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """``F(x, c_noise, conditioning)``: the raw network inside the preconditioning."""
+    """The raw network ``F(x, c_noise, conditioning)`` inside the preconditioning."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         self.checkpointed: frozenset[int] = frozenset()
-        """Levels whose activations are computed again in the backward pass, to save memory."""
+        """Levels with activation checkpointing: recomputed in the backward pass to save memory."""
 
         emb = 4 * config.channels
         self.noise = NoiseEmbedding(config.channels, emb)
@@ -63,16 +64,27 @@ class UNet(nn.Module):
         self.stages = nn.ModuleList(
             _adm(config, emb) if config.layout == "adm" else _efficient(config, emb)
         )
-        self.norm_out = norm_of(config.norm, config.out_width)
-        self.out = zeroed(nn.Conv2d(config.out_width, config.image_channels, 3, padding=1))
+        self.norm_out = make_norm(config.norm, config.out_width)
+        self.out = zero_init(nn.Conv2d(config.out_width, config.image_channels, 3, padding=1))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Conditioning) -> Tensor:
-        """x [N, C, H, W] scaled by c_in; c_noise [N]; → [N, C, H, W]"""
+        """Evaluate the network.
+
+        Args:
+            x: noisy images [N, C, H, W], scaled by c_in.
+            c_noise: [N].
+
+        Returns:
+            [N, C, H, W].
+
+        Raises:
+            ValueError: H or W is not a multiple of the network's factor.
+        """
         height, width, factor = *x.shape[2:], self.config.factor
         if height % factor or width % factor:
             raise ValueError(
-                f"a network of {self.config.levels} levels reads pictures whose sides {factor} "
-                f"divides, got {height}×{width}"
+                f"a network of {self.config.levels} levels needs sides that are multiples of "
+                f"{factor}, got {height}×{width}"
             )
         tokens, pooled = self.projection(cond, c_noise)
         emb = self.noise(c_noise)
@@ -94,14 +106,14 @@ class UNet(nn.Module):
         return self.out(F.silu(self.norm_out(h)))
 
     def with_low_res(self, x: Tensor, cond: Conditioning) -> Tensor:
-        """The small picture, enlarged, beside the noisy one."""
+        """x with the upsampled low-resolution image as further channels, if configured."""
         if not self.config.low_res:
             return x
-        return torch.cat([x, cond.enlarged(x)], dim=1)
+        return torch.cat([x, cond.upsampled_low_res(x)], dim=1)
 
 
 def _attend(stage: Stage, config: UNetConfig, width: int, side: int) -> Stage:
-    """Adds the attention that the configuration names for this side."""
+    """Add the attention that the configuration has at this resolution."""
     heads, norm = config.head_channels, config.norm
     if side in config.self_attention:
         stage.self_attention = SelfAttention(width, heads, norm)
@@ -111,7 +123,7 @@ def _attend(stage: Stage, config: UNetConfig, width: int, side: int) -> Stage:
 
 
 def _adm(config: UNetConfig, emb: int) -> list[Stage]:
-    """ADM: residual blocks resample, the way up has one block more a level (and joins them all)."""
+    """ADM: residual blocks resample; the decoder has one more block per level, all with skips."""
 
     def block(c_in: int, c_out: int, resample: Resample = "none") -> ResBlock:
         return ResBlock(c_in, c_out, emb, resample, config.norm)
@@ -144,7 +156,7 @@ def _adm(config: UNetConfig, emb: int) -> list[Stage]:
 
 
 def _efficient(config: UNetConfig, emb: int) -> list[Stage]:
-    """Imagen's: halve, then blocks; on the way up blocks, then double."""
+    """Efficient U-Net (arXiv:2205.11487, appendix B): downsamples before a level's blocks."""
 
     def block(c_in: int, c_out: int) -> ResBlock:
         return ResBlock(c_in, c_out, emb, norm=config.norm)

@@ -134,13 +134,13 @@ def asked_tree(storage: str | None, run_id: str | None) -> tuple[Any, Any, Any]:
     Raises:
         ValueError: There is no such execution, or its tree is not written yet.
     """
-    from pipelines.models.champions import marks_of
+    from pipelines.models.champions import run_aliases
 
     store, execution = asked_execution(None, storage, run_id)
     found = store.read_json(f"executions/{execution.id}.tree.json")
     if found is None:
         raise ValueError(f"run {execution.id} has no tree yet; it is {execution.state}")
-    found["labels"] = marks_of(store, execution.pipeline, execution.nodes)
+    found["labels"] = run_aliases(store, execution.pipeline, execution.nodes)
     return store, execution, found
 
 

@@ -105,7 +105,7 @@ def sample(
     from transformers.utils.logging import disable_progress_bar
 
     from pipelines.models import painting
-    from pipelines.models.painting import picture
+    from pipelines.models.painting import open_image
     from pipelines.models.text_to_image import TextToImage, grid
 
     disable_progress_bar()  # it would garble the one line of an error
@@ -116,8 +116,8 @@ def sample(
         steps=steps,
         solver=solver,
         seed=seed,
-        style=[picture(p) for p in style or ()],
-        paint=painting.parse(paint, wanted, strength) if paint else None,
+        style=[open_image(p) for p in style or ()],
+        paint=painting.parse_phrases(paint, wanted, strength) if paint else None,
         up_to=stage,
     )
     columns = n if n > 1 and len(prompts) > 1 else math.ceil(math.sqrt(len(wanted)))

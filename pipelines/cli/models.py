@@ -47,7 +47,7 @@ def promote(
         typer.echo(f"{model}: {_name(book, wanted)} is the champion already")
     else:
         before = f" instead of {_name(book, book.champion)}" if book.champion else ""
-        book = champions.crown(store, model, wanted.fingerprint, why)
+        book = champions.promote(store, model, wanted.fingerprint, why)
         typer.echo(f"{model}: {_name(book, wanted)} is the champion{before}")
     _update_mlflow(store, model)
 

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ediffi_core.encoders import PACKAGE, located
+from ediffi_core.encoders import PACKAGE, resolve_source
 from pipelines.data.files import find
 from pipelines.data.formats.shard import SourceShard
 from pipelines.data.identity import identify as identify_files
@@ -52,11 +52,11 @@ def identify_encoder(name: str) -> str:
         of the contents of a local folder, so that moving the folder changes nothing.
     """
     if name.startswith(PACKAGE):
-        located(name)
+        resolve_source(name)
         package = name.removeprefix(PACKAGE).partition("/")[0]
         with contextlib.suppress(PackageNotFoundError):  # a folder on the path has no version
             return f"{name}=={version(package)}"
-    folder = Path(located(name))
+    folder = Path(resolve_source(name))
     if not folder.is_dir():
         return name
     root, files = find(str(folder))

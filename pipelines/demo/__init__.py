@@ -1,1 +1,1 @@
-"""EmojiScenes: a captioned data set of emoji by real artists, its encoders and its scorer."""
+"""EmojiScenes: a captioned data set of emoji by real artists, with encoders and a scorer."""

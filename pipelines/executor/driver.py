@@ -114,10 +114,10 @@ def register_ensemble(
     mine, by = promoted.fingerprint, f"run {execution.id}"
     before = champions.read(store, name)
     entry = champions.Entry(fingerprint=mine, folder=promoted.folder, why="finished", by=by)
-    known = mine in before.offers
-    book = champions.offer(store, name, entry)
+    known = mine in before.versions
+    book = champions.add_candidate(store, name, entry)
     if before.champion is None:
-        book = champions.crown(store, name, mine, "there was no champion", by=by)
+        book = champions.promote(store, name, mine, "there was no champion", by=by)
     elif before.champion.fingerprint == mine:
         return []
     else:
@@ -131,7 +131,7 @@ def register_ensemble(
         if not decision["wins"]:
             return [f"{name}: {entry.short} stays candidate: {decision['why']}"]
         numbers = {k: v for k, v in gate["metrics"].items() if k != "wins"}
-        book = champions.crown(store, name, mine, decision["why"], by=by, numbers=numbers)
+        book = champions.promote(store, name, mine, decision["why"], by=by, numbers=numbers)
     if book.champion and book.champion.fingerprint == mine:
         return [f"{name}: {entry.short} is champion: {book.champion.why}"]
     if known:

@@ -166,7 +166,7 @@ class Lineage:
         """
         tree = tree_view.build(self.plan, self.execution, manifests)
         run = self.execution
-        tree["labels"] = champions.marks_of(self.store, run.pipeline, run.nodes)
+        tree["labels"] = champions.run_aliases(self.store, run.pipeline, run.nodes)
         now = int(time.time() * 1000)
         promoted = next((v for v in self.plan.verdicts.values() if v.node.kind == "promote"), None)
         model = None

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.models.champions import MANIFEST, Book, Entry, read
+from pipelines.models.champions import MANIFEST, Entry, Registry, read
 from pipelines.store.artifacts import Store
 
 FINGERPRINT = "ediffi.fingerprint"
@@ -52,14 +52,14 @@ def mirror(
             why="from the last run",
             by=f"run {offered['execution']}",
         )
-        book = Book(candidate=entry, history=(entry,))
+        book = Registry(candidate=entry, history=(entry,))
     if not book.history:
         return
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     there = {v.tags.get(FINGERPRINT): v for v in client.search_model_versions(f"name = '{name}'")}
     versions: dict[str, str] = {}
-    for fingerprint, entry in book.offers.items():
+    for fingerprint, entry in book.versions.items():
         file = f"{entry.folder}/{MANIFEST}"
         if fingerprint not in there and store.size(file) is None:
             continue  # the ensemble was removed from the store
@@ -75,7 +75,7 @@ def mirror(
             client.set_registered_model_alias(name, alias, version)
 
 
-def tags(book: Book, fingerprint: str) -> dict[str, str]:
+def tags(book: Registry, fingerprint: str) -> dict[str, str]:
     """Tags of a version: its fingerprint and folder, the gate's metrics, and its history."""
     events = [e for e in book.history if e.fingerprint == fingerprint]
     last, numbers = events[-1], {k: v for e in events for k, v in e.numbers.items()}

@@ -1,6 +1,7 @@
-"""Which ensemble of a model to draw with: the candidate, offered last, and the champion.
+"""Model registry: the candidate and the champion of every model, and their history.
 
-``registry/<model>.json`` in the store says so, and all that ever happened; MLflow's aliases follow.
+The candidate is the newest ensemble, the champion the one to generate with. The store holds them in
+``registry/<model>.json``; MLflow's aliases are a copy.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any, Literal
 from pipelines.store.artifacts import Store
 
 MANIFEST = "ensemble.json"
-"""What a promote node writes."""
+"""File that a promote node writes into its folder."""
 
-SHORT = 8
-"""Characters of a fingerprint that people are shown."""
+SHORT_LENGTH = 8
+"""Characters of a fingerprint that are displayed."""
 
-LEAST = 4
-"""Characters of a fingerprint that name it; fewer digits are a version."""
+MIN_PREFIX = 4
+"""Least characters of a fingerprint that identify it; a shorter number is a version."""
 
 
 def _now() -> str:
@@ -31,120 +32,141 @@ def _now() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """An ensemble, and what happened to it."""
+    """An event in the history of a model: an ensemble was added, promoted or restored."""
 
     fingerprint: str
     folder: str
-    """Of its promote node, in the store."""
+    """Folder of the ensemble's promote node in the store."""
 
     why: str
+    """Reason, for people."""
+
     by: str
     """``run <id>``, ``promote`` or ``rollback``."""
 
     when: str = field(default_factory=_now)
+    """UTC time in ISO format."""
+
     what: Literal["offered", "crowned", "rolled back to"] = "offered"
+    """As stored: "offered" made it the candidate, the other two made it the champion."""
+
     numbers: Mapping[str, float] = field(default_factory=dict)
-    """What a gate measured."""
+    """Measurements of the gate that decided."""
 
     @property
     def short(self) -> str:
-        return self.fingerprint[:SHORT]
+        """The fingerprint as it is displayed."""
+        return self.fingerprint[:SHORT_LENGTH]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Book:
-    """All that is known of one model; ``history`` only ever grows."""
+class Registry:
+    """The registry file of one model. ``history`` is append-only, oldest first."""
 
     candidate: Entry | None = None
     champion: Entry | None = None
     history: tuple[Entry, ...] = ()
 
     @property
-    def offers(self) -> dict[str, Entry]:
-        """Fingerprint → its first offer, the oldest first: version 1, 2, …"""
+    def versions(self) -> dict[str, Entry]:
+        """Fingerprint → its first entry, oldest first: version 1, 2, …"""
         first: dict[str, Entry] = {}
         for entry in self.history:
             first.setdefault(entry.fingerprint, entry)
         return first
 
     def version(self, fingerprint: str) -> int:
-        return list(self.offers).index(fingerprint) + 1
+        """Version number of an ensemble, from 1; ValueError for an unknown one."""
+        return list(self.versions).index(fingerprint) + 1
 
-    def marks(self, fingerprint: str) -> list[str]:
-        """``champion``, ``candidate``, both or neither."""
+    def aliases(self, fingerprint: str) -> list[str]:
+        """Aliases of an ensemble: ``champion``, ``candidate``, both or neither."""
         held = {"champion": self.champion, "candidate": self.candidate}
         return [
             alias for alias, entry in held.items() if entry and entry.fingerprint == fingerprint
         ]
 
     def find(self, model: str, name: str) -> Entry:
-        """By alias, version, or the start of a fingerprint; ValueError if there is no such one."""
+        """Find an ensemble by alias, version, or prefix of its fingerprint.
+
+        Args:
+            model: name of the model, for the error message.
+            name: ``champion``, ``candidate``, a version, or a prefix of at least 4 characters.
+
+        Raises:
+            ValueError: No ensemble, or more than one, has this name.
+        """
         if name in ("champion", "candidate"):
             if entry := {"champion": self.champion, "candidate": self.candidate}[name]:
                 return entry
             how = "`ediffi promote`" if name == "champion" and self.candidate else "`ediffi run`"
             raise ValueError(f"{model} has no {name} yet; {how} makes one")
-        offers = self.offers
-        if name.isdecimal() and len(name) < LEAST:
-            found = list(offers.values())[int(name) - 1 : int(name)] if int(name) else []
+        versions = self.versions
+        if name.isdecimal() and len(name) < MIN_PREFIX:
+            found = list(versions.values())[int(name) - 1 : int(name)] if int(name) else []
         else:
-            found = [e for f, e in offers.items() if f.startswith(name) and len(name) >= LEAST]
+            found = [
+                e for f, e in versions.items() if f.startswith(name) and len(name) >= MIN_PREFIX
+            ]
         if len(found) == 1:
             return found[0]
         what = f"{len(found)} ensembles" if found else "no ensemble"
         raise ValueError(
-            f"{model} has {what} {name!r}; give a version or {LEAST} or more characters of a "
+            f"{model} has {what} {name!r}; give a version or {MIN_PREFIX} or more characters of a "
             f"fingerprint, as `ediffi models {model}` lists them"
         )
 
 
-def place(model: str) -> str:
+def registry_path(model: str) -> str:
+    """Path of a model's registry file in the store."""
     return f"registry/{model}.json"
 
 
 def models(store: Store) -> list[str]:
-    """The models that have a registry file."""
+    """Names of the models that have a registry file."""
     return [n.removesuffix(".json") for n in store.files("registry") if n.endswith(".json")]
 
 
-def read(store: Store, model: str) -> Book:
-    """An empty book if nothing was ever offered."""
-    raw = store.read_json(place(model))
+def read(store: Store, model: str) -> Registry:
+    """Read a model's registry, empty without a file; ValueError for a file of another kind."""
+    raw = store.read_json(registry_path(model))
     if raw is None:
-        return Book()
+        return Registry()
     try:
-        return Book(
+        return Registry(
             candidate=_entry(raw["candidate"]),
             champion=_entry(raw["champion"]),
             history=tuple(Entry(**e) for e in raw["history"]),
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{store.full(place(model))} is no registry file ({error!r})") from error
+        raise ValueError(
+            f"{store.full(registry_path(model))} is not a registry file ({error!r})"
+        ) from error
 
 
-def marks_of(store: Store, model: str, nodes: Mapping[str, Any]) -> list[str]:
-    """What a run's ensemble is by now: ``champion``, ``candidate``, both or neither.
+def run_aliases(store: Store, model: str, nodes: Mapping[str, Any]) -> list[str]:
+    """Current aliases of a run's ensemble: ``champion``, ``candidate``, both or neither.
 
     Args:
-        nodes: the run's record of its nodes.
+        nodes: the nodes of the run's record.
     """
     promoted = nodes.get(f"promote/{model}", {})
     if promoted.get("state") not in ("done", "reused"):
         return []
     fingerprint = promoted["folder"].rpartition("-")[2]
-    return read(store, model).marks(fingerprint)
+    return read(store, model).aliases(fingerprint)
 
 
 def _entry(raw: dict[str, Any] | None) -> Entry | None:
     return Entry(**raw) if raw else None
 
 
-def offer(store: Store, model: str, entry: Entry) -> Book:
-    """Makes an ensemble the candidate; nothing changes if it is that already."""
-    return _change(store, model, lambda book: offered(book, entry))
+def add_candidate(store: Store, model: str, entry: Entry) -> Registry:
+    """Make an ensemble the candidate; does nothing if it already is."""
+    return _update(store, model, lambda registry: with_candidate(registry, entry))
 
 
-def crown(
+def promote(
     store: Store,
     model: str,
     fingerprint: str,
@@ -152,33 +174,42 @@ def crown(
     *,
     by: str = "promote",
     numbers: Mapping[str, float] | None = None,
-) -> Book:
-    """Makes an ensemble that was offered the champion; nothing changes if it is that already.
+) -> Registry:
+    """Make a registered ensemble the champion; does nothing if it already is.
 
-    A run (``by="run <id>"``) crowns an ensemble once: should it be rolled back, or another be
-    promoted, a rerun with everything cached does not undo that.
+    A run (``by="run <id>"``) promotes an ensemble only once. After a rollback or another promotion,
+    a rerun with everything cached does not undo that choice.
+
+    Args:
+        fingerprint: any name that :meth:`Registry.find` takes.
+        numbers: measurements of the gate that decided.
+
+    Raises:
+        ValueError: The ensemble is unknown, or its files are no longer in the store.
     """
 
-    def change(book: Book) -> Book:
-        known = _there(store, book.find(model, fingerprint))
-        return crowned(book, replace(known, why=why, by=by, when=_now(), numbers=numbers or {}))
+    def change(registry: Registry) -> Registry:
+        known = _check_stored(store, registry.find(model, fingerprint))
+        return with_champion(
+            registry, replace(known, why=why, by=by, when=_now(), numbers=numbers or {})
+        )
 
-    return _change(store, model, change)
+    return _update(store, model, change)
 
 
-def roll_back(store: Store, model: str, why: str = "") -> Book:
-    """Makes the champion before the champion; ValueError if there is none."""
+def roll_back(store: Store, model: str, why: str = "") -> Registry:
+    """Make the previous champion the champion again; ValueError if there is none."""
 
-    def change(book: Book) -> Book:
-        after = rolled_back(book, model, why)
-        _there(store, succession(after.history)[-1])
+    def change(registry: Registry) -> Registry:
+        after = with_rollback(registry, model, why)
+        _check_stored(store, succession(after.history)[-1])
         return after
 
-    change(read(store, model))  # refused before a store that is not there is begun
-    return _change(store, model, change)
+    change(read(store, model))  # fail before a missing store is created
+    return _update(store, model, change)
 
 
-def _there(store: Store, entry: Entry) -> Entry:
+def _check_stored(store: Store, entry: Entry) -> Entry:
     if store.size(f"{entry.folder}/{MANIFEST}") is None:
         raise ValueError(
             f"ensemble {entry.short} is no longer in {store.root}; run its spec again, "
@@ -187,35 +218,38 @@ def _there(store: Store, entry: Entry) -> Entry:
     return entry
 
 
-def offered(book: Book, entry: Entry) -> Book:
-    if book.candidate and book.candidate.fingerprint == entry.fingerprint:
-        return book
+def with_candidate(registry: Registry, entry: Entry) -> Registry:
+    """The registry after an ensemble became the candidate."""
+    if registry.candidate and registry.candidate.fingerprint == entry.fingerprint:
+        return registry
     entry = replace(entry, what="offered")
-    return replace(book, candidate=entry, history=(*book.history, entry))
+    return replace(registry, candidate=entry, history=(*registry.history, entry))
 
 
-def crowned(book: Book, entry: Entry) -> Book:
-    past = {e.fingerprint for e in book.history if e.what == "crowned"}
-    if book.champion and book.champion.fingerprint == entry.fingerprint:
-        return book
-    if entry.by.startswith("run ") and entry.fingerprint in past:
-        return book
+def with_champion(registry: Registry, entry: Entry) -> Registry:
+    """The registry after a promotion; a run promotes an ensemble only once."""
+    promoted = {e.fingerprint for e in registry.history if e.what == "crowned"}
+    if registry.champion and registry.champion.fingerprint == entry.fingerprint:
+        return registry
+    if entry.by.startswith("run ") and entry.fingerprint in promoted:
+        return registry
     entry = replace(entry, what="crowned")
-    return replace(book, champion=entry, history=(*book.history, entry))
+    return replace(registry, champion=entry, history=(*registry.history, entry))
 
 
-def rolled_back(book: Book, model: str, why: str) -> Book:
-    line = succession(book.history)
+def with_rollback(registry: Registry, model: str, why: str) -> Registry:
+    """The registry after a rollback; ValueError without a previous champion."""
+    line = succession(registry.history)
     if len(line) < 2:
         has = f"only {line[0].short} was its champion" if line else "it has no champion"
         raise ValueError(f"{model} cannot be rolled back: {has}; see `ediffi models {model}`")
     why = why or f"instead of {line[-1].short}"
     back = replace(line[-2], what="rolled back to", why=why, by="rollback", when=_now())
-    return replace(book, champion=back, history=(*book.history, back))
+    return replace(registry, champion=back, history=(*registry.history, back))
 
 
 def succession(history: tuple[Entry, ...]) -> list[Entry]:
-    """The champions that stand, the first one first: a rollback strikes out the last."""
+    """The champions in order, without those that were rolled back; the last is the current one."""
     line: list[Entry] = []
     for entry in history:
         if entry.what == "crowned":
@@ -225,20 +259,20 @@ def succession(history: tuple[Entry, ...]) -> list[Entry]:
     return line
 
 
-def _change(store: Store, model: str, change: Callable[[Book], Book]) -> Book:
-    with _alone(store, model):
+def _update(store: Store, model: str, change: Callable[[Registry], Registry]) -> Registry:
+    with _locked(store, model):
         before = read(store, model)
         after = change(before)
         if after is not before:
-            store.write_json(place(model), asdict(after))
+            store.write_json(registry_path(model), asdict(after))
     return after
 
 
 @contextlib.contextmanager
-def _alone(store: Store, model: str) -> Iterator[None]:
-    """Holds a model's file, so that a run that ends and a person lose no word of each other.
+def _locked(store: Store, model: str) -> Iterator[None]:
+    """Lock a model's file against concurrent updates, such as a run and a person.
 
-    A bucket has no lock: there the later of two that come within a second of each other stands.
+    Object stores have no lock: of two updates within a second, the later one wins.
     """
     if not store.is_local:
         yield

@@ -1,4 +1,4 @@
-"""Painted phrases and pictures as people give them: ``PHRASE=WHERE`` on a command line, or JSON."""
+"""Parsing of painted phrases and images: ``PHRASE=WHERE`` on a command line, or JSON."""
 
 from __future__ import annotations
 
@@ -15,14 +15,34 @@ from torch import Tensor
 
 from ediffi_core.control import Phrase, occurrences
 
-SIDE = 64  # of the masks; each attention layer resizes them to its own
+SIDE = 64
+"""Side of the masks in pixels; every attention layer resizes them to its own resolution."""
+
 STRENGTH = 0.4
-FORMATS = ("PNG", "JPEG", "WEBP")  # of pictures that strangers send: Pillow runs programs for some
+"""Default w' of a phrase."""
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+"""Formats accepted from untrusted senders: Pillow starts external programs for some others."""
+
 KEYS = {"phrase", "where", "strength"}
 
 
-def parse(painted: Sequence[str], prompts: Sequence[str], strength: float) -> list[list[Phrase]]:
-    """Each phrase for every prompt that has it, as whole words; ValueError if none has."""
+def parse_phrases(
+    painted: Sequence[str], prompts: Sequence[str], strength: float
+) -> list[list[Phrase]]:
+    """Parse ``PHRASE=WHERE`` arguments of a command line.
+
+    Args:
+        painted: such as ``a cat=0,0,0.5,1``, or with the path of a mask image.
+        prompts: every phrase is painted in all prompts that contain it as whole words.
+        strength: w' of all phrases.
+
+    Returns:
+        The phrases of each prompt.
+
+    Raises:
+        ValueError: An argument is malformed, or no prompt contains its phrase.
+    """
     found: list[list[Phrase]] = [[] for _ in prompts]
     for text in painted:
         words, equals, where = text.rpartition("=")
@@ -39,8 +59,14 @@ def parse(painted: Sequence[str], prompts: Sequence[str], strength: float) -> li
     return found
 
 
-def described(painted: Sequence[Mapping[str, Any]]) -> list[Phrase]:
-    """``{phrase, where, strength}`` each; reads no file, as a stranger may have written it."""
+def phrases_from_json(painted: Sequence[Mapping[str, Any]]) -> list[Phrase]:
+    """Phrases from ``{phrase, where, strength}`` objects.
+
+    ``where`` is a box or a base64 image, never a path: the sender is untrusted, so no file is read.
+
+    Raises:
+        ValueError: An object is malformed.
+    """
     found = []
     for raw in painted:
         if not isinstance(raw, Mapping) or not {"phrase", "where"} <= set(raw) <= KEYS:
@@ -50,40 +76,42 @@ def described(painted: Sequence[Mapping[str, Any]]) -> list[Phrase]:
             )
         phrase, where, strength = raw["phrase"], raw["where"], raw.get("strength", STRENGTH)
         if not isinstance(phrase, str) or not phrase.strip():
-            raise ValueError(f"phrase {phrase!r} is no text; write words of the prompt")
+            raise ValueError(f"phrase {phrase!r} is not a text; write words of the prompt")
         if not isinstance(strength, int | float) or not 0 <= strength < math.inf:
             raise ValueError(
-                f"the strength of {phrase!r} is {strength!r}; write a number from 0 on"
+                f"the strength of {phrase!r} is {strength!r}; write a number of 0 or more"
             )
         if isinstance(where, str) and where.count(",") != 3:
-            place = bright(decoded(where))
+            place = image_mask(decode_image(where))
         else:
-            place = box(where.split(",") if isinstance(where, str) else where)
+            place = box_mask(where.split(",") if isinstance(where, str) else where)
         found.append(Phrase(phrase.strip(), place, float(strength)))
     return found
 
 
 def mask(where: str) -> Tensor:
-    """A box (left, top, right, bottom in parts of the sides), or a picture, bright if painted."""
+    """Mask [SIDE, SIDE] from ``left,top,right,bottom`` in [0, 1], or from the path of an image."""
     parts = where.split(",")
-    return box(parts) if len(parts) == 4 else bright(picture(Path(where)))
+    return box_mask(parts) if len(parts) == 4 else image_mask(open_image(Path(where)))
 
 
-def bright(image: Any) -> Tensor:
+def image_mask(image: Any) -> Tensor:
+    """Mask [SIDE, SIDE]: 1 where a PIL image is bright, else 0."""
     gray = image.convert("L").resize((SIDE, SIDE))
     return torch.from_numpy((np.asarray(gray) > 127).astype(np.float32))
 
 
-def box(parts: Sequence[Any]) -> Tensor:
+def box_mask(parts: Sequence[Any]) -> Tensor:
+    """Mask [SIDE, SIDE]: 1 inside (left, top, right, bottom), fractions of the sides."""
     try:
         left, top, right, bottom = (float(p) for p in parts)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{_words(parts)} is no box: write left,top,right,bottom in 0 to 1"
+            f"{_quoted(parts)} is not a box: write left,top,right,bottom from 0 to 1"
         ) from error
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
         raise ValueError(
-            f"box {_words(parts)} is empty or leaves the picture; its numbers go from 0 to 1"
+            f"box {_quoted(parts)} is empty or leaves the picture; its numbers go from 0 to 1"
         )
     out = torch.zeros(SIDE, SIDE)
     rows = slice(round(top * SIDE), max(round(bottom * SIDE), round(top * SIDE) + 1))
@@ -91,34 +119,34 @@ def box(parts: Sequence[Any]) -> Tensor:
     return out
 
 
-def _words(parts: Any) -> str:
+def _quoted(parts: Any) -> str:
     return repr(",".join(map(str, parts)) if isinstance(parts, list | tuple) else parts)
 
 
-def picture(path: Path) -> Any:
-    """A PIL picture; ValueError if the file is none."""
+def open_image(path: Path) -> Any:
+    """Open an image file as RGB; ValueError if it cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         return Image.open(path).convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"{path} is no picture that can be read ({error})") from error
+        raise ValueError(f"{path} is not a readable image ({error})") from error
 
 
-def decoded(text: str) -> Any:
-    """A PIL picture of a base64 text; ValueError if it is none."""
+def decode_image(text: str) -> Any:
+    """Decode a base64 PNG, JPEG or WebP as RGB; ValueError for anything else."""
     from PIL import Image
 
     try:
         return Image.open(io.BytesIO(base64.b64decode(text)), formats=FORMATS).convert("RGB")
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"{text[:40]!r} is no picture ({error}); give a PNG, JPEG or WebP as base64"
+            f"{text[:40]!r} is not an image ({error}); give a PNG, JPEG or WebP as base64"
         ) from error
 
 
-def encoded(pixels: Any) -> str:
-    """uint8 [R, R, 3] as a PNG in base64."""
+def encode_png(pixels: Any) -> str:
+    """Encode pixels, uint8 [R, R, 3], as a base64 PNG."""
     from PIL import Image
 
     file = io.BytesIO()

@@ -1,6 +1,7 @@
-"""What MLflow loads for a registered ensemble: rows of prompts and options in, pictures out.
+"""MLflow pyfunc model of a registered ensemble: rows of prompts and options in, images out.
 
-What MLflow keeps is ``ensemble.json`` and this module's name; the code is the installed package's.
+MLflow stores ``ensemble.json`` and the name of this module; the code comes from the installed
+package.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from pipelines.models import painting
 from pipelines.models.text_to_image import Pictures, TextToImage
 
 OPTIONS = ("seed", "guidance", "steps", "solver", "paint", "style")
-"""Columns besides ``prompt``. MLflow is not told their types, and they are checked here: it would
-refuse numbers of which one row has none, whole ones where others go, and a list written as JSON.
-The price is CSV, which its server reads by types alone."""
+"""Columns besides ``prompt``.
+
+The MLflow signature leaves their types open, and this module checks them: MLflow would refuse
+missing numbers, integers in a float column, and lists written as JSON. In return, its server cannot
+parse CSV input."""
 
 EXACT = 2**53
-"""Whole numbers beyond this are not what was written once they went through a float."""
+"""Integers beyond this change when they pass through a float."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a picture is drawn with; None for the ensemble's own. Rows of equal ones go together."""
+    """Sampling options; None for the ensemble's own. Rows with equal options share a batch."""
 
     guidance: float | None = None
     steps: int | None = None
@@ -42,7 +45,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One row."""
+    """One validated row."""
 
     prompt: str
     seed: int
@@ -51,66 +54,72 @@ class Request:
 
 
 class EnsembleModel:
-    """A data frame of ``prompt`` and :data:`OPTIONS` → one of ``png``: pictures in base64.
+    """Maps a data frame of ``prompt`` and :data:`OPTIONS` to one of ``png``, base64 images.
 
-    Text and no bytes or arrays, so that Python and JSON get the same, and a picture that was drawn
-    can be the ``style`` of the next call. A picture depends on its own row alone; it is the
-    one that ``ediffi sample`` draws of this prompt and seed.
+    Text rather than bytes or arrays gives Python and JSON clients the same result, and an output
+    can be the ``style`` of the next call. An image depends on its own row alone and equals the one
+    that ``ediffi sample`` generates for this prompt and seed.
     """
 
     def __init__(self, model: TextToImage) -> None:
         self.model = model
-        self.turn = threading.Lock()
-        """MLflow's server calls from several threads; tokenizers cannot be used by two at once."""
+        self.lock = threading.Lock()
+        """MLflow's server calls from several threads, and tokenizers are not thread-safe."""
 
     def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """
+        """Generate one image per row.
+
         Args:
-            params: ``stage``, up to which all rows are drawn, so that they are of one size.
+            params: ``stage``: the last stage to run for all rows, so that images have one size.
+
+        Raises:
+            MlflowException: A row is invalid; the message names row and column.
         """
         from mlflow.exceptions import MlflowException
 
         try:
-            asked = requests(data)
-            with self.turn:
-                pictures = draw(self.model, asked, (params or {}).get("stage"))
-        except ValueError as error:  # the server answers it with 400, any other with a traceback
+            requests = parse_requests(data)
+            with self.lock:
+                pictures = draw(self.model, requests, (params or {}).get("stage"))
+        except ValueError as error:  # the server answers this with status 400
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        return pd.DataFrame({"png": [painting.encoded(p) for p in pictures]}, index=data.index)
+        return pd.DataFrame({"png": [painting.encode_png(p) for p in pictures]}, index=data.index)
 
 
 def _load_pyfunc(path: str) -> EnsembleModel:
-    """MLflow calls it with the path of the ``ensemble.json``."""
+    """Entry point of MLflow, called with the path of the ``ensemble.json``."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     return EnsembleModel(TextToImage.load(path))
 
 
-def draw(model: TextToImage, asked: Sequence[Request], stage: str | None = None) -> list[Pictures]:
-    """One picture a request, in their order; those of equal options in one batch."""
+def draw(
+    model: TextToImage, requests: Sequence[Request], stage: str | None = None
+) -> list[Pictures]:
+    """Generate one image per request, in order; requests with equal options share a batch."""
     groups: dict[Options, list[int]] = {}
-    for row, request in enumerate(asked):
+    for row, request in enumerate(requests):
         groups.setdefault(request.options, []).append(row)
     found: dict[int, Pictures] = {}
     for options, rows in groups.items():
-        mine = [asked[row] for row in rows]
+        mine = [requests[row] for row in rows]
         pictures = model.sample(
             [r.prompt for r in mine],
             seed=[r.seed for r in mine],
             guidance=options.guidance,
             steps=options.steps,
             solver=options.solver,
-            style=[painting.decoded(options.style)] if options.style else (),
+            style=[painting.decode_image(options.style)] if options.style else (),
             paint=[r.paint for r in mine] if options.is_painted else None,
             up_to=stage,
         )
         found |= dict(zip(rows, pictures, strict=True))
-    return [found[row] for row in range(len(asked))]
+    return [found[row] for row in range(len(requests))]
 
 
-def requests(data: pd.DataFrame) -> list[Request]:
-    """The rows, checked; ValueError names the row and the column."""
+def parse_requests(data: pd.DataFrame) -> list[Request]:
+    """Validate the rows of a data frame; ValueError names the row and the column."""
     found = []
     for number, row in enumerate(data.to_dict("records"), 1):
         given = {str(k): v for k, v in row.items() if not _is_missing(v)}
@@ -130,13 +139,13 @@ def _request(given: dict[str, Any]) -> Request:
         raise ValueError(f"`solver` {solver!r} is unknown; there are {', '.join(SOLVERS)}")
     style = given.get("style")
     if style is not None:
-        painting.decoded(str(style))
+        painting.decode_image(str(style))
     paint = _phrases(given.get("paint"))
     guidance, steps = _number(given, "guidance"), _whole(given, "steps")
     if guidance is not None and guidance < 0:
-        raise ValueError(f"`guidance` is {guidance}; write a number from 0 on")
+        raise ValueError(f"`guidance` is {guidance}; write a number of 0 or more")
     if steps is not None and steps < 1:
-        raise ValueError(f"`steps` is {steps}; write a whole number from 1 on")
+        raise ValueError(f"`steps` is {steps}; write a whole number of 1 or more")
     return Request(
         prompt=prompt,
         seed=_whole(given, "seed") or 0,
@@ -161,7 +170,7 @@ def _number(given: dict[str, Any], name: str) -> float | None:
 
 
 def _whole(given: dict[str, Any], name: str) -> int | None:
-    """A float counts if it is whole: a column in which one row has none is of floats."""
+    """An integer, or a float without fraction: a column with a missing value holds floats."""
     value = given.get(name)
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
@@ -174,13 +183,13 @@ def _whole(given: dict[str, Any], name: str) -> int | None:
 
 
 def _phrases(given: Any) -> list[Phrase]:
-    """A list of ``{phrase, where, strength}``, or the same as JSON."""
+    """Phrases from a list of ``{phrase, where, strength}``, or from the same as JSON."""
     if given is None:
         return []
     try:
         raw = json.loads(given) if isinstance(given, str) else list(given)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`paint` {str(given)[:80]!r} is no JSON list ({error})") from error
+        raise ValueError(f"`paint` {str(given)[:80]!r} is not a JSON list ({error})") from error
     if not isinstance(raw, list):
-        raise ValueError(f"`paint` {str(given)[:80]!r} is no list; write [{{phrase, where}}, …]")
-    return painting.described(raw)
+        raise ValueError(f"`paint` {str(given)[:80]!r} is not a list; write [{{phrase, where}}, …]")
+    return painting.phrases_from_json(raw)

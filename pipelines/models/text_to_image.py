@@ -1,4 +1,4 @@
-"""A trained cascade as something that draws pictures: what ``ediffi sample`` and MLflow load."""
+"""Text-to-image inference with a trained cascade, for ``ediffi sample`` and MLflow."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ediffi_core import cascade
 from ediffi_core.cascade import CascadeStage
-from ediffi_core.checkpoint import read_as
+from ediffi_core.checkpoint import read_checked
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.control import Phrase, paint_with_words, with_style
-from ediffi_core.encoders import CLIP, T5, Kind, TextEncoder, clip_side, encode_prompts
+from ediffi_core.encoders import CLIP, T5, EmbeddingKind, TextEncoder, clip_side, encode_prompts
 from ediffi_core.ensemble import Ensemble, Expert
 from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
@@ -33,34 +33,42 @@ Pictures = np.ndarray[Any, np.dtype[np.uint8]]
 Weights = Mapping[str, Mapping[str, Any]]
 
 
-def encoder_places(store: Store, folder: str | None, named: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the encoders are: made by a node (its folder), or those named in the spec."""
+def encoder_sources(store: Store, folder: str | None, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Names or folders of the encoders.
+
+    Args:
+        folder: folder of a node that made T5 and CLIP; None to use those named in the spec.
+        named: the spec's ``encoders`` settings.
+    """
     if not folder:
         return dict(named)
     return {**named, **{role: str(store.local(f"{folder}/{role}")) for role in ("t5", "clip")}}
 
 
-def load_t5(places: Mapping[str, Any], device: str = "cpu") -> T5:
-    """ValueError if it cannot be loaded."""
-    with _loading("t5", places["t5"]):
+def load_t5(sources: Mapping[str, Any], device: str = "cpu") -> T5:
+    """Load the T5 encoder; ValueError if it cannot be loaded."""
+    with _loading("t5", sources["t5"]):
         return T5(
-            places["t5"], device=device, dtype=getattr(torch, places.get("t5_dtype", "float32"))
+            sources["t5"], device=device, dtype=getattr(torch, sources.get("t5_dtype", "float32"))
         )
 
 
 def load_clip(
-    places: Mapping[str, Any], device: str = "cpu", *, trained_with: Mapping[str, str] | None = None
+    sources: Mapping[str, Any],
+    device: str = "cpu",
+    *,
+    trained_with: Mapping[str, str] | None = None,
 ) -> CLIP:
-    """ValueError if it cannot be loaded.
+    """Load the CLIP encoder; ValueError if it cannot be loaded.
 
     Args:
-        trained_with: what the shards said of their CLIP, for a model that was trained on them.
-            Those that do not say how it worked are older, and their CLIP followed no tag.
+        trained_with: identity of the CLIP that the training shards were encoded with. Older shards
+            lack the key ``how``; their CLIP used the activation of the model's own configuration.
     """
-    with _loading("clip", places["clip"]):
+    with _loading("clip", sources["clip"]):
         return CLIP(
-            places["clip"],
-            pretrained=places.get("clip_pretrained"),
+            sources["clip"],
+            pretrained=sources.get("clip_pretrained"),
             device=device,
             follow_tag=trained_with is None or "how" in trained_with,
         )
@@ -69,22 +77,22 @@ def load_clip(
 def check_trained_with(
     encoders: Mapping[str, T5 | CLIP | TextEncoder], trained_with: Mapping[str, Mapping[str, str]]
 ) -> None:
-    """ValueError for an encoder that works otherwise than the one of the training shards."""
+    """Raise ValueError for an encoder that differs from the one of the training shards."""
     for role, encoder in encoders.items():
-        told = trained_with.get(role, {}).get("how", encoder.how)
-        if told != encoder.how:
+        expected = trained_with.get(role, {}).get("how", encoder.recipe)
+        if expected != encoder.recipe:
             raise ValueError(
-                f"encoder {role} works otherwise than the one that this ensemble was trained with "
-                f"({encoder.how}; not {told}): restore its configuration, or train again"
+                f"encoder {role} differs from the one that this ensemble was trained with "
+                f"({encoder.recipe}; not {expected}): restore its configuration, or train again"
             )
 
 
-def load_more(
-    places: Mapping[str, Any], device: str = "cpu"
-) -> dict[str, tuple[TextEncoder, Kind]]:
-    """The further encoders; ValueError if one cannot be loaded, or is of another width."""
-    found: dict[str, tuple[TextEncoder, Kind]] = {}
-    for name, given in places.get("more", {}).items():
+def load_extra_encoders(
+    sources: Mapping[str, Any], device: str = "cpu"
+) -> dict[str, tuple[TextEncoder, EmbeddingKind]]:
+    """Load ``encoders.more``; ValueError if one cannot be loaded, or has another width."""
+    found: dict[str, tuple[TextEncoder, EmbeddingKind]] = {}
+    for name, given in sources.get("more", {}).items():
         with _loading(f"more.{name}", given["model"]):
             encoder = TextEncoder(given["model"], device=device)
         if encoder.dim != given["dim"]:
@@ -96,10 +104,10 @@ def load_more(
     return found
 
 
-def side_for_clip(places: Mapping[str, Any]) -> int:
-    """Side of the pictures that CLIP reads, without loading it; ValueError if it is unknown."""
-    with _loading("clip", places["clip"]):
-        return clip_side(places["clip"])
+def side_for_clip(sources: Mapping[str, Any]) -> int:
+    """Side in pixels of CLIP's input, without loading the model; ValueError if it is unknown."""
+    with _loading("clip", sources["clip"]):
+        return clip_side(sources["clip"])
 
 
 @contextmanager
@@ -114,41 +122,43 @@ def _loading(role: str, name: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Seat:
-    """A place in an ensemble: an interval, and who works on it."""
+class Slot:
+    """One slot of an ensemble: an interval, and the weights that serve it."""
 
     path: str
-    """Of the weights, in the store."""
+    """Path of the weights in the store."""
 
     expert: str
-    """Whose they are: the seat's own, or an ancestor's that it did not beat."""
+    """Expert that the weights belong to: the slot's own, or an ancestor that it did not beat."""
 
     interval: Interval
 
 
 def load_ensemble(
     store: Store,
-    seats: Mapping[str, Seat],
+    slots: Mapping[str, Slot],
     residency: Residency = "all",
     device: torch.device | str = "cpu",
 ) -> Ensemble:
-    """Name → seat becomes an ensemble.
-
-    ValueError if the intervals do not cover p(σ) once, a checkpoint is damaged, is another
-    expert's, or was not trained on its seat's interval, or the experts are of different kinds.
+    """Load an ensemble from its slots by name.
 
     Args:
-        residency: where the experts' weights are: ``all`` on the device, ``current`` one of them
-            there and the others in host memory, ``disk`` one there and the next being read.
+        residency: where the experts' weights are. ``all``: on the device. ``current``: one on the
+            device, the others in host memory. ``disk``: one on the device, the next being read.
+
+    Raises:
+        ValueError: The intervals do not cover p(σ) exactly once; a checkpoint is damaged, belongs
+            to another expert or was not trained on its slot's interval; or the experts differ in
+            architecture, noise distribution or sigma_data.
     """
     read = {
-        seat.path: read_as(store.local(seat.path), expert=seat.expert, interval=seat.interval)
-        for seat in seats.values()
+        slot.path: read_checked(store.local(slot.path), expert=slot.expert, interval=slot.interval)
+        for slot in slots.values()
     }
     cards = [card for _, card in read.values()]
     if len({(c.noise, c.network, c.sigma_data) for c in cards}) > 1:
         raise ValueError(
-            f"experts {', '.join(seats)} differ in noise distribution, network or sigma_data; "
+            f"experts {', '.join(slots)} differ in noise distribution, network or sigma_data; "
             "an ensemble needs one of each"
         )
 
@@ -159,19 +169,19 @@ def load_ensemble(
 
     if residency == "all":
         once = {path: built(weights) for path, (weights, _) in read.items()}
-        loaded = [Expert(name, s.interval, once[s.path]) for name, s in seats.items()]
+        loaded = [Expert(name, s.interval, once[s.path]) for name, s in slots.items()]
         return Ensemble(loaded, cards[0].noise)
     load: dict[str, Load] = {}
-    for name, seat in seats.items():
-        place = store.local(seat.path)
+    for name, slot in slots.items():
+        file = store.local(slot.path)
         load[name] = (
-            partial(lambda w: w, read[seat.path][0])
+            partial(lambda w: w, read[slot.path][0])
             if residency == "current"
-            else partial(lambda p: read_as(p)[0], place)
+            else partial(lambda f: read_checked(f)[0], file)
         )
-    slot = built(next(iter(read.values()))[0])
-    intervals = {name: seat.interval for name, seat in seats.items()}
-    return SwappedEnsemble(slot, intervals, load, cards[0].noise)
+    network = built(next(iter(read.values()))[0])
+    intervals = {name: slot.interval for name, slot in slots.items()}
+    return SwappedEnsemble(network, intervals, load, cards[0].noise)
 
 
 def load_stages(
@@ -181,21 +191,22 @@ def load_stages(
     residency: Residency = "all",
     device: torch.device | str = "cpu",
 ) -> list[CascadeStage]:
-    """A node's stage settings become a cascade.
+    """Load the stages of a cascade from a node's settings.
 
     Args:
-        weights: ``stage/seat`` → the path of the weights in the store, and whose they are.
+        stages: name, experts and sampling settings of every stage, from the smallest on.
+        weights: ``stage/slot`` → ``path`` of the weights in the store, and their ``expert``.
     """
 
-    def at(seat: str) -> tuple[str, str]:
-        return weights[seat]["path"], weights[seat]["expert"]
+    def at(slot: str) -> tuple[str, str]:
+        return weights[slot]["path"], weights[slot]["expert"]
 
     return [
         CascadeStage(
             name=s["name"],
             denoiser=load_ensemble(
                 store,
-                {e: Seat(*at(f"{s['name']}/{e}"), Interval(*q)) for e, q in s["experts"].items()},
+                {e: Slot(*at(f"{s['name']}/{e}"), Interval(*q)) for e, q in s["experts"].items()},
                 residency,
                 device,
             ),
@@ -214,10 +225,17 @@ def draw(
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Stage → its pictures, uint8 [N, R, R, 3]. Picture i depends on (seed, i) alone.
+    """Generate images with every stage of a cascade.
 
     Args:
-        seed: one for all; or one a picture, and then it depends on that alone.
+        cond: conditioning of N images.
+        seed: one seed for all, then image i depends on (seed, i) alone; or one seed per image, then
+            it depends on its seed alone.
+        batch: images generated at once.
+        progress: called with the number of finished images.
+
+    Returns:
+        Stage name → images, uint8 [N, R, R, 3].
     """
     found: dict[str, list[Tensor]] = {stage.name: [] for stage in stages}
     for at in range(0, len(cond), batch):
@@ -232,18 +250,22 @@ def draw(
 
 @dataclass
 class TextToImage:
-    """A cascade with the encoders it was trained on."""
+    """A cascade with the encoders that it was trained on."""
 
     stages: list[CascadeStage]
     t5: T5
     clip: CLIP
     device: torch.device
-    more: Mapping[str, tuple[TextEncoder, Kind]] = field(default_factory=dict)
-    """Further encoders of the prompt: embedding → encoder, and which embedding of it."""
+    more: Mapping[str, tuple[TextEncoder, EmbeddingKind]] = field(default_factory=dict)
+    """Further text encoders: embedding name → encoder, and ``sequence`` or ``pooled``."""
 
     @staticmethod
     def load(manifest: str | Path, residency: Residency = "all") -> TextToImage:
-        """Loads ``ensemble.json``, as the promote node wrote it; onto a GPU where there is one."""
+        """Load an ``ensemble.json`` that a promote node wrote, onto a GPU if there is one.
+
+        Raises:
+            ValueError: The manifest, a checkpoint or an encoder is missing or does not fit.
+        """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         file = Path(manifest)
         if not file.is_file():
@@ -252,12 +274,12 @@ class TextToImage:
             d = json.loads(file.read_text())
             store = Store.at(d["store"])
             stages = load_stages(store, d["stages"], d["weights"], residency, device)
-            places = encoder_places(store, d["encoders_folder"], d["encoders"])
+            sources = encoder_sources(store, d["encoders_folder"], d["encoders"])
             trained_with = d.get("trained_with") or {}
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{manifest} is no ensemble manifest ({error!r})") from error
-        t5, more = load_t5(places), load_more(places)
-        clip = load_clip(places, trained_with=trained_with.get("clip", {}))
+            raise ValueError(f"{manifest} is not an ensemble manifest ({error!r})") from error
+        t5, more = load_t5(sources), load_extra_encoders(sources)
+        clip = load_clip(sources, trained_with=trained_with.get("clip", {}))
         check_trained_with(
             {"t5": t5, "clip": clip, **{n: e for n, (e, _) in more.items()}}, trained_with
         )
@@ -275,15 +297,21 @@ class TextToImage:
         paint: Sequence[Sequence[Phrase]] | None = None,
         up_to: str | None = None,
     ) -> Pictures:
-        """One picture a prompt, uint8 [N, R, R, 3]; unset options are the ensemble's own.
+        """Generate one image per prompt; unset options are the ensemble's own.
 
         Args:
-            seed: one for all, which draw different pictures of equal prompts; or one a prompt,
-                whose picture is then the same whatever else is asked for.
-            guidance, steps, solver: of the base; super-resolution keeps its own.
-            style: PIL pictures whose style all pictures take, in equal parts.
-            paint: for each prompt its painted phrases, none for some.
-            up_to: the stage whose pictures are wanted; the last by default.
+            seed: one seed for all, then equal prompts give different images; or one seed per
+                prompt, then an image does not depend on the other prompts.
+            guidance, steps, solver: for the base stage; super-resolution stages keep their own.
+            style: PIL images whose style all images take, in equal parts.
+            paint: painted phrases of each prompt; may be empty.
+            up_to: name of the last stage to run; all stages by default.
+
+        Returns:
+            uint8 [N, R, R, 3].
+
+        Raises:
+            ValueError: An option, a prompt or a painted phrase is invalid.
         """
         names = [stage.name for stage in self.stages]
         if up_to is not None and up_to not in names:
@@ -308,7 +336,16 @@ class TextToImage:
 
 
 def grid(pictures: Pictures, *, columns: int, scale: int, gap: int = 4) -> Any:
-    """Pictures in rows on white, each enlarged smoothly; a PIL picture."""
+    """Lay out images, uint8 [N, R, R, 3], in rows on white.
+
+    Args:
+        columns: images per row.
+        scale: factor by which every image is enlarged, bicubic.
+        gap: white pixels between images.
+
+    Returns:
+        A PIL image.
+    """
     from PIL import Image
 
     side = pictures.shape[1] * scale

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ediffi_core.encoders import located, published_clip
+from ediffi_core.encoders import published_clip, resolve_source
 from pipelines.spec.gpus import ASSUMED, GPUS, Assumptions
 
 SECONDS_PER_HOUR = 3600
@@ -141,7 +141,7 @@ def t5_size(source: str, width: int | None = None) -> Transformer | ParameterCou
 
 def _folder_of(source: str) -> Path | None:
     """Folder of a text encoder's ``config.json``: its own, or that in Hugging Face's cache."""
-    folder = Path(located(source))
+    folder = Path(resolve_source(source))
     if folder.is_dir():
         return folder
     from huggingface_hub import try_to_load_from_cache
@@ -177,7 +177,7 @@ def clip_size(source: str) -> Clip | None:
 
 
 def _clip_size(source: str) -> Clip | None:
-    file = Path(located(source)) / "open_clip_config.json"
+    file = Path(resolve_source(source)) / "open_clip_config.json"
     if file.is_file():
         config = json.loads(file.read_text())["model_cfg"]
     elif (config := published_clip(source)) is None:

@@ -209,11 +209,11 @@ def check_encoder(option: str, name: str) -> str:
     Raises:
         ValueError: It is a path to no folder, or a CLIP that OpenCLIP does not know.
     """
-    from ediffi_core.encoders import located, published_clip
+    from ediffi_core.encoders import published_clip, resolve_source
 
-    folder = Path(located(name)).expanduser()
+    folder = Path(resolve_source(name)).expanduser()
     if folder.is_dir():
-        return name if located(name) != name else str(folder.absolute())
+        return name if resolve_source(name) != name else str(folder.absolute())
     if name.startswith(("/", "./", "../", "~")):
         raise ValueError(f"{option} {name} is no folder; give an encoder's folder, or its name")
     if option == "--clip" and published_clip(name) is None:

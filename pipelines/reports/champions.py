@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipelines.formatting import align_columns
-from pipelines.models.champions import SHORT, Book
+from pipelines.models.champions import SHORT_LENGTH, Registry
 from pipelines.reports.tree import AUXILIARY_SUFFIXES
 from pipelines.store.artifacts import MANIFEST, Store
 
@@ -15,16 +15,16 @@ MAX_METRICS = 3
 """Metrics shown per line; the JSON has all."""
 
 
-def data(store: Store, book: Book) -> dict[str, Any]:
+def data(store: Store, book: Registry) -> dict[str, Any]:
     """All versions, newest first, with the metrics of their evaluation; and the history."""
     versions = []
-    for fingerprint, offer in reversed(book.offers.items()):
+    for fingerprint, offer in reversed(book.versions.items()):
         last = [e for e in book.history if e.fingerprint == fingerprint][-1]
         manifest = store.read_json(f"{offer.folder}/{MANIFEST}") or {}
         versions.append(
             {
                 "version": book.version(fingerprint),
-                "marks": book.marks(fingerprint),
+                "marks": book.aliases(fingerprint),
                 "offered": offer.when,
                 "metrics": manifest.get("metrics", {}),
                 **asdict(last),
@@ -43,7 +43,7 @@ def text(name: str, found: dict[str, Any], *, with_history: bool) -> str:
     rows = [
         (
             str(v["version"]),
-            v["fingerprint"][:SHORT],
+            v["fingerprint"][:SHORT_LENGTH],
             ", ".join(v["marks"]),
             minute_text(v["when"]),
             f"{v['what']} by {v['by']}: {v['why']}",
@@ -54,7 +54,12 @@ def text(name: str, found: dict[str, Any], *, with_history: bool) -> str:
     lines = [name, *_indented(rows)]
     if with_history:
         events = [
-            (minute_text(e["when"]), e["fingerprint"][:SHORT], e["what"], f"{e['by']}: {e['why']}")
+            (
+                minute_text(e["when"]),
+                e["fingerprint"][:SHORT_LENGTH],
+                e["what"],
+                f"{e['by']}: {e['why']}",
+            )
             for e in found["history"]
         ]
         lines += ["", "history", *_indented(events)]

@@ -69,10 +69,10 @@ class Decode(Stage):
     name = "decode"
 
     def load(self) -> None:
-        from pipelines.models.text_to_image import encoder_places, side_for_clip
+        from pipelines.models.text_to_image import encoder_sources, side_for_clip
 
         self.clip_side = side_for_clip(
-            encoder_places(self.job.store, self.job.encoders_folder, self.job.encoders)
+            encoder_sources(self.job.store, self.job.encoders_folder, self.job.encoders)
         )
 
     def work(self, work: Work) -> None:
@@ -181,12 +181,12 @@ class Encoding(Stage):
     def places(self) -> Mapping[str, Any]:
         import torch
 
-        from pipelines.models.text_to_image import encoder_places
+        from pipelines.models.text_to_image import encoder_sources
 
         torch.set_num_threads(self.job.threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.batches: dict[str, Batch] = {}
-        return encoder_places(self.job.store, self.job.encoders_folder, self.job.encoders)
+        return encoder_sources(self.job.store, self.job.encoders_folder, self.job.encoders)
 
     def find_tokens(self, name: str, encoder: Any, longest: int) -> None:
         """How many tokens a text encoder works on together."""
@@ -226,15 +226,15 @@ class Texts(Encoding):
     name = "t5"
 
     def load(self) -> None:
-        from pipelines.models.text_to_image import load_more, load_t5
+        from pipelines.models.text_to_image import load_extra_encoders, load_t5
 
         places = self.places()
         self.names = {"t5": str(self.job.encoders.get("t5", "made"))}
         self.names |= {name: more["model"] for name, more in places.get("more", {}).items()}
         self.encoders: dict[str, Any] = {"t5": (load_t5(places, self.device), "sequence")}
-        self.encoders |= load_more(places, self.device)
+        self.encoders |= load_extra_encoders(places, self.device)
         for name, (encoder, _) in self.encoders.items():
-            self.find_tokens(name, encoder, encoder.longest)
+            self.find_tokens(name, encoder, encoder.max_tokens)
 
     def work(self, work: Work) -> None:
         captions = [row["caption"] for row in work.rows]

@@ -27,7 +27,7 @@ from ediffi_core.metrics import (
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet
 from pipelines.metrics import Metric, Pictures, metric
-from pipelines.models.text_to_image import draw, encoder_places, grid, load_clip, load_stages
+from pipelines.models.text_to_image import draw, encoder_sources, grid, load_clip, load_stages
 from pipelines.runs.context import Context, Result
 from pipelines.spec.evaluation import UNTRAINED_CAPTIONS
 from pipelines.steps import losses
@@ -36,7 +36,7 @@ from pipelines.steps.scores import Scores, summary
 from pipelines.steps.scores import write as write_scores
 from pipelines.steps.seats import weights_of
 from pipelines.store.reader import Reader
-from pipelines.training.validation import validation_pictures
+from pipelines.training.validation import validation_batch
 
 GRID = 16
 SHOWN_SIDE = 96  # of a picture in the sample sheet
@@ -199,7 +199,7 @@ def scoring_clip(
     if not needed:
         return None
     ctx.report(message="is scored by the CLIP that conditions it: set `evaluate.clip` to another")
-    places = encoder_places(ctx.store, inputs.get("encoders"), ctx.runtime["encoders"])
+    places = encoder_sources(ctx.store, inputs.get("encoders"), ctx.runtime["encoders"])
     return load_clip(places, device)
 
 
@@ -232,7 +232,7 @@ def validation(
     }
 
     def batches(index: torch.Tensor) -> tuple[torch.Tensor, Conditioning]:
-        pictures, cond = validation_pictures(shards, index, how)
+        pictures, cond = validation_batch(shards, index, how)
         return pictures.to(device), text_only(cond).to(device)
 
     return losses.measure(ensemble, batches, how, pictures=len(shards), batch=ctx.runtime["batch"])

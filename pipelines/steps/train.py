@@ -24,7 +24,7 @@ def train(
     ctx: Context, worker: Callable[[dict[str, Any]], Outcome], config: dict[str, Any]
 ) -> Outcome:
     """Runs it in the node's workers, and again after failures that pass; → what rank 0 returned."""
-    return retries.until_done(lambda: attempt(ctx, worker, config), ctx)
+    return retries.run_with_retries(lambda: attempt(ctx, worker, config), ctx)
 
 
 def attempt(
@@ -33,7 +33,7 @@ def attempt(
     """Runs it once, on processes of its own."""
     from ray.train import FailureConfig, RunConfig
 
-    from pipelines.training.backend import ProcessGroup
+    from pipelines.training.backend import ProcessGroupConfig
     from pipelines.training.trainer import RayTrainer
 
     # Checkpoints are ours, in the node's folder; what Ray Train keeps is scratch, under a name
@@ -43,7 +43,7 @@ def attempt(
     trainer = RayTrainer(
         worker,
         train_loop_config=config,
-        backend_config=ProcessGroup(timeout_s=timeout_s, board=ctx.board, node=ctx.node),
+        backend_config=ProcessGroupConfig(timeout_s=timeout_s, board=ctx.board, node=ctx.node),
         scaling_config=scaling(ctx),
         run_config=RunConfig(
             name=name,

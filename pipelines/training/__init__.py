@@ -1,1 +1,1 @@
-"""What a training worker does: the loop, its parallelism, its checkpoints, its faults."""
+"""What a training worker runs: the loop, parallelism, checkpoints and handling of failures."""

@@ -1,7 +1,7 @@
-"""How the workers of a training node come together: one process group, and an ear for notices.
+"""Ray Train backend: sets up the workers' process group and watches for preemption.
 
-Ray's own ``TorchConfig`` would do the first. But its module imports torch, and so would every
-process that a node has beside its workers; here only the workers do.
+Ray's ``TorchConfig`` could set up the group, but its module imports torch, so every process of a
+node would load torch. Here only the workers do.
 """
 
 from __future__ import annotations
@@ -18,47 +18,47 @@ import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
 
-from pipelines.training import preemption as notice
+from pipelines.training import preemption
 
 
 @dataclass
-class ProcessGroup(BackendConfig):
-    """Of a node's workers: NCCL between GPUs, gloo between CPUs, and both where there are GPUs."""
+class ProcessGroupConfig(BackendConfig):
+    """Process group of a node's workers: gloo on CPUs; with GPUs, NCCL as well."""
 
     timeout_s: float = 600.0
-    """After which a collective that a rank does not join is an error."""
+    """Seconds after which a collective that a rank does not join fails."""
 
     board: Any = None
-    """Where the driver says that it was told to stop; see :func:`pipelines.training.preemption`."""
+    """Actor with the driver's stop requests; see :mod:`pipelines.training.preemption`."""
 
     node: str = ""
-    """Which one it is."""
+    """Id of the node that the workers train."""
 
     @property
     def backend_cls(self) -> type[Backend]:
-        return _Joining
+        return _TorchBackend
 
     @property
     def train_func_context(self) -> Callable[[], Any]:
-        return _on_its_gpu
+        return _set_cuda_device
 
 
-class _Joining(Backend):
+class _TorchBackend(Backend):
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        assert isinstance(backend_config, ProcessGroup)
+        assert isinstance(backend_config, ProcessGroupConfig)
         gpus = worker_group.get_resources_per_worker().get("GPU", 0)
         worker_group.execute(
-            _join,
+            _init_process_group,
             worker_group.execute_single(0, _free_address),
             "cpu:gloo,cuda:nccl" if gpus else "gloo",
             backend_config.timeout_s,
         )
-        # `execute` runs in the actor's main thread, where alone a signal can be caught.
+        # `execute` runs in the actor's main thread, the only one that can install a signal handler.
         for rank in range(len(worker_group)):
             board = backend_config.board if rank == 0 else None
-            worker_group.execute_single(rank, notice.listen, board, backend_config.node)
+            worker_group.execute_single(rank, preemption.watch, board, backend_config.node)
 
 
 def _free_address() -> tuple[str, int]:
@@ -67,26 +67,26 @@ def _free_address() -> tuple[str, int]:
         return ray.util.get_node_ip_address(), free.getsockname()[1]
 
 
-def _join(address: tuple[str, int], backend: str, timeout_s: float) -> None:
-    """Takes this worker's place in the process group; `torchrun` sets the same variables."""
+def _init_process_group(address: tuple[str, int], backend: str, timeout_s: float) -> None:
+    """Join the process group; sets the environment variables that `torchrun` sets."""
     from torch import distributed
 
-    here = ray.train.get_context()
+    context = ray.train.get_context()
     os.environ |= {
         "MASTER_ADDR": address[0],
         "MASTER_PORT": str(address[1]),
-        "RANK": str(here.get_world_rank()),
-        "WORLD_SIZE": str(here.get_world_size()),
-        "LOCAL_RANK": str(here.get_local_rank()),
-        "LOCAL_WORLD_SIZE": str(here.get_local_world_size()),
-        "NODE_RANK": str(here.get_node_rank()),
+        "RANK": str(context.get_world_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "NODE_RANK": str(context.get_node_rank()),
     }
     distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
 @contextmanager
-def _on_its_gpu() -> Iterator[None]:
-    """A thread's current GPU is its own to set, so it is set in the one that trains."""
+def _set_cuda_device() -> Iterator[None]:
+    """Select the worker's GPU in the thread that trains: the current device is per thread."""
     import torch
 
     if torch.cuda.is_available():

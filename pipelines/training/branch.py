@@ -1,4 +1,4 @@
-"""Where an expert comes from: the parent's weights, proved to be the parent's."""
+"""Branching: loads the parent's weights and verifies that they are the parent's."""
 
 from __future__ import annotations
 
@@ -8,36 +8,46 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ediffi_core.checkpoint import Card, filled, read
+from ediffi_core.checkpoint import Card, build_denoiser, read
 from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
 from pipelines.store.artifacts import Store
 
-Which = Literal["ema", "raw"]
-SHA = {"ema": "weights_sha256", "raw": "raw_sha256"}
+WeightKind = Literal["ema", "raw"]
+SHA256_KEY = {"ema": "weights_sha256", "raw": "raw_sha256"}
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The expert that this one was branched from."""
+    """The finished expert that a child starts from."""
 
     store: Store
     folder: str
     manifest: Mapping[str, Any]
 
     interval: Interval
-    """Of the child."""
+    """The child's interval."""
 
-    def weights(self, which: Which) -> dict[str, Tensor]:
+    def weights(self, which: WeightKind) -> dict[str, Tensor]:
+        """The parent's EMA or raw weights by name.
+
+        Raises:
+            ValueError: The parent's interval does not contain the child's, or the weights differ
+                from those that the parent's manifest names.
+        """
         return self._read(which)[0]
 
     def denoiser(self) -> Denoiser:
-        """The parent as it is used: averaged, without gradients."""
-        return filled(*self._read("ema"))
+        """The parent with its EMA weights, without gradients."""
+        return build_denoiser(*self._read("ema"))
 
-    def _read(self, which: Which) -> tuple[dict[str, Tensor], Card]:
-        """ValueError unless it was trained on all of the child's noise levels, and these are the
-        very weights that its manifest names."""
+    def _read(self, which: WeightKind) -> tuple[dict[str, Tensor], Card]:
+        """Read a weights file and its card.
+
+        Raises:
+            ValueError: The parent's interval does not contain the child's, or the weights differ
+                from those that the parent's manifest names.
+        """
         weights, card = read(self._file(which))
         theirs, mine = card.interval, self.interval
         if not theirs.holds(mine):
@@ -46,28 +56,28 @@ class Parent:
                 f"{theirs.q_hi:g}), which do not hold this expert's "
                 f"[{mine.q_lo:g}, {mine.q_hi:g}); branch from one that does"
             )
-        told = self.manifest["info"][SHA[which]]
-        if card.weights_sha256 != told:
+        expected = self.manifest["info"][SHA256_KEY[which]]
+        if card.weights_sha256 != expected:
             raise ValueError(
                 f"{self._file(which)} holds weights {card.weights_sha256[:12]}…, the manifest of "
-                f"{self.manifest['name']} names {told[:12]}…; remove that node and run it again"
+                f"{self.manifest['name']} names {expected[:12]}…; remove that node and run it again"
             )
         return weights, card
 
-    def _file(self, which: Which) -> str:
+    def _file(self, which: WeightKind) -> str:
         return str(self.store.local(f"{self.folder}/{which}.safetensors"))
 
     @property
     def state(self) -> str:
-        """The folder of all that the parent's training ended with."""
+        """Folder of the parent's final training state."""
         return f"{self.folder}/state"
 
     def origin(self, start: str) -> dict[str, Any]:
-        """What the child's card says of it."""
-        which: Which = "raw" if start == "raw" else "ema"
+        """The ``parent`` entry of the child's card."""
+        which: WeightKind = "raw" if start == "raw" else "ema"
         return {
             "name": self.manifest["name"],
             "fingerprint": self.manifest["fingerprint"],
             "weights": "state" if start == "continue" else which,
-            "sha256": self.manifest["info"][SHA[which]],
+            "sha256": self.manifest["info"][SHA256_KEY[which]],
         }

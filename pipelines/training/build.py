@@ -1,4 +1,4 @@
-"""Puts together what trains one expert: data, network, optimiser, checkpoints, measures."""
+"""Builds what the training of one expert needs: data, network, optimiser, checkpoints, meters."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from pipelines.spec.training import FINAL_DRAWS, Training
 from pipelines.store.dataset import Version, as_named
 from pipelines.store.order import Order
 from pipelines.store.reader import Reader
-from pipelines.training import samples as pictures
-from pipelines.training.branch import Parent, Which
+from pipelines.training import samples
+from pipelines.training.branch import Parent, WeightKind
 from pipelines.training.checkpoints.state import State
-from pipelines.training.checkpoints.writer import Checkpoints, Peers, Restored
-from pipelines.training.meters import Meters, flops_per_image, matrix_rate
-from pipelines.training.parallel import World, split, without_sync
-from pipelines.training.step import Draws, Step, largest_that_fits
-from pipelines.training.validation import Validation, as_told, validation_pictures
+from pipelines.training.checkpoints.writer import Checkpoints, ProcessGroup, Restored
+from pipelines.training.meters import Meters, flops_per_image, matmul_flops_per_s
+from pipelines.training.parallel import Communicator, no_sync, parallelize
+from pipelines.training.step import Draws, Step, find_micro_batch
+from pipelines.training.validation import Validation, prepare_batch, validation_batch
 
 IMAGES_RUNNING = 8
-"""Neighbours of a batch that come from one lane of the order: at least a GPU's share of it."""
+"""Consecutive images of a batch that one lane of the order supplies: at least a GPU's share."""
 
 
-class Parts:
-    """All that a training is made of; every process of a node builds the same."""
+class TrainingSetup:
+    """Everything that training uses; every process of a node builds the same."""
 
     def __init__(self, ctx: Context, settings: Mapping[str, Any], inputs: Mapping[str, str]):
         self.ctx, self.settings = ctx, settings
@@ -45,7 +45,7 @@ class Parts:
         self.workers: Mapping[str, Any] = ctx.runtime["workers"]
         torch.set_num_threads(ctx.cpus // self.workers["count"])
         device = torch.device("cuda" if self.workers["gpus"] else "cpu")
-        self.world = World.join(device, self.workers["timeout_s"])
+        self.comm = Communicator.join(device, self.workers["timeout_s"])
         self.seed, self.stream = settings["seed"], settings["stream"]
         self.interval = Interval(*settings["interval"])
 
@@ -53,25 +53,27 @@ class Parts:
         held_out = Reader(ctx.store, inputs["validation"], settings["resolution"])
         self.data.version.check_encoders(as_named(ctx.runtime["encoders"]))
         held_out.version.check_encoders(self.data.version.header.encoders)
-        self.validation = Validation(held_out, settings, self.world)
+        self.validation = Validation(held_out, settings, self.comm)
 
         self.parent = None
         if "parent" in inputs:
             manifest = ctx.manifests["parent"]
             self.parent = Parent(ctx.store, inputs["parent"], manifest, self.interval)
-        self._parents: Tensor | None = None
-        self.rate = training.rate(self.begins_at, settings["images"])
+        self._parent_losses: Tensor | None = None
+        self.learning_rate = training.rate(self.start_images, settings["images"])
 
         self.network = UNetConfig.from_dict(
             {**settings["network"], "embeddings": [e.__dict__ for e in self.data.embeddings]}
         )
-        self.model, called = self._model()
+        self.model, wrapped = self._model()
         self.state = State(self.model, self.options)
-        what = Draws(settings, self.data.embeddings, device)
-        self.step = Step(self.model, called, self.state.optimizer, what, self.world, self.options)
+        step_draws = Draws(settings, self.data.embeddings, device)
+        self.step = Step(
+            self.model, wrapped, self.state.optimizer, step_draws, self.comm, self.options
+        )
         self.step.micro_batch = self._micro_batch()
         self.meters = Meters(
-            self.world,
+            self.comm,
             self.interval,
             NoiseDistribution(**settings["noise"]),
             bins=self.cadence["loss_bins"],
@@ -81,15 +83,17 @@ class Parts:
             ctx.store,
             ctx.folder,
             fingerprint=ctx.fingerprint,
-            peers=Peers(rank=self.world.rank, size=self.world.size, group=self.world.writers),
+            group=ProcessGroup(
+                rank=self.comm.rank, size=self.comm.size, gloo_group=self.comm.writers
+            ),
             keep=self.cadence["keep"],
-            say=self.say,
+            log=self.log,
         )
 
-    # -- the data ----------------------------------------------------------------------------
+    # -- data --------------------------------------------------------------------------------
 
     def _reader(self, folder: str) -> Reader:
-        """Of the training data, in this node's order: a function of the seed and the stream."""
+        """The training data in this node's order, a function of the seed and the stream."""
         version = Version.open(self.ctx.store, folder)
         side, batch = self.settings["resolution"], self.options["batch"]
         run = math.gcd(batch, IMAGES_RUNNING)
@@ -104,90 +108,101 @@ class Parts:
             self.ctx.store, version, side, order=order, seed=self.seed, purpose=self.stream
         )
 
-    def put(self, x: Tensor) -> Tensor:
-        """Pictures as the network computes on them."""
+    def to_device(self, x: Tensor) -> Tensor:
+        """Images [N, 3, R, R] on the device, in the memory format that the network computes in."""
         layout = torch.channels_last if self.workers["channels_last"] else torch.preserve_format
-        return x.to(self.world.device, non_blocking=True, memory_format=layout)
+        return x.to(self.comm.device, non_blocking=True, memory_format=layout)
 
-    # -- the network -------------------------------------------------------------------------
+    # -- network -----------------------------------------------------------------------------
 
     def _model(self) -> tuple[Denoiser, nn.Module]:
-        """The denoiser, and what is called in training: the same, with other processes' part."""
+        """The denoiser, and the same wrapped by DDP or FSDP: what training calls."""
         torch.manual_seed(self.seed)
         model = Denoiser.of(self.network, self.settings["sigma_data"])
         net = cast(UNet, model.net)
-        if wrong := [n for n in self.workers["recompute"] if n >= self.network.levels]:
+        if missing := [n for n in self.workers["recompute"] if n >= self.network.levels]:
             raise ValueError(
-                f"`activation_checkpointing: [{wrong[0]}]` names a level that a network of "
+                f"`activation_checkpointing: [{missing[0]}]` names a level that a network of "
                 f"{self.network.levels} levels lacks"
             )
         net.checkpointed = frozenset(self.workers["recompute"])
-        if self.parent:  # one that continues takes all of the parent's state afterwards
-            which: Which = "raw" if self.settings["start"] == "raw" else "ema"
+        if self.parent:  # with `start: continue`, the full state is restored afterwards
+            which: WeightKind = "raw" if self.settings["start"] == "raw" else "ema"
             model.load_state_dict(self.parent.weights(which))
-        model.to(self.world.device)
+        model.to(self.comm.device)
         if self.workers["channels_last"]:
             model.to(memory_format=torch.channels_last)
         self.flops = self._flops(model)
         if self.workers["compile"]:
             for part in net.stages if self.workers["parallel"] != "ddp" else [net]:
                 part.compile()
-        here = int(self.world.largest(torch.tensor([float(local_world_size())])))
-        return model, split(model, self.world, self.workers["parallel"], net.stages, here)
+        here = int(self.comm.all_reduce_max(torch.tensor([float(local_world_size())])))
+        return model, parallelize(model, self.comm, self.workers["parallel"], net.stages, here)
 
     def _flops(self, model: Denoiser) -> float:
-        x, cond = validation_pictures(self.validation.data, torch.zeros(1).long(), self.settings)
-        cond = cond.to(self.world.device)
-        return flops_per_image(model, self.put(x), torch.ones(1, device=self.world.device), cond)
+        x, cond = validation_batch(self.validation.data, torch.zeros(1).long(), self.settings)
+        cond = cond.to(self.comm.device)
+        return flops_per_image(
+            model, self.to_device(x), torch.ones(1, device=self.comm.device), cond
+        )
 
     def _micro_batch(self) -> int | None:
-        """As many images at once as the spec says, or as fit."""
-        asked: int | str | None = self.workers["micro_batch"]
-        if not isinstance(asked, str):
-            return asked
-        index = torch.arange(self.options["batch"])[self.world.share(self.options["batch"])]
+        """Images per micro-batch: as the spec says, or with `auto` as many as fit the GPU."""
+        wanted: int | str | None = self.workers["micro_batch"]
+        if not isinstance(wanted, str):
+            return wanted
+        index = torch.arange(self.options["batch"])[self.comm.share(self.options["batch"])]
         x, cond = self.data.batch(index)
-        x, cond = as_told((self.put(x), cond.to(self.world.device)), index, self.settings, "probe")
+        x, cond = prepare_batch(
+            (self.to_device(x), cond.to(self.comm.device)), index, self.settings, "probe"
+        )
 
         def attempt(count: int) -> None:
-            with without_sync(self.step.called):
+            with no_sync(self.step.wrapped):
                 self.step.loss(index[:count], x[:count], cond[slice(count)])[1].sum().backward()
             self.state.optimizer.zero_grad(set_to_none=True)
 
-        found = largest_that_fits(attempt, len(index), self.world.device)
-        self.say(f"computes on {found} images at once")
+        found = find_micro_batch(attempt, len(index), self.comm.device)
+        self.log(f"uses micro-batches of {found} images")
         return found
 
     @contextmanager
-    def averaged(self) -> Iterator[Denoiser]:
-        """The model with its average for weights."""
+    def ema_weights(self) -> Iterator[Denoiser]:
+        """The model with its EMA weights while the context is open."""
         self.state.swap()
         try:
             yield self.model
         finally:
             self.state.swap()
 
-    # -- where it starts ----------------------------------------------------------------------
+    # -- start and resumption -----------------------------------------------------------------
 
     @property
-    def begins_at(self) -> int:
-        """The clock before this node's own first image: that of what it continues."""
+    def start_images(self) -> int:
+        """Images seen when this node starts: the parent's if it continues the parent, else 0."""
         if self.settings["start"] != "continue":
             return 0
         assert self.parent is not None
         return int(self.parent.manifest["settings"]["images"])
 
     @property
-    def ended(self) -> str:
-        """The folder of the state that training ends with."""
+    def final_state(self) -> str:
+        """Folder of the state that training ends with."""
         return f"{self.ctx.folder}/state"
 
-    def restored(self) -> Restored | None:
-        """This node's newest sound state, in place; the last first, if a kill came after it."""
-        return self.checkpoints.restore(self.state.tensors(), ended=self.ended)
+    def restore(self) -> Restored | None:
+        """Restore this node's newest valid state in place; None if there is none.
 
-    def begin(self) -> int:
-        """Takes what the parent's training ended with, if the spec says so; → images seen."""
+        The final state comes first: a kill may have come between it and the node's manifest.
+        """
+        return self.checkpoints.restore(self.state.tensors(), final=self.final_state)
+
+    def start_from_parent(self) -> int:
+        """Restore the parent's final state, or its optimiser alone, if the spec says so.
+
+        Returns:
+            Images that this node counts as seen.
+        """
         start, tensors = self.settings["start"], self.state.tensors()
         if start != "continue" and self.settings["optimizer"] != "carried":
             return 0
@@ -199,59 +214,59 @@ class Parts:
         )
         return found.images if start == "continue" else 0
 
-    # -- what is measured ----------------------------------------------------------------------
+    # -- measurements --------------------------------------------------------------------------
 
-    def parents_losses(self, count: int) -> Tensor | None:
-        """Of the first draws of validation; computed once, for parent and draws stay the same."""
+    def parent_losses(self, count: int) -> Tensor | None:
+        """The parent's losses [count] on the first validation draws, cached; None for a root."""
         if self.parent is None:
             return None
-        if self._parents is None:
-            parent = self.parent.denoiser().to(self.world.device)
-            self._parents = self.validation.losses(parent, FINAL_DRAWS)[1]
+        if self._parent_losses is None:
+            parent = self.parent.denoiser().to(self.comm.device)
+            self._parent_losses = self.validation.losses(parent, FINAL_DRAWS)[1]
         if count > FINAL_DRAWS:
             raise ValueError(f"`validate_draws:` may be {FINAL_DRAWS} at most, got {count}")
-        return self._parents[:count]
+        return self._parent_losses[:count]
 
     def utilisation(self, images_per_s: float) -> dict[str, float]:
-        """FLOP/s of forward and backward, and their share of what a matrix product gets here."""
+        """TFLOP/s of forward and backward, and their share (``mfu``) of a matrix product's."""
         flops = images_per_s * self.flops
-        return {"tflops": flops / 1e12, "mfu": flops / (self._rate * self.world.size)}
+        return {"tflops": flops / 1e12, "mfu": flops / (self._peak_flops * self.comm.size)}
 
     @cached_property
-    def _rate(self) -> float:
-        return matrix_rate(self.world.device, self.options["precision"])
+    def _peak_flops(self) -> float:
+        return matmul_flops_per_s(self.comm.device, self.options["precision"])
 
-    def draw(self, images: int) -> str:
-        """Writes a sheet of what the averaged weights make of fixed pictures; → its file's name."""
-        index = torch.arange(pictures.COUNT)
-        x, cond = validation_pictures(self.validation.data, index, self.settings)
-        with self.averaged() as model:
-            found, columns = pictures.sheet(
-                model, self.put(x), cond.to(self.world.device), self.settings
+    def write_samples(self, images: int) -> str:
+        """Write a contact sheet of the EMA weights; → its path relative to the node's folder."""
+        index = torch.arange(samples.COUNT)
+        x, cond = validation_batch(self.validation.data, index, self.settings)
+        with self.ema_weights() as model:
+            found, columns = samples.contact_sheet(
+                model, self.to_device(x), cond.to(self.comm.device), self.settings
             )
         name = f"samples/{images:012d}.png"
-        if self.world.is_first:
-            self.ctx.store.write(f"{self.ctx.folder}/{name}", pictures.png(found, columns))
+        if self.comm.is_first:
+            self.ctx.store.write(f"{self.ctx.folder}/{name}", samples.to_png(found, columns))
             self.ctx.report(picture=f"{self.ctx.folder}/{name}")
         return name
 
-    def rows_of(self, place: int) -> str:
-        """Which rows of the data set a batch is made of, for whoever looks into it."""
-        index = torch.arange(place, place + self.options["batch"])
+    def describe_batch(self, position: int) -> str:
+        """The data set rows of a batch, for a message about a bad loss."""
+        index = torch.arange(position, position + self.options["batch"])
         assert self.data.order is not None
         shards, rows = self.data.order(index)
         at = [f"{s}:{r}" for s, r in zip(shards.tolist(), rows.tolist(), strict=True)]
-        said = f"its rows, as shard:row, are {', '.join(at[:64])}"
-        if bad := self.data.batch(index)[1].not_finite():
+        text = f"its rows, as shard:row, are {', '.join(at[:64])}"
+        if bad := self.data.batch(index)[1].non_finite_rows():
             named = ", ".join(f"{name} of {at[i]}" for i, name in bad[:8])
-            said = f"not finite are {named}; {said}"
-        return said
+            text = f"not finite are {named}; {text}"
+        return text
 
-    def say(self, message: str) -> None:
-        if self.world.is_first:
+    def log(self, message: str) -> None:
+        if self.comm.is_first:
             self.ctx.report(message=message)
 
 
 def local_world_size() -> int:
-    """Processes of this training on this machine."""
+    """Processes of this training on this machine; torchrun's ``LOCAL_WORLD_SIZE``."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if dist.is_initialized() else 1

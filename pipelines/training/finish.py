@@ -1,4 +1,4 @@
-"""The end of a training: what is kept of it, and what it is worth beside its parent."""
+"""The end of training: writes weights, history and samples, and measures the gain."""
 
 from __future__ import annotations
 
@@ -8,86 +8,87 @@ from torch import Tensor
 
 from ediffi_core.checkpoint import Card, to_bytes
 from pipelines.spec.training import FINAL_DRAWS
-from pipelines.training.build import Parts
+from pipelines.training.build import TrainingSetup
 from pipelines.training.checkpoints.manifest import MANIFEST, part_name
-from pipelines.training.parallel import whole
+from pipelines.training.parallel import full_tensor
 
 
 def finish(
-    parts: Parts, *, images: int, history: bytes, kept: list[str], skipped: list[int]
+    setup: TrainingSetup, *, images: int, history: bytes, files: list[str], skipped: list[int]
 ) -> dict[str, Any]:
-    """Writes weights, curve and pictures, and measures the child against its parent.
+    """Write weights, history and samples, and compare the expert with its parent.
 
     Args:
-        images: how many were seen.
-        history: lines of JSON, one a measurement.
-        kept: files that were written on the way, from the node's folder.
-        skipped: places in the stream of batches that were left out.
+        images: number of images seen.
+        history: logged metrics as JSON lines.
+        files: files written during training, relative to the node's folder.
+        skipped: positions in the stream of the batches that were left out.
 
     Returns:
         ``files``, ``metrics`` and ``info`` of the node's result.
     """
-    store, folder = parts.ctx.store, parts.ctx.folder
+    store, folder = setup.ctx.store, setup.ctx.folder
     hashes = {
-        which: write_weights(parts, which, images, weights)
+        which: write_weights(setup, which, images, weights)
         for which, weights in (
-            ("raw", parts.model.state_dict()),
-            ("ema", parts.state.ema.weights),
+            ("raw", setup.model.state_dict()),
+            ("ema", setup.state.ema.weights),
         )
     }
-    with parts.averaged() as model:
-        _, mine = parts.validation.losses(model, FINAL_DRAWS)
+    with setup.ema_weights() as model:
+        _, mine = setup.validation.losses(model, FINAL_DRAWS)
     metrics = {"val_loss": float(mine.mean()), "images": images}
-    theirs = parts.parents_losses(FINAL_DRAWS)
+    theirs = setup.parent_losses(FINAL_DRAWS)
     if theirs is not None:
-        metrics |= parts.validation.against(theirs, mine)
-    drawn = parts.draw(images)
-    if parts.world.is_first:
+        metrics |= setup.validation.gain_over_parent(theirs, mine)
+    drawn = setup.write_samples(images)
+    if setup.comm.is_first:
         store.write(f"{folder}/history.jsonl", history)
-    parts.checkpoints.clear()
-    parts.world.everyones(None)  # nobody leaves before all is written
-    size = parts.world.size
+    setup.checkpoints.clear()
+    setup.comm.all_gather(None)  # no process exits before everything is written
+    size = setup.comm.size
     state = [MANIFEST, "history.jsonl", *(part_name(rank, size) for rank in range(size))]
-    files = sorted({*kept, drawn, *(f"state/{name}" for name in state)})
+    outputs = sorted({*files, drawn, *(f"state/{name}" for name in state)})
     return {
-        "files": ["raw.safetensors", "ema.safetensors", "history.jsonl", *files],
+        "files": ["raw.safetensors", "ema.safetensors", "history.jsonl", *outputs],
         "metrics": metrics,
         "info": {
             "weights_sha256": hashes["ema"],
             "raw_sha256": hashes["raw"],
-            "parameters": sum(p.numel() for p in parts.model.parameters()),
+            "parameters": sum(p.numel() for p in setup.model.parameters()),
             "skipped": skipped,
         },
     }
 
 
-def write_snapshots(parts: Parts, images: int) -> list[str]:
-    """Averages of growing length, for :func:`ediffi_core.ema.reconstruct` to mix; → their files."""
+def write_snapshots(setup: TrainingSetup, images: int) -> list[str]:
+    """Write the power-function EMAs for :func:`ediffi_core.ema.reconstruct`; → their file names."""
     names = []
-    for length, weights in parts.state.powers.weights.items() if parts.state.powers else ():
+    for length, weights in setup.state.powers.weights.items() if setup.state.powers else ():
         names.append(f"snapshots/{images:012d}-{length:g}")
-        write_weights(parts, names[-1], images, weights)
+        write_weights(setup, names[-1], images, weights)
     return [f"{name}.safetensors" for name in names]
 
 
-def write_weights(parts: Parts, which: str, images: int, weights: dict[str, Tensor]) -> str:
-    """The slim file that inference loads, whatever the weights were split over; → their sha256."""
-    full = {name: whole(value.detach()).cpu() for name, value in weights.items()}
-    if not parts.world.is_first:
+def write_weights(setup: TrainingSetup, which: str, images: int, weights: dict[str, Tensor]) -> str:
+    """Write the weights alone, unsharded, as inference loads them; → their sha256."""
+    full = {name: full_tensor(value.detach()).cpu() for name, value in weights.items()}
+    if not setup.comm.is_first:
         return ""
-    data, sha = to_bytes(full, card(parts, images, averaged=which != "raw"))
-    parts.ctx.store.write(f"{parts.ctx.folder}/{which}.safetensors", data)
+    data, sha = to_bytes(full, card(setup, images, averaged=which != "raw"))
+    setup.ctx.store.write(f"{setup.ctx.folder}/{which}.safetensors", data)
     return sha
 
 
-def card(parts: Parts, images: int, *, averaged: bool) -> Card:
+def card(setup: TrainingSetup, images: int, *, averaged: bool) -> Card:
+    """The header of a weights file: what the expert is and where it comes from."""
     return Card(
-        expert=parts.settings["expert"],
-        interval=parts.interval,
-        noise=parts.validation.noise,
-        sigma_data=parts.model.sigma_data,
-        network=parts.network,
+        expert=setup.settings["expert"],
+        interval=setup.interval,
+        noise=setup.validation.noise,
+        sigma_data=setup.model.sigma_data,
+        network=setup.network,
         images=images,
         averaged=averaged,
-        parent=parts.parent.origin(parts.settings["start"]) if parts.parent else None,
+        parent=setup.parent.origin(setup.settings["start"]) if setup.parent else None,
     )

@@ -1,7 +1,8 @@
-"""The training of one expert, inside a Ray Train worker.
+"""The training loop of one expert, inside a Ray Train worker.
 
-The clock is images seen. Order, crops, σ, ε and dropout are functions of (seed, stream, image), so
-workers of any number that go on from a checkpoint see what one that was never stopped would.
+Progress is counted in images seen. Order, crops, σ, ε and dropout are functions of
+(seed, stream, image), so a run resumed on any number of workers sees the same data and noise as one
+that was never stopped.
 """
 
 from __future__ import annotations
@@ -16,32 +17,33 @@ from torch import Tensor
 
 from ediffi_core.conditioning import Conditioning
 from pipelines.runs.meters import SystemMeter
-from pipelines.training import preemption as notice
-from pipelines.training.build import Parts
+from pipelines.training import preemption
+from pipelines.training.build import TrainingSetup
 from pipelines.training.finish import finish, write_snapshots
 from pipelines.training.meters import BadLoss
-from pipelines.training.parallel import Agreement, Pulse
-from pipelines.training.validation import as_told
+from pipelines.training.parallel import Heartbeat, StopConsensus
+from pipelines.training.validation import prepare_batch
 
 BATCHES_AHEAD = 2
+"""Batches that the reader prepares in advance."""
 
 
 class Trainer:
-    """Trains to the end, from wherever it was left."""
+    """Trains one expert to the end, from its newest checkpoint if it has one."""
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts, self.world, self.ctx = parts, parts.world, parts.ctx
-        self.state, self.meters, self.checkpoints = parts.state, parts.meters, parts.checkpoints
-        self.options, self.cadence = parts.options, parts.cadence
+    def __init__(self, setup: TrainingSetup) -> None:
+        self.setup, self.comm, self.ctx = setup, setup.comm, setup.ctx
+        self.state, self.meters, self.checkpoints = setup.state, setup.meters, setup.checkpoints
+        self.options, self.cadence = setup.options, setup.cadence
         self.batch: int = self.options["batch"]
-        self.total: int = parts.settings["images"]
-        self.agreement, self.pulse = Agreement(self.world), Pulse(self.world)
+        self.total: int = setup.settings["images"]
+        self.stop_consensus, self.heartbeat = StopConsensus(self.comm), Heartbeat(self.comm)
         self.system = SystemMeter()
         self.images = 0
         self.skipped: list[int] = []
-        """Places of batches that were bad."""
-        self.kept: list[str] = []
-        """Pictures and snapshots so far, from the node's folder; a bucket may list them late."""
+        """Positions in the stream of the batches that are left out for a bad loss."""
+        self.files: list[str] = []
+        """Samples and snapshots written so far, relative to the node's folder."""
 
         self.history: list[dict[str, Any]] = []
         self.resume()
@@ -49,81 +51,91 @@ class Trainer:
     # -- the loop ----------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any]:
+        """Train to the end.
+
+        Returns:
+            ``files``, ``metrics`` and ``info`` of the node's result.
+
+        Raises:
+            ValueError: A bad loss, under the policy ``stop`` or after too many skips.
+            Preempted: The worker was asked to stop, and has saved its state.
+            Stalled: The workers lost contact with each other.
+        """
         began_at = self.images
         try:
             while self.images < self.total:
                 try:
-                    self.run_on()
+                    self.run_steps()
                 except BadLoss as bad:
-                    self.go_back(bad)
-            return self.end(trained_now=self.images - began_at)
+                    self.handle_bad_loss(bad)
+            return self.finalize(trained_now=self.images - began_at)
         except RuntimeError as error:
-            if self.world.lost(error):
-                raise self.pulse.missing(error) from error
+            if self.comm.is_connection_error(error):
+                raise self.heartbeat.stalled(error) from error
             raise
 
-    def end(self, trained_now: int) -> dict[str, Any]:
-        """Keeps the state that a later training may go on from, and the node's result."""
-        self.save(to=self.parts.ended)
+    def finalize(self, trained_now: int) -> dict[str, Any]:
+        """Save the final state, which a later node may continue, and write the node's result."""
+        self.save(to=self.setup.final_state)
         self.checkpoints.wait()
         found = finish(
-            self.parts,
+            self.setup,
             images=self.images,
-            history=self.lines(),
-            kept=self.kept,
+            history=self.history_jsonl(),
+            files=self.files,
             skipped=self.skipped,
         )
         found["info"]["trained_now"] = trained_now
         return found
 
-    def run_on(self) -> None:
-        """Trains to the end, or to a bad loss."""
+    def run_steps(self) -> None:
+        """Train until the end; raises :class:`BadLoss` at a bad loss."""
         self.meters.restart()
-        for place, waited_s, (x, cond) in self.batches():
-            index = torch.arange(place, place + self.batch)[self.world.share(self.batch)]
-            x, cond = as_told((x, cond), index, self.parts.settings, self.parts.stream)
-            outcome = self.parts.step(index, x, cond, self.learning_rate(place))
-            self.meters.add(place, outcome, waited_s)
-            self.images = place + self.batch
+        for position, waited_s, (x, cond) in self.batches():
+            index = torch.arange(position, position + self.batch)[self.comm.share(self.batch)]
+            x, cond = prepare_batch((x, cond), index, self.setup.settings, self.setup.stream)
+            outcome = self.setup.step(index, x, cond, self.learning_rate(position))
+            self.meters.add(position, outcome, waited_s)
+            self.images = position + self.batch
             self.state.advance(self.images, self.batch)
-            self.tend()
+            self.after_step()
 
     def batches(self) -> Iterator[tuple[int, float, tuple[Tensor, Conditioning]]]:
-        """Place, seconds waited, and this process's share of each batch that is left."""
+        """Position, seconds waited and this process's share of each remaining batch."""
         starts = range(self.images, self.total, self.batch)
-        places = [p for p in starts if p not in self.skipped] if self.skipped else starts
-        share = self.world.share(self.batch)
-        wanted = (torch.arange(p, p + self.batch)[share] for p in places)
-        stream = self.parts.data.stream(wanted, BATCHES_AHEAD)
-        for place in places:
-            asked = time.monotonic()
+        positions = [p for p in starts if p not in self.skipped] if self.skipped else starts
+        share = self.comm.share(self.batch)
+        wanted = (torch.arange(p, p + self.batch)[share] for p in positions)
+        stream = self.setup.data.stream(wanted, BATCHES_AHEAD)
+        for position in positions:
+            requested = time.monotonic()
             x, cond = next(stream)
-            waited_s = time.monotonic() - asked
-            cond = cond.to(self.world.device, non_blocking=True)
-            yield place, waited_s, (self.parts.put(x), cond)
+            waited_s = time.monotonic() - requested
+            cond = cond.to(self.comm.device, non_blocking=True)
+            yield position, waited_s, (self.setup.to_device(x), cond)
 
-    def tend(self) -> None:
-        """What is due after a step: word, measurements, pictures, a checkpoint; or to leave."""
-        self.pulse.beat(self.images)
-        self.tell_saved()
-        if self.agreement.reached(notice.asked() is not None):
-            self.leave()
+    def after_step(self) -> None:
+        """Send the heartbeat, then stop, log, validate, draw samples or save as far as due."""
+        self.heartbeat.beat(self.images)
+        self.report_checkpoint()
+        if self.stop_consensus.any_stopping(preemption.stop_reason() is not None):
+            self.save_and_stop()
         if self.due("log_images"):
-            self.meters.judge(self.batch)
-            self.log(self.measured())
+            self.meters.check(self.batch)
+            self.log(self.training_metrics())
         if self.due("validate_images"):
-            self.log(self.validated())
+            self.log(self.validation_metrics())
             self.meters.restart()
         if self.images < self.total and self.due("picture_images"):
-            self.kept.append(self.parts.draw(self.images))
+            self.files.append(self.setup.write_samples(self.images))
             self.meters.restart()
         if self.crosses(self.options["snapshot_images"]):
-            self.kept += write_snapshots(self.parts, self.images)
+            self.files += write_snapshots(self.setup, self.images)
         if self.images < self.total and self.due("checkpoint_images", "milestone_images"):
             self.save(milestone=self.due("milestone_images"))
 
     def due(self, *cadences: str) -> bool:
-        """Whether the last step came to a multiple of one of them, or to the end."""
+        """Whether the last step crossed a multiple of one of these cadences, or reached the end."""
         crossed = any(self.crosses(self.cadence[name]) for name in cadences)
         return crossed or self.images >= self.total
 
@@ -132,100 +144,102 @@ class Trainer:
             return False
         return self.images // every > (self.images - self.batch) // every
 
-    def learning_rate(self, place: int) -> float:
-        return self.parts.rate.at(place, self.batch)
+    def learning_rate(self, position: int) -> float:
+        return self.setup.learning_rate.at(position, self.batch)
 
-    # -- what it says --------------------------------------------------------------------------
+    # -- metrics and reports -------------------------------------------------------------------
 
-    def measured(self) -> dict[str, float]:
+    def training_metrics(self) -> dict[str, float]:
+        """Means since the last log: loss, gradient norm, throughput, utilisation, system load."""
         found = self.meters.summary(self.batch)
         found["learning_rate"] = self.learning_rate(self.images - self.batch)
-        return found | self.parts.utilisation(found["images_per_s"]) | self.system.read()
+        return found | self.setup.utilisation(found["images_per_s"]) | self.system.read()
 
-    def validated(self) -> dict[str, float]:
-        """The averaged weights' losses, and those of the parent on the same draws."""
+    def validation_metrics(self) -> dict[str, float]:
+        """Losses of the EMA weights, and the gain over the parent on the same draws."""
         draws = self.cadence["validate_draws"]
-        with self.parts.averaged() as model:
-            found, losses = self.parts.validation.by_level(
+        with self.setup.ema_weights() as model:
+            found, losses = self.setup.validation.losses_by_noise_level(
                 model, draws, self.cadence["validate_bins"]
             )
-        theirs = self.parts.parents_losses(draws)
-        if theirs is None:
+        parent_losses = self.setup.parent_losses(draws)
+        if parent_losses is None:
             return found
-        return found | self.parts.validation.against(theirs, losses)
+        return found | self.setup.validation.gain_over_parent(parent_losses, losses)
 
     def log(self, metrics: dict[str, float]) -> None:
         row = {"time_ms": int(time.time() * 1000), "images": self.images, "metrics": metrics}
         self.history.append(row)
         self.report(done=self.images, of=self.total, unit="images", **row)
 
-    def tell_saved(self) -> None:
-        """Leaves word of the checkpoint that has been written since the last step, if one was."""
-        if (images := self.checkpoints.poll()) is not None and self.world.is_first:
+    def report_checkpoint(self) -> None:
+        """Report the checkpoint that was committed since the last step, if any."""
+        if (images := self.checkpoints.poll()) is not None and self.comm.is_first:
             self.ctx.save_progress(images, self.total, "images")
             self.report(checkpoint=images)
 
     def report(self, **row: Any) -> None:
-        if self.world.is_first:
+        if self.comm.is_first:
             self.ctx.report(**row)
 
-    # -- what it keeps -------------------------------------------------------------------------
+    # -- saving and resuming -------------------------------------------------------------------
 
     def save(self, milestone: bool = False, to: str | None = None) -> None:
-        """All that going on needs; returns while it is being written."""
-        self.meters.judge(self.batch)
+        """Save everything that resuming needs; returns while it is still being written."""
+        self.meters.check(self.batch)
         self.checkpoints.save(
             self.images,
             self.state.tensors(),
             {
                 "skipped": self.skipped,
-                "kept": self.kept,
+                "kept": self.files,
                 "losses": list(self.meters.losses),
             },
-            files={"history.jsonl": self.lines()},
+            files={"history.jsonl": self.history_jsonl()},
             milestone=milestone,
             to=to,
         )
 
-    def lines(self) -> bytes:
+    def history_jsonl(self) -> bytes:
+        """All logged metrics, one JSON object per line."""
         return "".join(json.dumps(row, sort_keys=True) + "\n" for row in self.history).encode()
 
     def resume(self) -> None:
-        """Takes up this node's newest sound checkpoint, or begins."""
-        found = self.parts.restored()
+        """Restore this node's newest valid checkpoint, or start from the beginning."""
+        found = self.setup.restore()
         if found is None:
-            self.images = self.parts.begin()
+            self.images = self.setup.start_from_parent()
             if self.options["bad_loss"]["then"] == "skip":
-                self.save()  # to have somewhere to go back to
+                self.save()  # a first checkpoint to return to
             return
         self.images = found.images
-        self.skipped, self.kept = found.note["skipped"], found.note["kept"]
+        self.skipped, self.files = found.note["skipped"], found.note["kept"]
         self.meters.losses.extend(found.note["losses"])
         self.history = [json.loads(line) for line in found.files["history.jsonl"].splitlines()]
         self.report(message=f"continues at {self.images:,} images")
 
-    def leave(self) -> None:
-        """Someone asked this node to stop: saves what it has, and does."""
-        reason = next(r for r in self.world.everyones(notice.asked()) if r)
+    def save_and_stop(self) -> None:
+        """Save the state and raise :class:`Preempted`: a worker was asked to stop."""
+        reason = next(r for r in self.comm.all_gather(preemption.stop_reason()) if r)
         if self.images < self.total:
             self.save()
             self.checkpoints.wait()
-            self.tell_saved()
-        raise notice.Preempted(f"{reason}; saved at {self.images:,} images")
+            self.report_checkpoint()
+        raise preemption.Preempted(f"{reason}; saved at {self.images:,} images")
 
-    def go_back(self, bad: BadLoss) -> None:
-        """Stops at a bad loss; or returns to the last checkpoint, to train without that batch."""
-        end = bad.place + self.batch - 1
-        where = f"images {bad.place:,} to {end:,} of stream {self.parts.stream}: {bad.why}"
+    def handle_bad_loss(self, bad: BadLoss) -> None:
+        """Fail at a bad loss, or return to the last checkpoint and train without that batch."""
+        end = bad.position + self.batch - 1
+        where = f"images {bad.position:,} to {end:,} of stream {self.setup.stream}: {bad.why}"
         policy = self.options["bad_loss"]
-        self.report(message=f"{where}; {self.parts.rows_of(bad.place)}")
+        self.report(message=f"{where}; {self.setup.describe_batch(bad.position)}")
         if policy["then"] == "stop" or len(self.skipped) >= policy["skips"]:
             raise ValueError(
                 f"{where}; a lower learning_rate or clip_norm may help, or "
                 "`bad_loss: {action: skip}` to train without such batches"
             )
         self.checkpoints.wait()
-        skipped = [*self.skipped, bad.place]
+        skipped = [*self.skipped, bad.position]
         self.meters.losses.clear()
         self.resume()
         self.skipped = sorted({*skipped, *self.skipped})

@@ -1,4 +1,4 @@
-"""What a training node says of itself every so many images."""
+"""Metrics that a training node logs, and the check for bad losses."""
 
 from __future__ import annotations
 
@@ -13,85 +13,92 @@ import torch
 from torch import Tensor
 
 from ediffi_core.noise import Interval, NoiseDistribution
-from pipelines.training.parallel import World
+from pipelines.training.parallel import Communicator
 from pipelines.training.step import Outcome
 
-BEFORE = 64
-"""Losses whose median a leap is measured against."""
+MEDIAN_WINDOW = 64
+"""Number of past losses whose median a leap is compared with."""
 
 
 class BadLoss(ValueError):
-    """A step whose loss or gradient is not to be trained on."""
+    """A batch whose loss or gradient must not be trained on."""
 
-    def __init__(self, place: int, why: str) -> None:
+    def __init__(self, position: int, why: str) -> None:
         super().__init__(why)
-        self.place, self.why = place, why
+        self.position, self.why = position, why
 
 
 class Meters:
-    """Gathers steps, judges them and sums them up; every process must ask at the same step."""
+    """Collects steps, checks their losses and averages them. Its methods are collective calls."""
 
     def __init__(
         self,
-        world: World,
+        comm: Communicator,
         interval: Interval,
         noise: NoiseDistribution,
         *,
         bins: int,
         leap: float | None,
     ) -> None:
-        self.world, self.interval, self.noise = world, interval, noise
+        """
+        Args:
+            interval: the expert's share of p(σ), which the loss is binned over.
+            bins: number of equally likely noise levels to log the loss of.
+            leap: a loss above this many times the recent median is bad; None for no limit.
+        """
+        self.comm, self.interval, self.noise = comm, interval, noise
         self.bins, self.leap = bins, leap
-        self.losses: deque[float] = deque(maxlen=BEFORE)
-        """The batches' mean losses before those not yet judged: part of the checkpoint."""
+        self.losses: deque[float] = deque(maxlen=MEDIAN_WINDOW)
+        """Mean losses of the last checked batches; part of the checkpoint."""
         self.restart()
 
     def restart(self) -> None:
-        """Forgets the steps since the last summary, and starts the clock."""
+        """Drop the steps since the last summary and restart the clock."""
         self.steps: list[tuple[int, Outcome]] = []
-        self.judged: list[float] = []
+        self.checked: list[float] = []
         self.waited_s, self.began = 0.0, time.monotonic()
 
-    def add(self, place: int, outcome: Outcome, waited_s: float) -> None:
-        self.steps.append((place, outcome))
+    def add(self, position: int, outcome: Outcome, waited_s: float) -> None:
+        self.steps.append((position, outcome))
         self.waited_s += waited_s
 
-    def judge(self, batch: int) -> None:
-        """Looks at the steps since the last look; :class:`BadLoss` for the first bad one.
+    def check(self, batch: int) -> None:
+        """Check the steps since the last check; :class:`BadLoss` for the first bad one.
 
-        Not at every step: looking waits for the GPU. A checkpoint is never saved unlooked.
+        Reading a loss waits for the GPU, so this does not run at every step. It always runs before
+        a checkpoint is saved.
         """
-        new = self.steps[len(self.judged) :]
+        new = self.steps[len(self.checked) :]
         if not new:
             return
-        sums = self.world.total(torch.stack([o.loss.double().sum() for _, o in new]))
+        sums = self.comm.all_reduce_sum(torch.stack([o.loss.double().sum() for _, o in new]))
         norms = torch.stack([o.grad_norm.double() for _, o in new]).tolist()
-        for (place, _), loss, norm in zip(new, (sums / batch).tolist(), norms, strict=True):
-            if why := self._wrong(loss, norm):
-                raise BadLoss(place, why)
+        for (position, _), loss, norm in zip(new, (sums / batch).tolist(), norms, strict=True):
+            if why := self._why_bad(loss, norm):
+                raise BadLoss(position, why)
             self.losses.append(loss)
-            self.judged.append(loss)
+            self.checked.append(loss)
 
-    def _wrong(self, loss: float, norm: float) -> str | None:
+    def _why_bad(self, loss: float, norm: float) -> str | None:
         if not abs(loss) < float("inf"):
             return f"the loss is {loss}"
         if not norm < float("inf"):
             return f"the gradient's norm is {norm}"
-        if self.leap and len(self.losses) == BEFORE:
+        if self.leap and len(self.losses) == MEDIAN_WINDOW:
             usual = statistics.median(self.losses)
             if loss > self.leap * usual:
                 return f"the loss leapt to {loss:.4g}, {loss / usual:.3g} times its median before"
         return None
 
     def summary(self, batch: int) -> dict[str, float]:
-        """Of the steps since the last one."""
+        """Metrics of the steps since the last summary; restarts the meters."""
         elapsed = max(time.monotonic() - self.began, 1e-9)
         norms = torch.stack([o.grad_norm.float() for _, o in self.steps])
-        worst = self.world.largest(
-            torch.tensor([self.waited_s / elapsed, memory_bytes(self.world.device)])
+        worst = self.comm.all_reduce_max(
+            torch.tensor([self.waited_s / elapsed, memory_bytes(self.comm.device)])
         ).tolist()
         found = {
-            "loss": statistics.fmean(self.judged),
+            "loss": statistics.fmean(self.checked),
             **self._by_noise_level(),
             "grad_norm": float(norms.mean()),
             "grad_norm_max": float(norms.max()),
@@ -103,7 +110,7 @@ class Meters:
         return found
 
     def _by_noise_level(self) -> dict[str, float]:
-        """The mean loss over each equal share of the expert's own interval."""
+        """The mean loss in each of ``bins`` equally likely parts of the expert's interval."""
         sigma = torch.cat([o.sigma for _, o in self.steps]).cpu()
         loss = torch.cat([o.loss for _, o in self.steps]).double().cpu()
         low, high = self.interval.q_lo, self.interval.q_hi
@@ -112,7 +119,7 @@ class Meters:
         sums, counts = torch.zeros(2, self.bins, dtype=torch.float64)
         sums.index_add_(0, which, loss)
         counts.index_add_(0, which, torch.ones_like(loss))
-        sums, counts = self.world.total(torch.stack([sums, counts]))
+        sums, counts = self.comm.all_reduce_sum(torch.stack([sums, counts]))
         edges = self.noise.sigma(torch.linspace(low, high, self.bins + 1)).tolist()
         return {
             f"loss_bin/sigma_{edges[b]:.3g}_to_{edges[b + 1]:.3g}": float(sums[b] / counts[b])
@@ -122,7 +129,7 @@ class Meters:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The most this process has held: on its GPU if it has one, else in memory."""
+    """Peak memory of this process in bytes: GPU memory if it has a GPU, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -130,10 +137,12 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def flops_per_image(model: torch.nn.Module, x: Tensor, sigma: Tensor, cond: Any) -> float:
-    """Of a training step: forward, and twice that for backward. Recomputed activations not counted.
+    """FLOPs of a training step: the forward pass, and twice that for the backward pass.
+
+    Recomputed activations are not counted, as in MFU.
 
     Args:
-        x, sigma, cond: of one image.
+        x, sigma, cond: inputs of one image.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -142,8 +151,8 @@ def flops_per_image(model: torch.nn.Module, x: Tensor, sigma: Tensor, cond: Any)
     return 3.0 * float(counter.get_total_flops())
 
 
-def matrix_rate(device: torch.device, precision: str) -> float:
-    """FLOP/s of a plain matrix product here: what the utilisation is a share of."""
+def matmul_flops_per_s(device: torch.device, precision: str) -> float:
+    """Measured FLOP/s of a large matrix product on this device: the reference for MFU."""
     side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     if device.type == "cuda" and precision == "float32":
         dtype = torch.float32

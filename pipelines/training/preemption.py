@@ -1,7 +1,7 @@
-"""Word that this worker shall save its state and leave.
+"""Stop requests: why and how a training worker is asked to save its state and exit.
 
-It comes in three ways: a SIGTERM to the worker's process, a node that Ray is going to take away,
-and the driver, which was told to stop. Whatever came first is the reason that is given.
+There are three sources: a SIGTERM to the worker's process, a machine that Ray is about to drain,
+and a driver that is stopping. The first request becomes the reported reason.
 """
 
 from __future__ import annotations
@@ -12,72 +12,72 @@ import time
 from types import FrameType
 from typing import Any
 
-LOOK_EVERY_S = 0.5
-BOARD_PATIENCE_S = 5.0
+POLL_INTERVAL_S = 0.5
+BOARD_TIMEOUT_S = 5.0
 
 _reasons: list[str] = []
 
 
 class Preempted(RuntimeError):
-    """A worker has saved its state and left, as it was asked to; the message says why."""
+    """A worker saved its state and exited on request; the message holds the reason."""
 
 
 class Stalled(RuntimeError):
-    """A collective did not come about in time; the message names the rank that was waited for."""
+    """A collective timed out; the message names the rank that did not respond."""
 
 
-def ask(reason: str) -> None:
-    """Asks the training loop of this process to save and leave."""
+def request_stop(reason: str) -> None:
+    """Ask the training loop of this process to save its state and exit."""
     _reasons.append(reason)
 
 
-def asked() -> str | None:
-    """Why this worker shall save and leave, or None. Costs nothing: a loop asks at every step."""
+def stop_reason() -> str | None:
+    """Why this worker should save and exit, or None. Cheap enough to call at every step."""
     return _reasons[0] if _reasons else None
 
 
-def listen(board: Any = None, node: str = "") -> None:
-    """Has this process hear of it; to be called in the main thread of a Ray Train worker.
+def watch(board: Any = None, node: str = "") -> None:
+    """Start watching for stop requests. Call it in the main thread of a Ray Train worker.
 
     Args:
-        board: the actor that the driver leaves word with; only one worker of a node needs to look,
-            as the workers of a node agree on leaving.
-        node: that this process works on.
+        board: the actor through which the driver asks workers to stop. One worker per node is
+            enough to poll it, because the workers agree on when to stop.
+        node: id of the node that this process trains.
     """
     before = signal.getsignal(signal.SIGTERM)
 
-    def heard(number: int, frame: FrameType | None) -> None:
+    def on_sigterm(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, before)  # a second one ends the process
-        ask("SIGTERM")
+        request_stop("SIGTERM")
 
-    signal.signal(signal.SIGTERM, heard)
-    threading.Thread(target=_look, args=(board, node), name="notice", daemon=True).start()
+    signal.signal(signal.SIGTERM, on_sigterm)
+    threading.Thread(target=_poll, args=(board, node), name="preemption", daemon=True).start()
 
 
-def told(board: Any, node: str = "") -> str | None:
-    """What the driver says to its workers: why to leave, or nothing.
+def driver_stop_reason(board: Any, node: str = "") -> str | None:
+    """Why the driver wants its workers to stop, or None.
 
-    A board that is away is being started again, and will be told again.
+    An unreachable board returns None: Ray restarts it, and the driver repeats its request.
     """
     import ray
 
     if board is None:
         return None
     try:
-        word: str | None = ray.get(board.stop_reason.remote(node), timeout=BOARD_PATIENCE_S)
+        reason: str | None = ray.get(board.stop_reason.remote(node), timeout=BOARD_TIMEOUT_S)
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
         return None
-    return word
+    return reason
 
 
-def _look(board: Any, node: str) -> None:
-    while not (reason := _drained() or told(board, node)):
-        time.sleep(LOOK_EVERY_S)
-    ask(reason)
+def _poll(board: Any, node: str) -> None:
+    while not (reason := _drain_reason() or driver_stop_reason(board, node)):
+        time.sleep(POLL_INTERVAL_S)
+    request_stop(reason)
 
 
-def _drained() -> str | None:
-    """What Ray's watcher told this worker; `ray.train.get_preemption_info` waits for all ranks."""
+def _drain_reason() -> str | None:
+    """What Ray's watcher reported; `ray.train.get_preemption_info` would wait for all ranks."""
     from ray.train.v2._internal.execution.context import get_train_context
 
     info = get_train_context().preemption_context.preemption_info

@@ -1,4 +1,4 @@
-"""The processes that train one model together, and how they agree."""
+"""Collective calls over the processes that train one model, with errors raised in all of them."""
 
 from __future__ import annotations
 
@@ -13,67 +13,70 @@ from pipelines.store.remote import StorageError
 T = TypeVar("T")
 
 
-class Unsound(ValueError):
-    """A checkpoint that must not be used, and why."""
+class InvalidCheckpoint(ValueError):
+    """A checkpoint that must not be used; the message says why."""
 
 
 class NonFinite(ValueError):
-    """A tensor to be saved holds NaN or infinity."""
+    """A tensor that should be saved holds NaN or infinity."""
 
 
-_ALIKE = {kind.__name__: kind for kind in (Unsound, NonFinite, ValueError)}
+_SAME_TYPE = {kind.__name__: kind for kind in (InvalidCheckpoint, NonFinite, ValueError)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peers:
-    """Which process this is among those that train together."""
+class ProcessGroup:
+    """The rank of this process, and the group in which the processes agree on outcomes."""
 
     rank: int = 0
     size: int = 1
-    group: Any = None
-    """A gloo group of them all that nothing else uses; None when alone."""
+    gloo_group: Any = None
+    """A gloo group of all processes that nothing else uses; None for a single process."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
-            raise ValueError(f"rank {self.rank} is none of {self.size} processes")
-        if self.size > 1 and self.group is None:
+            raise ValueError(f"rank {self.rank} is not in a group of {self.size} processes")
+        if self.size > 1 and self.gloo_group is None:
             raise ValueError(f"{self.size} processes need a gloo group of their own to agree in")
 
-    def here(self, work: Callable[[], T]) -> T:
-        """Does something in every process; → what it gave in this one.
+    def run(self, function: Callable[[], T]) -> T:
+        """Call the function in every process and return this process's result.
 
-        What fails in one fails in all, with the same words: a ValueError as it is, anything else
-        as a StorageError in the others.
+        If it fails in one process, every process raises the same message: a ValueError keeps its
+        type, any other error becomes a StorageError in the other processes.
         """
-        return self._agreed(work, tell=False)[0]
+        return self._run_agreed(function, gather=False)[0]
 
-    def together(self, work: Callable[[], T]) -> list[T]:
-        """Does something in every process; → what it gave, by rank. Fails as :meth:`here` does."""
-        return self._agreed(work, tell=True)
+    def run_and_gather(self, function: Callable[[], T]) -> list[T]:
+        """Call the function in every process and return all results by rank.
 
-    def first(self, work: Callable[[], T]) -> T:
-        """Does something in the first process; → what it gave, in all."""
-        given = self.together(lambda: work() if self.rank == 0 else None)[0]
-        return given  # type: ignore[return-value]  # work's own, and it may give None
+        Fails as :meth:`run` does.
+        """
+        return self._run_agreed(function, gather=True)
 
-    def _agreed(self, work: Callable[[], T], *, tell: bool) -> list[T]:
+    def run_on_first(self, function: Callable[[], T]) -> T:
+        """Call the function in rank 0 and return its result in every process."""
+        result = self.run_and_gather(lambda: function() if self.rank == 0 else None)[0]
+        return result  # type: ignore[return-value]  # rank 0's own result, which may be None
+
+    def _run_agreed(self, function: Callable[[], T], *, gather: bool) -> list[T]:
         if self.size == 1:
-            return [work()]
+            return [function()]
         error, mine = None, None
         try:
-            mine = work()
-        except Exception as found:
-            error = found
+            mine = function()
+        except Exception as raised:
+            error = raised
         failed = error and (type(error).__name__, str(error) or repr(error))
         outcomes: list[Any] = [None] * self.size
-        dist.all_gather_object(outcomes, (mine if tell else None, failed), group=self.group)
+        dist.all_gather_object(outcomes, (mine if gather else None, failed), group=self.gloo_group)
         for rank, (_, failed) in enumerate(outcomes):
             if not failed:
                 continue
             if rank == self.rank and error:
                 raise error
             kind, text = failed
-            if kind in _ALIKE:
-                raise _ALIKE[kind](text)
+            if kind in _SAME_TYPE:
+                raise _SAME_TYPE[kind](text)
             raise StorageError(f"process {rank} of {self.size}: {text}")
-        return [given for given, _ in outcomes] if tell else [mine]  # type: ignore[list-item]
+        return [result for result, _ in outcomes] if gather else [mine]  # type: ignore[list-item]

@@ -1,7 +1,7 @@
-"""What went wrong with a training node, and whether to go on from its last checkpoint.
+"""Retries of a training node: classifies failures and resumes from the last checkpoint.
 
-A failure is of a kind, and each kind has its own budget: what passes by itself is tried again, ever
-later; what does not is given up. A checkpoint that was committed since fills all budgets again.
+Every kind of failure draws on a budget of retries, with growing waits. A newly committed checkpoint
+refills all budgets. The user's mistakes are not retried.
 """
 
 from __future__ import annotations
@@ -16,55 +16,57 @@ from typing import Any, TypeVar
 
 from pipelines.runs.context import Context
 from pipelines.store.remote import StorageError, is_transient
-from pipelines.training.preemption import Preempted, Stalled, told
+from pipelines.training.preemption import Preempted, Stalled, driver_stop_reason
 
-LOOK_EVERY_S = 1.0
+POLL_INTERVAL_S = 1.0
 
 T = TypeVar("T")
 
 
-class Kind(StrEnum):
-    """Kinds of failure: of several ranks' errors, the first of these explains the others."""
+class FailureKind(StrEnum):
+    """Kinds of failure. When ranks fail differently, the kind listed first is the cause."""
 
     MISTAKE = "mistake"
-    """The user's: not tried again."""
+    """The user's: not retried."""
 
     PREEMPTION = "preemption"
-    """A worker, its node or what drives it was taken away."""
+    """A worker, its machine or the training controller was lost."""
 
-    MACHINES = "waits for machines"
-    """There were none for all workers, for as long as Ray Train waits at a time."""
+    MACHINES = "waiting for machines"
+    """Ray Train timed out waiting for resources for all workers."""
 
     MEMORY = "out of memory"
-    """The node's, so that Ray ended a worker."""
+    """The machine ran out of memory, and Ray killed a worker."""
 
     STORAGE = "storage or network"
 
     STALLED = "stalled"
-    """A rank did not join the others in time."""
+    """A rank did not join a collective in time."""
 
     BUG = "bug"
-    """Anything else; twice the same at the same place will be the same for ever."""
+    """Anything else; the same error twice without progress is not retried."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budgets:
-    """How often a node is tried again without a new checkpoint, and after which time."""
+    """How often a node is retried without a new checkpoint, and how long it waits before."""
 
     preemptions: int = 8
     machines: int = 120
     failures: int = 3
     bugs: int = 1
     backoff_s: float = 1.0
+    """Seconds before the first retry; doubled at every further one."""
+
     backoff_max_s: float = 60.0
 
-    def of(self, kind: Kind) -> tuple[str, int]:
-        """The budget that pays for a kind: its name and size."""
+    def of(self, kind: FailureKind) -> tuple[str, int]:
+        """Name and size of the budget that a kind draws on."""
         name = {
-            Kind.PREEMPTION: "preemptions",
-            Kind.MACHINES: "machines",
-            Kind.BUG: "bugs",
-            Kind.MISTAKE: "",
+            FailureKind.PREEMPTION: "preemptions",
+            FailureKind.MACHINES: "machines",
+            FailureKind.BUG: "bugs",
+            FailureKind.MISTAKE: "",
         }
         budget = name.get(kind, "failures")
         return budget, getattr(self, budget) if budget else 0
@@ -72,53 +74,55 @@ class Budgets:
 
 @dataclass(frozen=True)
 class Failure:
-    kind: Kind
+    """A classified error of one rank."""
+
+    kind: FailureKind
     cause: BaseException
     rank: int | None = None
-    """Of the worker; None for what drives the workers."""
+    """Rank of the worker; None for the training controller."""
 
     def __str__(self) -> str:
-        who = "the node's control" if self.rank is None else f"rank {self.rank}"
-        return f"{who}: {words(self.cause)}"
+        who = "the training controller" if self.rank is None else f"rank {self.rank}"
+        return f"{who}: {one_line(self.cause)}"
 
 
 class GaveUp(RuntimeError):
-    """A node failed for good; its last line says how, how often and why."""
+    """A node failed after its last retry; the message names rank, error, kind and tries."""
 
 
-def classify(error: BaseException) -> Kind:
-    """The kind of what a training raised."""
+def classify(error: BaseException) -> FailureKind:
+    """The kind of failure behind an error that training raised."""
     return diagnose(error).kind
 
 
 def diagnose(error: BaseException) -> Failure:
-    """Of what a training raised, the error that explains the others.
+    """The root cause among the errors of all ranks.
 
-    Of one kind, a rank's own death explains that another one lost its connection to it.
+    Within one kind, the death of a rank comes before another rank's lost connection to it.
     """
-    order = list(Kind)
+    order = list(FailureKind)
 
     def explains(failure: Failure) -> tuple[int, bool, int]:
-        lost_another = _says(failure.cause, _PEER_LOST)
-        return order.index(failure.kind), lost_another, failure.rank or 0
+        lost_peer = _mentions(failure.cause, _PEER_LOST)
+        return order.index(failure.kind), lost_peer, failure.rank or 0
 
-    return min(_found(error, None), key=explains)
+    return min(_failures_in(error, None), key=explains)
 
 
-def _found(error: BaseException, rank: int | None) -> Iterator[Failure]:
-    """Every failure in what Ray Train wraps around them."""
+def _failures_in(error: BaseException, rank: int | None) -> Iterator[Failure]:
+    """Every failure inside Ray Train's wrapper errors."""
     if ranks := getattr(error, "worker_failures", None):
         for number, inner in ranks.items():
-            yield from _found(inner, number)
+            yield from _failures_in(inner, number)
         return
     for wrapper in ("controller_failure", "health_check_failure", "cause"):
         if isinstance(inner := getattr(error, wrapper, None), BaseException):
-            yield from _found(inner, rank)
+            yield from _failures_in(inner, rank)
             return
-    yield Failure(_kind(error), error, rank)
+    yield Failure(_kind_of(error), error, rank)
 
 
-def _kind(error: BaseException) -> Kind:
+def _kind_of(error: BaseException) -> FailureKind:
     from ray import exceptions as rays
     from ray.train import PreemptionError
     from ray.train.v2._internal import exceptions as trains
@@ -135,19 +139,19 @@ def _kind(error: BaseException) -> Kind:
         trains.WorkerGroupStartupFailedError,
     )
     if isinstance(error, ValueError | trains.InsufficientClusterResourcesError):
-        return Kind.MISTAKE
-    if (isinstance(error, lost) and not init_failed) or _says(error, _PEER_LOST):
-        return Kind.PREEMPTION
+        return FailureKind.MISTAKE
+    if (isinstance(error, lost) and not init_failed) or _mentions(error, _PEER_LOST):
+        return FailureKind.PREEMPTION
     if isinstance(error, trains.WorkerGroupStartupTimeoutError):
-        return Kind.MACHINES
+        return FailureKind.MACHINES
     if isinstance(error, rays.OutOfMemoryError):
-        return Kind.MEMORY
+        return FailureKind.MEMORY
     timeouts = Stalled, trains.WorkerHealthCheckTimeoutError, trains.CollectiveTimeoutError
-    if isinstance(error, timeouts) or _says(error, _TIMED_OUT):
-        return Kind.STALLED
+    if isinstance(error, timeouts) or _mentions(error, _TIMED_OUT):
+        return FailureKind.STALLED
     if isinstance(error, StorageError) or is_transient(error):
-        return Kind.STORAGE
-    return Kind.BUG
+        return FailureKind.STORAGE
+    return FailureKind.BUG
 
 
 _PEER_LOST = (
@@ -159,13 +163,13 @@ _PEER_LOST = (
 _TIMED_OUT = ("Timed out", "timed out", "wait timeout")
 
 
-def _says(error: BaseException, texts: tuple[str, ...]) -> bool:
-    """Whether a collective ended so: gloo's and NCCL's errors differ in nothing but their words."""
+def _mentions(error: BaseException, texts: tuple[str, ...]) -> bool:
+    """Whether a collective's error has any of the texts: gloo and NCCL have no error classes."""
     return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
-def words(error: BaseException) -> str:
-    """An error in one line; Ray's own reports of a death are long."""
+def one_line(error: BaseException) -> str:
+    """An error in one line; Ray's own messages are long."""
     from ray.exceptions import RayActorError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
@@ -174,15 +178,15 @@ def words(error: BaseException) -> str:
     if isinstance(error, WorkerGroupStartupTimeoutError):
         return f"the cluster has no room for {error.num_workers} such workers yet"
     if isinstance(error, RayActorError) and not error.actor_init_failed:
-        return "its node was taken away" if error.preempted else "its process died"
-    if said := next((text for text in _PEER_LOST if _says(error, (text,))), None):
-        return f"lost another rank ({said})"
+        return "its machine was preempted" if error.preempted else "its process died"
+    if text := next((text for text in _PEER_LOST if _mentions(error, (text,))), None):
+        return f"lost connection to another rank ({text})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 class Retries:
-    """Keeps count of a node's failures, and says whether it is tried again."""
+    """Counts a node's failures and decides whether to retry."""
 
     def __init__(self, budgets: Budgets) -> None:
         self.budgets = budgets
@@ -191,85 +195,89 @@ class Retries:
         self.spent: Counter[str] = Counter()
 
     def after(self, failure: Failure, images: int) -> tuple[float, str] | None:
-        """Seconds to wait, and the attempt in words; None to give up.
+        """Seconds to wait and a label such as ``attempt 1 of 3``; None to give up.
 
         Args:
-            images: that the newest checkpoint has seen; more than at the last failure is progress.
+            images: images seen by the newest checkpoint; an increase counts as progress.
         """
-        seen = type(failure.cause).__name__, str(failure.cause)
+        this = type(failure.cause).__name__, str(failure.cause)
         if images > self.images:
             self.images, self.last = images, None
             self.spent.clear()
-        again, self.last = seen == self.last, seen
+        repeated, self.last = this == self.last, this
         budget, size = self.budgets.of(failure.kind)
         self.spent[budget] += 1
         tries = self.spent[budget]
-        if tries > size or (again and failure.kind is Kind.BUG):
+        if tries > size or (repeated and failure.kind is FailureKind.BUG):
             return None
-        # For machines it has waited already, so it need not wait longer each time.
-        doublings = 0 if failure.kind is Kind.MACHINES else tries - 1
+        # Ray Train has already waited for machines, so this wait need not grow.
+        doublings = 0 if failure.kind is FailureKind.MACHINES else tries - 1
         wait = min(self.budgets.backoff_s * 2.0**doublings, self.budgets.backoff_max_s)
         return wait * random.uniform(0.5, 1.0), f"attempt {tries} of {size}"
 
     @property
     def tries(self) -> int:
-        """Since the last progress, whatever they failed of."""
+        """Failures of any kind since the last progress."""
         return self.spent.total()
 
 
-def until_done(attempt: Callable[[], T], ctx: Context) -> T:
-    """Calls it until it returns; → what it returned.
+def run_with_retries(attempt: Callable[[], T], ctx: Context) -> T:
+    """Call ``attempt`` until it returns, and return its result.
+
+    Args:
+        attempt: trains the node once, resuming from its newest checkpoint.
 
     Raises:
-        ValueError: The user's mistake, as it was raised in a worker.
-        StorageError: The storage failed, and too often.
-        Preempted: The driver was told to stop.
-        GaveUp: Anything else failed too often.
+        ValueError: The user's mistake, as raised in a worker.
+        StorageError: The storage failed too often.
+        Preempted: The driver was asked to stop.
+        GaveUp: Training failed too often for any other reason.
     """
     retries = Retries(Budgets(**ctx.runtime["workers"]["retries"]))
     while True:
         try:
             return attempt()
-        except Exception as error:  # there is no kind of error that is not judged
+        except Exception as error:  # every error is classified
             failure = diagnose(error)
-            leave_if_told(ctx, error)
-            images = committed(ctx)
+            raise_if_stopping(ctx, error)
+            images = committed_images(ctx)
             decision = retries.after(failure, images)
             if decision is None:
-                raise ended(failure, retries.tries) from error
-            wait_s, which = decision
+                raise final_error(failure, retries.tries) from error
+            wait_s, label = decision
             ctx.report(
-                message=f"{failure} ({failure.kind}); goes on from {images:,} images in "
-                f"{wait_s:.1f} s, {which}"
+                message=f"{failure} ({failure.kind}); retrying from {images:,} images in "
+                f"{wait_s:.1f} s, {label}"
             )
             pause(ctx, wait_s, error)
 
 
-def committed(ctx: Context) -> int:
-    """Images of the newest checkpoint; 0 too if the storage is away, which is no progress."""
+def committed_images(ctx: Context) -> int:
+    """Images of the newest checkpoint; 0 without one, or while the storage is unreachable."""
     try:
-        word: Mapping[str, Any] | None = ctx.store.read_json(f"{ctx.folder}/progress.json")
+        progress: Mapping[str, Any] | None = ctx.store.read_json(f"{ctx.folder}/progress.json")
     except OSError:
         return 0
-    return int(word["done"]) if word else 0
+    return int(progress["done"]) if progress else 0
 
 
-def leave_if_told(ctx: Context, error: BaseException) -> None:
-    if reason := told(ctx.board, ctx.node):
+def raise_if_stopping(ctx: Context, error: BaseException) -> None:
+    """Raise Preempted, caused by ``error``, if the driver wants its workers to stop."""
+    if reason := driver_stop_reason(ctx.board, ctx.node):
         raise Preempted(reason) from error
 
 
 def pause(ctx: Context, wait_s: float, error: BaseException) -> None:
-    """Waits, but not for longer than the driver may."""
+    """Wait, unless the driver wants to stop: then raise Preempted."""
     until = time.monotonic() + wait_s
     while (left := until - time.monotonic()) > 0:
-        time.sleep(min(left, LOOK_EVERY_S))
-        leave_if_told(ctx, error)
+        time.sleep(min(left, POLL_INTERVAL_S))
+        raise_if_stopping(ctx, error)
 
 
-def ended(failure: Failure, tries: int) -> Exception:
-    """What a node that is given up fails with; the kind decides the command's exit code."""
-    if failure.kind is Kind.MISTAKE:
+def final_error(failure: Failure, tries: int) -> Exception:
+    """The error of a node that is given up; its type decides the command's exit code."""
+    if failure.kind is FailureKind.MISTAKE:
         return ValueError(str(failure.cause))
-    how = f"{failure} ({failure.kind}, {tries} {'try' if tries == 1 else 'tries'})"
-    return StorageError(how) if isinstance(failure.cause, StorageError) else GaveUp(how)
+    message = f"{failure} ({failure.kind}, {tries} {'try' if tries == 1 else 'tries'})"
+    return StorageError(message) if isinstance(failure.cause, StorageError) else GaveUp(message)

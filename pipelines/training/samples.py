@@ -1,4 +1,4 @@
-"""What an expert makes of the same pictures as it learns: one sheet a milestone."""
+"""Contact sheets: what an expert makes of the same images at successive points of training."""
 
 from __future__ import annotations
 
@@ -16,20 +16,29 @@ from ediffi_core.precond import Denoiser
 from ediffi_core.sampling import SOLVERS
 
 COUNT = 8
+"""Images in a row."""
+
 LEVELS = (0.1, 0.35, 0.65, 0.9)
-"""Where in the expert's interval pictures are denoised."""
+"""Quantiles of the expert's interval at which images are denoised."""
 
 STEPS = 20
+"""Sampling steps of the generated row."""
 
 
 @torch.no_grad()
-def sheet(
+def contact_sheet(
     model: Denoiser, x: Tensor, cond: Conditioning, settings: Mapping[str, Any]
 ) -> tuple[Tensor, int]:
-    """→ rows of pictures [rows × N, 3, R, R] in [-1, 1], and N.
+    """Real images, denoised images at four noise levels and, for a root, generated images.
 
-    The real ones; what the expert sees in each at four noise levels of its interval; and, if it is
-    trained on all noise levels, what it draws for their captions. Noise is fixed.
+    An expert of a narrower interval cannot generate from pure noise, so it has no last row. The
+    noise is fixed.
+
+    Args:
+        x: [N, 3, R, R] in [-1, 1].
+
+    Returns:
+        Images [rows × N, 3, R, R] in [-1, 1], row by row, and N.
     """
     interval, noise = Interval(*settings["interval"]), NoiseDistribution(**settings["noise"])
     eps = draws.normal(
@@ -45,7 +54,8 @@ def sheet(
     return torch.cat(rows), len(x)
 
 
-def png(pictures: Tensor, columns: int) -> bytes:
+def to_png(pictures: Tensor, columns: int) -> bytes:
+    """Images [N, 3, R, R] in [-1, 1] as one PNG of several columns, enlarged to about 96 pixels."""
     from pipelines.models.text_to_image import grid
 
     as_bytes = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu()

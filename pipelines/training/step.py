@@ -1,4 +1,4 @@
-"""One step of the optimiser, on this process's share of a batch."""
+"""One optimiser step on this process's share of a batch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning, EmbeddingSpec, draw_keep
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser, denoising_loss
-from pipelines.training.parallel import World, whole, without_sync
+from pipelines.training.parallel import Communicator, full_tensor, no_sync
 
 
 class Outcome(NamedTuple):
-    """Of one step: this process's σ and losses, and the gradient's norm over all."""
+    """Result of a step: σ and losses of this process's images, gradient norm over all processes."""
 
     sigma: Tensor  # [n] float64
     loss: Tensor  # [n]
@@ -25,9 +25,9 @@ class Outcome(NamedTuple):
 
 
 class Draws:
-    """Noise and dropout: functions of (seed, stream, place of the image in the stream).
+    """Random σ, ε and dropout, as functions of (seed, stream, index of the image in the stream).
 
-    Places are on the CPU. What is drawn there is copied to the device without waiting for it.
+    Indices are on the CPU. Values drawn there are copied to the device without blocking.
     """
 
     def __init__(
@@ -44,14 +44,17 @@ class Draws:
         }
 
     def sigma(self, index: Tensor) -> Tensor:
+        """σ ~ p(σ | interval), stratified over consecutive indices. [N] → [N] float64"""
         u = draws.stratified(self.seed, f"{self.stream}/sigma", index)
         return self.interval.draw(u, self.noise).to(self.device, non_blocking=True)
 
     def eps(self, index: Tensor, shape: torch.Size) -> Tensor:
+        """Standard normal noise. [N] → [N, *shape] float32"""
         there = index.to(self.device, non_blocking=True)
         return draws.normal(self.seed, f"{self.stream}/eps", there, tuple(shape))
 
-    def kept(self, index: Tensor, cond: Conditioning) -> Conditioning:
+    def dropout(self, index: Tensor, cond: Conditioning) -> Conditioning:
+        """The conditioning after embedding dropout."""
         keep = draw_keep(
             self.seed, index, self.drop, all_p=self.all, purpose=f"{self.stream}/dropout"
         )
@@ -60,40 +63,45 @@ class Draws:
 
 
 class Step:
-    """Forward, backward, clip, optimiser; in as many micro-batches as are asked for."""
+    """Forward, backward, gradient clipping and optimiser, over one or more micro-batches."""
 
     def __init__(
         self,
         model: Denoiser,
-        called: nn.Module,
+        wrapped: nn.Module,
         optimizer: torch.optim.Optimizer,
         draws: Draws,
-        world: World,
+        comm: Communicator,
         options: Mapping[str, Any],
         micro_batch: int | None = None,
     ) -> None:
         """
         Args:
-            called: the model as training calls it, with what adds gradients up around it.
-            options: the spec's ``training:``.
-            micro_batch: images at once; None: the whole share.
+            wrapped: the model inside DDP or FSDP, as training calls it.
+            options: the spec's ``training:`` settings.
+            micro_batch: images per forward pass; None for the whole share at once.
         """
-        self.model, self.called, self.optimizer = model, called, optimizer
-        self.draws, self.world, self.options = draws, world, options
+        self.model, self.wrapped, self.optimizer = model, wrapped, optimizer
+        self.draws, self.comm, self.options = draws, comm, options
         self.micro_batch = micro_batch
 
     def __call__(
         self, index: Tensor, x: Tensor, cond: Conditioning, learning_rate: float
     ) -> Outcome:
-        """One step on the images at these places, this process's share of the batch."""
+        """Take one step on this process's share of the batch.
+
+        Args:
+            index: [n] indices of the images in the stream, on the CPU.
+            x: [n, 3, R, R] in [-1, 1], on the device.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        parts = list(self.parts(len(index)))
-        # Each process adds up its own; the average over processes is then that over the batch.
-        scale = self.world.size / self.options["batch"]
+        slices = list(self.micro_batches(len(index)))
+        # DDP averages gradients over processes; this scale makes that the average over the batch.
+        scale = self.comm.size / self.options["batch"]
         sigmas, losses = [], []
-        for part in parts:
-            with nullcontext() if part is parts[-1] else without_sync(self.called):
-                sigma, loss = self.loss(index[part], x[part], cond[part])
+        for rows in slices:
+            with nullcontext() if rows is slices[-1] else no_sync(self.wrapped):
+                sigma, loss = self.loss(index[rows], x[rows], cond[rows])
                 (loss.sum() * scale).backward()
             sigmas.append(sigma)
             losses.append(loss.detach())
@@ -101,38 +109,40 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        return Outcome(torch.cat(sigmas), torch.cat(losses), whole(norm))
+        return Outcome(torch.cat(sigmas), torch.cat(losses), full_tensor(norm))
 
-    def parts(self, count: int) -> Iterator[slice]:
+    def micro_batches(self, count: int) -> Iterator[slice]:
+        """Slices of ``count`` images, each of ``micro_batch`` images at most."""
         size = self.micro_batch or count
         for start in range(0, count, size):
             yield slice(start, min(start + size, count))
 
     def loss(self, index: Tensor, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        """σ and the loss of each image. [n], [n]"""
+        """σ [n] and loss [n] of each image."""
         sigma = self.draws.sigma(index)
         eps = self.draws.eps(index, x.shape[1:])
-        cond = self.draws.kept(index, cond)
-        with computing_in(self.options["precision"], x.device):
-            loss = denoising_loss(self.called, self.model.sigma_data, x, sigma, eps, cond)
+        cond = self.draws.dropout(index, cond)
+        with autocast(self.options["precision"], x.device):
+            loss = denoising_loss(self.wrapped, self.model.sigma_data, x, sigma, eps, cond)
         return sigma, loss
 
 
-def computing_in(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The network's arithmetic; what it is given and gives back stays float32."""
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Context in which the network computes in bfloat16, or none; its inputs stay float32."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def largest_that_fits(attempt: Callable[[int], None], share: int, device: torch.device) -> int:
-    """The largest micro-batch, a power of two or all, whose step fits the GPU's memory.
+def find_micro_batch(attempt: Callable[[int], None], share: int, device: torch.device) -> int:
+    """The largest micro-batch that fits the GPU's memory: the whole share or a power of two.
 
     Args:
-        attempt: does forward and backward on so many images.
+        attempt: runs forward and backward on the given number of images.
+        share: images of this process in a batch.
     """
     if device.type != "cuda":
-        return share  # memory of the machine, not of a card: nothing to find out
+        return share  # running out of host memory kills the process, so there is nothing to try
     size = share
     while True:
         try:

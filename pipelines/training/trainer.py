@@ -1,4 +1,4 @@
-"""Ray Train, without what it would start for Ray Data."""
+"""Ray Train's trainer without its Ray Data process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 
 class RayTrainer(DataParallelTrainer):
-    """Workers that read for themselves: the process that would hand out data sets is left out."""
+    """Leaves out the callback that distributes data sets: workers read their shards themselves."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()

@@ -1,4 +1,4 @@
-"""A training node's own measurements: the same pictures, σ and ε for whoever is asked."""
+"""Validation during training: every model sees the same images, σ and ε."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ from torch import Tensor
 
 from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning
-from ediffi_core.degrade import Degradation, small_and_large
+from ediffi_core.degrade import Degradation, super_resolution_pair
 from ediffi_core.metrics import by_noise_level, by_picture, paired_gain, validation_losses
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser
 from pipelines.store.reader import Reader
-from pipelines.training.parallel import World
+from pipelines.training.parallel import Communicator
 
 BATCH = 64
+"""Images per forward pass."""
 
 
-def as_told(
-    read: tuple[Tensor, Conditioning], index: Tensor, settings: Mapping[str, Any], purpose: str
+def prepare_batch(
+    batch: tuple[Tensor, Conditioning], index: Tensor, settings: Mapping[str, Any], purpose: str
 ) -> tuple[Tensor, Conditioning]:
-    """What a stage's network learns to draw, and what it is told; super-resolution its part.
+    """Targets and conditioning of a stage's network.
+
+    A base stage gets the batch as it was read. A super-resolution stage gets random crops, with
+    their degraded low-resolution versions in the conditioning.
 
     Args:
-        read: pictures of the stage's resolution, and their conditioning.
-        index: [N] places of the images in the stream, which crops and corruptions depend on.
+        batch: images [N, 3, R, R] of the stage's resolution, and their conditioning.
+        index: [N] indices of the images in the stream; crops and degradations depend on them.
+        purpose: name of the random stream, such as ``validation``.
     """
-    x, cond = read
+    x, cond = batch
     if how := settings.get("super_resolution"):
-        x, small = small_and_large(
+        x, small = super_resolution_pair(
             x,
             index,
             factor=how["factor"],
@@ -45,68 +50,70 @@ def as_told(
     return x, cond
 
 
-def validation_pictures(
+def validation_batch(
     data: Reader, index: Tensor, settings: Mapping[str, Any]
 ) -> tuple[Tensor, Conditioning]:
-    """The same for every model that is asked; apart from training's draws."""
-    return as_told(data.rows(index % len(data)), index, settings, "validation")
+    """Validation images and conditioning: the same for every model, independent of training."""
+    return prepare_batch(data.rows(index % len(data)), index, settings, "validation")
 
 
 class Validation:
-    """Losses of a model, shared out over the processes; every one must ask."""
+    """Validation losses of a model, computed by all processes together (collective calls)."""
 
-    def __init__(self, data: Reader, settings: Mapping[str, Any], world: World) -> None:
-        self.data, self.settings, self.world = data, settings, world
+    def __init__(self, data: Reader, settings: Mapping[str, Any], comm: Communicator) -> None:
+        self.data, self.settings, self.comm = data, settings, comm
         self.interval = Interval(*settings["interval"])
         self.noise = NoiseDistribution(**settings["noise"])
 
     def losses(self, model: Denoiser, count: int) -> tuple[Tensor, Tensor]:
-        """σ and the loss of the first ``count`` draws of this node's interval."""
-        rounds = torch.arange(count).split(BATCH * self.world.size)
+        """σ [count] and losses [count] of the first draws in this node's interval."""
+        rounds = torch.arange(count).split(BATCH * self.comm.size)
         sigma, loss = zip(*(self._round(model, index.split(BATCH)) for index in rounds))
         return torch.cat(sigma), torch.cat(loss)
 
     def _round(self, model: Denoiser, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """A batch for each process; one too many repeats the last, for all must compute."""
-        index = batches[min(self.world.rank, len(batches) - 1)]
+        """One batch per process; surplus processes repeat the last one, as all must compute."""
+        index = batches[min(self.comm.rank, len(batches) - 1)]
         seed = self.settings["seed"]
         u = draws.rotated(seed, "validation/sigma", index, len(self.data))
         sigma = self.interval.draw(u, self.noise)
         loss = validation_losses(
             model,
-            self.settings["sigma_data"],  # one weight for whoever is asked, child or parent
+            self.settings["sigma_data"],  # the same λ(σ) for child and parent
             self._batch,
             index=index,
             sigma=sigma,
             batch=BATCH,
             seed=seed,
         )
-        found = self.world.everyones((sigma, loss))[: len(batches)]
+        found = self.comm.all_gather((sigma, loss))[: len(batches)]
         return torch.cat([s for s, _ in found]), torch.cat([v for _, v in found])
 
     def _batch(self, index: Tensor) -> tuple[Tensor, Conditioning]:
-        x, cond = validation_pictures(self.data, index, self.settings)
-        return x.to(self.world.device), cond.to(self.world.device)
+        x, cond = validation_batch(self.data, index, self.settings)
+        return x.to(self.comm.device), cond.to(self.comm.device)
 
-    def by_level(self, model: Denoiser, count: int, bins: int) -> tuple[dict[str, float], Tensor]:
-        """The loss over the interval and over each part of it; and that of each draw."""
+    def losses_by_noise_level(
+        self, model: Denoiser, count: int, bins: int
+    ) -> tuple[dict[str, float], Tensor]:
+        """Mean losses over the interval and over ``bins`` parts of it, and losses [count]."""
         sigma, loss = self.losses(model, count)
         found = {"val_loss": float(loss.mean())}
         for (low, high), part in by_noise_level(sigma, loss, self.noise, bins).items():
             found[f"val_loss_bin/sigma_{low:.3g}_to_{high:.3g}"] = part.mean
         return found, loss
 
-    def against(self, parent: Tensor, child: Tensor) -> dict[str, float]:
-        """Child and parent on the same first draws, picture by picture."""
-        return against(parent, child, torch.arange(len(child)) % len(self.data))
+    def gain_over_parent(self, parent: Tensor, child: Tensor) -> dict[str, float]:
+        """Metrics of the child's gain over its parent, from losses [N] on the same first draws."""
+        return gain_over_parent(parent, child, torch.arange(len(child)) % len(self.data))
 
 
-def against(parent: Tensor, child: Tensor, picture: Tensor) -> dict[str, float]:
-    """What a child gains over its parent, from the losses [N] of both on the same draws.
+def gain_over_parent(parent: Tensor, child: Tensor, picture: Tensor) -> dict[str, float]:
+    """Metrics of a child's gain over its parent, from the losses [N] of both on the same draws.
 
     Args:
-        picture: [N] the number of each draw's picture; the interval is by pictures, for draws of
-            one picture are no independent ones.
+        picture: [N] image of each draw. The confidence interval treats images, not draws, as
+            independent.
     """
     gain = paired_gain(by_picture(parent, picture), by_picture(child, picture))
     return {

@@ -1,4 +1,4 @@
-"""What Ray Train calls in each worker of a training node."""
+"""The function that Ray Train calls in each worker of a training node."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ from typing import Any
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Trains the node to its end; → what its step gives back.
+    """Train the node to its end.
+
+    Args:
+        config: ``ctx``, ``settings`` and ``inputs`` of the node.
+
+    Returns:
+        ``files``, ``metrics`` and ``info`` of the node's result.
 
     Raises:
-        ValueError: A mistake of the user's, in words.
-        Preempted: The worker was asked to leave, and has saved.
-        Stalled: The workers lost each other.
+        ValueError: A mistake in the user's settings or data.
+        Preempted: The worker was asked to stop, and has saved its state.
+        Stalled: The workers lost contact with each other.
     """
-    from pipelines.training.build import Parts
+    from pipelines.training.build import TrainingSetup
     from pipelines.training.loop import Trainer
 
-    return Trainer(Parts(config["ctx"], config["settings"], config["inputs"])).train()
+    return Trainer(TrainingSetup(config["ctx"], config["settings"], config["inputs"])).train()

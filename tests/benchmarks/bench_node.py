@@ -59,10 +59,10 @@ def prepared(folder: Path) -> tuple[Path, Path]:
 
 
 def context(spec: Path, store: Path, way: str, board: Any = None, **runtime: Any) -> Any:
-    """→ the parts of the node's training, in a folder of its own."""
+    """The training setup of the node, in a new folder."""
     from pipelines.runs.context import Context
     from pipelines.store.artifacts import Store
-    from pipelines.training.build import Parts
+    from pipelines.training.build import TrainingSetup
 
     made, verdict = verdict_of(spec, store)
     node = verdict.node
@@ -78,23 +78,23 @@ def context(spec: Path, store: Path, way: str, board: Any = None, **runtime: Any
     )
     reads = {**node.inputs, **node.unhashed_inputs}
     inputs = {role: made.verdicts[i].folder for role, i in reads.items()}
-    return Parts(ctx, dict(node.settings), inputs)
+    return TrainingSetup(ctx, dict(node.settings), inputs)
 
 
-def timed(parts: Any) -> dict[str, float]:
+def timed(setup: Any) -> dict[str, float]:
     """The loop itself, from after a few steps to the last; what follows the end is left out."""
     from pipelines.training.loop import Trainer
 
     moments: dict[int, float] = {}
-    step = parts.step
+    step = setup.step
 
     def clocked(index: Any, *rest: Any) -> Any:
         moments[int(index[0])] = time.monotonic()
         return step(index, *rest)
 
-    parts.step = clocked
-    trainer = Trainer(parts)
-    trainer.run_on()
+    setup.step = clocked
+    trainer = Trainer(setup)
+    trainer.run_steps()
     trainer.checkpoints.wait()
     last = max(moments)
     waits = [r["metrics"]["data_wait"] for r in trainer.history if "data_wait" in r["metrics"]]
@@ -107,11 +107,11 @@ def timed(parts: Any) -> dict[str, float]:
 
 def plain(spec: Path, store: Path) -> dict[str, float]:
     """The same step without Ray, records or a stream: batches are read before the clock starts."""
-    parts = context(spec, store, "plain")
-    batch, rate = parts.options["batch"], parts.options["learning_rate"]
+    setup = context(spec, store, "plain")
+    batch, rate = setup.options["batch"], setup.options["learning_rate"]
     indices = [torch.arange(p, p + batch) for p in range(0, IMAGES, batch)]
-    batches = [parts.data.batch(index) for index in indices]
-    model, state, draws = parts.model, parts.state, parts.step.draws
+    batches = [setup.data.batch(index) for index in indices]
+    model, state, draws = setup.model, setup.state, setup.step.draws
     from ediffi_core.precond import denoising_loss
 
     for index, (x, cond) in zip(indices, batches):
@@ -121,7 +121,7 @@ def plain(spec: Path, store: Path) -> dict[str, float]:
         loss = denoising_loss(model, model.sigma_data, x, sigma, eps, draws.kept(index, cond))
         state.optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), parts.options["clip_norm"])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), setup.options["clip_norm"])
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.step()

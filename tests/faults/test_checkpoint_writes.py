@@ -32,7 +32,7 @@ def is_of(tensors, images):
 
 
 def checkpoints(root, said):
-    return Checkpoints(Store.at(str(root)), NODE, fingerprint="f", say=said.append)
+    return Checkpoints(Store.at(str(root)), NODE, fingerprint="f", log=said.append)
 
 
 def restored(root):
@@ -169,10 +169,7 @@ def test_a_bucket_that_ends_an_upload_leaves_the_older_one(bucket, s3, monkeypat
     Store.at(bucket).write(f"{NODE}/checkpoints/{2:012d}/part-00000-of-00001.safetensors", b"torn")
     assert restored(bucket) == (
         1,
-        [
-            "checkpoint 000000000002 is not used: it was not written to its end; "
-            "continuing from 1 images"
-        ],
+        ["checkpoint 000000000002 is not used: it is incomplete; continuing from 1 images"],
     )
 
 

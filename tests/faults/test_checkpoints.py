@@ -14,8 +14,8 @@ from pipelines.dag import plan
 from pipelines.runs.context import Context
 from pipelines.spec.loading import load
 from pipelines.store.artifacts import Store
-from pipelines.training import preemption as notice
-from pipelines.training.build import Parts
+from pipelines.training import preemption
+from pipelines.training.build import TrainingSetup
 from pipelines.training.loop import Trainer
 
 NODE = "train/base/E1_1"
@@ -83,7 +83,7 @@ class Node:
         training = {**node.settings["training"], **(training or {})}
         training["bad_loss"] = {**training["bad_loss"], **(bad_loss or {})}
         told = {**node.settings, **(settings or {}), "training": training}
-        return Stopping(Parts(ctx, told, inputs))
+        return Stopping(TrainingSetup(ctx, told, inputs))
 
     def train(self, stop_at=None):
         """Trains to the end, or to the checkpoint of so many images; → what it said."""
@@ -309,7 +309,7 @@ def test_a_child_may_carry_its_parents_optimizer_on(node):
     assert any(s["exp_avg"].any() for s in carried.state.optimizer.state.values())
     assert carried.images == 0
     for (name, a), b in zip(
-        fresh.parts.model.named_parameters(), carried.parts.model.parameters(), strict=True
+        fresh.setup.model.named_parameters(), carried.setup.model.parameters(), strict=True
     ):
         assert torch.equal(a, b), name
 
@@ -331,20 +331,20 @@ def test_pictures_are_drawn_at_milestones_and_kept(node):
 
 def test_asked_to_leave_it_saves_first(node, undisturbed, monkeypatch):
     """Between two checkpoints; what goes on afterwards is byte for byte the same."""
-    monkeypatch.setattr(notice, "_reasons", [])
+    monkeypatch.setattr(preemption, "_reasons", [])
     trainer = node.trainer(checkpoint_images=1000)
     advance = trainer.state.advance
 
     def asked_at_the_third_step(images, batch):
         advance(images, batch)
         if images == 48:
-            notice.ask("SIGTERM")
+            preemption.request_stop("SIGTERM")
 
     trainer.state.advance = asked_at_the_third_step
-    with pytest.raises(notice.Preempted, match="SIGTERM; saved at 48 images"):
+    with pytest.raises(preemption.Preempted, match="SIGTERM; saved at 48 images"):
         trainer.train()
     assert node.board.rows[-1]["checkpoint"] == 48
-    monkeypatch.setattr(notice, "_reasons", [])
+    monkeypatch.setattr(preemption, "_reasons", [])
     assert node.train() == ["continues at 48 images"]
     assert node.weights() == undisturbed
 
@@ -353,8 +353,8 @@ class Poison:
     """Spoils the batch at one place, before the step sees it."""
 
     def __init__(self, trainer, place, by):
-        self.step, self.place, self.by = trainer.parts.step, place, by
-        trainer.parts.step = self
+        self.step, self.place, self.by = trainer.setup.step, place, by
+        trainer.setup.step = self
 
     def __call__(self, index, x, cond, learning_rate):
         if int(index[0]) == self.place:
@@ -373,8 +373,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_images_named(node):
 
 def test_a_bad_loss_names_the_row_that_is_not_finite(node):
     trainer = node.trainer()
-    shards, rows = trainer.parts.data.order(torch.arange(80, 96))
-    read = trainer.parts.data.read
+    shards, rows = trainer.setup.data.order(torch.arange(80, 96))
+    read = trainer.setup.data.read
 
     def damaged(*at):
         x, cond = read(*at)
@@ -383,7 +383,7 @@ def test_a_bad_loss_names_the_row_that_is_not_finite(node):
         ] = float("nan")
         return x, cond
 
-    trainer.parts.data.read = damaged
+    trainer.setup.data.read = damaged
     with pytest.raises(ValueError, match="the loss is nan"):
         trainer.train()
     assert any(f"not finite are t5 of {shards[3]}:{rows[3]}" in m for m in node.board.messages)
@@ -415,19 +415,19 @@ def test_too_many_bad_batches_stop_it(node):
 
 
 def test_a_leap_of_the_loss_is_bad_too():
-    from pipelines.training.meters import BEFORE, BadLoss, Meters, Outcome
-    from pipelines.training.parallel import World
+    from pipelines.training.meters import MEDIAN_WINDOW, BadLoss, Meters, Outcome
+    from pipelines.training.parallel import Communicator
 
-    meters = Meters(World(), None, None, bins=1, leap=3.0)
+    meters = Meters(Communicator(), None, None, bins=1, leap=3.0)
 
     def step(place, loss):
         losses = torch.full((4,), loss)
         meters.add(place, Outcome(torch.ones(4).double(), losses, torch.tensor(1.0)), 0.0)
-        meters.judge(4)
+        meters.check(4)
 
-    for i in range(BEFORE):
+    for i in range(MEDIAN_WINDOW):
         step(4 * i, 1.5)
     step(1000, 4.4)
     with pytest.raises(BadLoss, match=r"leapt to 4\.6") as bad:
         step(1004, 4.6)
-    assert bad.value.place == 1004
+    assert bad.value.position == 1004

@@ -98,10 +98,10 @@ def test_workers_that_leave_are_lost_late_or_wrong_are_started_again(node):
     fates = ("SIGTERM", "SIGKILL", "late", "bug")
     assert node.train(*fates, timeout_s=10) == {"attempts": 5, "backend": "gloo"}
     left, lost, late, wrong = node.said()
-    assert left.startswith("rank 1: SIGTERM (preemption); goes on from 0 images in ")
+    assert left.startswith("rank 1: SIGTERM (preemption); retrying from 0 images in ")
     assert left.endswith("attempt 1 of 2")
     # Ray may hear of what rank 0 lost before it sees that rank 1 has died.
-    seen = "rank 1: its process died (preemption); ", "rank 0: lost another rank ("
+    seen = "rank 1: its process died (preemption); ", "rank 0: lost connection to another rank ("
     assert lost.startswith(seen) and " (preemption); " in lost
     assert lost.endswith("attempt 2 of 2")
     assert "(stalled); " in late and late.endswith("attempt 1 of 1")
@@ -137,8 +137,10 @@ def test_workers_start_where_their_labels_say_and_wait_for_such_a_machine(node, 
     assert node.train(labels={"ray.io/node-id": here})["attempts"] == 1
     elsewhere = in_thread(lambda: node.train(labels={"ray.io/node-id": f"!{here}"}))
     [said, *_] = eventually(node.said)
-    assert said.startswith("the node's control: the cluster has no room for 2 such workers yet")
-    assert " (waits for machines); " in said and said.endswith("attempt 1 of 9")
+    assert said.startswith(
+        "the training controller: the cluster has no room for 2 such workers yet"
+    )
+    assert " (waiting for machines); " in said and said.endswith("attempt 1 of 9")
     node.ray.get(node.board.stop.remote("the test is over"))
     with pytest.raises(Preempted, match="the test is over"):
         elsewhere.result(PATIENCE_S)

@@ -1,4 +1,4 @@
-"""A GPU that computes shapes, dtypes and devices only, for machines that have none."""
+"""A fake GPU for machines without one: it computes shapes, dtypes and devices only."""
 
 from collections import Counter
 
@@ -12,11 +12,11 @@ COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 
 class FakeGPU(TorchDispatchMode):
-    """Inside, ``cuda`` tensors are fake, those on the CPU real; mixing the two is PyTorch's error.
+    """Inside the context ``cuda`` tensors are fake and CPU tensors real.
 
-    ``syncs`` counts what a real GPU would be waited for: numbers read back, copies to the CPU,
-    copies from it that are not asked to be non-blocking, and results whose size is data.
-    A number that is read is 1 (True).
+    Mixing devices raises PyTorch's usual error. ``syncs`` counts operations that would block on a
+    real GPU: numbers read back, copies to the CPU, copies from it that are not non-blocking, and
+    results whose size depends on data. Every number read back is 1 (True).
     """
 
     def __init__(self):
@@ -35,7 +35,7 @@ class FakeGPU(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if torch.is_inference_mode_enabled() and func.namespace == "aten":
-            # Where calls arrive before they are taken apart.
+            # In inference mode, calls arrive here before they are decomposed.
             with self:
                 if (parts := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return parts

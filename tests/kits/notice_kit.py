@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.training.preemption import Preempted, asked
+from pipelines.training.preemption import Preempted, stop_reason
 
 LONG_S = 600
 
@@ -20,7 +20,7 @@ def until_asked():
     """Goes on as a training does, asking at every step; leaves as it should."""
     until = time.monotonic() + LONG_S
     while time.monotonic() < until:
-        if reason := asked():
+        if reason := stop_reason():
             raise Preempted(reason)
         time.sleep(0.05)
     raise TimeoutError("was never asked to leave")

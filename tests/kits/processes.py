@@ -1,4 +1,4 @@
-"""Runs a function in several real processes that form a group, as Ray Train does."""
+"""Runs a function in several processes that form a process group, as Ray Train's workers do."""
 
 import multiprocessing
 import os
@@ -12,49 +12,50 @@ CONTEXT.set_forkserver_preload(
 
 
 def run(count, work, *args, timeout_s=120):
-    """Calls ``work(peers, *args)`` in every process; → what it gave, by rank."""
+    """Call ``work(group, *args)`` in every process; → the results by rank."""
     from tempfile import TemporaryDirectory
 
-    with TemporaryDirectory() as meeting:
-        told = CONTEXT.Queue()
+    with TemporaryDirectory() as rendezvous:
+        queue = CONTEXT.Queue()
         started = [
-            CONTEXT.Process(target=_one, args=(rank, count, meeting, told, work, args))
+            CONTEXT.Process(target=_one, args=(rank, count, rendezvous, queue, work, args))
             for rank in range(count)
         ]
         for process in started:
             process.start()
         try:
-            given = dict(told.get(timeout=timeout_s) for _ in started)
+            results = dict(queue.get(timeout=timeout_s) for _ in started)
         finally:
             for process in started:
                 process.join(timeout=10)
                 process.kill()
-    failed = [str(error) for _, error in given.values() if error]
+    failed = [str(error) for _, error in results.values() if error]
     assert not failed, "\n".join(failed)
-    return [given[rank][0] for rank in range(count)]
+    return [results[rank][0] for rank in range(count)]
 
 
-def _one(rank, count, meeting, told, work, args):
+def _one(rank, count, rendezvous, queue, work, args):
     import torch
     import torch.distributed as dist
 
-    from pipelines.training.checkpoints.writer import Peers
+    from pipelines.training.checkpoints.writer import ProcessGroup
 
     torch.set_num_threads(1)
     try:
         dist.init_process_group(
             "gloo",
-            init_method=f"file://{meeting}/group",
+            init_method=f"file://{rendezvous}/group",
             rank=rank,
             world_size=count,
             timeout=timedelta(seconds=60),
         )
-        group = dist.new_group(backend="gloo")
-        given, error = work(Peers(rank=rank, size=count, group=group), *args), None
+        gloo_group = dist.new_group(backend="gloo")
+        group = ProcessGroup(rank=rank, size=count, gloo_group=gloo_group)
+        result, error = work(group, *args), None
         dist.barrier()
     except BaseException:
-        given, error = None, traceback.format_exc()
-    told.put((rank, (given, error)))
-    told.close()
-    told.join_thread()
-    os._exit(0)  # a group whose other end is gone may wait at exit
+        result, error = None, traceback.format_exc()
+    queue.put((rank, (result, error)))
+    queue.close()
+    queue.join_thread()
+    os._exit(0)  # a group that lost a process may hang at exit

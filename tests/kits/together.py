@@ -1,4 +1,4 @@
-"""Runs a function in several processes that form one process group, as a node's workers do."""
+"""Runs a function in several processes that form a process group (torch's spawn)."""
 
 import os
 import tempfile
@@ -20,7 +20,7 @@ def _process(rank, size, folder, function, args):
 
 
 def together(size, function, *args):
-    """What the function returns in each of ``size`` processes, by rank."""
+    """Call the function in ``size`` processes; → the results by rank."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(
             _process, (size, folder, function, args), nprocs=size, start_method="spawn"

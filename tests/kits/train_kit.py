@@ -1,6 +1,6 @@
-"""One training node on Ray and nothing else, which logs what every step saw.
+"""One training node on Ray that logs what every step saw.
 
-As a program, for it to be watched and killed::
+As a program, to be watched and killed::
 
     python train_kit.py SPEC --storage STORE
 """
@@ -20,7 +20,7 @@ PROGRAM = (sys.executable, Path(__file__))
 
 
 def write_spec(to, workers=1, images=640, checkpoint_images=64, **more):
-    """The smoke spec's root alone, trained by so many workers of a CPU each."""
+    """The smoke spec's root alone, trained by ``workers`` workers of one CPU each."""
     from kit import SMOKE
 
     raw = yaml.safe_load(SMOKE.read_text())
@@ -49,17 +49,17 @@ def verdict_of(spec, root):
 
 
 def worker(config):
-    """Trains as ever; writes each step's images and losses into ``steps/`` of the store."""
-    from pipelines.training.build import Parts
+    """Train, and write each step's images and losses into ``steps/`` of the store."""
+    from pipelines.training.build import TrainingSetup
     from pipelines.training.loop import Trainer
 
     began = time.time()
-    parts = Parts(config["ctx"], config["settings"], config["inputs"])
-    log = Path(parts.ctx.store.root) / "steps"
+    setup = TrainingSetup(config["ctx"], config["settings"], config["inputs"])
+    log = Path(setup.ctx.store.root) / "steps"
     log.mkdir(exist_ok=True)
-    size, rank = parts.world.size, parts.world.rank
+    size, rank = setup.comm.size, setup.comm.rank
     file = (log / f"{began:.3f}-{rank}-of-{size}.jsonl").open("w", buffering=1)
-    step = parts.step
+    step = setup.step
 
     def logged(index, x, cond, learning_rate):
         outcome = step(index, x, cond, learning_rate)
@@ -73,12 +73,12 @@ def worker(config):
         file.write(json.dumps(row) + "\n")
         return outcome
 
-    parts.step = logged
-    return Trainer(parts).train()
+    setup.step = logged
+    return Trainer(setup).train()
 
 
 def steps(root):
-    """Image → what the last step that had it saw and came to, of all attempts and ranks."""
+    """Image → pictures, σ and loss of the last step that had it, over all attempts and ranks."""
     found = {}
     for file in sorted((Path(root) / "steps").iterdir(), key=lambda f: float(f.name.split("-")[0])):
         for line in file.read_text().splitlines():
@@ -111,7 +111,7 @@ def main(spec, root):
     whole = train.train
     train.train = lambda ctx, _, config: whole(ctx, train_kit.worker, config)
 
-    def tell():
+    def print_reports():
         while True:
             time.sleep(0.2)
             try:
@@ -123,7 +123,7 @@ def main(spec, root):
                     if key in row:
                         print(key, row[key], flush=True)
 
-    threading.Thread(target=tell, daemon=True).start()
+    threading.Thread(target=print_reports, daemon=True).start()
     runner.run_node(verdict)
     runner.store.sweep()  # as every run ends
     print("is done", flush=True)

@@ -74,11 +74,11 @@ def models(smoke: Finished, tmp_path_factory: pytest.TempPathFactory) -> Models:
     raw = json.loads(made.manifest(made.two).read_text())
     raw["stages"][0]["sampling"]["steps"] = 2
     made.manifest(made.two).write_text(json.dumps(raw))
-    champions.offer(made.store, "smoke", made.entry(made.one))
-    champions.crown(
+    champions.add_candidate(made.store, "smoke", made.entry(made.one))
+    champions.promote(
         made.store, "smoke", made.one, "better", by="run smoke-1", numbers={"fid": 0.25}
     )
-    champions.offer(made.store, "smoke", made.entry(made.two))
+    champions.add_candidate(made.store, "smoke", made.entry(made.two))
     said("models", "--sync", "--storage", root)
     return made
 

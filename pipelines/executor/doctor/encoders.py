@@ -48,10 +48,10 @@ def _encoder(key: str, name: str, config: str, remote: list[Remote] | str) -> Ch
         config: The file that makes a folder one of an encoder.
         remote: The files of a published one, any of which will do; or why there are none.
     """
-    from ediffi_core.encoders import PACKAGE, located
+    from ediffi_core.encoders import PACKAGE, resolve_source
 
     try:
-        folder = Path(located(name))
+        folder = Path(resolve_source(name))
     except ValueError as error:
         return Check(key, "fault", str(error), "install the package, or name another encoder")
     if folder.is_dir():

@@ -1,6 +1,6 @@
-"""One process's part of a checkpoint: a safetensors file, laid out in memory.
+"""One process's part of a checkpoint: a safetensors file laid out in memory.
 
-The tensors are copied to where the file has them: what is hashed, written or sent is this memory.
+Tensors are copied straight to their offsets in the file, and this memory is hashed and written.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Piece:
-    """What a part holds of one tensor."""
+    """The rows of one tensor that a part holds."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    """Of the piece."""
+    """Shape of these rows, not of the whole tensor."""
 
     rows: tuple[int, int] | None = None
-    """Its first row, and how many rows the tensor has; None if this is all of it."""
+    """(first row, rows of the whole tensor); None if the piece is the whole tensor."""
 
     @property
     def nbytes(self) -> int:
@@ -50,15 +50,16 @@ class Piece:
 
 
 class Part:
-    """The bytes of the file, and its tensors as views of them. Made once, filled at every save."""
+    """The bytes of the file, and its tensors as views of them; reused by every save."""
 
     def __init__(self, pieces: Mapping[str, Piece], *, pinned: bool = False) -> None:
         """
         Args:
-            pinned: lock the memory, so that a GPU copies into it directly.
+            pieces: tensor name → what this process writes of it.
+            pinned: page-lock the memory, so that a GPU copies into it directly.
         """
         self.pieces = dict(pieces)
-        # The widest first, as safetensors does it: then every tensor lies at a multiple of its own.
+        # Widest dtype first, as safetensors does it, so that every tensor is aligned.
         order = sorted(self.pieces, key=lambda n: (-self.pieces[n].dtype.itemsize, n))
         entries: dict[str, Any] = {}
         end = 0
@@ -73,7 +74,7 @@ class Part:
         rows = {n: p.rows for n, p in sorted(self.pieces.items()) if p.rows}
         about = {"__metadata__": {METADATA: json.dumps({"rows": rows})}}
         text = json.dumps({**about, **entries}, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 64 + 56)  # so that the tensors begin at a multiple of 64
+        text += b" " * (-len(text) % 64 + 56)  # tensor data starts at a multiple of 64 bytes
         head = len(text).to_bytes(8, "little") + text
         self.data = bytearray(len(head) + end)
         self.data[: len(head)] = head
@@ -93,7 +94,7 @@ class Part:
 
     @torch.no_grad()
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copies every piece to its place; from a GPU all at once, and then waits for them."""
+        """Copy every tensor into the file's memory, and wait for copies from a GPU."""
         if not self.views:
             return
         sources = [tensors[name].detach() for name in self.views]
@@ -103,9 +104,9 @@ class Part:
 
 
 def _pin(part: Part) -> None:
-    """Locks a part's memory for as long as the part lives.
+    """Page-lock a part's memory for as long as the part lives.
 
-    Not with torch's own pinned memory, which comes in powers of two: up to twice what is needed.
+    Torch's own pinned memory would round the size up to a power of two.
     """
     address = ctypes.addressof(ctypes.c_char.from_buffer(part.data))
     cudart = torch.cuda.cudart()

@@ -1,4 +1,4 @@
-"""Reads a checkpoint if all of it is as it was written, and otherwise says what is not."""
+"""Reading of checkpoints: verifies every file before any tensor changes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 
 from pipelines.store.artifacts import Store, sha256
 from pipelines.store.remote import StorageError
-from pipelines.training.checkpoints.manifest import MANIFEST, Manifest, in_words
-from pipelines.training.checkpoints.sharding import Parts, held
-from pipelines.training.process_group import Peers, Unsound
+from pipelines.training.checkpoints.manifest import MANIFEST, Manifest, describe_file
+from pipelines.training.checkpoints.sharding import StoredTensors, local_shard
+from pipelines.training.process_group import InvalidCheckpoint, ProcessGroup
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What was saved beside the tensors that were restored."""
+    """What a checkpoint holds besides its tensors."""
 
     images: int
     note: Any
@@ -34,25 +34,29 @@ def load(
     images: int | None,
     fingerprint: str,
     tensors: Mapping[str, Tensor],
-    peers: Peers,
-    some: bool = False,
+    group: ProcessGroup,
+    allow_extra: bool = False,
 ) -> Restored:
-    """Fills the tensors from a checkpoint. All processes together; Unsound, too, is raised in all.
+    """Fill the tensors from a checkpoint. A collective call.
 
     Args:
-        at: its folder.
-        images: that it must be of; None if any will do.
-        fingerprint: of the node that it must be of.
-        tensors: as they are laid out here. Untouched unless the checkpoint is sound.
-        some: whether it may have further tensors.
+        at: folder of the checkpoint.
+        images: images that the checkpoint must have seen; None accepts any number.
+        fingerprint: node that must have written the checkpoint.
+        tensors: filled in place, in this process's sharding; unchanged if an error is raised.
+        allow_extra: whether the checkpoint may hold further tensors.
+
+    Raises:
+        InvalidCheckpoint: The checkpoint is incomplete, damaged or does not fit; raised in every
+            process.
     """
 
     def begin() -> tuple[Manifest, dict[str, bytes]]:
         manifest = read_manifest(store, at)
         if manifest.fingerprint != fingerprint:
-            raise Unsound(f"it is of node {manifest.fingerprint}, not of {fingerprint}")
+            raise InvalidCheckpoint(f"it belongs to node {manifest.fingerprint}, not {fingerprint}")
         if images is not None and manifest.images != images:
-            raise Unsound(f"it is of {manifest.images:,} images")
+            raise InvalidCheckpoint(f"it was saved at {manifest.images:,} images")
         return manifest, {name: _extra(store, at, name, manifest) for name in manifest.extras}
 
     fetched: dict[str, Path] = {}
@@ -62,66 +66,66 @@ def load(
         return fetched[name]
 
     def verify() -> None:
-        for name in manifest.parts[peers.rank :: peers.size]:
+        for name in manifest.parts[group.rank :: group.size]:
             _verify(store, at, name, manifest, local)
 
-    def match() -> Parts:
-        parts = Parts([local(name) for name in manifest.parts])
-        parts.check(wanted, some)
+    def match() -> StoredTensors:
+        parts = StoredTensors([local(name) for name in manifest.parts])
+        parts.check(wanted, allow_extra)
         return parts
 
-    wanted = {name: held(name, t, peers) for name, t in tensors.items()}
-    manifest, files = peers.first(begin)
+    wanted = {name: local_shard(name, t, group) for name, t in tensors.items()}
+    manifest, files = group.run_on_first(begin)
     try:
-        peers.together(verify)
-        parts = peers.here(match)
-        peers.here(lambda: parts.copy_to(wanted))
-    finally:  # no process is still at it: what ends here for one ends for all
+        group.run_and_gather(verify)
+        parts = group.run(match)
+        group.run(lambda: parts.copy_to(wanted))
+    finally:  # every process is past the last read: they succeed or fail together
         for path in fetched.values():
             store.forget(path)
     return Restored(manifest.images, manifest.note, files)
 
 
 def read_manifest(store: Store, at: str) -> Manifest:
-    """Unsound if it is not there, or not as it was written."""
+    """Read a checkpoint's manifest; InvalidCheckpoint if it is missing or damaged."""
     data = _read("manifest", lambda: store.read(f"{at}/{MANIFEST}"))
     if data is None:
-        raise Unsound("it was not written to its end")
+        raise InvalidCheckpoint("it is incomplete")
     return Manifest.from_bytes(data)
 
 
 def _extra(store: Store, at: str, name: str, manifest: Manifest) -> bytes:
     data = _read(name, lambda: store.read(f"{at}/{name}"))
     if data is None:
-        raise Unsound(f"its {name} is missing")
+        raise InvalidCheckpoint(f"its {name} is missing")
     if sha256(data) != manifest.files[name]["sha256"]:
-        raise Unsound(f"its {name} has another sha256")
+        raise InvalidCheckpoint(f"its {name} has the wrong sha256")
     return data
 
 
 def _verify(
     store: Store, at: str, name: str, manifest: Manifest, local: Callable[[str], Path]
 ) -> None:
-    path, due, what = f"{at}/{name}", manifest.files[name], in_words(name)
+    path, expected, what = f"{at}/{name}", manifest.files[name], describe_file(name)
     size = store.size(path)
     if size is None:
-        raise Unsound(f"its {what} is missing")
-    if size != due["bytes"]:
-        raise Unsound(f"its {what} has {size:,} of {due['bytes']:,} bytes")
+        raise InvalidCheckpoint(f"its {what} is missing")
+    if size != expected["bytes"]:
+        raise InvalidCheckpoint(f"its {what} has {size:,} of {expected['bytes']:,} bytes")
 
     def digest() -> str:
         with local(name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    if _read(what, digest) != due["sha256"]:
-        raise Unsound(f"its {what} has another sha256")
+    if _read(what, digest) != expected["sha256"]:
+        raise InvalidCheckpoint(f"its {what} has the wrong sha256")
 
 
 def _read(what: str, read: Callable[[], T]) -> T:
-    """What a disk cannot give is unsound; a store that is away or closed says nothing of it."""
+    """Call ``read``; an unreadable file is invalid, an unreachable or forbidden store is not."""
     try:
         return read()
     except (StorageError, PermissionError):
         raise
     except OSError as error:
-        raise Unsound(f"its {what} cannot be read ({error})") from error
+        raise InvalidCheckpoint(f"its {what} cannot be read ({error})") from error

@@ -1,4 +1,4 @@
-"""The folder that a node's checkpoints lie in, and which of them are kept."""
+"""Retention: the folder of a node's checkpoints, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -8,37 +8,48 @@ from dataclasses import dataclass
 from pipelines.store.artifacts import Store
 from pipelines.training.checkpoints.manifest import MANIFEST
 from pipelines.training.checkpoints.reading import read_manifest
-from pipelines.training.process_group import Unsound
+from pipelines.training.process_group import InvalidCheckpoint
 
 
 @dataclass(frozen=True)
-class Shelf:
+class CheckpointFolder:
+    """The checkpoints of one node, named by the images they had seen."""
+
     store: Store
-    folder: str
+    root: str
 
     def path(self, images: int) -> str:
-        return f"{self.folder}/{images:012d}"
+        """Folder of one checkpoint in the store."""
+        return f"{self.root}/{images:012d}"
 
     def newest_first(self) -> list[int]:
-        """Images of all checkpoints, sound or not."""
-        folders = {name.partition("/")[0] for name in self.store.files(self.folder) if "/" in name}
+        """Images of all checkpoints, valid or not."""
+        folders = {name.partition("/")[0] for name in self.store.files(self.root) if "/" in name}
         return sorted((int(f) for f in folders if len(f) == 12 and f.isdigit()), reverse=True)
 
     def remove(self, at: str) -> None:
-        """Removes a checkpoint, wherever it is; one that is half removed is none."""
+        """Remove a checkpoint folder, its manifest first, so that a partial removal is invalid."""
         self.store.remove(f"{at}/{MANIFEST}")
         self.store.remove_folder(at)
 
     def clear(self) -> None:
-        """Removes all but milestones."""
+        """Remove all checkpoints but milestones."""
         for images in self.newest_first():
             if self._is_milestone(images) is not True:
                 self.remove(self.path(images))
 
-    def retire(self, newest: int, keep: int, unsound: Container[int]) -> str | None:
-        """Removes what is older than the newest sound ones, but milestones; → what went wrong.
+    def prune(self, newest: int, keep: int, invalid: Container[int]) -> str | None:
+        """Remove checkpoints older than the newest valid ones, except milestones.
 
-        What is newer is left: if it was passed over, another version may read it all the same.
+        Checkpoints newer than ``newest`` stay: another version may be able to read them.
+
+        Args:
+            newest: images of the checkpoint that was just written.
+            keep: number of valid checkpoints to keep besides milestones.
+            invalid: images of checkpoints known to be invalid.
+
+        Returns:
+            A message if something could not be removed.
         """
         kept = 0
         try:
@@ -46,17 +57,17 @@ class Shelf:
                 if images > newest:
                     continue
                 milestone = self._is_milestone(images)
-                sound = milestone is not None and images not in unsound
-                kept += sound
-                if not milestone and (not sound or kept > keep):
+                valid = milestone is not None and images not in invalid
+                kept += valid
+                if not milestone and (not valid or kept > keep):
                     self.remove(self.path(images))
         except OSError as error:
             return f"old checkpoints could not be removed: {error}"
         return None
 
     def _is_milestone(self, images: int) -> bool | None:
-        """As its manifest says; None if it has no sound one."""
+        """As its manifest says; None without a valid manifest."""
         try:
             return read_manifest(self.store, self.path(images)).milestone
-        except Unsound:
+        except InvalidCheckpoint:
             return None

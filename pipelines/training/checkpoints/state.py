@@ -1,4 +1,4 @@
-"""All that a training is at a moment: one flat list of tensors, restored in place."""
+"""The complete training state as a flat dict of tensors, restored in place."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ediffi_core.precond import Denoiser
 
 
 def adamw(model: Denoiser, options: Mapping[str, Any]) -> torch.optim.AdamW:
-    """The optimiser with its slots made, as its first step would: so that they can be restored.
+    """AdamW with its moments allocated, so that they can be restored before the first step.
 
-    Weight decay is for matrices and kernels alone; biases, the norms' scales and the null token are
-    left where the loss wants them.
+    Weight decay applies to matrices and convolution kernels, not to biases, norm scales or the null
+    token.
     """
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     free = [p for p in model.parameters() if p.ndim < 2]
@@ -39,7 +39,7 @@ def adamw(model: Denoiser, options: Mapping[str, Any]) -> torch.optim.AdamW:
 
 
 class State:
-    """Weights, their averages and the optimiser of one expert."""
+    """Weights, EMAs and optimiser of one expert."""
 
     def __init__(self, model: Denoiser, options: Mapping[str, Any]) -> None:
         self.model = model
@@ -50,13 +50,13 @@ class State:
             self.powers = PowerEMA(model, options["snapshot_lengths"])
 
     def advance(self, images: int, batch: int) -> None:
-        """Takes the step's weights into the averages."""
+        """Update the EMAs after a step of ``batch`` images, with ``images`` seen in all."""
         self.ema.update(self.model, images, batch)
         if self.powers:
             self.powers.update(self.model, images, batch)
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name; the very tensors, to be written or restored in place."""
+        """Name → tensor, sharing memory with the state, to be saved or restored in place."""
         found = {f"raw/{k}": v for k, v in self.model.state_dict().items()}
         found |= {f"ema/{k}": v for k, v in self.ema.weights.items()}
         if self.powers:
@@ -69,7 +69,7 @@ class State:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchanges the weights and their average; the same again undoes it."""
+        """Exchange the weights and their EMA; a second call undoes it."""
         for name, value in self.model.state_dict().items():
             kept = value.clone()
             value.copy_(self.ema.weights[name])

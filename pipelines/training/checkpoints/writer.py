@@ -1,8 +1,9 @@
-"""Checkpoints: everything that resuming needs, written while training goes on.
+"""Checkpoints: everything that resuming needs, written in the background while training goes on.
 
-A checkpoint is a folder: a safetensors file from every process, small files of the caller's, and
-``checkpoint.json``, which is written last and has the sha256 of all of them and of itself. One that
-is torn, damaged or another node's is passed over for the newest sound one, and that is said.
+A checkpoint is a folder with a safetensors file from every process, small files from the caller and
+``checkpoint.json``, which is written last and holds the sha256 of every file and of itself. A
+checkpoint that is incomplete, damaged or another node's is skipped for the newest valid one, and a
+message says so.
 """
 
 from __future__ import annotations
@@ -20,11 +21,17 @@ from pipelines.store.artifacts import Store, sha256
 from pipelines.training.checkpoints.manifest import MANIFEST, Manifest, checked_extra, part_name
 from pipelines.training.checkpoints.part import Part
 from pipelines.training.checkpoints.reading import Restored, load
-from pipelines.training.checkpoints.retention import Shelf
-from pipelines.training.checkpoints.sharding import Held, check_finite, held, layout, written_here
-from pipelines.training.process_group import NonFinite, Peers, Unsound
+from pipelines.training.checkpoints.retention import CheckpointFolder
+from pipelines.training.checkpoints.sharding import (
+    LocalShard,
+    check_finite,
+    layout_digest,
+    local_shard,
+    names_to_write,
+)
+from pipelines.training.process_group import InvalidCheckpoint, NonFinite, ProcessGroup
 
-__all__ = ["Checkpoints", "NonFinite", "Peers", "Restored", "Unsound"]
+__all__ = ["Checkpoints", "InvalidCheckpoint", "NonFinite", "ProcessGroup", "Restored"]
 
 FOLDER = "checkpoints"
 
@@ -32,7 +39,7 @@ T = TypeVar("T")
 
 
 class Checkpoints:
-    """The checkpoints of one node. All processes call the same methods in the same order."""
+    """The checkpoints of one node. Every process must call the same methods in the same order."""
 
     def __init__(
         self,
@@ -40,28 +47,28 @@ class Checkpoints:
         folder: str,
         *,
         fingerprint: str,
-        peers: Peers = Peers(),  # noqa: B008  frozen
+        group: ProcessGroup = ProcessGroup(),  # noqa: B008  frozen
         keep: int = 2,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
         """
         Args:
-            folder: the node's; its checkpoints lie in ``checkpoints/`` there.
-            fingerprint: the node's; a checkpoint with another is not used.
-            keep: how many of the newest are kept, besides milestones.
-            say: takes the lines that a user should read, in the first process only.
+            folder: the node's folder; checkpoints lie in its ``checkpoints/``.
+            fingerprint: the node's fingerprint; a checkpoint with another one is not used.
+            keep: how many of the newest valid checkpoints are kept, besides milestones.
+            log: receives messages for the user, in the first process only.
         """
         if keep < 1:
             raise ValueError(f"at least one checkpoint must be kept, got keep={keep}")
-        self.store, self.shelf = store, Shelf(store, f"{folder}/{FOLDER}")
-        self.fingerprint, self.peers, self.keep, self._say = fingerprint, peers, keep, say
+        self.store, self.folder = store, CheckpointFolder(store, f"{folder}/{FOLDER}")
+        self.fingerprint, self.group, self.keep, self._log = fingerprint, group, keep, log
         self._part: Part | None = None
         self._writing: Future[str | None] | None = None
         self._images = 0
         self._committed: int | None = None
         self._failures = 0
         self._error: BaseException | None = None
-        self._unsound: set[int] = set()
+        self._invalid: set[int] = set()
 
     # -- saving --------------------------------------------------------------------------------
 
@@ -75,73 +82,73 @@ class Checkpoints:
         milestone: bool = False,
         to: str | None = None,
     ) -> None:
-        """Returns as soon as the tensors are copied; they are written while training goes on.
+        """Copy the tensors, then write them in the background.
 
-        Waits first for the save before this one, if it is still being written. A write that failed
-        is said and counted, and does not stop this one.
+        Waits first for the previous save, if it is still being written. A previous write that
+        failed is logged and counted, and does not stop this one.
 
         Args:
-            images: the clock; names the checkpoint.
-            tensors: plain ones are the same in every process; a DTensor is replicated, or sharded
+            images: images seen; names the checkpoint.
+            tensors: plain tensors are equal in every process; a DTensor is replicated, or sharded
                 by rows, possibly with replicas.
             note: JSON, the same in every process.
-            files: small ones beside the tensors, as the first process has them.
-            milestone: keep it however old it gets.
-            to: another folder, such as the finished node's ``state``; never removed.
+            files: small files to store beside the tensors; those of the first process count.
+            milestone: keep this checkpoint regardless of its age.
+            to: another folder to write to, such as the node's ``state``; it is never removed.
 
         Raises:
             NonFinite: A tensor holds NaN or infinity; nothing is written, in any process.
         """
-        self._settle(wait=True)
+        self._collect_write(wait=True)
         self._raise_unless(OSError)
-        if to is not None and f"{self.shelf.folder}/".startswith(f"{to}/"):
+        if to is not None and f"{self.folder.root}/".startswith(f"{to}/"):
             raise ValueError(f"{to} holds all checkpoints; save to a folder beside them")
         extras = {checked_extra(name): data for name, data in (files or {}).items()}
-        note = json.loads(json.dumps(note))  # as it is now, and as it will be read
-        found = {name: held(name, t, self.peers) for name, t in tensors.items()}
-        mine = {name: found[name] for name in written_here(found, self.peers)}
+        note = json.loads(json.dumps(note))  # a snapshot, in the form that will be read back
+        found = {name: local_shard(name, t, self.group) for name, t in tensors.items()}
+        mine = {name: found[name] for name in names_to_write(found, self.group)}
 
         def check() -> str:
             check_finite({name: h.local for name, h in mine.items()})
-            return layout(found)
+            return layout_digest(found)
 
-        if len(set(self.peers.together(check))) > 1:
+        if len(set(self.group.run_and_gather(check))) > 1:
             raise ValueError("the processes have different tensors to save")
-        part = self._staged(mine)
+        part = self._staging_buffer(mine)
         part.fill({name: h.local for name, h in mine.items()})
 
         def write() -> str | None:
             return self._write(images, part, note, extras, milestone, to)
 
-        self._unsound.discard(images)
+        self._invalid.discard(images)
         self._images, self._writing = images, in_thread(write)
 
     def poll(self) -> int | None:
-        """Images of the newest checkpoint that was committed since this was last asked."""
-        self._settle(wait=False)
+        """Images of the newest checkpoint committed since the last call, or None."""
+        self._collect_write(wait=False)
         found, self._committed = self._committed, None
         return found
 
     def wait(self) -> None:
-        """Until nothing is being written; raises the error (an OSError) of a write that failed."""
-        self._settle(wait=True)
+        """Wait until nothing is being written; raises the OSError of a write that failed."""
+        self._collect_write(wait=True)
         self._raise_unless(())
 
     @property
     def failures(self) -> int:
-        """How many saves have failed since one succeeded."""
+        """Number of saves that failed since the last success."""
         return self._failures
 
     def clear(self) -> None:
-        """Removes all checkpoints but milestones; for when the node is finished."""
+        """Remove all checkpoints but milestones, once the node is finished."""
         self.wait()
-        self.peers.first(self.shelf.clear)
+        self.group.run_on_first(self.folder.clear)
 
-    def _staged(self, mine: Mapping[str, Held]) -> Part:
-        """The memory of the save before this one, unless other tensors come."""
+    def _staging_buffer(self, mine: Mapping[str, LocalShard]) -> Part:
+        """The buffer of the previous save, or a new one if the tensors differ."""
         pieces = {name: h.piece for name, h in mine.items()}
         if self._part is None or self._part.pieces != pieces:
-            self._part = None  # before the new one is there: never twice the memory
+            self._part = None  # freed before the new one is allocated
             self._part = Part(pieces, pinned=any(h.local.is_cuda for h in mine.values()))
         return self._part
 
@@ -154,9 +161,9 @@ class Checkpoints:
         milestone: bool,
         to: str | None,
     ) -> str | None:
-        """In the background, in every process; → what is to be said about it."""
-        at, peers = to or self.shelf.path(images), self.peers
-        name = part_name(peers.rank, peers.size)
+        """Write a checkpoint, in a background thread of every process; → a message to log."""
+        at, group = to or self.folder.path(images), self.group
+        name = part_name(group.rank, group.size)
 
         def write_part() -> dict[str, dict[str, Any]]:
             self.store.write(f"{at}/{name}", part.data)
@@ -176,26 +183,26 @@ class Checkpoints:
             )
             self.store.write(f"{at}/{MANIFEST}", manifest.to_bytes())
 
-        # What an earlier attempt left there goes first: no file of it can be taken for one of ours.
-        peers.first(lambda: self.shelf.remove(at))
+        # Remove what an earlier attempt left, so that its files cannot be mixed with ours.
+        group.run_on_first(lambda: self.folder.remove(at))
         try:
-            written = peers.together(write_part)
-            peers.first(commit)
+            written = group.run_and_gather(write_part)
+            group.run_on_first(commit)
         except OSError:
-            if peers.rank == 0:
-                with suppress(OSError):  # the first error says more
-                    self.shelf.remove(at)
+            if group.rank == 0:
+                with suppress(OSError):  # the first error is the one to report
+                    self.folder.remove(at)
             raise
         if to is not None:
             return None
-        return peers.first(lambda: self.shelf.retire(images, self.keep, self._unsound))
+        return group.run_on_first(lambda: self.folder.prune(images, self.keep, self._invalid))
 
-    def _settle(self, wait: bool) -> None:
-        """Takes note of what the background has done."""
+    def _collect_write(self, wait: bool) -> None:
+        """Record the outcome of the background write, if it is done."""
         if self._writing is None or not (wait or self._writing.done()):
             return
         error, images = self._writing.exception(), self._images
-        told = self._writing.result() if error is None else None
+        message = self._writing.result() if error is None else None
         self._writing = None
         if error is None:
             self._failures, self._committed = 0, images
@@ -203,9 +210,9 @@ class Checkpoints:
             self._failures += 1
             self._error = error
             why = " ".join(str(error).split())
-            told = f"the checkpoint of {images:,} images could not be written: {why}"
-        if told and self.peers.rank == 0:
-            self._say(told)
+            message = f"the checkpoint of {images:,} images could not be written: {why}"
+        if message and self.group.rank == 0:
+            self._log(message)
 
     def _raise_unless(self, kind: type[BaseException] | tuple[()]) -> None:
         error, self._error = self._error, None
@@ -215,52 +222,61 @@ class Checkpoints:
     # -- restoring -------------------------------------------------------------------------------
 
     def restore(
-        self, tensors: Mapping[str, Tensor], *, ended: str | None = None
+        self, tensors: Mapping[str, Tensor], *, final: str | None = None
     ) -> Restored | None:
-        """Fills these tensors from the newest sound checkpoint; None if there is none.
+        """Fill the tensors from the newest valid checkpoint; None if there is none.
 
         Args:
-            tensors: as they are laid out here; however many processes wrote them.
-            ended: a folder that comes before all checkpoints, if it is there: what :meth:`save`
-                wrote ``to`` for a node that was stopped before it was declared done.
+            tensors: filled in place, in this process's sharding; any number of processes may have
+                written them.
+            final: folder to try before all checkpoints: the final state, written by :meth:`save`
+                with ``to``, of a node that was stopped before it was recorded as done.
         """
-        self._settle(wait=True)
+        self._collect_write(wait=True)
         at: dict[str, int | None] = {}
-        if ended and self.peers.first(lambda: self.store.size(f"{ended}/{MANIFEST}")) is not None:
-            at[ended] = None
+        if (
+            final
+            and self.group.run_on_first(lambda: self.store.size(f"{final}/{MANIFEST}")) is not None
+        ):
+            at[final] = None
         at |= {
-            self.shelf.path(images): images for images in self.peers.first(self.shelf.newest_first)
+            self.folder.path(images): images
+            for images in self.group.run_on_first(self.folder.newest_first)
         }
-        passed: dict[str, str] = {}
+        skipped: dict[str, str] = {}
         found = None
         for folder, images in at.items():
             try:
-                found = load(self.store, folder, images, self.fingerprint, tensors, self.peers)
+                found = load(self.store, folder, images, self.fingerprint, tensors, self.group)
                 break
-            except Unsound as error:
-                passed[folder] = str(error)
+            except InvalidCheckpoint as error:
+                skipped[folder] = str(error)
                 if images is not None:
-                    self._unsound.add(images)
+                    self._invalid.add(images)
         then = f"continuing from {found.images:,} images" if found else "there is no other"
-        for folder, why in passed.items():
-            if self.peers.rank == 0:
+        for folder, why in skipped.items():
+            if self.group.rank == 0:
                 name = folder.rpartition("/")[2]
-                self._say(f"checkpoint {name} is not used: {why}; {then}")
+                self._log(f"checkpoint {name} is not used: {why}; {then}")
         return found
 
     def restore_from(
         self, folder: str, tensors: Mapping[str, Tensor], fingerprint: str
     ) -> Restored:
-        """Fills these tensors, all that it has or some, from one such as a parent's ``state``.
+        """Fill the tensors from a given folder, such as a parent's ``state``.
+
+        The checkpoint may hold further tensors.
 
         Raises:
-            ValueError: It is not sound, or of another node than the one of this fingerprint.
+            ValueError: The checkpoint is invalid, or belongs to a node with another fingerprint.
         """
-        self._settle(wait=True)
+        self._collect_write(wait=True)
         try:
-            return load(self.store, folder, None, fingerprint, tensors, self.peers, some=True)
-        except Unsound as error:
+            return load(
+                self.store, folder, None, fingerprint, tensors, self.group, allow_extra=True
+            )
+        except InvalidCheckpoint as error:
             raise ValueError(
                 f"checkpoint {self.store.full(folder)} cannot be used: {error}; "
-                "run the node that makes it again"
+                "rerun the node that writes it"
             ) from error

@@ -1,4 +1,4 @@
-"""Small networks whose every branch is open, conditioning to feed them, and tiny encoders."""
+"""Small networks without zeroed branches, conditioning for them, and tiny encoders."""
 
 import json
 
@@ -59,7 +59,7 @@ def either(request, config, efficient):
 
 @pytest.fixture
 def make_net(config):
-    """``make_net(seed)`` → a network with random weights everywhere, none of them zero."""
+    """``make_net(seed)`` → a network whose weights are all random, none zero."""
 
     def make(seed=0, config=config):
         net = UNet(config)
@@ -74,9 +74,9 @@ def make_net(config):
 
 @pytest.fixture
 def make_cond():
-    """``make_cond(rows)`` → every embedding present, sequences of unequal length.
+    """``make_cond(rows)`` → all embeddings, with sequences of unequal length.
 
-    With ``low_res`` there are small pictures of that side, too.
+    ``low_res`` adds low-resolution images of that side.
     """
 
     def make(rows=3, seed=0, low_res=None):
@@ -115,7 +115,7 @@ PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.2, 0.1], "interpolation": 
 
 @pytest.fixture(scope="session")
 def t5_folder(tmp_path_factory):
-    """A tiny T5 whose tokenizer learnt its pieces from TEXTS."""
+    """A tiny T5 with a tokenizer trained on TEXTS."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from tokenizers.trainers import BpeTrainer
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel

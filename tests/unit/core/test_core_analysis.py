@@ -1,4 +1,4 @@
-"""Shares of attention: those of the softmax itself, adding to 1, and nothing left behind."""
+"""Attention shares equal the softmax, add up to 1, and leave no hooks behind."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def test_shares_add_up_for_every_layer_and_sigma(x, make_net, make_cond):
 
 @pytest.mark.parametrize("paint", [False, True])
 def test_shares_are_those_of_the_softmax(paint, x, make_net, make_cond):
-    """Values that say which token they are from: attention's output is then the share."""
+    """One-hot values per token, so that the output of attention is the share."""
     net, cond = make_net(), make_cond()
     if paint:
         generator = torch.Generator().manual_seed(1)

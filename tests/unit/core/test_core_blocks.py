@@ -1,4 +1,4 @@
-"""The blocks: enlarging and convolving in one, a norm that looks at no other pixel."""
+"""Blocks: fused upsampling, a norm without spatial mixing, distinct noise embeddings."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_a_fresh_block_only_resamples(resample, side, norm):
 
 
 def test_neighbouring_levels_of_a_sampler_are_told_apart():
-    """25 steps of EDM's grid: the sines and cosines of no two are alike."""
+    """The embeddings of 25 steps of EDM's grid all differ."""
     from ediffi_core.noise import edm_grid
 
     c_noise = torch.log(edm_grid(25)[:-1]).float() / 4

@@ -1,4 +1,4 @@
-"""Stages hand each other pictures; tiles of a finite receptive field are the whole picture."""
+"""Stages pass images on; tiles equal the whole image for a finite receptive field."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ SIGMA = torch.tensor(0.7, dtype=torch.float64)
 
 @pytest.fixture
 def small(efficient):
-    """One level: a pixel sees fewer than 16 around it."""
+    """One level: a receptive field of less than 16 pixels on each side."""
     return dataclasses.replace(efficient, channel_mult=(1,), blocks=1, cross_attention=(8,))
 
 
@@ -32,7 +32,7 @@ def noise(*shape):
 
 
 def reach(denoiser, cond):
-    """How far the output at one pixel is from the farthest input that it depends on."""
+    """Distance from an output pixel to the farthest input that it depends on."""
     x = noise(1, 3, 64, 64).requires_grad_()
     denoiser(x, SIGMA, cond)[..., 32, 32].sum().backward()
     rows, columns = x.grad.abs().amax(dim=(0, 1)).nonzero().T
@@ -40,7 +40,7 @@ def reach(denoiser, cond):
 
 
 def test_the_receptive_field_is_the_overlap_at_most(denoiser, make_cond):
-    """The premise of the tests below."""
+    """Precondition of the tests below."""
     assert 8 < reach(denoiser, make_cond(1, low_res=16)) <= 16
 
 
@@ -66,7 +66,7 @@ def test_too_small_an_overlap_shows(denoiser, make_cond):
 
 
 class Recorded:
-    """A denoiser that keeps what it was given."""
+    """A denoiser that records its inputs."""
 
     def __init__(self, denoiser=None):
         self.denoiser = denoiser or (lambda x, sigma, cond: x / (1 + sigma.float() ** 2))
@@ -90,7 +90,7 @@ def test_no_tile_is_larger_than_the_tile(side, make_cond):
 @pytest.mark.parametrize(("tile", "overlap"), [(40, 0), (40, 16), (40, 18), (8, 2)])
 @pytest.mark.parametrize("side", [41, 80, 97])
 def test_every_pixel_is_kept_once_with_its_margin(side, tile, overlap):
-    cuts = list(Tiled(Recorded(), tile, overlap).cuts(side))
+    cuts = list(Tiled(Recorded(), tile, overlap).tiles(side))
     assert [i for kept, _ in cuts for i in range(kept.start, kept.stop)] == list(range(side))
     for kept, outer in cuts:
         assert outer.stop - outer.start == tile
@@ -132,14 +132,14 @@ def test_each_stage_starts_from_the_one_before(make_cond):
     assert all(v.abs().max() <= 1 for v in found.values())
     assert told == [("base64", i) for i in range(4)] + [("sr256", i) for i in range(3)]
     assert all(c.low_res is None and c.paint is not None for c in base.conds)
-    for given in sr.conds:  # both halves of guidance start from the same small pictures
+    for given in sr.conds:  # both halves of guidance get the same low-resolution images
         assert torch.equal(given.low_res, torch.cat([found["base64"]] * 2))
         assert given.paint is None
     assert cond.low_res is None
 
 
 def test_a_stage_is_its_solver_from_its_own_noise(make_net, make_cond):
-    """Spelled out: σ_max times noise of (seed, stage, number), then guidance and the solver."""
+    """Reference: σ_max times noise of (seed, stage, number), then guidance and the solver."""
     denoiser, cond = Denoiser(make_net()), make_cond(2)
     stage = CascadeStage(
         name="base", denoiser=denoiser, resolution=8, steps=5, solver="heun", sigma_max=20
@@ -196,19 +196,19 @@ def test_another_seed_is_another_picture(make_cond):
 
 
 def test_an_unknown_solver_is_refused():
-    with pytest.raises(ValueError, match="solver 'ddim' is none of euler, heun, deis1"):
+    with pytest.raises(ValueError, match="solver 'ddim' is unknown; choose one of euler, heun"):
         CascadeStage(name="base", denoiser=Recorded(), resolution=8, solver="ddim")
 
 
 @pytest.mark.parametrize("name", ["t5", "clip_text", "clip_text_pooled", "clip_image", "low_res"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_row_that_is_not_finite_is_named_and_not_drawn_black(name, value, make_cond):
-    """Wherever it is, behind the last token too, where a mask of 0 times NaN is NaN."""
+    """Also behind the last token, where a mask of 0 times NaN is NaN."""
     cond = make_cond(3, low_res=8)
     held = {**cond.sequences, **cond.pooled, "low_res": cond.low_res}[name]
     held[1].view(-1)[-1] = value
-    assert cond.not_finite() == [(1, name)]
-    assert cond[slice(0, 1)].not_finite() == []
+    assert cond.non_finite_rows() == [(1, name)]
+    assert cond[slice(0, 1)].non_finite_rows() == []
     stage = CascadeStage(name="base", denoiser=Recorded(), resolution=8, steps=2)
     with pytest.raises(
         ValueError, match=rf"{name} has values that are not finite in row 5 \(and 0"

@@ -1,4 +1,4 @@
-"""Padding is never read, an absent embedding leaves no trace, dropout is independent."""
+"""Padding has no effect, absent embeddings leave no trace, dropout is independent."""
 
 import dataclasses
 from itertools import combinations
@@ -12,7 +12,7 @@ GROUPS = ("clip_text", "t5", "clip_image")
 
 
 def run(net, cond):
-    """The network on fixed pictures and noise levels, so that only the conditioning matters."""
+    """The network on fixed images and noise levels, so that only the conditioning varies."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(len(cond), 3, 8, 8, generator=generator)
     c_noise = torch.linspace(-1, 1, len(cond))
@@ -28,7 +28,7 @@ def replace(cond, **changes):
 
 
 def test_every_embedding_is_read(make_net, make_cond):
-    """The premise of the tests below: present embeddings and tokens do change the output."""
+    """Precondition of the tests below: embeddings and tokens change the output."""
     net, cond = make_net(), make_cond()
     base = run(net, cond)
     for name in cond.sequences:
@@ -66,7 +66,7 @@ def test_a_row_does_not_depend_on_its_batch(make_net, make_cond):
 
 
 def absent(cond, group):
-    """The same batch as if ``group`` had never been encoded: one zero token, masked out."""
+    """The same batch without the embeddings of ``group``: one zero token, masked out."""
     sequences, masks, pooled = dict(cond.sequences), dict(cond.masks), dict(cond.pooled)
     if group in sequences:
         sequences[group] = torch.zeros(len(cond), 1, sequences[group].shape[2])
@@ -136,7 +136,7 @@ def test_zero_vectors_stay_zero_through_the_projection(config):
 
 
 def test_small_pooled_vectors_are_read_as_well_as_large_ones(make_net, make_cond):
-    """CLIP's unit vectors have entries of 0.03: their scale must not decide their weight."""
+    """The scale of an embedding, such as CLIP's small entries, must not matter."""
     net, cond = make_net(), make_cond()
     scaled = replace(cond, pooled={k: 30 * v for k, v in cond.pooled.items()})
     torch.testing.assert_close(run(net, scaled), run(net, cond), rtol=1e-3, atol=1e-3)
@@ -144,7 +144,7 @@ def test_small_pooled_vectors_are_read_as_well_as_large_ones(make_net, make_cond
 
 @pytest.mark.parametrize("kind", ["sequence", "pooled", "attended"])
 def test_a_new_encoder_is_one_more_spec(kind, config, make_net, make_cond):
-    """Nothing but an EmbeddingSpec: it is built, read, dropped, stored and silent when absent."""
+    """A new embedding needs only an EmbeddingSpec."""
     spec = EmbeddingSpec(
         name="dino",
         dim=5,

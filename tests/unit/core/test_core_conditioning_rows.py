@@ -1,4 +1,4 @@
-"""Rows of a conditioning: cut, stacked, moved and emptied with everything they hold."""
+"""Slicing, concatenating, moving and nulling rows of a conditioning."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from ediffi_core.conditioning import Conditioning, Paint
 
 
 def tensors(cond):
-    """Everything a conditioning holds, by kind and name."""
+    """All tensors of a conditioning, by kind and name."""
     paint = {} if cond.paint is None else cond.paint.maps
     kinds = {"s": cond.sequences, "m": cond.masks, "p": cond.pooled, "paint": paint}
     found = {(kind, name): t for kind, of in kinds.items() for name, t in of.items()}
@@ -50,7 +50,7 @@ def test_map_reaches_every_tensor(full):
 
 
 def test_painted_and_unpainted_rows_stack(make_cond):
-    """Rows that paint nothing get zeros, also for a sequence that only other rows paint."""
+    """Rows without paint get zeros, also for sequences that only other rows paint."""
     a, b, c = (make_cond(2, seed=i) for i in range(3))
     a, c = painted(a, "t5"), painted(c, "clip_text")
     stacked = Conditioning.cat([b, a, c])
@@ -93,7 +93,7 @@ def test_dropping_embeddings_keeps_paint_and_picture(full, config):
 
 
 def test_batches_that_do_not_stack_are_refused(make_cond):
-    with pytest.raises(ValueError, match="for some rows only; give all or none"):
+    with pytest.raises(ValueError, match="for some rows only; set it for all or none"):
         Conditioning.cat([make_cond(1, low_res=4), make_cond(1)])
     paints = [painted(make_cond(1), "t5", weight=w) for w in ("max", "std")]
     with pytest.raises(ValueError, match="weight max and std in one batch"):

@@ -1,4 +1,4 @@
-"""Painted attention is the paper's formula; phrases find their tokens or say why not."""
+"""Painted attention follows the paper's formula; phrases match tokens or fail clearly."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ SIGMA = torch.tensor(3.0, dtype=torch.float64)
 
 
 def spans(text, length=None):
-    """A word a token, then an end token, as an encoder would say."""
+    """One token per word, then an end token."""
     found, at = [], 0
     for word in text.split():
         start = text.index(word, at)
@@ -69,7 +69,7 @@ def test_tokens_of_a_phrase(text, occurrence, tokens):
 
 
 def test_every_piece_of_a_word_is_painted():
-    """Tokens share characters or split words: whatever touches the phrase counts."""
+    """Tokens may share characters or split words; every overlapping token counts."""
     prompt = TokenSpans(
         "a giraffe, ok", [(0, 0), (0, 1), (2, 5), (5, 9), (9, 10), (11, 13), (0, 0)]
     )
@@ -139,7 +139,7 @@ def test_prompts_must_be_there_and_match_the_pictures():
 
 
 def test_a_phrase_is_cleaned_as_its_prompt_was(clip):
-    """CLIP's tokenizer straightens quotes and spaces; so must the phrase, to be found there."""
+    """CLIP's tokenizer normalises quotes and spaces, so phrases are normalised too."""
     prompt = "the  cat\u2019s &amp; dog\u2019s hats"
     (read,) = clip.spans([prompt])
     for phrase in ("cat\u2019s", "cat's", "cat\u2019s &amp; dog\u2019s", "Hats"):
@@ -155,7 +155,7 @@ def test_a_phrase_is_cleaned_as_its_prompt_was(clip):
 
 
 def paint_of(rows=3, strength=0.4, weight="max", side=4):
-    """Random maps of both sequences; only row 1 is left unpainted."""
+    """Random maps of both sequences; row 1 is unpainted."""
     generator = torch.Generator().manual_seed(5)
     maps = {
         k: strength * (torch.rand(rows, 5, side, side, generator=generator) > 0.5)
@@ -252,7 +252,7 @@ def test_paint_that_does_not_fit_the_network_is_refused(maps, text, x, make_net,
 
 
 def test_paint_is_laid_out_anew_for_another_network_and_size(config, make_net, make_cond):
-    """One Paint for all: what an evaluation made of it serves only where it is the same."""
+    """One Paint for several networks and sizes: its cache must not be mixed up."""
     text_only = dataclasses.replace(config, embeddings=config.embeddings[:1])
     cond = dataclasses.replace(make_cond(), paint=paint_of())
     for net in (make_net(), make_net(config=text_only), make_net(1)):
@@ -261,8 +261,8 @@ def test_paint_is_laid_out_anew_for_another_network_and_size(config, make_net, m
             fresh = dataclasses.replace(make_cond(), paint=paint_of())
             found, expected = (Denoiser(net)(x, SIGMA, c) for c in (cond, fresh))
             assert torch.equal(found, expected)
-    assert not dataclasses.replace(cond.paint).laid_out
-    assert not cond[:2].paint.laid_out
+    assert not dataclasses.replace(cond.paint).token_maps
+    assert not cond[:2].paint.token_maps
 
 
 @pytest.mark.parametrize("batched", [True, False])
@@ -278,7 +278,7 @@ def test_guidance_paints_the_conditional_branch_only(batched, x, make_net, make_
 
 @pytest.mark.parametrize("weight", ["max", "std"])
 def test_paint_never_pushes_its_words_away(weight):
-    """Where all scores are negative, their maximum times a mask would lower the painted ones."""
+    """With negative scores, their maximum times a mask would suppress painted words."""
     torch.manual_seed(0)
     q, k = torch.rand(1, 2, 4, 3), -torch.rand(1, 2, 5, 3)
     valid = torch.tensor([[[True, True, True, True, False]]])

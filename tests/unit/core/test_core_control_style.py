@@ -1,4 +1,4 @@
-"""A style reference takes the image's place; a prompt changes at the step it should."""
+"""Style references replace the image embedding; prompts switch at the right step."""
 
 import pytest
 import torch
@@ -84,5 +84,5 @@ def test_the_prompt_changes_after_a_fraction_of_the_steps(solver, fraction, step
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.01])
 def test_a_fraction_is_a_fraction(fraction):
-    with pytest.raises(ValueError, match=r"lies in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         sigma_after(edm_grid(5), fraction)

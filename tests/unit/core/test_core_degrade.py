@@ -1,4 +1,4 @@
-"""Degradations are a function of (seed, purpose, index); its JPEG is Pillow's."""
+"""Degradations are a function of (seed, purpose, index); JPEG matches Pillow's."""
 
 import io
 
@@ -20,7 +20,7 @@ def x():
 
 
 def picture(height, width, seed=0):
-    """Smooth light, paler colours, as photographs have."""
+    """Smooth images with muted colours, like photographs."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1, 4, height // 4 + 2, width // 4 + 2, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")[0]
@@ -45,7 +45,7 @@ def test_a_picture_does_not_depend_on_its_batch(settings, x):
 
 @pytest.mark.parametrize("settings", [HARD, Degradation(probability=1.0, blur_sigma=0)])
 def test_the_memory_layout_changes_nothing(settings, x):
-    """As `workers.channels_last` has it, or a slice of a larger picture."""
+    """With `workers.channels_last`, or as a slice of a larger image."""
     plain = spoil(x, settings=settings)
     wide = torch.nn.functional.pad(x, (3, 3, 3, 3))[:, :, 3:-3, 3:-3]
     for other in (x.to(memory_format=torch.channels_last), wide):
@@ -94,7 +94,7 @@ OFF = {
 
 @pytest.mark.parametrize("only", OFF)
 def test_each_corruption_works_alone_with_its_probability(only):
-    """JPEG at its best is always among them: a mark of what it leaves, for comparison."""
+    """Includes JPEG of the highest quality, for comparison."""
     n = 400
     x = picture(8, 8).expand(n, -1, -1, -1)
     clean = Degradation(**OFF, probability=0.25)
@@ -133,7 +133,7 @@ def test_blurring_or_shrinking_by_nothing_is_the_identity(x):
 
 
 def test_poisson_noise_grows_with_the_root_of_brightness():
-    """In grey pictures, whose JPEG at its best is right to half a level of brightness."""
+    """On grey images, where the best JPEG is accurate to half a grey level."""
     settings = Degradation(**{**OFF, "poisson_noise": 0.4}, probability=1.0)
     tones = torch.tensor([-1.0, -0.5, 0.0])
     x = tones.repeat_interleave(400)[:, None, None, None].expand(-1, 3, 8, 8)

@@ -1,4 +1,4 @@
-"""Everything that draws, on another device than the CPU, and never waiting for it in a loop."""
+"""Sampling on another device than the CPU, without waiting for it in a loop."""
 
 from dataclasses import replace
 from functools import partial
@@ -9,7 +9,7 @@ from fake_gpu import FakeGPU
 
 from ediffi_core.cascade import CascadeStage, sample
 from ediffi_core.control import Phrase, TokenSpans, paint_with_words, switched, with_style
-from ediffi_core.degrade import Degradation, small_and_large
+from ediffi_core.degrade import Degradation, super_resolution_pair
 from ediffi_core.ensemble import Ensemble, Expert
 from ediffi_core.guidance import dynamic_threshold, guided, on_interval, static_threshold
 from ediffi_core.metrics import validation_losses
@@ -24,7 +24,7 @@ HALVES = {"low": Interval(0.0, 0.5), "high": Interval(0.5, 1.0)}
 
 @pytest.fixture(params=["meta", "cuda"])
 def device(request):
-    """Of a machine without either: nothing has values there, so none can be read by mistake."""
+    """Without a GPU: tensors have no values there, so none can be read by mistake."""
     if request.param == "meta":
         yield "meta"
         return
@@ -111,7 +111,7 @@ def painted(cond, side=8):
 
 @pytest.mark.parametrize(("weight", "where"), [("max", "there"), ("std", "cpu")])
 def test_a_painted_cascade_with_style_and_tiles(gpu, weight, where, halves, make_cond, efficient):
-    """On a GPU alone: whether all is finite is read back, which ``meta`` cannot say."""
+    """GPU only: the finiteness check is read back, which ``meta`` does not support."""
     device = "cuda"
     cond = make_cond(2).to(device)
     cond = with_style(cond, torch.ones(1, 6))
@@ -141,7 +141,7 @@ def test_a_painted_cascade_with_style_and_tiles(gpu, weight, where, halves, make
 
 def test_corrupted_small_pictures(device):
     x = torch.zeros(3, 3, 32, 32).to(device)
-    large, small = small_and_large(
+    large, small = super_resolution_pair(
         x,
         torch.arange(3),
         factor=4,
@@ -194,7 +194,7 @@ def cascade_syncs(gpu, halves, efficient, cond, steps):
 def test_a_sampler_waits_for_the_gpu_as_often_for_many_steps_as_for_few(
     gpu, halves, efficient, make_cond
 ):
-    """It copies its first noise there and asks whether all is finite, once a stage."""
+    """Each stage copies its initial noise once and checks once for finite values."""
     cond = make_cond(2).to("cuda")
     few, many = (cascade_syncs(gpu, halves, efficient, cond, steps) for steps in (2, 5))
     assert few == many
@@ -202,7 +202,7 @@ def test_a_sampler_waits_for_the_gpu_as_often_for_many_steps_as_for_few(
 
 
 def test_the_counter_counts(gpu):
-    """The tests above can fail: a threshold that is read, and a σ that is copied."""
+    """Check of the tests above: a threshold that is read and a σ that is copied are counted."""
     x = torch.ones(2, 3, 8, 8, device="cuda")
 
     def denoise(x, sigma):
@@ -213,7 +213,7 @@ def test_the_counter_counts(gpu):
 
 
 def test_sampling_without_a_device_for_sigma_fails_here(gpu):
-    """What FakeGPU is for: σ on the CPU, one for each row, was an error on a GPU alone."""
+    """Regression: σ on the CPU, one per row, failed only on a GPU."""
     x, sigma = torch.ones(2, 3, 4, 4, device="cuda"), torch.tensor([1.0, 1.0])
     with pytest.raises(RuntimeError, match="same device"):
         sigma[:, None, None, None] * x
@@ -221,14 +221,14 @@ def test_sampling_without_a_device_for_sigma_fails_here(gpu):
 
 @pytest.mark.parametrize("sigma", [torch.tensor(0.7, dtype=torch.float64), torch.tensor(0.7)])
 def test_one_sigma_gives_the_bits_of_one_for_each_row(sigma, make_net, make_cond):
-    """It is a number to the kernels, and a tensor where each row has its own."""
+    """A scalar is passed as a number, a σ per row as a tensor."""
     denoiser, cond = Denoiser(make_net(0)), make_cond(3)
     x = torch.randn(3, 3, 8, 8)
     assert torch.equal(denoiser(x, sigma, cond), denoiser(x, sigma.expand(3), cond))
 
 
 def test_a_grid_that_is_on_the_device_is_read_once(gpu, halves, make_cond):
-    """A relative: the caller made the grid where x is. Its values are copied back, and no more."""
+    """A grid on the device of x is copied back once."""
     cond, x = make_cond(2).to("cuda"), torch.ones(2, 3, 8, 8, device="cuda")
     ensemble = halves("cuda")
     sigma = torch.tensor(1.0, dtype=torch.float64)

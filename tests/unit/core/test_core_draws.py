@@ -1,4 +1,4 @@
-"""Draws are a pure function of (seed, purpose, index), and as random as they should be."""
+"""Draws are a pure function of (seed, purpose, index) and pass statistical checks."""
 
 import hashlib
 
@@ -15,7 +15,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 def reference_mix(x):
-    """SplitMix64's finaliser in Python's integers."""
+    """SplitMix64's finaliser in Python integers."""
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
     return x ^ (x >> 31)
@@ -109,7 +109,7 @@ def test_normal_is_standard_normal():
 
 
 def test_the_two_halves_of_box_muller_are_independent():
-    """Cosine and sine share a radius: squares and signs must not show it."""
+    """Cosine and sine share a radius; squares and signs must still be uncorrelated."""
     z = draws.normal(3, "halves", torch.arange(30_000), (2,)).double()
     for f in (lambda x: x, torch.square, torch.abs):
         assert abs(torch.corrcoef(f(z).T)[0, 1]) < 5 / 30_000**0.5

@@ -1,4 +1,4 @@
-"""The moving average against its closed form."""
+"""The EMA against its closed form."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ BATCH = 64
 
 
 def run(halflife, rampup, steps, seed=0):
-    """Random weights for every step → what EMA makes of them, and the weights themselves."""
+    """EMA of random weights at every step, and the weights."""
     rng = np.random.default_rng(seed)
     values = rng.standard_normal((steps + 1, 2, 3))
     model = nn.Linear(3, 2, bias=False).double()
@@ -41,7 +41,7 @@ def test_the_average_is_the_closed_formula(halflife):
 
 
 def test_a_half_life_of_images_forgets_half():
-    """Past the ramp-up, weights that jump from 0 to 1 are half there one half-life later."""
+    """After the ramp-up, a jump from 0 to 1 reaches one half after one half-life."""
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.zeros_(model.weight)
     ema = EMA(model, halflife_images=640)
@@ -52,7 +52,7 @@ def test_a_half_life_of_images_forgets_half():
 
 
 def test_the_ramp_up_forgets_the_start():
-    """At 20 batches the half-life is one batch, however long the full one is."""
+    """At 20 batches the ramped half-life is one batch, whatever the full one."""
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.zeros_(model.weight)
     ema = EMA(model, halflife_images=1e9)

@@ -1,4 +1,4 @@
-"""An encoder computes what it was trained to, or is refused; and its identity says what that is."""
+"""Encoders use the activation and pooling of their weights or are refused; identities tell."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def changed(folder, to, seed=0, **text):
 
 @pytest.fixture
 def named(clip_folder, tmp_path, monkeypatch):
-    """A model that OpenCLIP knows by name, whose weights lie here by the tags they have."""
+    """A model known to OpenCLIP by name, with local weights for its tags."""
 
     def make(own, **tags):
         torch.manual_seed(0)
@@ -64,7 +64,7 @@ def named(clip_folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_the_activation_is_the_one_of_the_weights_tag(named, clip_folder, quick):
-    """Text and picture are those of a model built with it; the identity tells them apart."""
+    """Embeddings equal those of a model built with the activation; identities differ."""
     weights = named(False, openai=quick)
     clip = CLIP("tiny", pretrained="openai")
     config = {**config_of(clip_folder)["model_cfg"], "quick_gelu": quick}
@@ -76,7 +76,7 @@ def test_the_activation_is_the_one_of_the_weights_tag(named, clip_folder, quick)
         x = torch.rand(2, 3, 16, 16)
         torch.testing.assert_close(clip.model.encode_image(x), reference.encode_image(x))
     torch.testing.assert_close(clip.text(TEXTS)[1], expected, rtol=0, atol=1e-5)
-    assert ("QuickGELU" in clip.how) == quick == ("activation" in clip.identity)
+    assert ("QuickGELU" in clip.recipe) == quick == ("activation" in clip.identity)
 
 
 def test_equal_weights_with_another_activation_are_another_encoder(named):
@@ -89,18 +89,16 @@ def test_equal_weights_with_another_activation_are_another_encoder(named):
 
 @pytest.mark.parametrize("trained_with", [{}, {"name": "tiny", "sha256": "ab", "dtype": "float32"}])
 def test_a_model_that_was_trained_before_tags_were_followed_draws_as_it_did(named, trained_with):
-    """Its shards said nothing of how their CLIP worked; those of today do."""
+    """Older shards lack the key ``how``; current ones have it."""
     named(False, openai=True)
     places = {"clip": "tiny", "clip_pretrained": "openai"}
     old, new = load_clip(places, trained_with=trained_with), load_clip(places)
-    assert (old.how.split(",")[0], new.how.split(",")[0]) == ("GELU", "QuickGELU")
+    assert (old.recipe.split(",")[0], new.recipe.split(",")[0]) == ("GELU", "QuickGELU")
     again = load_clip(places, trained_with={**trained_with, **new.identity})
     assert again.identity == new.identity
     check_trained_with({"clip": old}, {"clip": trained_with})
     check_trained_with({"clip": new}, {"clip": new.identity})
-    with pytest.raises(
-        ValueError, match=r"encoder clip works otherwise.*GELU, argmax.*train again"
-    ):
+    with pytest.raises(ValueError, match=r"encoder clip differs from.*GELU, argmax.*train again"):
         check_trained_with({"clip": old}, {"clip": new.identity})
 
 
@@ -112,7 +110,7 @@ def test_a_model_of_quickgelu_takes_no_weights_of_gelu(named):
 
 @pytest.mark.parametrize("pair", PAIRS, ids=":".join)
 def test_the_plan_knows_what_open_clip_s_tables_say(pair):
-    """All published ones; but the text tower of two is another's, and neither is built here."""
+    """All published models, except two with foreign text towers."""
     if pair == ("roberta-ViT-B-32", "laion2b_s12b_b32k"):
         with pytest.raises(ValueError, match="trained with GELU"):
             _follows_tag(*pair)
@@ -162,7 +160,7 @@ def test_a_text_tower_that_is_read_in_another_way_is_refused(clip_folder, tmp_pa
 
 
 def test_an_end_token_that_is_named_and_highest_is_read(clip_folder, tmp_path):
-    """What counts is what comes out, not how the configuration says it."""
+    """The output decides, not the wording of the configuration."""
     folder = changed(clip_folder, tmp_path / "clip", pool_type="eos", eos_id=49407)
     clip = CLIP(str(folder))
     with torch.no_grad():
@@ -180,7 +178,7 @@ def test_an_end_token_that_is_named_and_highest_is_read(clip_folder, tmp_path):
     ],
 )
 def test_what_changes_an_embedding_changes_the_identity(clip, clip_folder, tmp_path, change):
-    """Of the same weights: the configuration beside them."""
+    """Same weights, another configuration."""
     folder = shutil.copytree(clip_folder, tmp_path / "clip")
     config = config_of(folder)
     for part, values in change.items():
@@ -197,7 +195,7 @@ def test_what_changes_an_embedding_changes_the_identity(clip, clip_folder, tmp_p
 
 @pytest.fixture
 def encoder(t5_folder, tmp_path):
-    """``encoder("bert", 20)`` → the folder of a text encoder with so many positions."""
+    """``encoder("bert", 20)`` → folder of a text encoder with this many positions."""
     from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
     def make(kind, positions, tokenizer_limit=None):
@@ -242,11 +240,11 @@ def encoder(t5_folder, tmp_path):
 def test_a_long_caption_is_cut_to_what_an_encoder_reads(encoder, kind, positions, tokenizer, reads):
     text = TextEncoder(str(encoder(kind, positions, tokenizer)))
     (rows,) = text.text(["seven " * 500])
-    assert len(rows) == text.longest == reads
+    assert len(rows) == text.max_tokens == reads
     (spans,) = text.spans(["seven " * 500])
     assert len(spans.spans) == reads
     assert text.identity["how"] == f"up to {reads} tokens"
 
 
 def test_a_t5_has_no_positions_to_run_out_of(t5):
-    assert t5.longest == MAX_TOKENS
+    assert t5.max_tokens == MAX_TOKENS

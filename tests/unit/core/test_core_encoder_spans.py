@@ -1,4 +1,4 @@
-"""Where tokens stand in a prompt: the text under a word's tokens is that word."""
+"""Token spans: the text under a word's tokens is that word."""
 
 import re
 
@@ -48,7 +48,7 @@ def test_a_span_for_every_token(encoder):
 
 @pytest.mark.parametrize("prompt", PROMPTS[:11])
 def test_the_spans_under_a_word_s_tokens_are_that_word(prompt, encoder):
-    """The union of the spans that touch a word is the word; nothing but spaces is left out."""
+    """The spans that touch a word cover exactly the word; only spaces stay uncovered."""
     ((text, spans, _),) = encoder.spans([prompt])
     covered = {i for start, end in spans for i in range(start, end)}
     assert all(text[i].isspace() for i in set(range(len(text))) - covered)
@@ -67,7 +67,7 @@ def test_clip_s_spans_are_of_the_text_as_clip_cleans_it(clip):
 
 
 def test_clip_s_tokens_are_those_of_its_spans(clip):
-    """Tokenising the text under each span alone gives the token again, where it is whole."""
+    """Tokenising the text under a span gives the same token, for whole tokens."""
     prompt = "a large giraffe, on the red grass"
     ((text, spans, _),) = clip.spans([prompt])
     ids = clip.tokenizer([prompt])[0].tolist()
@@ -100,7 +100,7 @@ def test_truncated_prompts_have_the_spans_of_what_is_read(t5, clip):
 
 
 def test_text_that_looks_like_clip_s_end_token_ends_it(clip):
-    """As in :meth:`text`: the sequence runs to the first end token."""
+    """As in :meth:`text`, the sequence ends at the first end token."""
     ((_, spans, _),) = clip.spans([PROMPTS[12]])
     assert spans == [(0, 0), (0, 0)]
     assert lengths(clip, [PROMPTS[12]]) == [2]
@@ -133,5 +133,5 @@ def test_painting_finds_repeated_words_in_both_sequences(occurrence, t5, clip):
 def test_a_tokenizer_without_pieces_is_refused(clip_folder):
     other = CLIP(str(clip_folder))
     other.tokenizer = lambda prompts: torch.zeros(1, 77)
-    with pytest.raises(ValueError, match="does not say where its tokens stand"):
+    with pytest.raises(ValueError, match="gives no token positions"):
         other.spans(["a"])

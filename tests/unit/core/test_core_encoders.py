@@ -1,4 +1,4 @@
-"""T5 and CLIP give what a plain loop over transformers and open_clip gives, caption by caption."""
+"""T5 and CLIP match a plain loop over transformers and open_clip, caption by caption."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ediffi_core.conditioning import Conditioning
-from ediffi_core.encoders import CLIP, T5, by_length, embedding_specs, encode_prompts, pad
+from ediffi_core.encoders import CLIP, T5, batches_by_length, embedding_specs, encode_prompts, pad
 
 CAPTIONS = [
     "a red three",
@@ -168,12 +168,12 @@ def test_a_text_tower_that_is_not_open_clip_s_is_refused(clip_folder, monkeypatc
 
 def test_batches_hold_texts_of_like_length_within_the_budget():
     lengths = np.random.default_rng(0).integers(1, 60, 200).tolist()
-    batches = list(by_length(lengths, 100))
+    batches = list(batches_by_length(lengths, 100))
     assert sorted(i for batch in batches for i in batch) == list(range(200))
     padded = [len(batch) * max(lengths[i] for i in batch) for batch in batches]
     assert max(padded) <= 100
     assert sum(padded) <= 1.2 * sum(lengths)
-    assert list(by_length([500, 3], 100)) == [[1], [0]]  # too long for the budget: alone
+    assert list(batches_by_length([500, 3], 100)) == [[1], [0]]  # too long for the budget: alone
 
 
 def test_neither_the_budget_nor_repetition_changes_an_embedding(t5, clip, monkeypatch):

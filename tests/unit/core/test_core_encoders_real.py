@@ -1,4 +1,4 @@
-"""The published encoders: their full size without its memory, and their files as published."""
+"""The published encoders: full size on the meta device, and files as published."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ XXL = {
     "eos_token_id": 1,
     "decoder_start_token_id": 0,
 }
-"""``config.json`` of google/t5-v1_1-xxl, as far as it says what is computed."""
+"""``config.json`` of google/t5-v1_1-xxl, without fields that do not affect the computation."""
 
 
 def count(model):
@@ -37,7 +37,7 @@ def count(model):
 
 
 def without_values(encoder):
-    """An encoder on the meta device becomes one that runs: on shapes and types alone."""
+    """Lets an encoder on the meta device run, with shapes and dtypes only."""
     mode, made = FakeTensorMode(allow_non_fake_inputs=True), {}
     for module in encoder.model.modules():
         for held in (module._parameters, module._buffers):
@@ -51,7 +51,7 @@ def without_values(encoder):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_t5_xxl_is_read_from_its_config(dtype, t5_folder, tmp_path, monkeypatch):
-    """All of the encoder runs at its full size; only the weights' values are left out."""
+    """The full-size encoder runs without values of its weights."""
     from transformers import AutoConfig, AutoModelForTextEncoding
 
     folder = shutil.copytree(t5_folder, tmp_path / "xxl")
@@ -97,7 +97,7 @@ def test_clip_l14_is_read_by_its_name():
 
 
 def width(name):
-    """Of an embedding, as the paper's network is told of it."""
+    """The EmbeddingSpec of the paper's network."""
     specs = {e.name: e.dim for e in PRESETS["base64"].embeddings}
     assert specs == {e.name: e.dim for e in embedding_specs(4096, 768, 768)}
     return specs[name]
@@ -105,7 +105,7 @@ def width(name):
 
 @pytest.fixture(scope="module")
 def published(t5_folder, tmp_path_factory):
-    """A whole T5, as published: encoder and decoder, in several files; and what was saved."""
+    """A T5 as published, encoder and decoder in several files, and its weights."""
     from transformers import AutoConfig, T5ForConditionalGeneration
 
     folder = tmp_path_factory.mktemp("published") / "t5"
@@ -121,7 +121,7 @@ def published(t5_folder, tmp_path_factory):
 
 
 def test_t5_is_read_from_several_files(published):
-    """Its encoder alone, with the values that were saved."""
+    """Only the encoder is loaded, with the saved values."""
     from transformers import AutoTokenizer, T5EncoderModel
 
     folder, saved = published
@@ -153,7 +153,7 @@ def test_how_the_files_are_cut_does_not_change_what_an_encoder_is(published, tmp
 
 @pytest.mark.parametrize("lack", ["file", "index"])
 def test_files_that_are_not_all_there_are_an_error(published, tmp_path, lack):
-    """Not an encoder with random weights in their place."""
+    """Missing weights must not be replaced by random ones."""
     folder, _ = published
     broken = shutil.copytree(folder, tmp_path / "broken")
     if lack == "index":

@@ -1,4 +1,4 @@
-"""Routing by σ: one expert a step, half-open edges, and identical experts are one model."""
+"""Routing by σ: one expert per step, half-open edges; identical experts equal one model."""
 
 import copy
 import math
@@ -24,7 +24,7 @@ COVERS = {
 
 
 class Stamp(nn.Module):
-    """Answers its own number, and counts how often it was asked."""
+    """Returns its own number and counts its calls."""
 
     def __init__(self, number):
         super().__init__()
@@ -37,7 +37,7 @@ class Stamp(nn.Module):
 
 
 def stamped(names):
-    """Experts in the order of the names; their numbers count from the lowest noise up."""
+    """Experts by name; their numbers count from the lowest noise up."""
     pieces = intervals_of(names)
     order = sorted(names, key=lambda n: pieces[n].q_lo)
     stamps = {n: Stamp(float(order.index(n))) for n in names}
@@ -67,7 +67,7 @@ def test_identical_experts_are_one_model_bit_for_bit(solver, scale, make_net, ma
 
 
 def test_different_experts_are_not_one_model(make_net, make_cond):
-    """The premise of the test above: which expert runs does matter."""
+    """Check of the test above: it matters which expert runs."""
     pieces = intervals_of(COVERS[2])
     experts = [Expert(n, pieces[n], Denoiser(make_net(i))) for i, n in enumerate(COVERS[2])]
     x, cond = torch.randn(2, 3, 8, 8), make_cond(2)
@@ -91,7 +91,7 @@ def test_exactly_one_expert_runs_a_step(count, make_cond):
     SOLVERS["deis3"](guided(ensemble, make_cond(2), 0), x, edm_grid(25), callback)
     numbers = [n for (n,) in ran]
     assert numbers == sorted(numbers, reverse=True)
-    if count == 3:  # paper.md section 2
+    if count == 3:  # as in the paper
         assert [s.calls for s in stamps] == [5, 11, 9]
 
 
@@ -167,7 +167,7 @@ def test_the_weights_of_all_experts_are_parameters(make_net):
 
 
 def test_every_evaluation_is_told_once(make_cond):
-    """Expert, σ and seconds; rows of many σ are told expert by expert, at their highest σ."""
+    """Reports expert, σ and seconds; for rows of many σ, per expert at the highest σ."""
     pieces, told = intervals_of(COVERS[3]), []
     experts = [Expert(n, pieces[n], Stamp(0.0)) for n in COVERS[3]]
     ensemble = Ensemble(experts, NOISE, on_route=told.append)

@@ -1,4 +1,4 @@
-"""Guidance is D_c + w (D_c − D_u), in one pass, and free when w = 0."""
+"""Guidance is D_c + w (D_c − D_u) in one pass, and costs nothing when w = 0."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_no_guidance_is_the_conditional_denoiser_bit_for_bit(x, make_net, make_c
 
 
 class Counted:
-    """Half the picture, and the rows of every evaluation."""
+    """Returns half its input and records the rows of every evaluation."""
 
     def __init__(self):
         self.rows, self.sigmas = [], []
@@ -74,7 +74,7 @@ def test_rows_evaluated(scale, batched, expected, solver, evaluations, x, make_c
 
 
 def test_guidance_on_an_interval_costs_nothing_elsewhere(x, make_cond):
-    """Half-open, as experts' intervals are."""
+    """Half-open, like experts' intervals."""
     grid = edm_grid(9)
     low, high = float(grid[5]), float(grid[2])
     denoiser = Counted()
@@ -137,7 +137,7 @@ def test_dynamic_threshold_is_imagen_s(percentile):
 
 @pytest.mark.parametrize("percentile", [0, -0.1, 1.1])
 def test_a_percentile_is_a_share(percentile):
-    with pytest.raises(ValueError, match=rf"lies in \(0, 1\], got {percentile}"):
+    with pytest.raises(ValueError, match=rf"must lie in \(0, 1\], got {percentile}"):
         dynamic_threshold(percentile)
 
 

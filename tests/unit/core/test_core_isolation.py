@@ -1,4 +1,4 @@
-"""ediffi_core needs torch, numpy and safetensors alone: everything else is blocked, it imports."""
+"""ediffi_core imports with torch, numpy and safetensors only."""
 
 import subprocess
 import sys

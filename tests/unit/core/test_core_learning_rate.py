@@ -1,4 +1,4 @@
-"""The learning rate is what its formula says, a function of the place on the clock alone."""
+"""The learning rate follows its formula, a function of the images seen."""
 
 import math
 from dataclasses import replace

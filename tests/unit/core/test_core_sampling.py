@@ -1,4 +1,4 @@
-"""What every solver promises: the callback, any number of steps, the last step, no NaN."""
+"""Properties of all solvers: callback, any number of steps, last step, no NaN."""
 
 import pytest
 import torch
@@ -12,12 +12,12 @@ STEPS = [1, 2, 3, 4, 5, 6, 40]
 
 
 def denoise(x, sigma):
-    """A denoiser that bends: a pull to the signs of x that fades with noise."""
+    """A nonlinear denoiser: a pull to the signs of x that fades with noise."""
     return torch.tanh(x) / (1 + sigma.to(x.dtype) ** 2)
 
 
 class Recorded:
-    """Counts what a solver asks of the denoiser."""
+    """Records the calls of the denoiser."""
 
     def __init__(self):
         self.sigmas, self.xs = [], []
@@ -68,7 +68,7 @@ def test_the_last_of_many_steps_lands_there_too(solver, x):
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_callback_tells_the_step(solver, steps, x):
-    """Step, its σ, the picture denoised from where it began, and x where it ended."""
+    """Step, its σ, the denoised image at its start, and x at its end."""
     grid, told, copies = edm_grid(steps), [], []
 
     def callback(info):

@@ -1,4 +1,4 @@
-"""Parameters and operations of the presets, measured; Configs A to D add up to the published."""
+"""Measured parameters and FLOPs of the presets; Configs A to D match the published totals."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def count(module):
 
 
 def told(config):
-    """One picture's conditioning, sequences of 77 tokens each."""
+    """Conditioning of one image, with sequences of 77 tokens."""
     sequences = {
         s.name: torch.zeros(1, TOKENS, s.dim) for s in config.embeddings if "seq" in s.kind
     }
@@ -42,7 +42,7 @@ def test_sizes_are_as_measured(name):
 
 @pytest.fixture(scope="module")
 def encoders():
-    """Parameters of T5 v1.1 XXL's encoder and of CLIP ViT-L/14, by their libraries."""
+    """Parameters of T5 v1.1 XXL's encoder and CLIP ViT-L/14, from their libraries."""
     import open_clip
     from transformers import T5Config, T5EncoderModel
 

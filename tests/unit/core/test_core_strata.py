@@ -1,4 +1,4 @@
-"""Measuring draws: as many for every expert, and weights that give back either distribution."""
+"""Stratified draws: equally many per expert, with weights for either distribution."""
 
 import math
 
@@ -25,7 +25,7 @@ def test_the_samplers_density_is_where_its_grid_has_its_steps():
         share = float(STEPS.quantile(ends).diff())
         counted = ((grid >= low) & (grid < high)).double().mean().item()
         assert share == pytest.approx(counted, abs=1e-3)
-    # Config D's shares, as paper.md has them.
+    # shares of Config D
     assert float(1 - STEPS.quantile(torch.tensor(9.609593))) == pytest.approx(0.335, abs=1e-3)
     q = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     torch.testing.assert_close(STEPS.quantile(STEPS.sigma(q)), q)
@@ -55,7 +55,7 @@ def test_every_expert_of_config_d_has_as_many_draws(pictures):
 
 
 def test_over_p_the_same_number_of_draws_hardly_meets_the_highest_expert():
-    """Why there are strata: 0.2 % of p(σ), a third of the steps."""
+    """The reason for strata: 0.2 % of p(σ), but a third of the steps."""
     sigma = NOISE.sigma((torch.arange(3000).double() + 0.5) / 3000)
     assert int((sigma >= CONFIG_D["E9_511"].bounds(NOISE)[0]).sum()) == 6
 
@@ -93,7 +93,7 @@ def test_an_interval_that_nothing_reaches_has_no_draws():
 
 
 def test_an_interval_of_one_distribution_is_drawn_from_that_alone():
-    """Above σ_max no sampler steps; far below p(σ)'s middle nothing is trained."""
+    """No sampler steps above σ_max, and hardly any training at very low σ."""
     above = Strata(edges=(0.0, 80.0, math.inf)).draw(64, pictures=64, seed=0)[1][64:]
     q = NOISE.quantile(above)
     q_lo = float(NOISE.quantile(torch.tensor(80.0)))
@@ -108,5 +108,5 @@ def test_edges_cover_everything():
         (0.0, 2.0, 1.0, math.inf),
         (0.0, 1.0, 1.0, math.inf),
     ):
-        with pytest.raises(ValueError, match="rise from 0 to inf"):
+        with pytest.raises(ValueError, match="increase from 0 to inf"):
             Strata(edges=edges)

@@ -1,4 +1,4 @@
-"""Names, parents and intervals of the tree; covers that leave a gap or overlap are refused."""
+"""Names, parents and intervals of the tree; gaps and overlaps are refused."""
 
 from fractions import Fraction
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""A network starts at zero, every weight of it learns, its configuration survives JSON."""
+"""Networks start at zero, every weight learns, configurations survive JSON."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from ediffi_core.unet import PRESETS, FieldError, UNet, UNetConfig
 
 @pytest.fixture
 def batch(make_cond):
-    """Noisy pictures of 16×16, their c_noise, and conditioning with small pictures of 4×4."""
+    """Noisy 16×16 images, their c_noise, and conditioning with 4×4 low-resolution images."""
     x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     return x, torch.tensor([-1.0, 0, 1]), make_cond(low_res=4)
 
@@ -36,7 +36,7 @@ def test_a_fresh_network_answers_zero_and_its_denoiser_c_skip_x(config, make_con
 
 
 def test_every_parameter_learns(config, make_cond):
-    """Zeroed branches open one after the other: the output, then the blocks, then what feeds them.
+    """Zeroed branches get gradients in turn: first the output, then the blocks, then the rest.
 
     So at the third step there is a gradient everywhere, and none of it is exactly zero.
     """
@@ -72,7 +72,7 @@ def test_a_network_without_embeddings_is_unconditional(config):
 
 
 def test_other_sizes_run(make_net, make_cond):
-    """Only where attention stands depends on the resolution: a crop's network runs on the whole."""
+    """Resolution only decides where attention is, so a network of crops runs on whole images."""
     net, cond = make_net(), make_cond()
     for side in (4, 16, 20):
         assert net(torch.randn(3, 3, side, side), torch.zeros(3), cond).shape[-1] == side
@@ -105,14 +105,12 @@ def test_an_efficient_network_runs_on_other_sizes(sides, efficient, make_net, ma
 
 def test_sides_that_do_not_halve_are_refused(either, make_net, make_cond):
     net, factor = make_net(config=either), either.factor
-    with pytest.raises(
-        ValueError, match=rf"whose sides {factor} divides, got {factor}×{factor + 1}"
-    ):
+    with pytest.raises(ValueError, match=rf"multiples of {factor}, got {factor}×{factor + 1}"):
         net(torch.zeros(1, 3, factor, factor + 1), torch.zeros(1), make_cond(1, low_res=4))
 
 
 def test_an_efficient_network_adds_its_stem_at_full_resolution(efficient, make_net, batch):
-    """With nothing coming up from its levels, the output is made of the stem alone."""
+    """Without output from the levels, the result depends on the stem only."""
     net, (x, c_noise, cond) = make_net(config=efficient), batch
     for p in net.stages[-1].parameters():
         p.zero_()
@@ -122,14 +120,14 @@ def test_an_efficient_network_adds_its_stem_at_full_resolution(efficient, make_n
 
 
 def test_the_small_picture_is_read_enlarged(efficient, make_net, batch):
-    """A small picture and its bilinear enlargement are the same input; another is another."""
+    """An image and its bilinear upsampling are the same input; other images differ."""
     net, (x, c_noise, cond) = make_net(config=efficient), batch
     out = net(x, c_noise, cond)
     large = torch.nn.functional.interpolate(cond.low_res, size=(16, 16), mode="bilinear")
     close(net(x, c_noise, dataclasses.replace(cond, low_res=large)), out)
     other = dataclasses.replace(cond, low_res=-cond.low_res)
     assert (net(x, c_noise, other) - out).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="needs the small picture: set low_res"):
+    with pytest.raises(ValueError, match="needs a low-resolution image: set low_res"):
         net(x, c_noise, dataclasses.replace(cond, low_res=None))
 
 
@@ -140,7 +138,7 @@ def test_a_base_network_reads_no_small_picture(make_net, batch):
 
 
 def test_a_pixel_norm_network_sees_a_finite_surrounding(efficient, make_net, make_cond):
-    """A pixel that changes moves nothing far away, while one of group norm moves all."""
+    """With pixel norm, changing a pixel has only local effects; with group norm, global ones."""
 
     def moved(config):
         net, cond = make_net(config=config), make_cond(1, low_res=32)
@@ -157,7 +155,7 @@ def test_a_pixel_norm_network_sees_a_finite_surrounding(efficient, make_net, mak
 
 
 def test_the_forward_pass_has_no_graph_break(either, make_net, batch):
-    """Traced whole: fullgraph raises at the first break."""
+    """Compiles without graph breaks: fullgraph raises at the first one."""
     net = make_net(config=either)
     torch._dynamo.reset()
     compiled = torch.compile(net, fullgraph=True, backend="eager")
@@ -185,7 +183,7 @@ def test_activation_checkpointing_gives_the_same_gradients(either, make_net, bat
 
 
 def test_bfloat16_inside_float32_outside(either, make_net, batch):
-    """Autocast changes the result by bfloat16's rounding, never its dtype."""
+    """Autocast changes the result by rounding only, not its dtype."""
     x, _, cond = batch
     denoiser = Denoiser(make_net(config=either))
     sigma = torch.tensor(0.7, dtype=torch.float64)
@@ -231,7 +229,7 @@ def test_channels_last_gives_the_same(either, make_net, batch):
     ],
 )
 def test_impossible_networks_are_refused(change, text, config):
-    """In words, and with the field to change."""
+    """The error names the field to change."""
     with pytest.raises(FieldError, match=text) as found:
         dataclasses.replace(config, **change)
     assert found.value.field in ("resolution", *change)
@@ -240,7 +238,7 @@ def test_impossible_networks_are_refused(change, text, config):
 @pytest.mark.parametrize("layout", ["adm", "efficient"])
 @pytest.mark.parametrize("norm", ["group", "pixel"])
 def test_a_network_is_refused_if_it_would_fail_and_only_then(layout, norm, monkeypatch):
-    """Over widths and heads of all kinds: what is accepted runs, what is not does not."""
+    """For many widths and heads: a configuration is accepted if and only if it runs."""
 
     def runs(config):
         cond = Conditioning(low_res=torch.zeros(2, 3, 4, 4, device="meta"))

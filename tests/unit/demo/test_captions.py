@@ -1,4 +1,4 @@
-"""Captions name what a scene shows, and are read back as just that."""
+"""Captions describe a scene and are parsed back to the same."""
 
 import pytest
 
@@ -49,9 +49,9 @@ def test_no_caption_of_training_has_an_unseen_word():
 
 def test_keywords_are_cldr_s_and_name_no_concept():
     names = {w for c in CONCEPTS for n in (*c.names, *c.unseen) for w in n.lower().split()}
-    told = [keywords(n) for n in range(len(CONCEPTS))]
-    assert "animal" in told[FROG]
-    assert not names & {w for words in told for w in words}
+    found = [keywords(n) for n in range(len(CONCEPTS))]
+    assert "animal" in found[FROG]
+    assert not names & {w for words in found for w in words}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The demo's drawings are fetched once, compared with their checksums, or refused in one line."""
+"""The demo's drawings are fetched once and verified, or refused in one line."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ NAME = "@iconify-json/one"
 
 
 def lock_of_one(folder, integrity=None):
-    """A lock whose only package is a file beside it; npm needs no registry for it."""
+    """A lock whose only package is a local file, so that npm needs no registry."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         for name, content in {
@@ -77,12 +77,12 @@ def test_without_a_registry_one_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm"))
     with pytest.raises(ValueError, match="they are needed once"):
         drawings()
-    said = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "pipelines.demo.fetch"], capture_output=True, text=True, check=False
     )
-    assert said.returncode == 1
-    assert said.stderr.startswith("demo: the demo's drawings could not be fetched")
-    assert said.stderr.count("\n") == 1
+    assert done.returncode == 1
+    assert done.stderr.startswith("demo: the demo's drawings could not be fetched")
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_lock_pins_every_package_by_checksum_and_names_no_registry():

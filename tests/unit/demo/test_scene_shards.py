@@ -1,4 +1,4 @@
-"""Shards hold every scene once, in order, byte for byte the same each time."""
+"""Shards hold every scene once, in order, and are reproducible byte for byte."""
 
 import io
 

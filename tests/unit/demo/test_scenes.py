@@ -1,4 +1,4 @@
-"""EmojiScenes are reproducible, and training never shows what validation asks for."""
+"""EmojiScenes are reproducible, and training never shows the pairs held out for validation."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""The scorer reads real pictures of scenes it has not seen, and says no where there is nothing."""
+"""The scorer recognises real images of unseen scenes, and finds nothing where there is nothing."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,14 @@ import torch
 from pipelines.demo.captions import write
 from pipelines.demo.drawings import CONCEPTS
 from pipelines.demo.scenes import GROUNDS, draw, generator
-from pipelines.demo.scorer import NOTHING, EmojiScenes, as_input, as_pictures, emptied, grounds
+from pipelines.demo.scorer import (
+    NOTHING,
+    EmojiScenes,
+    as_input,
+    as_pictures,
+    grounds,
+    without_things,
+)
 from pipelines.metrics import metric
 
 COUNT = 192
@@ -15,14 +22,14 @@ COUNT = 192
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """A scorer as an evaluation opens it, and what it said of itself."""
+    """A scorer as an evaluation opens it, and its own accuracy."""
     folder = tmp_path_factory.mktemp("scorer")
-    told = EmojiScenes(images=12_800).fit(
+    accuracy = EmojiScenes(images=12_800).fit(
         folder, resolutions=[64], seed=7, progress=lambda done, of: None
     )
     scorer = metric("emoji-scenes", {"images": 12_800})
     scorer.open(folder)
-    return scorer, told
+    return scorer, accuracy
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +43,14 @@ def scenes():
 
 @pytest.mark.slow
 def test_real_pictures_score_high_and_others_captions_low(fitted, scenes):
-    scorer, told = fitted
+    scorer, accuracy = fitted
     _, pictures, captions = scenes
     right = {k: float(np.nanmean(v)) for k, v in scorer.score(pictures, captions).items()}
     assert min(right["concepts"], right["pairs"], right["places"]) > 0.9
     assert right["grounds"] == 1
     assert right["styles"] > 0.8
-    # What it says of itself is of other scenes of the same kind.
-    assert told["concepts_64"] == pytest.approx(right["concepts"], abs=0.1)
+    # Its own accuracy was measured on other scenes of the same kind.
+    assert accuracy["concepts_64"] == pytest.approx(right["concepts"], abs=0.1)
     shuffled = captions[7:] + captions[:7]
     wrong = {k: float(np.nanmean(v)) for k, v in scorer.score(pictures, shuffled).items()}
     assert wrong["concepts"] < 0.15
@@ -52,8 +59,8 @@ def test_real_pictures_score_high_and_others_captions_low(fitted, scenes):
 
 @pytest.mark.slow
 def test_an_artist_that_nobody_has_seen_is_harder(fitted):
-    _, told = fitted
-    assert 5 / len(CONCEPTS) < told["unseen_artist_concepts_64"] < told["concepts_64"]
+    _, accuracy = fitted
+    assert 5 / len(CONCEPTS) < accuracy["unseen_artist_concepts_64"] < accuracy["concepts_64"]
 
 
 @pytest.mark.slow
@@ -67,10 +74,10 @@ def test_a_bare_ground_holds_nothing(fitted):
 
 @pytest.mark.slow
 def test_colours_without_their_shape_are_nothing(fitted, scenes):
-    """A heap of the right colours is no frog: what smudges must not pass for."""
+    """The right colours without the shape must not pass."""
     scorer, _ = fitted
     _, pictures, captions = scenes
-    x = emptied(as_input(pictures), torch.Generator().manual_seed(3))
+    x = without_things(as_input(pictures), torch.Generator().manual_seed(3))
     shuffled = as_pictures(x[: COUNT // 2])
     assert sorted(shuffled[0].ravel()) == sorted(pictures[0].ravel())
     found = scorer.score(shuffled, captions[: COUNT // 2])

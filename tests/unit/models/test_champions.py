@@ -1,4 +1,4 @@
-"""Candidate and champion: what each step does, what is refused, that nothing is forgotten."""
+"""Candidate and champion: promotion, rollback, refusals, and an append-only history."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ def entry(fingerprint, by="run smoke-1"):
 
 @pytest.fixture
 def store(tmp_path):
-    """Where the nodes of three ensembles are finished."""
+    """A store with three finished ensembles."""
     made = Store.at(str(tmp_path))
     for fingerprint in (A, B, C):
         made.write_json(f"{entry(fingerprint).folder}/ensemble.json", {})
@@ -28,10 +28,10 @@ def store(tmp_path):
 
 @pytest.fixture
 def filled(store):
-    """Three ensembles, offered and crowned one after the other."""
+    """Three ensembles, each added and promoted in turn."""
     for fingerprint in (A, B, C):
-        champions.offer(store, "m", entry(fingerprint))
-        champions.crown(store, "m", fingerprint, "better", by="run smoke-1")
+        champions.add_candidate(store, "m", entry(fingerprint))
+        champions.promote(store, "m", fingerprint, "better", by="run smoke-1")
     return store
 
 
@@ -39,22 +39,22 @@ def champion(store):
     return champions.read(store, "m").champion.fingerprint
 
 
-def test_the_newest_offer_is_the_candidate(store):
-    assert champions.read(store, "m") == champions.Book()
-    champions.offer(store, "m", entry(A))
-    book = champions.offer(store, "m", entry(B))
-    assert book == champions.read(store, "m")
-    assert book.candidate.fingerprint == B and book.champion is None
-    assert [e.fingerprint for e in book.history] == [A, B]
+def test_the_newest_ensemble_is_the_candidate(store):
+    assert champions.read(store, "m") == champions.Registry()
+    champions.add_candidate(store, "m", entry(A))
+    registry = champions.add_candidate(store, "m", entry(B))
+    assert registry == champions.read(store, "m")
+    assert registry.candidate.fingerprint == B and registry.champion is None
+    assert [e.fingerprint for e in registry.history] == [A, B]
 
 
-def test_offering_and_crowning_again_changes_no_byte(filled):
-    place = Path(filled.full("registry/m.json"))
-    before = place.read_bytes()
-    champions.offer(filled, "m", entry(C, by="run smoke-2"))
-    champions.crown(filled, "m", C, "again", by="run smoke-2")
-    champions.crown(filled, "m", C, "again")
-    assert place.read_bytes() == before
+def test_adding_and_promoting_twice_changes_no_byte(filled):
+    path = Path(filled.full("registry/m.json"))
+    before = path.read_bytes()
+    champions.add_candidate(filled, "m", entry(C, by="run smoke-2"))
+    champions.promote(filled, "m", C, "again", by="run smoke-2")
+    champions.promote(filled, "m", C, "again")
+    assert path.read_bytes() == before
 
 
 def test_the_file_is_json_of_three_keys(filled):
@@ -66,32 +66,32 @@ def test_the_file_is_json_of_three_keys(filled):
 
 
 def test_a_gates_numbers_are_kept(store):
-    champions.offer(store, "m", entry(A))
-    book = champions.crown(store, "m", A, "better", by="run smoke-1", numbers={"gain": 0.25})
+    champions.add_candidate(store, "m", entry(A))
+    registry = champions.promote(store, "m", A, "better", by="run smoke-1", numbers={"gain": 0.25})
     assert champions.read(store, "m").champion.numbers == {"gain": 0.25}
-    assert book.champion.what == "crowned"
+    assert registry.champion.what == "crowned"
 
 
 def test_rollbacks_go_back_one_champion_each(filled):
     champions.roll_back(filled, "m")
     assert champion(filled) == B
-    book = champions.roll_back(filled, "m", "B draws no greens")
-    assert book.champion.fingerprint == A and book.champion.why == "B draws no greens"
+    registry = champions.roll_back(filled, "m", "B draws no greens")
+    assert registry.champion.fingerprint == A and registry.champion.why == "B draws no greens"
     with pytest.raises(ValueError, match="cannot be rolled back: only aaaaaaaa was its champion"):
         champions.roll_back(filled, "m")
     assert champion(filled) == A
-    assert book.candidate.fingerprint == C
+    assert registry.candidate.fingerprint == C
 
 
 def test_a_rollback_skips_what_was_rolled_back_before(filled):
     champions.roll_back(filled, "m")  # C → B
-    champions.crown(filled, "m", A, "after all")
+    champions.promote(filled, "m", A, "after all")
     champions.roll_back(filled, "m")
     assert champion(filled) == B
 
 
 def test_without_a_champion_there_is_nothing_to_roll_back(store):
-    champions.offer(store, "m", entry(A))
+    champions.add_candidate(store, "m", entry(A))
     with pytest.raises(ValueError, match="it has no champion"):
         champions.roll_back(store, "m")
 
@@ -105,7 +105,7 @@ def test_a_refused_rollback_leaves_nothing_behind(tmp_path):
 def test_history_only_grows(filled):
     before = champions.read(filled, "m").history
     champions.roll_back(filled, "m")
-    champions.crown(filled, "m", A, "the old one after all")
+    champions.promote(filled, "m", A, "the old one after all")
     after = champions.read(filled, "m").history
     assert after[: len(before)] == before
     assert [e.what for e in after[len(before) :]] == ["rolled back to", "crowned"]
@@ -113,20 +113,20 @@ def test_history_only_grows(filled):
 
 def test_a_rerun_does_not_undo_a_persons_choice(filled):
     champions.roll_back(filled, "m")
-    champions.crown(filled, "m", C, "better", by="run smoke-2")
+    champions.promote(filled, "m", C, "better", by="run smoke-2")
     assert champion(filled) == B
-    champions.crown(filled, "m", C, "I looked at its pictures")
+    champions.promote(filled, "m", C, "I looked at its pictures")
     assert champion(filled) == C
 
 
-def test_what_was_never_offered_cannot_be_crowned(filled):
+def test_an_unknown_ensemble_cannot_be_promoted(filled):
     with pytest.raises(ValueError, match=r"m has no ensemble 'ffff'; .* `ediffi models m`"):
-        champions.crown(filled, "m", "ffff", "better")
+        champions.promote(filled, "m", "ffff", "better")
 
 
-def test_what_was_removed_from_the_store_does_not_become_champion(filled):
+def test_an_ensemble_removed_from_the_store_cannot_become_champion(filled):
     filled.remove(f"{entry(B).folder}/ensemble.json")
-    for step in (champions.roll_back, lambda s, m: champions.crown(s, m, B, "better")):
+    for step in (champions.roll_back, lambda s, m: champions.promote(s, m, B, "better")):
         with pytest.raises(ValueError, match=r"ensemble bbbbbbbb is no longer in .*; run its spec"):
             step(filled, "m")
     assert champion(filled) == C
@@ -134,38 +134,39 @@ def test_what_was_removed_from_the_store_does_not_become_champion(filled):
 
 def test_ensembles_are_found_by_version_alias_and_fingerprint(filled):
     champions.roll_back(filled, "m")
-    champions.offer(filled, "m", entry(B[:8] + "0" * 8))
-    book = champions.read(filled, "m")
+    champions.add_candidate(filled, "m", entry(B[:8] + "0" * 8))
+    registry = champions.read(filled, "m")
     names = ("1", "3", A[:4], "champion", "candidate")
-    assert [book.find("m", n).fingerprint for n in names] == [A, C, A, B, B[:8] + "0" * 8]
+    assert [registry.find("m", n).fingerprint for n in names] == [A, C, A, B, B[:8] + "0" * 8]
     for wrong in ("0", "5", "aaa", "", "zzzz"):
         with pytest.raises(ValueError, match="no ensemble"):
-            book.find("m", wrong)
+            registry.find("m", wrong)
     with pytest.raises(ValueError, match="2 ensembles 'bbbb'"):
-        book.find("m", "bbbb")
+        registry.find("m", "bbbb")
 
 
-def test_an_alias_that_nothing_has_says_what_gives_it(store):
+def test_a_missing_alias_says_how_to_get_one(store):
     with pytest.raises(ValueError, match="m has no candidate yet; `ediffi run` makes one"):
         champions.read(store, "m").find("m", "candidate")
-    book = champions.offer(store, "m", entry(A))
+    registry = champions.add_candidate(store, "m", entry(A))
     with pytest.raises(ValueError, match="m has no champion yet; `ediffi promote` makes one"):
-        book.find("m", "champion")
+        registry.find("m", "champion")
 
 
-def test_a_file_of_another_kind_is_named(store):
+def test_a_file_of_another_kind_is_refused(store):
     store.write_json("registry/m.json", {"candidate": None})
-    with pytest.raises(ValueError, match=r"registry/m\.json is no registry file"):
+    with pytest.raises(ValueError, match=r"registry/m\.json is not a registry file"):
         champions.read(store, "m")
 
 
-def test_writers_at_once_lose_no_word_of_each_other(store):
-    marks = [f"{i:016x}" for i in range(16)]
+def test_concurrent_writers_lose_no_entry(store):
+    fingerprints = [f"{i:016x}" for i in range(16)]
     threads = [
-        threading.Thread(target=champions.offer, args=(store, "m", entry(mark))) for mark in marks
+        threading.Thread(target=champions.add_candidate, args=(store, "m", entry(fingerprint)))
+        for fingerprint in fingerprints
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(e.fingerprint for e in champions.read(store, "m").history) == marks
+    assert sorted(e.fingerprint for e in champions.read(store, "m").history) == fingerprints

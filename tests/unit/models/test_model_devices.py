@@ -1,4 +1,4 @@
-"""A registered cascade draws on a GPU, and waits for it once a batch and stage."""
+"""A registered cascade generates on a GPU and waits for it once per batch and stage."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from ediffi_core.conditioning import Conditioning, EmbeddingSpec
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet, UNetConfig
-from pipelines.models.text_to_image import Seat, draw, load_ensemble
+from pipelines.models.text_to_image import Slot, draw, load_ensemble
 from pipelines.store.artifacts import Store
 
 SPECS = (EmbeddingSpec(name="clip_image", dim=6, kind="pooled", attended=True),)
@@ -28,7 +28,7 @@ HALVES = {"E1_0": Interval(0.0, 0.5), "E1_1": Interval(0.5, 1.0)}
 
 
 @pytest.fixture
-def seats(tmp_path):
+def slots(tmp_path):
     """Two experts' weights in a store."""
     store = Store.at(str(tmp_path))
     for name, interval in HALVES.items():
@@ -44,17 +44,17 @@ def seats(tmp_path):
         )
         data, _ = to_bytes(Denoiser(UNet(CONFIG)).state_dict(), card)
         store.write(f"{name}.safetensors", data)
-    return store, {n: Seat(f"{n}.safetensors", n, i) for n, i in HALVES.items()}
+    return store, {n: Slot(f"{n}.safetensors", n, i) for n, i in HALVES.items()}
 
 
 @pytest.mark.parametrize("residency", ["all", "current", "disk"])
-def test_experts_from_a_store_draw_on_a_gpu(seats, residency):
+def test_experts_from_a_store_draw_on_a_gpu(slots, residency):
     with FakeGPU() as gpu:
-        ensemble = load_ensemble(*seats, residency, "cuda")
+        ensemble = load_ensemble(*slots, residency, "cuda")
         stage = CascadeStage(name="base", denoiser=ensemble, resolution=8, steps=4, guidance=1.0)
         cond = Conditioning(pooled={"clip_image": torch.ones(3, 6)}).to("cuda")
         gpu.syncs.clear()
         found = draw([stage], cond, seed=[1, 2, 3], batch=2)["base"]
         assert (tuple(found.shape), found.dtype) == ((3, 8, 8, 3), torch.uint8)
-        # Two batches: their first noise, whether all is finite, and the pictures.
+        # For each of two batches: initial noise, two finiteness checks and the images.
         assert gpu.syncs == {"copied there": 2, "number read": 4, "copied back": 2}

@@ -1,4 +1,4 @@
-"""Painted phrases as JSON from strangers: the same masks as a command line's, and no file read."""
+"""Painted phrases from untrusted JSON: the same masks as on a command line, and no file is read."""
 
 import base64
 
@@ -10,10 +10,10 @@ from PIL import Image
 from pipelines.models import painting
 
 
-def test_a_box_is_the_same_as_numbers_text_and_on_a_command_line():
-    (listed,) = painting.described([{"phrase": "a cat", "where": [0, 0.25, 0.5, 1]}])
-    (written,) = painting.described([{"phrase": "a cat", "where": "0,0.25,0.5,1"}])
-    ((typed,),) = painting.parse(["a cat=0,0.25,0.5,1"], ["a cat"], painting.STRENGTH)
+def test_a_box_is_the_same_as_list_text_and_on_a_command_line():
+    (listed,) = painting.phrases_from_json([{"phrase": "a cat", "where": [0, 0.25, 0.5, 1]}])
+    (written,) = painting.phrases_from_json([{"phrase": "a cat", "where": "0,0.25,0.5,1"}])
+    ((typed,),) = painting.parse_phrases(["a cat=0,0.25,0.5,1"], ["a cat"], painting.STRENGTH)
     assert listed.text == "a cat" and listed.strength == typed.strength
     assert torch.equal(listed.mask, typed.mask) and torch.equal(written.mask, typed.mask)
     assert listed.mask.mean() == 0.375
@@ -22,16 +22,16 @@ def test_a_box_is_the_same_as_numbers_text_and_on_a_command_line():
 def test_a_picture_is_a_mask_where_it_is_bright():
     half = np.zeros((8, 8, 3), np.uint8)
     half[:, :4] = 255
-    (phrase,) = painting.described(
-        [{"phrase": "a cat", "where": painting.encoded(half), "strength": 1}]
+    (phrase,) = painting.phrases_from_json(
+        [{"phrase": "a cat", "where": painting.encode_png(half), "strength": 1}]
     )
     assert phrase.strength == 1 and 0.4 < phrase.mask.mean() < 0.6
     assert phrase.mask[:, :24].all() and not phrase.mask[:, 40:].any()
 
 
-def test_a_picture_comes_back_as_it_was():
+def test_encoding_and_decoding_restores_an_image():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 5, 3), np.uint8)
-    assert np.array_equal(np.asarray(painting.decoded(painting.encoded(pixels))), pixels)
+    assert np.array_equal(np.asarray(painting.decode_image(painting.encode_png(pixels))), pixels)
 
 
 @pytest.mark.parametrize(
@@ -40,39 +40,39 @@ def test_a_picture_comes_back_as_it_was():
         ("a cat", "'a cat' paints nothing: write {"),
         ({"phrase": "a cat"}, "paints nothing"),
         ({"phrase": "a cat", "where": [0, 0, 1, 1], "power": 1}, "paints nothing"),
-        ({"phrase": " ", "where": [0, 0, 1, 1]}, "phrase ' ' is no text"),
-        ({"phrase": "a cat", "where": [0, 0, 1]}, "'0,0,1' is no box"),
-        ({"phrase": "a cat", "where": 3}, "3 is no box"),
+        ({"phrase": " ", "where": [0, 0, 1, 1]}, "phrase ' ' is not a text"),
+        ({"phrase": "a cat", "where": [0, 0, 1]}, "'0,0,1' is not a box"),
+        ({"phrase": "a cat", "where": 3}, "3 is not a box"),
         ({"phrase": "a cat", "where": [0, 0, 2, 1]}, "box '0,0,2,1' is empty or leaves"),
-        ({"phrase": "a cat", "where": "/etc/hostname"}, "'/etc/hostname' is no picture"),
+        ({"phrase": "a cat", "where": "/etc/hostname"}, "'/etc/hostname' is not an image"),
         ({"phrase": "a cat", "where": [0, 0, 1, 1], "strength": -1}, "strength of 'a cat' is -1"),
         ({"phrase": "a cat", "where": [0, 0, 1, 1], "strength": float("nan")}, "is nan"),
     ],
 )
-def test_what_paints_nothing_is_refused_in_one_line(raw, message):
+def test_bad_phrases_are_refused_in_one_line(raw, message):
     with pytest.raises(ValueError) as refused:
-        painting.described([raw])
+        painting.phrases_from_json([raw])
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_no_file_of_this_machine_is_read(tmp_path):
+def test_no_local_file_is_read(tmp_path):
     Image.new("RGB", (8, 8), "white").save(tmp_path / "mask.png")
-    with pytest.raises(ValueError, match="is no picture"):
-        painting.described([{"phrase": "a cat", "where": str(tmp_path / "mask.png")}])
+    with pytest.raises(ValueError, match="is not an image"):
+        painting.phrases_from_json([{"phrase": "a cat", "where": str(tmp_path / "mask.png")}])
 
 
 def test_formats_that_make_pillow_run_programs_are_refused():
     text = base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n").decode()
     with pytest.raises(ValueError, match="give a PNG, JPEG or WebP as base64"):
-        painting.decoded(text)
+        painting.decode_image(text)
 
 
 def test_a_phrase_is_painted_where_it_is_a_word():
-    """Not in prompts where it is a part of one: those have no token of it to paint."""
+    """Not where it is part of a word."""
     prompts = ["a cat", "a category", "The CAT, asleep", "cats", "a cat\u2019s hat"]
-    found = painting.parse(["cat=0,0,1,1"], prompts, 0.4)
+    found = painting.parse_phrases(["cat=0,0,1,1"], prompts, 0.4)
     assert [len(phrases) for phrases in found] == [1, 0, 1, 0, 1]
-    two = painting.parse(["black  cat=0,0,1,1"], ["a black cat", "a black\ncat"], 0.4)
+    two = painting.parse_phrases(["black  cat=0,0,1,1"], ["a black cat", "a black\ncat"], 0.4)
     assert [len(phrases) for phrases in two] == [1, 1]
     with pytest.raises(ValueError, match="phrase 'cat' is in no prompt; paint whole words"):
-        painting.parse(["cat=0,0,1,1"], ["a category"], 0.4)
+        painting.parse_phrases(["cat=0,0,1,1"], ["a category"], 0.4)

@@ -1,4 +1,4 @@
-"""Rows of a data frame as requests: types, gaps, batches of equal options, one clear error."""
+"""Rows of a data frame as requests: types, missing values, batching and error messages."""
 
 import json
 
@@ -7,14 +7,16 @@ import pandas as pd
 import pytest
 
 from pipelines.models import painting
-from pipelines.models.pyfunc import Options, draw, requests
+from pipelines.models.pyfunc import Options, draw, parse_requests
 
-PICTURE = painting.encoded(np.zeros((4, 4, 3), np.uint8))
+PICTURE = painting.encode_png(np.zeros((4, 4, 3), np.uint8))
 PAINT = [{"phrase": "a cat", "where": [0, 0, 0.5, 1]}]
 
 
 def one(**columns):
-    (found,) = requests(pd.DataFrame({"prompt": ["a cat"]} | {k: [v] for k, v in columns.items()}))
+    (found,) = parse_requests(
+        pd.DataFrame({"prompt": ["a cat"]} | {k: [v] for k, v in columns.items()})
+    )
     return found
 
 
@@ -23,7 +25,7 @@ def test_a_prompt_alone_is_enough():
     assert (found.prompt, found.seed, found.paint, found.options) == ("a cat", 0, [], Options())
 
 
-def test_a_gap_is_the_ensembles_own():
+def test_a_missing_value_means_the_ensembles_own():
     frame = pd.DataFrame(
         {
             "prompt": ["a cat", "a dog"],
@@ -35,7 +37,7 @@ def test_a_gap_is_the_ensembles_own():
             "paint": [PAINT, None],
         }
     )
-    first, second = requests(frame)
+    first, second = parse_requests(frame)
     assert (first.seed, second.seed) == (0, 7) and isinstance(second.seed, int)
     assert first.options == Options(guidance=3.0, style=PICTURE, is_painted=True)
     assert second.options == Options(steps=5, solver="heun")
@@ -58,10 +60,10 @@ def test_a_list_and_its_json_paint_the_same():
         ({"guidance": float("inf")}, "`guidance` is inf"),
         ({"steps": 0}, "`steps` is 0"),
         ({"solver": "ddim"}, "`solver` 'ddim' is unknown; there are euler"),
-        ({"style": "picture.png"}, "row 1: 'picture.png' is no picture"),
-        ({"paint": "a cat=0,0,1,1"}, "is no JSON list"),
-        ({"paint": "{}"}, "is no list"),
-        ({"paint": 3}, "is no JSON list"),
+        ({"style": "picture.png"}, "row 1: 'picture.png' is not an image"),
+        ({"paint": "a cat=0,0,1,1"}, "is not a JSON list"),
+        ({"paint": "{}"}, "is not a list"),
+        ({"paint": 3}, "is not a JSON list"),
         ({"paint": [{"phrase": "a cat"}]}, "row 1: .* paints nothing"),
     ],
 )
@@ -72,7 +74,7 @@ def test_bad_input_is_one_clear_error(columns, message):
 
 
 class Recorded:
-    """A model that keeps what it was asked for; pictures are its seeds."""
+    """A model that records its calls; its images are the seeds."""
 
     def __init__(self):
         self.calls = []
@@ -82,7 +84,7 @@ class Recorded:
         return np.array(seed, np.uint8).reshape(-1, 1, 1, 1)
 
 
-def test_rows_of_equal_options_are_drawn_together_and_come_back_in_order():
+def test_rows_with_equal_options_share_a_batch_and_keep_their_order():
     frame = pd.DataFrame(
         {
             "prompt": ["a", "b", "c", "d"],
@@ -91,12 +93,12 @@ def test_rows_of_equal_options_are_drawn_together_and_come_back_in_order():
         }
     )
     model = Recorded()
-    found = draw(model, requests(frame), "base")
+    found = draw(model, parse_requests(frame), "base")
     assert [p for p, _, _ in model.calls] == [["a", "c"], ["b"], ["d"]]
     assert [o["guidance"] for _, _, o in model.calls] == [1.0, 2.0, None]
     assert {o["up_to"] for _, _, o in model.calls} == {"base"}
     assert [int(p.item()) for p in found] == [4, 3, 2, 1]
 
 
-def test_no_rows_are_no_pictures():
-    assert draw(Recorded(), requests(pd.DataFrame({"prompt": []}))) == []
+def test_no_rows_give_no_images():
+    assert draw(Recorded(), parse_requests(pd.DataFrame({"prompt": []}))) == []

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines import cli
-from pipelines.models.champions import Entry, offer
+from pipelines.models.champions import Entry, add_candidate
 from pipelines.reports import tree_compare
 from pipelines.runs.execution import Execution
 from pipelines.store.artifacts import Store
@@ -74,7 +74,7 @@ def ediffi(tree, other, tmp_path):
         run.nodes["promote/emoji-scenes"] = {"state": "done", "folder": f"nodes/promote/x-{run.id}"}
         run.save(store)
         entry = Entry(fingerprint=run.id.rpartition("-")[2], folder="x", why="finished", by="run")
-        offer(store, "emoji-scenes", entry)
+        add_candidate(store, "emoji-scenes", entry)
 
     def call(*args):
         return CliRunner().invoke(cli.app, ["tree", *map(str, args), "--storage", store.root])

@@ -37,7 +37,7 @@ def spec(cpus=2, experts=None, **base):
             {"workers": {"count": 2, "parallel": "fsdp", "micro_batch": "auto"}},
             "`micro_batch: auto` is for `parallel: ddp`",
         ),
-        ({"training": {"batch": 16, "snapshot_lengths": [0.4]}}, "length lies in"),
+        ({"training": {"batch": 16, "snapshot_lengths": [0.4]}}, "length must lie in"),
         ({"training": {"batch": 16, "bad_loss": {"spike_factor": 0.5}}}, "greater than 1"),
         (
             {"experts": {"E1_1": {"images": 64, "optimizer": "carried"}}},

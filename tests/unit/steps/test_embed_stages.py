@@ -360,7 +360,7 @@ def test_a_shard_says_of_its_encoders_what_the_spec_does(job, made, passed):
 def test_further_encoders_come_by_name_dimension_and_kind(made, job, encoders, passed):
     """What the spec names is in the shard, is what the encoder gives, and conditions a network."""
     from ediffi_core.encoders import T5, encode_prompts
-    from pipelines.models.text_to_image import load_clip, load_more, load_t5
+    from pipelines.models.text_to_image import load_clip, load_extra_encoders, load_t5
     from pipelines.store.shards import Header
 
     t5 = T5(encoders["t5"])
@@ -383,7 +383,10 @@ def test_further_encoders_come_by_name_dimension_and_kind(made, job, encoders, p
         kept = np.frombuffer(row["gist"], np.float16)
         np.testing.assert_allclose(kept, mean.numpy(), rtol=2e-3, atol=1e-4)
     cond = encode_prompts(
-        load_t5(both.encoders), load_clip(both.encoders), ["a red two"], load_more(both.encoders)
+        load_t5(both.encoders),
+        load_clip(both.encoders),
+        ["a red two"],
+        load_extra_encoders(both.encoders),
     )
     for spec in header.embeddings:
         held = cond.sequences if spec.kind == "sequence" else cond.pooled

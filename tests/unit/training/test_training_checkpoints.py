@@ -1,4 +1,4 @@
-"""Checkpoints of one process: what was saved comes back, or an older one does and it is said."""
+"""Checkpoints of one process: the newest valid one is restored, and skipped ones are reported."""
 
 import json
 import random
@@ -18,7 +18,7 @@ FILES = {"history.jsonl": b'{"loss": 1}\n{"loss": 2}\n'}
 
 
 def state(seed=0):
-    """Every type and shape that a training has, and some that it has not."""
+    """Every dtype and shape that training has, and some others."""
     draw = torch.Generator().manual_seed(seed)
 
     def of(*shape):
@@ -53,27 +53,29 @@ def same(a, b):
 
 
 class Kit:
-    def __init__(self, root, **how):
+    def __init__(self, root, **options):
         self.store = Store.at(str(root))
-        self.how = {"fingerprint": "0123", "keep": 2, **how}
+        self.options = {"fingerprint": "0123", "keep": 2, **options}
         self.folder = root / NODE / "checkpoints"
-        self.said = []
+        self.messages = []
         self.open()
 
-    def open(self, **how):
-        """As a process that starts anew would."""
-        self.said = []
-        self.all = Checkpoints(self.store, NODE, say=self.said.append, **{**self.how, **how})
+    def open(self, **options):
+        """As a new process would."""
+        self.messages = []
+        self.all = Checkpoints(
+            self.store, NODE, log=self.messages.append, **{**self.options, **options}
+        )
         return self.all
 
-    def save(self, images, **how):
-        self.all.save(images, state(images), {**NOTE, "images": images}, files=FILES, **how)
+    def save(self, images, **options):
+        self.all.save(images, state(images), {**NOTE, "images": images}, files=FILES, **options)
         self.all.wait()
 
-    def restore(self, **how):
-        """→ images of what a new process goes on from; 0 if nothing. The state is checked."""
+    def restore(self, **options):
+        """→ images that a new process resumes at, 0 without a checkpoint; checks the state."""
         tensors = blank()
-        found = self.open().restore(tensors, **how)
+        found = self.open().restore(tensors, **options)
         if found is None:
             assert same(tensors, blank())
             return 0
@@ -85,7 +87,7 @@ class Kit:
     def of(self, images):
         return self.folder / f"{images:012d}"
 
-    def there(self):
+    def kept(self):
         return sorted(int(f.name) for f in self.folder.iterdir())
 
 
@@ -94,15 +96,14 @@ def kit(tmp_path):
     return Kit(tmp_path / "store")
 
 
-def test_all_comes_back(kit):
+def test_everything_is_restored(kit):
     assert kit.restore() == 0
     kit.save(64)
     assert kit.restore() == 64
-    assert kit.said == []
+    assert kit.messages == []
 
 
-def test_its_files_are_plain_ones(kit):
-    """Anyone can read them: safetensors and JSON."""
+def test_files_are_plain_safetensors_and_json(kit):
     kit.save(64)
     assert sorted(f.name for f in kit.of(64).iterdir()) == [
         "checkpoint.json",
@@ -116,7 +117,7 @@ def test_its_files_are_plain_ones(kit):
 
 def test_the_same_state_is_the_same_bytes(tmp_path):
     kits = [Kit(tmp_path / name) for name in "ab"]
-    kits[0].save(32)  # its memory is used before
+    kits[0].save(32)  # so that its buffer is reused
     for kit in kits:
         kit.save(64)
     a, b = ({f.name: f.read_bytes() for f in kit.of(64).iterdir()} for kit in kits)
@@ -124,7 +125,7 @@ def test_the_same_state_is_the_same_bytes(tmp_path):
 
 
 def test_training_goes_on_while_it_is_written(kit, monkeypatch):
-    """What is saved is the state at the call, whatever becomes of the tensors."""
+    """The saved state is that of the call, even if the tensors change meanwhile."""
     gate = threading.Event()
     write = Store.write
 
@@ -151,11 +152,11 @@ def test_saves_come_one_after_another(kit):
         kit.all.save(images, state(images), {**NOTE, "images": images}, files=FILES)
     kit.all.wait()
     assert kit.all.poll() == 72
-    assert kit.there() == [64, 72]
+    assert kit.kept() == [64, 72]
     assert kit.restore() == 72
 
 
-def test_memory_is_used_again(kit):
+def test_memory_is_reused(kit):
     kit.save(8)
     part = kit.all._part
     where = {name: view.data_ptr() for name, view in part.views.items()}
@@ -167,33 +168,33 @@ def test_memory_is_used_again(kit):
     assert kit.all._part is not part
 
 
-# -- what is not sound ----------------------------------------------------------------------------
+# -- invalid checkpoints --------------------------------------------------------------------------
 
 
-def test_any_bit_that_flips_is_found(kit):
+def test_any_flipped_bit_is_detected(kit):
     kit.save(32)
     kit.save(64)
     draw = random.Random(0)
     files = sorted(kit.of(64).iterdir())
     for trial in range(60):
         file = files[trial % len(files)]
-        sound = file.read_bytes()
-        damaged = bytearray(sound)
-        bit = draw.randrange(8 * len(sound))
+        intact = file.read_bytes()
+        damaged = bytearray(intact)
+        bit = draw.randrange(8 * len(intact))
         damaged[bit // 8] ^= 1 << bit % 8
         file.write_bytes(damaged)
         assert kit.restore() == 32, f"bit {bit} of {file.name}"
-        [line] = kit.said
+        [line] = kit.messages
         assert line.startswith("checkpoint 000000000064 is not used: its ")
         assert line.endswith("; continuing from 32 images")
-        file.write_bytes(sound)
+        file.write_bytes(intact)
     assert kit.restore() == 64
 
 
 def test_every_bit_of_a_manifest_counts(kit):
-    """Also where JSON does not: spaces, and the case of letters in escapes and exponents."""
+    """Even those that JSON ignores: spaces, and the case of escapes and exponents."""
     from pipelines.training.checkpoints.manifest import Manifest
-    from pipelines.training.process_group import Unsound
+    from pipelines.training.process_group import InvalidCheckpoint
 
     data = Manifest(
         fingerprint="f",
@@ -206,40 +207,40 @@ def test_every_bit_of_a_manifest_counts(kit):
     for bit in range(8 * len(data)):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(Unsound):
+        with pytest.raises(InvalidCheckpoint):
             Manifest.from_bytes(bytes(damaged))
 
 
-def test_any_end_that_is_missing_is_found(kit):
+def test_any_truncation_is_detected(kit):
     kit.save(32)
     kit.save(64)
     for file in sorted(kit.of(64).iterdir()):
-        sound = file.read_bytes()
-        lengths = {0, 1, 7, 8, 9, len(sound) // 2, len(sound) - 2, len(sound) - 1}
+        intact = file.read_bytes()
+        lengths = {0, 1, 7, 8, 9, len(intact) // 2, len(intact) - 2, len(intact) - 1}
         for length in sorted(lengths):
-            file.write_bytes(sound[:length])
+            file.write_bytes(intact[:length])
             assert kit.restore() == 32, f"{length} bytes of {file.name}"
-            assert len(kit.said) == 1
-        file.write_bytes(sound + b"\n")
+            assert len(kit.messages) == 1
+        file.write_bytes(intact + b"\n")
         assert kit.restore() == 32, f"a byte more of {file.name}"
         file.unlink()
         assert kit.restore() == 32, f"without {file.name}"
         file.mkdir()
         assert kit.restore() == 32, f"a folder for {file.name}"
         file.rmdir()
-        file.write_bytes(sound)
+        file.write_bytes(intact)
     assert kit.restore() == 64
 
 
-def test_files_of_another_checkpoint_are_found(kit):
+def test_files_of_another_checkpoint_are_detected(kit):
     kit.save(32)
     kit.save(64)
     for file in sorted(kit.of(64).iterdir()):
         if file.name != "history.jsonl":  # the same in both
-            sound = file.read_bytes()
+            intact = file.read_bytes()
             file.write_bytes((kit.of(32) / file.name).read_bytes())
             assert kit.restore() == 32, file.name
-            file.write_bytes(sound)
+            file.write_bytes(intact)
 
 
 def test_another_nodes_checkpoint_is_refused(kit):
@@ -247,20 +248,20 @@ def test_another_nodes_checkpoint_is_refused(kit):
     kit.open(fingerprint="4567")
     kit.save(64)
     assert kit.restore() == 32
-    assert kit.said == [
-        "checkpoint 000000000064 is not used: it is of node 4567, not of 0123; "
+    assert kit.messages == [
+        "checkpoint 000000000064 is not used: it belongs to node 4567, not 0123; "
         "continuing from 32 images"
     ]
 
 
-def test_without_a_sound_one_there_is_none(kit):
+def test_without_a_valid_checkpoint_nothing_is_restored(kit):
     kit.save(32)
     kit.save(64)
     for images in (32, 64):
         (kit.of(images) / "part-00000-of-00001.safetensors").write_bytes(b"torn")
     assert kit.restore() == 0
-    assert len(kit.said) == 2
-    for line in kit.said:
+    assert len(kit.messages) == 2
+    for line in kit.messages:
         assert re.search(r" its part 0 has 4 of [\d,]+ bytes; there is no other$", line)
 
 
@@ -274,12 +275,12 @@ def test_tensors_that_do_not_fit_are_named_and_left_alone(kit):
     ):
         wanted = {k: v for k, v in {**blank(), **change}.items() if v is not None}
         assert kit.open().restore(wanted) is None
-        [line] = kit.said
+        [line] = kit.messages
         assert words in line
         assert not any(v.double().any() for v in wanted.values())
 
 
-def test_what_training_should_not_have_saved(kit):
+def test_non_finite_tensors_are_not_saved(kit):
     kit.save(32)
     for name, value in (("raw/conv", float("nan")), ("scalar", float("-inf"))):
         tensors = state(64)
@@ -287,12 +288,12 @@ def test_what_training_should_not_have_saved(kit):
         with pytest.raises(NonFinite, match=name):
             kit.all.save(64, tensors, NOTE)
     kit.all.wait()
-    assert kit.there() == [32]
+    assert kit.kept() == [32]
     assert kit.all.failures == 0
 
 
 def test_large_values_are_finite(kit):
-    """Though their norm is none that the type holds."""
+    """Although their norm overflows."""
     largest = {
         str(d): torch.full((9,), torch.finfo(d).max, dtype=d)
         for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -304,43 +305,42 @@ def test_large_values_are_finite(kit):
     assert same(found, largest)
 
 
-# -- what is kept ---------------------------------------------------------------------------------
+# -- retention ------------------------------------------------------------------------------------
 
 
 def test_the_newest_and_the_milestones_are_kept(kit):
     for images in range(10, 80, 10):
         kit.save(images, milestone=images % 30 == 0)
-    assert kit.there() == [30, 60, 70]
+    assert kit.kept() == [30, 60, 70]
     assert kit.restore() == 70
     kit.all.clear()
-    assert kit.there() == [30, 60]
+    assert kit.kept() == [30, 60]
     assert kit.restore() == 60
 
 
-def test_a_damaged_one_does_not_push_out_a_sound_one(kit):
+def test_a_damaged_checkpoint_does_not_displace_a_valid_one(kit):
     for images in (10, 20, 30):
         kit.save(images)
     (kit.of(30) / "history.jsonl").unlink()
     assert kit.restore() == 20
     kit.save(25)
-    assert kit.there() == [20, 25, 30]
+    assert kit.kept() == [20, 25, 30]
     kit.save(35)
-    assert kit.there() == [25, 35]
+    assert kit.kept() == [25, 35]
     assert kit.restore() == 35
 
 
-def test_a_damaged_one_is_written_anew(kit):
+def test_a_damaged_checkpoint_is_overwritten(kit):
     for images in (10, 20, 30):
         kit.save(images)
     (kit.of(30) / "history.jsonl").unlink()
     assert kit.restore() == 20
     kit.save(30)
-    assert kit.there() == [20, 30]
+    assert kit.kept() == [20, 30]
     assert kit.restore() == 30
 
 
-def test_what_was_torn_is_never_mixed_with_what_comes(kit):
-    """An attempt's other parts are gone before the next one's first byte."""
+def test_files_of_an_earlier_attempt_are_removed_first(kit):
     kit.save(32)
     kit.save(64)
     for n in (0, 1, 2):
@@ -351,51 +351,51 @@ def test_what_was_torn_is_never_mixed_with_what_comes(kit):
     assert kit.restore() == 64
 
 
-def test_the_finished_state_is_apart(kit):
+def test_the_final_state_is_separate(kit):
     for images in (10, 20, 30):
         kit.save(images)
     kit.save(40, to=f"{NODE}/state")
-    assert kit.there() == [20, 30]
+    assert kit.kept() == [20, 30]
     with pytest.raises(ValueError, match="save to a folder beside them"):
         kit.all.save(50, state(50), NOTE, to=NODE)
     kit.all.clear()
-    assert kit.there() == []
+    assert kit.kept() == []
     assert kit.restore() == 0
-    assert kit.restore(ended=f"{NODE}/state") == 40
+    assert kit.restore(final=f"{NODE}/state") == 40
 
     tensors = blank()
     child = Checkpoints(
-        kit.store, "nodes/train/base/E2_0-89", fingerprint="89", say=kit.said.append
+        kit.store, "nodes/train/base/E2_0-89", fingerprint="89", log=kit.messages.append
     )
     found = child.restore_from(f"{NODE}/state", tensors, "0123")
     assert found.images == 40 and same(tensors, state(40))
-    with pytest.raises(ValueError, match="it is of node 0123, not of 89"):
+    with pytest.raises(ValueError, match="it belongs to node 0123, not 89"):
         child.restore_from(f"{NODE}/state", tensors, "89")
     (kit.folder.parent / "state" / "checkpoint.json").unlink()
-    with pytest.raises(ValueError, match=r"not written to its end; run the node that makes it"):
+    with pytest.raises(ValueError, match=r"it is incomplete; rerun the node that writes it"):
         child.restore_from(f"{NODE}/state", tensors, "0123")
 
 
-# -- what cannot be written -------------------------------------------------------------------
+# -- failed writes ----------------------------------------------------------------------------
 
 
-def test_a_write_that_fails_is_said_counted_and_tried_again(kit):
+def test_a_failed_write_is_logged_counted_and_retried(kit):
     kit.save(16)
     kit.of(32).write_bytes(b"a file where the folder should be")
     kit.all.save(32, state(32), NOTE)
     with pytest.raises(OSError):
         kit.all.wait()
-    kit.all.wait()  # told once
+    kit.all.wait()  # raised once
     assert kit.all.failures == 1
-    [line] = kit.said
+    [line] = kit.messages
     assert line.startswith("the checkpoint of 32 images could not be written: ")
     kit.all.save(32, state(32), NOTE)
     kit.of(48).write_bytes(b"another")
-    kit.all.save(48, state(48), NOTE)  # is not stopped by the one before
+    kit.all.save(48, state(48), NOTE)  # not stopped by the failed one
     with pytest.raises(OSError):
         kit.all.wait()
     assert kit.all.failures == 3
     kit.save(64)
     assert kit.all.failures == 0
-    assert len(kit.said) == 3
+    assert len(kit.messages) == 3
     assert kit.restore() == 64

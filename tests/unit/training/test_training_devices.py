@@ -1,4 +1,4 @@
-"""A training step, its measurements and its sheets on a GPU that this machine does not have."""
+"""A training step, its metrics and contact sheets on a fake GPU."""
 
 import pytest
 import torch
@@ -9,12 +9,12 @@ from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet, UNetConfig
 from pipelines.spec.training import Training
-from pipelines.training import samples as pictures
+from pipelines.training import samples
 from pipelines.training.checkpoints.state import State
 from pipelines.training.meters import Meters, flops_per_image
-from pipelines.training.parallel import World
+from pipelines.training.parallel import Communicator
 from pipelines.training.step import Draws, Step
-from pipelines.training.validation import Validation, as_told
+from pipelines.training.validation import Validation, prepare_batch
 
 SPECS = (
     EmbeddingSpec(name="t5", dim=8, kind="sequence"),
@@ -32,9 +32,9 @@ def gpu():
 
 @pytest.fixture
 def gradients(monkeypatch):
-    """Autograd's engine asks for a real CUDA context; so gradients are there, of the right shapes.
+    """Zero gradients instead of a backward pass, which would need a real CUDA context.
 
-    That part is PyTorch's own; on ``meta`` its engine runs, and that test leaves nothing out.
+    The test on the ``meta`` device runs the real backward pass.
     """
 
     def backward(loss):
@@ -48,7 +48,7 @@ def gradients(monkeypatch):
 MODELS = []
 
 
-def told(rows):
+def conditioning(rows):
     mask = torch.ones(rows, 3, dtype=torch.bool)
     return Conditioning(
         {"t5": torch.ones(rows, 3, 8)}, {"t5": mask}, {"clip_image": torch.ones(rows, 6)}
@@ -68,7 +68,7 @@ def settings_of(low_res=False):
 
 
 def made(low_res=False, device="cuda"):
-    """A denoiser on a device, and the optimiser's state."""
+    """A denoiser on a device, its training state and the options."""
     config = UNetConfig(
         resolution=8,
         channels=8,
@@ -90,17 +90,17 @@ def made(low_res=False, device="cuda"):
 
 def two_steps(device, low_res, micro_batch):
     model, state, options = made(low_res, device)
-    settings, world = settings_of(low_res), World(device=torch.device(device))
-    draws = Draws(settings, SPECS, world.device)
-    step = Step(model, model, state.optimizer, draws, world, options, micro_batch)
-    cond = told(BATCH).to(device, non_blocking=True)
+    settings, comm = settings_of(low_res), Communicator(device=torch.device(device))
+    draws = Draws(settings, SPECS, comm.device)
+    step = Step(model, model, state.optimizer, draws, comm, options, micro_batch)
+    cond = conditioning(BATCH).to(device, non_blocking=True)
     x = torch.zeros(BATCH, 3, 16, 16).to(device, non_blocking=True)
     yield
-    for place in (0, BATCH):
-        index = torch.arange(place, place + BATCH)
-        seen = as_told((x, cond), index, settings, "train/base")
+    for start in (0, BATCH):
+        index = torch.arange(start, start + BATCH)
+        seen = prepare_batch((x, cond), index, settings, "train/base")
         outcome = step(index, *seen, 1e-4)
-        state.advance(place + BATCH, BATCH)
+        state.advance(start + BATCH, BATCH)
     assert {outcome.loss.device.type, outcome.sigma.device.type} == {device}
     assert outcome.loss.shape == (BATCH,)
     yield
@@ -108,7 +108,7 @@ def two_steps(device, low_res, micro_batch):
 
 @pytest.mark.parametrize("low_res", [False, True])
 @pytest.mark.parametrize("micro_batch", [None, 2])
-def test_a_step_is_handed_to_the_gpu_without_waiting_for_it(gpu, low_res, micro_batch, gradients):
+def test_a_step_does_not_wait_for_the_gpu(gpu, low_res, micro_batch, gradients):
     steps = two_steps("cuda", low_res, micro_batch)
     next(steps)
     gpu.syncs.clear()
@@ -121,18 +121,18 @@ def test_whole_steps_on_a_device_without_values(low_res):
     assert [*two_steps("meta", low_res, 2)] == [None, None]
 
 
-def test_meters_look_once_for_many_steps(gpu, gradients):
-    """A judgement copies one tensor back, whatever number of steps it is of."""
+def test_a_check_copies_one_tensor_back(gpu, gradients):
+    """A check copies one tensor back for any number of steps."""
     model, state, options = made()
-    world = World(device=torch.device("cuda"))
-    step = Step(model, model, state.optimizer, Draws(settings_of(), SPECS, "cuda"), world, options)
+    comm = Communicator(device=torch.device("cuda"))
+    step = Step(model, model, state.optimizer, Draws(settings_of(), SPECS, "cuda"), comm, options)
     outcome = step(torch.arange(BATCH), torch.zeros(BATCH, 3, 8, 8).to("cuda"),
-                   told(BATCH).to("cuda"), 1e-4)  # fmt: skip
-    meters = Meters(world, Interval(0.0, 1.0), NoiseDistribution(), bins=2, leap=None)
-    for place in range(5):
-        meters.add(place, outcome, 0.0)
+                   conditioning(BATCH).to("cuda"), 1e-4)  # fmt: skip
+    meters = Meters(comm, Interval(0.0, 1.0), NoiseDistribution(), bins=2, leap=None)
+    for start in range(5):
+        meters.add(start, outcome, 0.0)
     gpu.syncs.clear()
-    sums = world.total(torch.stack([o.loss.double().sum() for _, o in meters.steps]))
+    sums = comm.all_reduce_sum(torch.stack([o.loss.double().sum() for _, o in meters.steps]))
     assert (sums.shape, dict(gpu.syncs)) == ((5,), {"copied back": 1})
 
 
@@ -141,24 +141,24 @@ class Data:
         return 6
 
     def rows(self, numbers):
-        return torch.zeros(len(numbers), 3, 8, 8), told(len(numbers))
+        return torch.zeros(len(numbers), 3, 8, 8), conditioning(len(numbers))
 
 
 def test_validation_and_flops(gpu):
     model, _, _ = made()
-    settings, world = settings_of(), World(device=torch.device("cuda"))
-    sigma, loss = Validation(Data(), settings, world).losses(model, 5)
+    settings, comm = settings_of(), Communicator(device=torch.device("cuda"))
+    sigma, loss = Validation(Data(), settings, comm).losses(model, 5)
     assert (sigma.shape, loss.shape) == ((5,), (5,))
     x = torch.zeros(1, 3, 8, 8).to("cuda")
-    assert flops_per_image(model, x, torch.ones(1), told(1).to("cuda")) > 0
+    assert flops_per_image(model, x, torch.ones(1), conditioning(1).to("cuda")) > 0
 
 
 def test_a_sheet_of_a_root_draws_and_denoises(gpu):
     model, _, _ = made()
     x = torch.zeros(2, 3, 8, 8).to("cuda")
-    cond = told(2).to("cuda")
+    cond = conditioning(2).to("cuda")
     gpu.syncs.clear()
-    found, columns = pictures.sheet(model, x, cond, settings_of())
-    rows = 1 + len(pictures.LEVELS) + 1  # the real ones, denoised ones, drawn ones
+    found, columns = samples.contact_sheet(model, x, cond, settings_of())
+    rows = 1 + len(samples.LEVELS) + 1  # the real ones, denoised ones, drawn ones
     assert (found.shape[0], columns, found.device.type) == (rows * 2, 2, "cuda")
     assert gpu.syncs == {"copied there": 1}  # its noise

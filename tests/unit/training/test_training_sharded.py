@@ -1,4 +1,4 @@
-"""Checkpoints of several processes: what some wrote, any other number reads."""
+"""Checkpoints of several processes can be read by any other number of processes."""
 
 import json
 import resource
@@ -10,35 +10,35 @@ from processes import run
 from torch import nn
 
 from pipelines.store.artifacts import Store
-from pipelines.training.checkpoints.writer import Checkpoints, Peers
+from pipelines.training.checkpoints.writer import Checkpoints, ProcessGroup
 
 NODE = "nodes/train/base/E0_0-0123"
-WAYS = ("replicated", "sharded", "hybrid")
+SHARDINGS = ("replicated", "sharded", "hybrid")
 
 
 def model():
-    """Rows that four processes cannot share evenly, and fewer of them than processes."""
+    """Row counts that four processes cannot share evenly, some below four."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 10), nn.GroupNorm(1, 10), nn.Linear(10, 3))
 
 
-def mesh_of(way, count):
+def mesh_for(sharding, count):
     from torch.distributed.device_mesh import init_device_mesh
 
-    if way == "hybrid" and count > 1:
+    if sharding == "hybrid" and count > 1:
         return init_device_mesh("cpu", (2, count // 2), mesh_dim_names=("replica", "shard"))
     return init_device_mesh("cpu", (count,))
 
 
-def trained(way, count, steps):
-    """→ what is saved of a training: weights, two averages and the optimizer, sharded as it is."""
+def trained(sharding, count, steps):
+    """→ the tensors of a training, in its sharding: weights, an average and the optimiser."""
     net = model()
-    if way != "replicated" and count > 1:
+    if sharding != "replicated" and count > 1:
         from torch.distributed.fsdp import fully_shard
 
-        fully_shard(net, mesh=mesh_of(way, count))
+        fully_shard(net, mesh=mesh_for(sharding, count))
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
-    for step in range(steps + 1):  # the first, without effect, makes the optimizer's state
+    for step in range(steps + 1):  # the first only allocates the optimiser's state
         net(torch.linspace(-1, 1, 20).view(4, 5) + step).square().mean().backward()
         for group in optimizer.param_groups:
             group["lr"] = 0.1 if step < steps else 0.0
@@ -51,7 +51,7 @@ def trained(way, count, steps):
     return out
 
 
-def whole(tensors):
+def full(tensors):
     from torch.distributed.tensor import DTensor
 
     return {
@@ -60,34 +60,34 @@ def whole(tensors):
     }
 
 
-def save_all(peers, root):
-    """Saves a training of every way; → the whole tensors of each."""
+def save_all(group, root):
+    """Save a training of every sharding; → the full tensors of each."""
     out = {}
-    for way in WAYS:
-        all_of_it = Checkpoints(
-            Store.at(f"{root}/{way}"), NODE, fingerprint="f", peers=peers, say=print
+    for sharding in SHARDINGS:
+        checkpoints = Checkpoints(
+            Store.at(f"{root}/{sharding}"), NODE, fingerprint="f", group=group, log=print
         )
         for images in (8, 16):
-            tensors = trained(way, peers.size, images // 8)
-            all_of_it.save(images, tensors, {"clock": images}, files={"a.txt": b"a"})
-        all_of_it.wait()
-        assert all_of_it.poll() == 16 and all_of_it.failures == 0
-        out[way] = {k: v.tolist() for k, v in whole(tensors).items()}
+            tensors = trained(sharding, group.size, images // 8)
+            checkpoints.save(images, tensors, {"clock": images}, files={"a.txt": b"a"})
+        checkpoints.wait()
+        assert checkpoints.poll() == 16 and checkpoints.failures == 0
+        out[sharding] = {k: v.tolist() for k, v in full(tensors).items()}
     return out
 
 
-def restore_all(peers, root, laid_out):
-    """Restores every way's checkpoint into one way's tensors; → them, whole."""
-    out, said = {}, []
-    for way in WAYS:
-        tensors = trained(laid_out, peers.size, 0)
-        all_of_it = Checkpoints(
-            Store.at(f"{root}/{way}"), NODE, fingerprint="f", peers=peers, say=said.append
+def restore_all(group, root, target):
+    """Restore the checkpoint of every sharding into one sharding; → full tensors, messages."""
+    out, messages = {}, []
+    for sharding in SHARDINGS:
+        tensors = trained(target, group.size, 0)
+        checkpoints = Checkpoints(
+            Store.at(f"{root}/{sharding}"), NODE, fingerprint="f", group=group, log=messages.append
         )
-        found = all_of_it.restore(tensors)
+        found = checkpoints.restore(tensors)
         assert found and found.note == {"clock": found.images} and found.files == {"a.txt": b"a"}
-        out[way] = found.images, {k: v.tolist() for k, v in whole(tensors).items()}
-    return out, said
+        out[sharding] = found.images, {k: v.tolist() for k, v in full(tensors).items()}
+    return out, messages
 
 
 @pytest.fixture(scope="module")
@@ -98,88 +98,90 @@ def saved(tmp_path_factory):
     return root, given[0]
 
 
-def folder(root, way, images=16):
-    return root / way / NODE / "checkpoints" / f"{images:012d}"
+def folder(root, sharding, images=16):
+    return root / sharding / NODE / "checkpoints" / f"{images:012d}"
 
 
 def test_every_process_writes_its_share(saved):
     root, _ = saved
-    for way in WAYS:
-        files = sorted(folder(root, way).glob("part-*"))
+    for sharding in SHARDINGS:
+        files = sorted(folder(root, sharding).glob("part-*"))
         assert [f.name for f in files] == [f"part-0000{i}-of-00004.safetensors" for i in range(4)]
-        manifest = json.loads((folder(root, way) / "checkpoint.json").read_text())
+        manifest = json.loads((folder(root, sharding) / "checkpoint.json").read_text())
         assert len(manifest["files"]) == 5
 
 
 def test_one_process_resumes_what_four_saved(saved):
     root, states = saved
-    restored, said = restore_all(Peers(), root, "replicated")
-    assert restored == {way: (16, states[way]) for way in WAYS}
-    assert said == []
+    restored, messages = restore_all(ProcessGroup(), root, "replicated")
+    assert restored == {sharding: (16, states[sharding]) for sharding in SHARDINGS}
+    assert messages == []
 
 
-@pytest.mark.parametrize("laid_out", ["replicated", "sharded"])
-def test_two_processes_resume_what_four_saved(saved, laid_out):
+@pytest.mark.parametrize("target", ["replicated", "sharded"])
+def test_two_processes_resume_what_four_saved(saved, target):
     root, states = saved
-    for restored, said in run(2, restore_all, root, laid_out):
-        assert restored == {way: (16, states[way]) for way in WAYS}
-        assert said == []
+    for restored, messages in run(2, restore_all, root, target):
+        assert restored == {sharding: (16, states[sharding]) for sharding in SHARDINGS}
+        assert messages == []
 
 
-def test_a_damaged_part_is_found_by_one_and_known_to_all(saved, tmp_path):
+def test_a_damaged_part_found_by_one_process_is_skipped_by_all(saved, tmp_path):
     _, states = saved
     shutil.copytree(saved[0], root := tmp_path / "store")
-    for way, part in zip(WAYS, (0, 3, 2), strict=True):
-        file = folder(root, way) / f"part-0000{part}-of-00004.safetensors"
+    for sharding, part in zip(SHARDINGS, (0, 3, 2), strict=True):
+        file = folder(root, sharding) / f"part-0000{part}-of-00004.safetensors"
         data = bytearray(file.read_bytes())
         data[-1] ^= 1
         file.write_bytes(data)
-    told = run(2, restore_all, root, "sharded")
-    for restored, _ in told:
-        assert {way: images for way, (images, _) in restored.items()} == dict.fromkeys(WAYS, 8)
-        assert all(restored[way][1] != states[way] for way in WAYS)
-    assert told[0][0] == told[1][0]
-    assert told[1][1] == []  # the first process speaks for all
-    assert told[0][1] == [
-        f"checkpoint 000000000016 is not used: its part {part} has another sha256; "
+    outcomes = run(2, restore_all, root, "sharded")
+    for restored, _ in outcomes:
+        assert {sharding: images for sharding, (images, _) in restored.items()} == dict.fromkeys(
+            SHARDINGS, 8
+        )
+        assert all(restored[sharding][1] != states[sharding] for sharding in SHARDINGS)
+    assert outcomes[0][0] == outcomes[1][0]
+    assert outcomes[1][1] == []  # only the first process logs
+    assert outcomes[0][1] == [
+        f"checkpoint 000000000016 is not used: its part {part} has the wrong sha256; "
         "continuing from 8 images"
         for part in (0, 3, 2)
     ]
 
 
-def fail_together(peers, root):
-    """→ what went wrong, in this process's words."""
-    said, words = [], []
-    all_of_it = Checkpoints(
-        Store.at(str(root)), NODE, fingerprint="f", peers=peers, say=said.append
+def fail_together(group, root):
+    """→ errors, messages and counted failures of this process."""
+    messages, errors = [], []
+    checkpoints = Checkpoints(
+        Store.at(str(root)), NODE, fingerprint="f", group=group, log=messages.append
     )
-    tensors = trained("sharded", peers.size, 1)
+    tensors = trained("sharded", group.size, 1)
 
     def attempt(images, tensors):
         try:
-            all_of_it.save(images, tensors, {})
-            all_of_it.wait()
+            checkpoints.save(images, tensors, {})
+            checkpoints.wait()
         except (ValueError, OSError) as error:
-            words.append(f"{type(error).__name__}: {error}")
+            errors.append(f"{type(error).__name__}: {error}")
 
     attempt(8, tensors)
     local = tensors["ema/2.weight"].to_local()
-    if peers.rank == 1:
+    if group.rank == 1:
         local[0] = float("nan")
     attempt(16, tensors)
     local.fill_(1)
-    attempt(24, {**tensors, "more": torch.zeros(2 + peers.rank)})
+    attempt(24, {**tensors, "more": torch.zeros(2 + group.rank)})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if peers.rank == 1:
+    if group.rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
     attempt(32, tensors)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    counted = all_of_it.failures
+    counted = checkpoints.failures
     attempt(40, tensors)
-    return words, said, counted, all_of_it.failures
+    return errors, messages, counted, checkpoints.failures
 
 
-def test_what_fails_in_one_fails_in_all(tmp_path):
+def test_a_failure_in_one_process_fails_in_all(tmp_path):
     first, second = run(2, fail_together, tmp_path)
     not_finite = "NonFinite: tensor 'ema/2.weight' holds values that are not finite"
     different = "ValueError: the processes have different tensors to save"

@@ -1,4 +1,4 @@
-"""The optimiser that trains an expert: what decays, and what is kept of it."""
+"""Weight decay and the optimiser state."""
 
 import pytest
 import torch
@@ -15,8 +15,8 @@ def state():
     return State(Denoiser(UNet(CONFIG)), {**OPTIONS, "weight_decay": 0.1})
 
 
-def test_matrices_alone_decay(state):
-    """Without a gradient a step does nothing else than decay."""
+def test_only_matrices_decay(state):
+    """Without a gradient, a step only decays."""
     before = {k: v.detach().clone() for k, v in state.model.named_parameters()}
     for parameter in state.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -31,8 +31,8 @@ def test_matrices_alone_decay(state):
     assert {n for n in before if n.endswith("bias")} <= alone
 
 
-def test_what_is_kept_of_the_optimiser_has_every_weights_name(state):
-    """Whichever group a weight is in: so a state from before there were groups is read."""
+def test_optimiser_state_is_named_after_parameters(state):
+    """Independent of parameter groups, so that older states can be read."""
     names = {n for n, _ in state.model.named_parameters()}
     kept = {k for k in state.tensors() if k.startswith("optimizer/")}
     assert kept == {f"optimizer/{n}/{s}" for n in names for s in ("step", "exp_avg", "exp_avg_sq")}

@@ -1,4 +1,4 @@
-"""What a training node measures: noise levels by round, one weight, gains by picture."""
+"""Validation of a training node: noise levels, loss weight, gains and their intervals."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from torch import nn
 from ediffi_core import draws, tree
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.noise import NoiseDistribution
-from pipelines.training.parallel import World
-from pipelines.training.validation import Validation, against
+from pipelines.training.parallel import Communicator
+from pipelines.training.validation import Validation, gain_over_parent
 
 
 class Held:
@@ -26,7 +26,7 @@ class Held:
 
 
 class Part(nn.Module):
-    """Answers a part of what it is shown."""
+    """Returns a fraction of its input."""
 
     def __init__(self, part, sigma_data=0.5):
         super().__init__()
@@ -45,8 +45,8 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("count", [55, 144, 233])
-def test_a_picture_s_noise_levels_are_unrelated_from_round_to_round(count):
-    found = Validation(Held(count), SETTINGS, World())
+def test_noise_levels_of_an_image_are_unrelated_between_rounds(count):
+    found = Validation(Held(count), SETTINGS, Communicator())
     sigma, _ = found.losses(Part(0.0), 6 * count)
     low, _ = tree.interval("E1_1").bounds(NoiseDistribution())
     assert float(sigma.min()) >= low
@@ -57,29 +57,29 @@ def test_a_picture_s_noise_levels_are_unrelated_from_round_to_round(count):
     assert float(spread.max()) < 3 / count
 
 
-def test_more_draws_begin_with_the_same():
+def test_more_draws_start_with_the_same_draws():
     held = Held(20)
-    few, many = (Validation(held, SETTINGS, World()).losses(Part(0.5), n) for n in (30, 100))
+    few, many = (Validation(held, SETTINGS, Communicator()).losses(Part(0.5), n) for n in (30, 100))
     assert torch.equal(few[0], many[0][:30])
     torch.testing.assert_close(few[1], many[1][:30])
 
 
-def test_whoever_is_asked_has_one_weight():
-    """The same function, said to be made for another sigma_data."""
-    found = Validation(Held(20), SETTINGS, World())
+def test_all_models_share_one_loss_weight():
+    """The same function, built with another sigma_data."""
+    found = Validation(Held(20), SETTINGS, Communicator())
     losses = [found.losses(Part(0.5, sigma_data), 40)[1] for sigma_data in (0.5, 0.6)]
     assert torch.equal(*losses)
-    gain = found.against(*losses)
+    gain = found.gain_over_parent(*losses)
     assert gain["val_gain"] == gain["val_gain_low"] == gain["val_gain_high"] == 0
 
 
-def test_a_gain_s_interval_is_by_picture():
-    """Twelve pictures drawn fifty times each: what is a picture's own is known of twelve only."""
+def test_the_interval_of_a_gain_is_over_images():
+    """600 draws of twelve images are twelve independent values."""
     picture = torch.arange(600) % 12
     own = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     parent = 1 + own[picture]
-    once = against(parent[:12], torch.ones(12), picture[:12])
-    again = against(parent, torch.ones(600), picture)
+    once = gain_over_parent(parent[:12], torch.ones(12), picture[:12])
+    again = gain_over_parent(parent, torch.ones(600), picture)
     for key, value in once.items():
         assert again[key] == pytest.approx(value, rel=1e-6)
     assert again["val_gain_high"] - again["val_gain_low"] == pytest.approx(
