@@ -42,9 +42,9 @@ def opened(
     from pipelines.store.artifacts import Store
 
     loaded = spec.load(spec_path)
-    remote.use(loaded.s3.variables())
+    remote.export_settings(loaded.s3.variables())
     nowhere = os.devnull if assume else None  # a store with nothing in it
-    store = Store.at(storage or nowhere or loaded.storage).greet()
+    store = Store.at(storage or nowhere or loaded.storage).check_access()
     found = sources.identify_all(loaded, assume)
     find = Champion.standing if retrains else Champion.to_beat
     champion = find(store, loaded.name)
@@ -66,9 +66,9 @@ def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) 
     pipeline = None
     if spec is not None:
         loaded = specs.load(spec)
-        remote.use(loaded.s3.variables())
+        remote.export_settings(loaded.s3.variables())
         pipeline, storage = loaded.name, storage or loaded.storage
-    store = Store.at(storage or DEFAULT_STORAGE).greet()
+    store = Store.at(storage or DEFAULT_STORAGE).check_access()
     found = by_id(store, run_id) if run_id else latest(store, pipeline)
     if found is None:
         what = f"no run {run_id}" if run_id else "no run"

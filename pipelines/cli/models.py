@@ -16,7 +16,7 @@ Why = Annotated[str, typer.Option(help="In your words; it is kept.")]
 def stored(storage: str | None) -> Any:
     from pipelines.store.artifacts import Store
 
-    return Store.at(storage or DEFAULT_STORAGE).greet()
+    return Store.at(storage or DEFAULT_STORAGE).check_access()
 
 
 @app.command(

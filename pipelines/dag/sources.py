@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ediffi_core.encoders import PACKAGE, located
-from pipelines.data.files import find
+from pipelines.data.files import list_files
 from pipelines.data.formats.shard import SourceShard
 from pipelines.data.identity import identify as content_of
 from pipelines.data.sources import list_shards
@@ -50,8 +50,8 @@ def identify_encoder(name: str) -> str:
     folder = Path(located(name))
     if not folder.is_dir():
         return name
-    place, files = find(str(folder))
-    return content_of(place, files)
+    location, files = list_files(str(folder))
+    return content_of(location, files)
 
 
 def identify(source: Source) -> dict[str, Any]:

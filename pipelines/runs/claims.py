@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from pipelines.runs.lease import Holder, Lease, Pulse, holder_of, is_dead_here, is_driven
 from pipelines.store.artifacts import Store
-from pipelines.store.swap import look, swap
+from pipelines.store.compare_and_swap import compare_and_swap, read_snapshot
 
 ASK_EVERY_S = 5.0
 
@@ -54,12 +54,12 @@ class Claims:
     def take(self, folder: str) -> tuple[str, Holder] | None:
         """Takes a node; else says which pipeline makes it, and its living driver."""
         while True:
-            seen = look(self.store, path_of(folder))
+            seen = read_snapshot(self.store, path_of(folder))
             claim = parse(seen.data)
             if claim and (holder := self._living(claim)):
                 self._ask_again[folder] = self.now() + ASK_EVERY_S
                 return claim.pipeline, holder
-            if swap(self.store, path_of(folder), seen, self._record()):
+            if compare_and_swap(self.store, path_of(folder), seen, self._record()):
                 self.held.add(folder)
                 return None
 
@@ -74,10 +74,10 @@ class Claims:
         if folder not in self.held:
             return
         self.held.discard(folder)
-        seen = look(self.store, path_of(folder))
+        seen = read_snapshot(self.store, path_of(folder))
         claim = parse(seen.data)
         if claim and claim.owner == self.lease.owner:
-            swap(self.store, path_of(folder), seen, self._record(released=True))
+            compare_and_swap(self.store, path_of(folder), seen, self._record(released=True))
 
     def release_all(self) -> None:
         for folder in sorted(self.held):

@@ -23,7 +23,7 @@ from pathlib import Path
 from pipelines.formatting import clock
 from pipelines.store import lock
 from pipelines.store.artifacts import Store
-from pipelines.store.swap import Seen, look, swap
+from pipelines.store.compare_and_swap import Snapshot, compare_and_swap, read_snapshot
 
 BEAT_S = 10.0
 STALE_S = 60.0
@@ -139,16 +139,16 @@ class Lease:
     def beat(self, released: bool = False) -> None:
         """Writes the record anew; notes it if it is another's by now."""
         with self._writing:
-            seen = look(self.store, self.path)
+            seen = read_snapshot(self.store, self.path)
             over = released or self._over.is_set()  # a beat that waited for the last one
             now = replace(self.holder, beat=time.time(), released=over)
             there = parse(seen.data)
             if there is not None and there.owner != self.owner:
                 self.lost = there
-            elif swap(self.store, self.path, seen, dumped(now)):
+            elif compare_and_swap(self.store, self.path, seen, dumped(now)):
                 self.holder = now
             else:
-                there = parse(look(self.store, self.path).data)
+                there = parse(read_snapshot(self.store, self.path).data)
                 self.lost = there if there and there.owner != self.owner else None
 
     def _keep(self) -> None:
@@ -195,7 +195,7 @@ def take(
     """
     pulse, path, told = Pulse(now), path_of(pipeline), False
     while True:
-        seen = look(store, path)
+        seen = read_snapshot(store, path)
         holder = parse(seen.data)
         rival = holder if holder and not holder.released and not store.is_local else None
         if rival and pulse.has_beaten(rival):
@@ -212,7 +212,7 @@ def take(
             return Lease(store, path, mine)
 
 
-def _swapped(store: Store, path: str, seen: Seen, before: Holder | None) -> Holder | None:
+def _swapped(store: Store, path: str, seen: Snapshot, before: Holder | None) -> Holder | None:
     host, process = socket.gethostname(), os.getpid()
     mine = Holder(
         owner=f"{host}.{process}.{uuid.uuid4().hex[:8]}",
@@ -222,7 +222,7 @@ def _swapped(store: Store, path: str, seen: Seen, before: Holder | None) -> Hold
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         beat=time.time(),
     )
-    return mine if swap(store, path, seen, dumped(mine)) else None
+    return mine if compare_and_swap(store, path, seen, dumped(mine)) else None
 
 
 def refusal(pipeline: str, holder: Holder | None) -> ValueError:

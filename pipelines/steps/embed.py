@@ -3,7 +3,7 @@
 One source shard becomes one embedded shard in the pool, whole or not at all, and a row beside it
 says that it is done. So a killed job does again only what was in flight, and what an earlier
 version or another pipeline has embedded by the same recipe is not done at all: neither a shard
-that is in the pool, nor a row that an earlier shard has (:mod:`pipelines.data.earlier`). The
+that is in the pool, nor a row that an earlier shard has (:mod:`pipelines.data.row_reuse`). The
 node's own result is a version: the list of its shards.
 """
 
@@ -13,19 +13,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipelines.data.earlier import Earlier
 from pipelines.data.formats.shard import SourceShard
-from pipelines.data.pool import pool_of, whole_in
+from pipelines.data.row_reuse import ReuseIndex
 from pipelines.data.rows import Reason, printable
+from pipelines.data.shard_pool import complete_shards, pool_path
 from pipelines.runs.context import Context, Result
 from pipelines.spec.data import Source
-from pipelines.steps.embed_stages import STAGES, Stage, Whole
+from pipelines.steps.embed_stages import STAGES, AllStages, Stage
 from pipelines.steps.embed_tally import Tally
 from pipelines.steps.embed_work import Job, Work
 
-Facts = dict[str, Any]
+Record = dict[str, Any]
 
-WAVE = 10_000  # shards of one Ray Data job
+SHARDS_PER_JOB = 10_000  # shards of one Ray Data job
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
@@ -43,7 +43,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         raise ValueError(f"the data at {source.path} changed while the pipeline ran; run it again")
     job = Job(
         store=ctx.store,
-        pool=pool_of(recipe, made and made["fingerprint"]),
+        pool=pool_path(recipe, made and made["fingerprint"]),
         source=source,
         resolutions=tuple(recipe["resolutions"]),
         full=tuple(recipe["full"]),
@@ -60,51 +60,51 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         size = {what: tally.totals[what] for what in ("rows", "bytes")}
         ctx.report(done=tally.shards, of=len(shards), unit="shards", **size)
 
-    there = ctx.store.files(job.pool)
-    for facts in done_before(job, shards, there):
-        tally.add(facts)
-        safe.add(facts["name"])
+    listing = ctx.store.files(job.pool)
+    for record in completed(job, shards, listing):
+        tally.add(record)
+        safe.add(record["name"])
     report()
     todo = [s for s in shards if s.name not in safe]
     before = Version.latest(ctx.store, ctx.node) if todo else None
-    job = replace(job, earlier=Earlier.of(job.store, job.pool, shards, todo, before, there))
-    del there  # of a million files
-    for facts in run(job, todo, ctx.runtime["embedding"], ctx.cpus):
-        tally.add(facts, now=True)
+    job = replace(job, reuse=ReuseIndex.build(job.store, job.pool, shards, todo, before, listing))
+    del listing  # of a million files
+    for record in run(job, todo, ctx.runtime["embedding"], ctx.cpus):
+        tally.add(record, now=True)
         ctx.save_progress(tally.shards, len(shards), "shards")
         report()
-    return assembled(ctx, job, tally)
+    return assemble(ctx, job, tally)
 
 
-def done_before(
-    job: Job, shards: list[SourceShard], there: Mapping[str, int] | None = None
-) -> Iterator[Facts]:
+def completed(
+    job: Job, shards: list[SourceShard], listing: Mapping[str, int] | None = None
+) -> Iterator[Record]:
     """Facts of the shards that are in the pool."""
-    for shard, facts in whole_in(job.store, job.pool, shards, there):
-        yield facts | {"name": shard.name, "source": shard.url}
+    for shard, record in complete_shards(job.store, job.pool, shards, listing):
+        yield record | {"name": shard.name, "source": shard.url}
 
 
 def run(
     job: Job, todo: list[SourceShard], embedding: Mapping[str, Any], cpus: int
-) -> Iterator[Facts]:
+) -> Iterator[Record]:
     """The Ray Data job; yields the facts of each shard when it is in the pool.
 
     A million shards are no one job: what Ray keeps of each of its blocks would fill the driver.
     """
-    for at in range(0, len(todo), WAVE):
-        yield from wave(job, todo[at : at + WAVE], embedding, cpus)
+    for at in range(0, len(todo), SHARDS_PER_JOB):
+        yield from run_job(job, todo[at : at + SHARDS_PER_JOB], embedding, cpus)
 
 
-def wave(
+def run_job(
     job: Job, todo: list[SourceShard], embedding: Mapping[str, Any], cpus: int
-) -> Iterator[Facts]:
+) -> Iterator[Record]:
     import pickle
 
     import ray.data
 
     items = [{"work": pickle.dumps(Work(shard), 5)} for shard in todo]
     data = ray.data.from_items(items, override_num_blocks=len(items))
-    for stage, pool in pools(embedding, cpus, len(todo)):
+    for stage, pool in actor_pools(embedding, cpus, len(todo)):
         data = data.map_batches(
             stage,
             fn_constructor_args=(job,),
@@ -122,7 +122,7 @@ def wave(
         yield job.store.read_json(job.path(work.shard, "json"))
 
 
-def pools(
+def actor_pools(
     embedding: Mapping[str, Any], cpus: int, shards: int
 ) -> list[tuple[type[Stage], dict[str, Any]]]:
     """The stages' actors, and what each of them needs.
@@ -131,15 +131,15 @@ def pools(
     without a GPU no stage needs what another does not.
     """
     if not any(embedding[s.name]["actors"] or embedding[s.name]["gpus"] for s in STAGES):
-        return [(Whole, {"actors": min(cpus, shards), "cpus": 1, "gpus": 0})]
+        return [(AllStages, {"actors": min(cpus, shards), "cpus": 1, "gpus": 0})]
     found = [(s, {**embedding[s.name], "actors": embedding[s.name]["actors"] or 1}) for s in STAGES]
     share = cpus / sum(pool["actors"] for _, pool in found)
     return [(stage, {**pool, "cpus": min(1.0, share)}) for stage, pool in found]
 
 
-def assembled(ctx: Context, job: Job, tally: Tally) -> Result:
+def assemble(ctx: Context, job: Job, tally: Tally) -> Result:
     """The version, and what there is to say about it."""
-    from pipelines.data import duplicate_keys as repeated
+    from pipelines.data import duplicate_keys
     from pipelines.store.dataset import FILE, Version
 
     stats = tally.stats()
@@ -155,7 +155,7 @@ def assembled(ctx: Context, job: Job, tally: Tally) -> Result:
     header = tally.header
     version = Version.write(ctx.store, ctx.folder, tally.table(), header)
     stats["usable"] = {str(r): int(version.usable(r).sum()) for r in header.resolutions}
-    stats["repeated"] = repeated.find(version)
+    stats["repeated"] = duplicate_keys.find_duplicates(version)
     if twice := stats["repeated"]["rows"]:
         one = stats["repeated"]["examples"][0]
         ctx.report(

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
-Given = int | Literal["auto"]
+BatchSetting = int | Literal["auto"]
 
 TOKENS, PICTURES = 8192, 64
 """Where nothing is tried: on a CPU, which gains nothing by more."""
@@ -23,7 +23,7 @@ FIRST_TOKENS, FIRST_PICTURES = 4096, 32
 MOST_TOKENS, MOST_PICTURES = 65_536, 1024
 """By then every GPU is busy; and what comes back has to fit into the host's memory."""
 
-SHARE = 0.5
+MEMORY_SHARE = 0.5
 """Of the free memory; the rest is for what fragments, and for actors that share the GPU."""
 
 T = TypeVar("T")
@@ -59,10 +59,10 @@ class GPUMemory:
         return None
 
 
-class Batch:
+class BatchSize:
     """A size that is kept to, or found."""
 
-    def __init__(self, given: Given, size: int) -> None:
+    def __init__(self, given: BatchSetting, size: int) -> None:
         self.size = size if given == "auto" else given
         self.fixed = given != "auto"
 
@@ -82,13 +82,13 @@ class Batch:
                     "a larger one, under `embedding:`"
                 )
             self.size //= 2
-        while 2 * self.size <= most and 2 * took <= SHARE * memory.free():
+        while 2 * self.size <= most and 2 * took <= MEMORY_SHARE * memory.free():
             more = memory.peak(lambda: run(2 * self.size))
             if more is None:
                 break
             self.size, took = 2 * self.size, more
 
-    def used(self, run: Callable[[int], T]) -> T:
+    def run_with(self, run: Callable[[int], T]) -> T:
         """What is run with the size; again with half of it where memory runs out."""
         while True:
             try:

@@ -9,7 +9,7 @@
 Each is a pool of actors of the Ray Data job; or one actor does them all in turn (``Whole``), where
 no GPU makes them differ in what they need. A shard travels whole: it is the unit of recovery, and
 what comes out depends on nothing but the shard and the recipe: whether a row was copied or encoded
-makes no difference but in an encoder's last bits (:mod:`pipelines.data.earlier`).
+makes no difference but in an encoder's last bits (:mod:`pipelines.data.row_reuse`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pipelines.data.earlier import Copier, Lost, content_of, picture_id
-from pipelines.data.rows import Bad, BadRow, Reason, Row
-from pipelines.steps.embed_batch import Batch
+from pipelines.data.row_reuse import RowCopier, ShardLost, content_hash, image_hash
+from pipelines.data.rows import Reason, RejectedRow, Row, RowError
+from pipelines.steps.embed_batch import BatchSize
 from pipelines.steps.embed_work import Job, Work
 from pipelines.store.remote import attempt
 
@@ -48,7 +48,7 @@ class Stage(ABC):
     def work(self, work: Work) -> None:
         """Adds this stage's part."""
 
-    def timed(self, work: Work) -> None:
+    def run(self, work: Work) -> None:
         work.error = work.error or self.error
         if not work.error and not work.done:
             start = time.monotonic()
@@ -59,7 +59,7 @@ class Stage(ABC):
         import pyarrow as pa
 
         work: Work = pickle.loads(batch["work"][0].as_py())
-        self.timed(work)
+        self.run(work)
         return pa.table({"work": pa.array([pickle.dumps(work, 5)], pa.large_binary())})
 
 
@@ -80,57 +80,57 @@ class Decode(Stage):
         if work.done:
             return
 
-        copier = Copier(self.job.store, self.job.earlier, work.shard.name)
+        copier = RowCopier(self.job.store, self.job.reuse, work.shard.name)
         while True:
             attempt(lambda: self.read(work, copier), work.shard.url)
             try:
                 self.copy(work, copier)
                 break
-            except Lost as lost:  # what it had is read again, to be encoded
-                copier.without(lost.shard)
+            except ShardLost as lost:  # what it had is read again, to be encoded
+                copier.exclude(lost.shard)
         work.encoded = len(work.rows)
 
-    def read(self, work: Work, copier: Copier) -> None:
+    def read(self, work: Work, copier: RowCopier) -> None:
         from pipelines.data.sources import read_shard
 
         work.rows, work.pictures, work.bad, work.read = [], [], [], 0
         work.copied, work.dropped = [], {}
-        if self.job.earlier.is_thin:
-            copier.look_for(
-                content_of(picture_id(found.image), caption)
+        if self.job.reuse.is_sampled:
+            copier.find_all(
+                content_hash(image_hash(found.image), caption)
                 for found in read_shard(self.job.source, work.shard)
                 if isinstance(found, Row)
                 for caption in found.captions
             )
         for found in read_shard(self.job.source, work.shard):
-            self.take(work, found, copier)
+            self.add_row(work, found, copier)
 
-    def take(self, work: Work, found: Row | Bad, copier: Copier) -> None:
-        from pipelines.data.filters import sift
+    def add_row(self, work: Work, found: Row | RejectedRow, copier: RowCopier) -> None:
+        from pipelines.data.filters import apply_filters
 
         work.read += isinstance(found, Row) or found.reason != Reason.CAPTION_DROPPED
-        if isinstance(found, Bad):
+        if isinstance(found, RejectedRow):
             work.bad.append(found)
             return
         try:
-            for row in sift(found, self.job.filters):
-                if isinstance(row, Bad):
+            for row in apply_filters(found, self.job.filters):
+                if isinstance(row, RejectedRow):
                     work.bad.append(row)
                 else:
-                    self.sort(work, row, copier)
-        except BadRow as bad:
-            work.bad.append(Bad(found.key, found.source, bad.reason, bad.detail))
+                    self.split_pairs(work, row, copier)
+        except RowError as bad:
+            work.bad.append(RejectedRow(found.key, found.source, bad.reason, bad.detail))
 
-    def sort(self, work: Work, row: Row, copier: Copier) -> None:
+    def split_pairs(self, work: Work, row: Row, copier: RowCopier) -> None:
         """Its pairs to those that are copied, or to those that are encoded.
 
         Raises:
-            BadRow: its picture is damaged.
+            RowError: its picture is damaged.
         """
-        picture = picture_id(row.image)
+        picture = image_hash(row.image)
         to_encode, copied, dropped = [], [], []
         for i, caption in enumerate(row.captions):
-            content = content_of(picture, caption)
+            content = content_hash(picture, caption)
             pair = {
                 "at": (work.read, i),
                 "key": f"{row.key}#{i}" if i else row.key,
@@ -147,20 +147,20 @@ class Decode(Stage):
             else:
                 copied.append({**pair, "known": known})
         if to_encode:
-            work.pictures.append(self.sizes(row.image))
+            work.pictures.append(self.resize(row.image))
             work.rows += [{**pair, "picture": len(work.pictures) - 1} for pair in to_encode]
         work.copied += copied
         for pair, score in dropped:
             self.job.drop(work, pair, score)
 
-    def copy(self, work: Work, copier: Copier) -> None:
+    def copy(self, work: Work, copier: RowCopier) -> None:
         found = [pair.pop("known") for pair in work.copied]
         values = copier.rows(found, [pair["caption"] for pair in work.copied])
         for pair, known, kept in zip(work.copied, found, values, strict=True):
             pair["values"] = kept
             pair["scores"]["clip"] = known.score
 
-    def sizes(self, image: bytes) -> dict[Any, Any]:
+    def resize(self, image: bytes) -> dict[Any, Any]:
         import numpy as np
 
         from pipelines.data.pictures import centre_square, decode, for_clip, shortest_side
@@ -175,24 +175,24 @@ class Decode(Stage):
         return out
 
 
-class Encoding(Stage):
+class EncoderStage(Stage):
     """A stage that runs a network."""
 
-    def places(self) -> Mapping[str, Any]:
+    def set_up(self) -> Mapping[str, Any]:
         import torch
 
         from pipelines.models.text_to_image import encoder_places
 
         torch.set_num_threads(self.job.threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.batches: dict[str, Batch] = {}
+        self.batches: dict[str, BatchSize] = {}
         return encoder_places(self.job.store, self.job.encoders_folder, self.job.encoders)
 
-    def find_tokens(self, name: str, encoder: Any, longest: int) -> None:
+    def find_token_batch(self, name: str, encoder: Any, longest: int) -> None:
         """How many tokens a text encoder works on together."""
         from pipelines.steps import embed_batch as batch
 
-        self.batches[name] = batch.Batch(self.job.batch_tokens, batch.TOKENS)
+        self.batches[name] = batch.BatchSize(self.job.batch_tokens, batch.TOKENS)
         if self.device == "cuda":
             self.batches[name].find(
                 lambda n: encoder.text(batch.long_captions(n, longest), batch_tokens=n),
@@ -201,16 +201,16 @@ class Encoding(Stage):
                 batch.MOST_TOKENS,
             )
 
-    def encoded(self, name: str, encode: Any, captions: list[str]) -> Any:
-        return self.batches[name].used(lambda n: encode(captions, batch_tokens=n))
+    def encode_texts(self, name: str, encode: Any, captions: list[str]) -> Any:
+        return self.batches[name].run_with(lambda n: encode(captions, batch_tokens=n))
 
-    def find_pictures(self, clip: Any, side: int) -> None:
+    def find_picture_batch(self, clip: Any, side: int) -> None:
         """How many pictures CLIP works on together."""
         from PIL import Image
 
         from pipelines.steps import embed_batch as batch
 
-        self.batches["clip_image"] = batch.Batch(self.job.clip_batch, batch.PICTURES)
+        self.batches["clip_image"] = batch.BatchSize(self.job.clip_batch, batch.PICTURES)
         if self.device == "cuda":
             self.batches["clip_image"].find(
                 lambda n: clip.image([Image.new("RGB", (side, side))] * n),
@@ -220,7 +220,7 @@ class Encoding(Stage):
             )
 
 
-class Texts(Encoding):
+class EncodeTexts(EncoderStage):
     """T5 of every caption, and what the spec names besides."""
 
     name = "t5"
@@ -228,13 +228,13 @@ class Texts(Encoding):
     def load(self) -> None:
         from pipelines.models.text_to_image import load_more, load_t5
 
-        places = self.places()
+        paths = self.set_up()
         self.names = {"t5": str(self.job.encoders.get("t5", "made"))}
-        self.names |= {name: more["model"] for name, more in places.get("more", {}).items()}
-        self.encoders: dict[str, Any] = {"t5": (load_t5(places, self.device), "sequence")}
-        self.encoders |= load_more(places, self.device)
+        self.names |= {name: more["model"] for name, more in paths.get("more", {}).items()}
+        self.encoders: dict[str, Any] = {"t5": (load_t5(paths, self.device), "sequence")}
+        self.encoders |= load_more(paths, self.device)
         for name, (encoder, _) in self.encoders.items():
-            self.find_tokens(name, encoder, encoder.longest)
+            self.find_token_batch(name, encoder, encoder.longest)
 
     def work(self, work: Work) -> None:
         captions = [row["caption"] for row in work.rows]
@@ -242,11 +242,11 @@ class Texts(Encoding):
             work.encoders[name] = {"name": self.names[name], **encoder.identity}
             if captions:
                 encode = encoder.text if kind == "sequence" else encoder.pooled
-                work.embeddings[name] = self.encoded(name, encode, captions)
+                work.embeddings[name] = self.encode_texts(name, encode, captions)
                 work.batches[name] = self.batches[name].size
 
 
-class Pictures(Encoding):
+class EncodePictures(EncoderStage):
     """CLIP of every caption and picture; drops pairs that do not belong together."""
 
     name = "clip"
@@ -254,10 +254,10 @@ class Pictures(Encoding):
     def load(self) -> None:
         from pipelines.models.text_to_image import load_clip, side_for_clip
 
-        places = self.places()
-        self.clip = load_clip(places, self.device)
-        self.find_tokens("clip", self.clip, self.clip.model.context_length)
-        self.find_pictures(self.clip, side_for_clip(places))
+        paths = self.set_up()
+        self.clip = load_clip(paths, self.device)
+        self.find_token_batch("clip", self.clip, self.clip.model.context_length)
+        self.find_picture_batch(self.clip, side_for_clip(paths))
 
     def work(self, work: Work) -> None:
         import torch
@@ -268,9 +268,9 @@ class Pictures(Encoding):
         if not work.rows:
             return
         captions = [row["caption"] for row in work.rows]
-        tokens, pooled = self.encoded("clip", self.clip.text, captions)
+        tokens, pooled = self.encode_texts("clip", self.clip.text, captions)
         views = [Image.fromarray(p.pop("clip")) for p in work.pictures]
-        every = self.batches["clip_image"].used(
+        every = self.batches["clip_image"].run_with(
             lambda n: torch.cat(
                 [self.clip.image(views[at : at + n]) for at in range(0, len(views), n)]
             )
@@ -283,9 +283,13 @@ class Pictures(Encoding):
         kept = []
         for i, (row, score) in enumerate(zip(work.rows, scores, strict=True)):
             row["scores"]["clip"] = score
-            if unkept := [name for name, of in work.embeddings.items() if not self.keeps(of[i])]:
+            if unkept := [
+                name for name, of in work.embeddings.items() if not self.can_store(of[i])
+            ]:
                 detail = f"{', '.join(unkept)}, for {row['caption'][:80]!r}"
-                work.bad.append(Bad(row["key"], row["source"], Reason.EMBEDDING_INFINITE, detail))
+                work.bad.append(
+                    RejectedRow(row["key"], row["source"], Reason.EMBEDDING_INFINITE, detail)
+                )
             elif least is None or score >= least:
                 kept.append(i)
             else:
@@ -293,12 +297,12 @@ class Pictures(Encoding):
         work.rows = [work.rows[i] for i in kept]
         work.embeddings = {name: [of[i] for i in kept] for name, of in work.embeddings.items()}
 
-    def keeps(self, values: Any) -> bool:
+    def can_store(self, values: Any) -> bool:
         """Whether an embedding's values can be kept in the shard's precision."""
-        from pipelines.store.columns import holds
+        from pipelines.store.columns import is_representable
 
         what = "precision" if values.ndim == 2 else "pooled"
-        return holds(values, self.job.packing.get(what, "fp16"))
+        return is_representable(values, self.job.packing.get(what, "fp16"))
 
 
 class Write(Stage):
@@ -318,7 +322,7 @@ class Write(Stage):
         work.rows, work.copied, work.pictures, work.embeddings = [], [], [], {}
 
 
-class Whole(Stage):
+class AllStages(Stage):
     """All stages in turn, in one process."""
 
     name = "whole"
@@ -328,10 +332,10 @@ class Whole(Stage):
 
     def work(self, work: Work) -> None:
         for stage in self.stages:
-            stage.timed(work)
+            stage.run(work)
 
-    def timed(self, work: Work) -> None:
+    def run(self, work: Work) -> None:
         self.work(work)
 
 
-STAGES: tuple[type[Stage], ...] = (Decode, Texts, Pictures, Write)
+STAGES: tuple[type[Stage], ...] = (Decode, EncodeTexts, EncodePictures, Write)

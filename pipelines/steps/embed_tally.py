@@ -8,13 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.pool import shard_path
+from pipelines.data.shard_pool import shard_path
 from pipelines.store.dataset import table_of
 from pipelines.store.shards import Header
 
 BLOCK = 1024  # shards that become a part of the table together
 
-LEFT = ("faults", "metadata", "tokens")
+NOT_IN_TABLE = ("faults", "metadata", "tokens")
 """Of a shard's row, what a table has no column for and what may be long."""
 
 
@@ -40,40 +40,40 @@ class Tally:
         self._blocks: list[pa.Table] = []
         self._block: list[dict[str, Any]] = []
 
-    def add(self, facts: Mapping[str, Any], *, now: bool = False) -> None:
+    def add(self, record: Mapping[str, Any], *, now: bool = False) -> None:
         """A shard, by its row in the pool.
 
         Args:
             now: whether it was embedded for this version.
         """
         self.shards += 1
-        self.totals["read"] += facts["read"]
+        self.totals["read"] += record["read"]
         if now:
-            self.totals["encoded_now"] += facts.get("encoded", facts["rows"])
-            self.totals["copied_now"] += facts.get("copied", 0)
-        self.quarantined.update(facts["quarantined"])
-        self.filtered.update(facts["filtered"])
-        self.seconds.update(facts["seconds"])
-        if not facts["rows"]:
+            self.totals["encoded_now"] += record.get("encoded", record["rows"])
+            self.totals["copied_now"] += record.get("copied", 0)
+        self.quarantined.update(record["quarantined"])
+        self.filtered.update(record["filtered"])
+        self.seconds.update(record["seconds"])
+        if not record["rows"]:
             self.empty.append(
-                shard_path(self.pool, facts["name"], facts["source_identity"], "json")
+                shard_path(self.pool, record["name"], record["source_identity"], "json")
             )
             return
         if self.header is None:
-            said = {k.encode(): v.encode() for k, v in facts["metadata"].items()}
+            said = {k.encode(): v.encode() for k, v in record["metadata"].items()}
             self.header = Header.from_metadata(said)
         for what in ("rows", "bytes", "captions"):
-            self.totals[what] += facts[what]
-        for name, lengths in facts["tokens"].items():
+            self.totals[what] += record[what]
+        for name, lengths in record["tokens"].items():
             counts = self.tokens.setdefault(name, Counter())
             counts.update({int(length): n for length, n in lengths.items()})
-        for name, error in facts["rms_error"].items():
+        for name, error in record["rms_error"].items():
             self.rms_error[name] = max(error, self.rms_error.get(name, 0.0))
-        for name, size in facts.get("batches", {}).items():
+        for name, size in record.get("batches", {}).items():
             found = self.batches.setdefault(name, {"least": size, "most": size})
             found["least"], found["most"] = min(size, found["least"]), max(size, found["most"])
-        usable = {side: facts["usable"][str(side)] for side in self.header.resolutions}
-        kept = {what: value for what, value in facts.items() if what not in LEFT}
+        usable = {side: record["usable"][str(side)] for side in self.header.resolutions}
+        kept = {what: value for what, value in record.items() if what not in NOT_IN_TABLE}
         self._block.append({**kept, "usable": usable})
         if len(self._block) >= BLOCK:
             self._close()

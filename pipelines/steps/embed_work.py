@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pipelines.data.earlier import Earlier
 from pipelines.data.formats.shard import SourceShard
-from pipelines.data.pool import is_whole, shard_path
-from pipelines.data.rows import Bad, Reason
+from pipelines.data.row_reuse import ReuseIndex
+from pipelines.data.rows import Reason, RejectedRow
+from pipelines.data.shard_pool import is_complete, shard_path
 from pipelines.spec.data import Filters, Source
-from pipelines.steps.embed_batch import Given
+from pipelines.steps.embed_batch import BatchSetting
 from pipelines.store.artifacts import Store
 
 
@@ -31,9 +31,9 @@ class Job:
     encoders_folder: str | None
     encoders: Mapping[str, Any]
     threads: int
-    batch_tokens: Given
-    clip_batch: Given
-    earlier: Earlier = field(default_factory=Earlier)
+    batch_tokens: BatchSetting
+    clip_batch: BatchSetting
+    reuse: ReuseIndex = field(default_factory=ReuseIndex)
     """Where rows may be copied from."""
 
     @cached_property
@@ -45,13 +45,13 @@ class Job:
 
     def is_done(self, shard: SourceShard) -> bool:
         """Whether it is in the pool, whole: Ray repeats what died before it could say so."""
-        facts = self.store.read_json(self.path(shard, "json"))
-        return facts is not None and is_whole(facts, self.store.size)
+        record = self.store.read_json(self.path(shard, "json"))
+        return record is not None and is_complete(record, self.store.size)
 
     def drop(self, work: Work, pair: Mapping[str, Any], score: float) -> None:
         """A pair that CLIP finds apart."""
         detail = f"{score:.3f}, the least is {self.filters.clip_score}"
-        work.bad.append(Bad(pair["key"], pair["source"], Reason.CLIP_SCORE, detail))
+        work.bad.append(RejectedRow(pair["key"], pair["source"], Reason.CLIP_SCORE, detail))
         work.dropped[pair["content"]] = score
 
 
@@ -69,7 +69,7 @@ class Work:
 
     embeddings: dict[str, Any] = field(default_factory=dict)
     encoders: dict[str, dict[str, str]] = field(default_factory=dict)
-    bad: list[Bad] = field(default_factory=list)
+    bad: list[RejectedRow] = field(default_factory=list)
     batches: dict[str, int] = field(default_factory=dict)
     """Encoder, or ``clip_image`` → tokens or pictures it worked on together."""
 

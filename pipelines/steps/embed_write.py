@@ -9,12 +9,12 @@ from typing import Any
 
 from ediffi_core.conditioning import EmbeddingSpec
 from ediffi_core.encoders import embedding_specs
-from pipelines.data.duplicate_keys import hashed, keys_path
-from pipelines.data.earlier import Contents
+from pipelines.data.duplicate_keys import hash_keys, keys_path
+from pipelines.data.row_reuse import RowsSidecar
 from pipelines.data.rows import Reason
 from pipelines.steps.embed_work import Job, Work
 from pipelines.store.artifacts import sha256
-from pipelines.store.shards import Header, Packing, pixels_at, write
+from pipelines.store.shards import Header, Packing, pixels_column, write
 
 FILTERED = (
     Reason.IMAGE_SMALL,
@@ -37,8 +37,8 @@ def write_shard(job: Job, work: Work) -> None:
     row = job.path(work.shard, "json")
     reasons = Counter(str(b.reason) for b in work.bad)
     away = reasons[Reason.IMAGE_AWAY]
-    facts: dict[str, Any] = {"rows": 0, "usable": dict.fromkeys(job.resolutions, 0)}
-    contents = Contents(contents=[], scores=[], sums={}, sha256="")
+    record: dict[str, Any] = {"rows": 0, "usable": dict.fromkeys(job.resolutions, 0)}
+    contents = RowsSidecar(contents=[], scores=[], sums={}, sha256="")
     if header is not None:
         pairs = sorted(_pairs(job, work), key=lambda pair: pair["at"])
         columns = columns_of(pairs, header)
@@ -46,8 +46,8 @@ def write_shard(job: Job, work: Work) -> None:
         if away:  # what takes its place later is another file, as versions name this one
             path = f"{path.removesuffix('.parquet')}.{sha256(written.data)[:8]}.parquet"
         job.store.write(path, written.data)
-        job.store.write(keys_path(path), hashed(columns["key"]))
-        facts = written.facts | {
+        job.store.write(keys_path(path), hash_keys(columns["key"]))
+        record = written.record | {
             "path": path,
             "bytes": len(written.data),
             "sha256": sha256(written.data),
@@ -59,15 +59,15 @@ def write_shard(job: Job, work: Work) -> None:
                 if e.kind == "sequence"
             },
         }
-        contents = Contents(
+        contents = RowsSidecar(
             contents=[pairs[i]["content"] for i in written.order],
             scores=[pairs[i]["scores"]["clip"] for i in written.order],
             sums=written.sums,
-            sha256=facts["sha256"],
+            sha256=record["sha256"],
         )
     if header is not None or work.dropped:
         contents.with_dropped(work.dropped).write(job.store, path)
-    facts |= {
+    record |= {
         "name": work.shard.name,
         "source": work.shard.url,
         "source_identity": work.shard.identity,
@@ -82,10 +82,10 @@ def write_shard(job: Job, work: Work) -> None:
     }
     if away:
         before = job.store.read_json(row) or {}
-        facts |= {"away": away, "asked": before.get("asked", 0) + 1}
+        record |= {"away": away, "asked": before.get("asked", 0) + 1}
         if header is not None:
-            job.store.write_json(f"{path.removesuffix('.parquet')}.json", facts)
-    job.store.write_json(row, facts)
+            job.store.write_json(f"{path.removesuffix('.parquet')}.json", record)
+    job.store.write_json(row, record)
 
 
 def columns_of(pairs: Sequence[Mapping[str, Any]], header: Header) -> dict[str, list[Any]]:
@@ -95,7 +95,7 @@ def columns_of(pairs: Sequence[Mapping[str, Any]], header: Header) -> dict[str, 
     }
     for score in sorted({s for pair in pairs for s in pair["scores"]}):
         columns[f"score_{score}"] = [pair["scores"].get(score) for pair in pairs]
-    for name in (*map(pixels_at, header.resolutions), *(e.name for e in header.embeddings)):
+    for name in (*map(pixels_column, header.resolutions), *(e.name for e in header.embeddings)):
         columns[name] = [pair["values"][name] for pair in pairs]
     return columns
 
@@ -105,7 +105,7 @@ def _pairs(job: Job, work: Work) -> Iterator[dict[str, Any]]:
     yield from work.copied
     for i, row in enumerate(work.rows):
         picture = work.pictures[row["picture"]]
-        values = {pixels_at(side): picture[side] for side in job.resolutions}
+        values = {pixels_column(side): picture[side] for side in job.resolutions}
         values |= {name: of[i] for name, of in work.embeddings.items()}
         yield {**row, "values": values}
 

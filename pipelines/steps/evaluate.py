@@ -30,18 +30,18 @@ from pipelines.metrics import Metric, Pictures, metric
 from pipelines.models.text_to_image import draw, encoder_places, grid, load_clip, load_stages
 from pipelines.runs.context import Context, Result
 from pipelines.spec.evaluation import UNTRAINED_CAPTIONS
-from pipelines.steps import losses
-from pipelines.steps.scores import FILE as SCORES
-from pipelines.steps.scores import Scores, summary
-from pipelines.steps.scores import write as write_scores
-from pipelines.steps.seats import weights_of
+from pipelines.steps import eval_losses
+from pipelines.steps.ensemble_weights import weights_of
+from pipelines.steps.eval_scores import FILE as SCORES
+from pipelines.steps.eval_scores import Scores, summary
+from pipelines.steps.eval_scores import write as write_scores
 from pipelines.store.reader import Reader
 from pipelines.training.validation import validation_pictures
 
 GRID = 16
 SHOWN_SIDE = 96  # of a picture in the sample sheet
-FEWEST = 3  # pictures that a kernel distance can be told of
-PICTURES_A_FEATURE = 10  # below, a Fréchet distance rewards pictures that are all alike
+MIN_KERNEL_PICTURES = 3  # pictures that a kernel distance can be told of
+FRECHET_PICTURES_PER_FEATURE = 10  # below, a Fréchet distance rewards pictures that are all alike
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
@@ -49,7 +49,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     device = torch.device("cuda" if ctx.runtime["gpus"] else "cpu")
     how = settings["stages"][-1]
     shards = Reader(ctx.store, inputs["validation"], how["resolution"])
-    if strange := other_encoders(ctx, settings, shards):
+    if strange := encoder_mismatch(ctx, settings, shards):
         return Result(files=[], info={"strange": strange})
     weights = weights_of(ctx, settings["stages"], inputs)
     stages = load_stages(ctx.store, settings["stages"], weights, device=device)
@@ -68,27 +68,33 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         progress=lambda done: ctx.report(done=done, of=count, unit="pictures"),
     )
     pictures = drawn[mine.name].numpy()
-    judges = Judges(ctx, settings, inputs, str(device))
-    scores = judges.asked(pictures, captions) | judges.beside(pictures, real, captions)
+    measures = Measures(ctx, settings, inputs, str(device))
+    scores = measures.caption_scores(pictures, captions) | measures.reference_scores(
+        pictures, real, captions
+    )
     measured = validation(cast(Ensemble, mine.denoiser), shards, settings, ctx)
     scores |= measured.scores()
-    real_likeness = judges.likeness(real, captions)
-    hide_inflated_clip_score(ctx, scores, real_likeness)
+    real_likeness = measures.text_alignment(real, captions)
+    drop_inflated_clip_score(ctx, scores, real_likeness)
     metrics = summary(scores)
     if "clip_score" in scores:
         metrics |= summary(real_likeness, "real/")
     if settings["controls"]:
-        metrics |= summary(judges.asked(real, captions), "real/")
+        metrics |= summary(measures.caption_scores(real, captions), "real/")
         few = min(UNTRAINED_CAPTIONS, count)
         noise = draw([*stages[:-1], untrained(mine)], cond[slice(0, few)], **drawing)
-        metrics |= summary(judges.asked(noise[mine.name].numpy(), captions[:few]), "untrained/")
+        metrics |= summary(
+            measures.caption_scores(noise[mine.name].numpy(), captions[:few]), "untrained/"
+        )
         shuffled = captions[1:] + captions[:1]
-        metrics |= summary(judges.asked(pictures, shuffled), "shuffled/")
+        metrics |= summary(measures.caption_scores(pictures, shuffled), "shuffled/")
         if len(stages) > 1:
             plain = enlarged(drawn[stages[-2].name].numpy(), mine.resolution)
-            found = judges.asked(plain, captions) | judges.beside(plain, real, captions)
+            found = measures.caption_scores(plain, captions) | measures.reference_scores(
+                plain, real, captions
+            )
             metrics |= summary({k: v for k, v in found.items() if k in scores}, "enlarged/")
-    metrics |= judges.distances(pictures, real)
+    metrics |= measures.distances(pictures, real)
 
     write_scores(ctx.store, ctx.folder, scores)
     measured.write(ctx.store, ctx.folder)
@@ -97,12 +103,12 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     grid(pictures[:GRID], columns=8, scale=scale).save(sheet, format="PNG")
     ctx.store.write(f"{ctx.folder}/samples.png", sheet.getvalue())
     ctx.store.write(f"{ctx.folder}/captions.txt", "\n".join(captions[:GRID]).encode())
-    files = ["samples.png", "captions.txt", SCORES, losses.FILE]
+    files = ["samples.png", "captions.txt", SCORES, eval_losses.FILE]
     made_by = {role: dict(e) for role, e in shards.version.header.encoders.items()}
     return Result(files=files, metrics=metrics, info={"encoders": made_by})
 
 
-def other_encoders(ctx: Context, settings: Mapping[str, Any], shards: Reader) -> str | None:
+def encoder_mismatch(ctx: Context, settings: Mapping[str, Any], shards: Reader) -> str | None:
     """In words, that the models were trained with other encoders than these pictures'."""
     theirs = settings.get("trained_with")
     if theirs is None:
@@ -116,7 +122,7 @@ def other_encoders(ctx: Context, settings: Mapping[str, Any], shards: Reader) ->
     return why
 
 
-class Judges:
+class Measures:
     """Who measures pictures: the spec's metrics, and a CLIP where one is named or nobody else is.
 
     Distances between sets of pictures are those of the CLIP's features, else of the first metric
@@ -127,13 +133,13 @@ class Judges:
         self, ctx: Context, settings: Mapping[str, Any], inputs: Mapping[str, str], device: str
     ) -> None:
         self.metrics: list[Metric] = []
-        for name, asked in settings["metrics"].items():
-            one = metric(name, asked["options"])
+        for name, requested in settings["metrics"].items():
+            one = metric(name, requested["options"])
             one.open(ctx.store.local(inputs[f"metric/{name}"]))
             self.metrics.append(one)
         self.clip = scoring_clip(ctx, settings, inputs, device, needed=not self.metrics)
 
-    def asked(self, pictures: Pictures, captions: list[str]) -> Scores:
+    def caption_scores(self, pictures: Pictures, captions: list[str]) -> Scores:
         """What pictures have of what their captions ask for."""
         return {
             name: torch.from_numpy(values)
@@ -141,46 +147,48 @@ class Judges:
             for name, values in one.score(pictures, captions).items()
         }
 
-    def beside(self, pictures: Pictures, real: Pictures, captions: list[str]) -> Scores:
+    def reference_scores(self, pictures: Pictures, real: Pictures, captions: list[str]) -> Scores:
         """What pictures are beside the real ones of their captions, and by a CLIP beside these."""
         found: Scores = {}
         features, truth = self.features(pictures), self.features(real)
-        if features is not None and truth is not None and len(pictures) >= FEWEST:
+        if features is not None and truth is not None and len(pictures) >= MIN_KERNEL_PICTURES:
             found["kernel_distance"] = kernel_distance(features, truth)
-        return found | self.likeness(pictures, captions)
+        return found | self.text_alignment(pictures, captions)
 
-    def likeness(self, pictures: Pictures, captions: list[str]) -> Scores:
+    def text_alignment(self, pictures: Pictures, captions: list[str]) -> Scores:
         """How close pictures are to their captions, by the CLIP; nothing without one."""
         if not self.clip:
             return {}
-        return {"clip_score": clip_scores(self._seen(pictures), self.clip.text(captions)[1])}
+        return {
+            "clip_score": clip_scores(self._clip_features(pictures), self.clip.text(captions)[1])
+        }
 
     def distances(self, pictures: Pictures, real: Pictures) -> dict[str, float]:
         """The Fréchet distance, of so many pictures that it does not reward collapsed ones."""
         features, truth = self.features(pictures), self.features(real)
         if features is None or truth is None:
             return {}
-        if len(pictures) < PICTURES_A_FEATURE * features.shape[1]:
+        if len(pictures) < FRECHET_PICTURES_PER_FEATURE * features.shape[1]:
             return {}
         distance = frechet_distance(Moments.of(features), Moments.of(truth))
         return {"frechet_distance": distance, "frechet_distance_pictures": len(pictures)}
 
     def features(self, pictures: Pictures) -> torch.Tensor | None:
         if self.clip:
-            return self._seen(pictures)
+            return self._clip_features(pictures)
         found = (one.features(pictures) for one in self.metrics)
         first = next((f for f in found if f is not None), None)
         return None if first is None else torch.from_numpy(first)
 
-    def _seen(self, pictures: Pictures) -> torch.Tensor:
+    def _clip_features(self, pictures: Pictures) -> torch.Tensor:
         assert self.clip is not None
         key = hashlib.sha256(pictures.tobytes()).hexdigest()
-        if key not in self._features:
-            self._features[key] = self.clip.image([Image.fromarray(p) for p in pictures])
-        return self._features[key]
+        if key not in self._feature_cache:
+            self._feature_cache[key] = self.clip.image([Image.fromarray(p) for p in pictures])
+        return self._feature_cache[key]
 
     @cached_property
-    def _features(self) -> dict[str, torch.Tensor]:
+    def _feature_cache(self) -> dict[str, torch.Tensor]:
         """Of the pictures that CLIP has seen; it looks at the real ones once."""
         return {}
 
@@ -203,7 +211,7 @@ def scoring_clip(
     return load_clip(places, device)
 
 
-def hide_inflated_clip_score(ctx: Context, scores: Scores, real: Scores) -> None:
+def drop_inflated_clip_score(ctx: Context, scores: Scores, real: Scores) -> None:
     """A CLIP that finds generated pictures fitter than real ones measures something else."""
     if "clip_score" not in scores:
         return
@@ -219,7 +227,7 @@ def hide_inflated_clip_score(ctx: Context, scores: Scores, real: Scores) -> None
 
 def validation(
     ensemble: Ensemble, shards: Reader, settings: Mapping[str, Any], ctx: Context
-) -> losses.Losses:
+) -> eval_losses.Losses:
     """The denoising losses, of what a user's prompt says: with the picture's own CLIP embedding, an
     expert that is deaf to the text would hardly be found out."""
     device = next(ensemble.parameters()).device
@@ -235,7 +243,9 @@ def validation(
         pictures, cond = validation_pictures(shards, index, how)
         return pictures.to(device), text_only(cond).to(device)
 
-    return losses.measure(ensemble, batches, how, pictures=len(shards), batch=ctx.runtime["batch"])
+    return eval_losses.measure(
+        ensemble, batches, how, pictures=len(shards), batch=ctx.runtime["batch"]
+    )
 
 
 def untrained(stage: CascadeStage) -> CascadeStage:

@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.models.champions import MANIFEST
 from pipelines.models.text_to_image import load_stages
 from pipelines.runs.context import Context, Result
-from pipelines.steps.seats import weights_of
+from pipelines.steps.ensemble_weights import weights_of
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.runs.context import Context, Result
-from pipelines.store.artifacts import SCRATCH, signature
+from pipelines.store.artifacts import SCRATCH, temp_suffix
 from pipelines.training import retries
 
 Outcome = dict[str, Any]
@@ -24,10 +24,10 @@ def train(
     ctx: Context, worker: Callable[[dict[str, Any]], Outcome], config: dict[str, Any]
 ) -> Outcome:
     """Runs it in the node's workers, and again after failures that pass; → what rank 0 returned."""
-    return retries.until_done(lambda: attempt(ctx, worker, config), ctx)
+    return retries.until_done(lambda: run_once(ctx, worker, config), ctx)
 
 
-def attempt(
+def run_once(
     ctx: Context, worker: Callable[[dict[str, Any]], Outcome], config: dict[str, Any]
 ) -> Outcome:
     """Runs it once, on processes of its own."""
@@ -38,7 +38,7 @@ def attempt(
 
     # Checkpoints are ours, in the node's folder; what Ray Train keeps is scratch, under a name
     # that no other attempt has (an old name would make it resume by its own, older, records).
-    name = f"{ctx.fingerprint}{signature()}"
+    name = f"{ctx.fingerprint}{temp_suffix()}"
     timeout_s = ctx.runtime["workers"]["timeout_s"]
     trainer = RayTrainer(
         worker,

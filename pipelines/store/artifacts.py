@@ -40,7 +40,7 @@ def sha256(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def signature() -> str:
+def temp_suffix() -> str:
     """Ends the name of a temporary thing, and says whose it is: ``.host.process.random``."""
     return f".{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
 
@@ -60,7 +60,7 @@ def is_abandoned(path: Path) -> bool:
     return age_s > A_DAY_S
 
 
-def _put_in_place(scratch: Path, folder: Path) -> None:
+def _rename_unless_exists(scratch: Path, folder: Path) -> None:
     """Renames a folder, unless another process was first with the same."""
     try:
         scratch.rename(folder)
@@ -79,7 +79,7 @@ class Store:
     def open(root: str) -> Store:
         """Opens (and if need be creates) a store that must be writable; ValueError if it is not."""
         store = Store.at(root)
-        probe = f".writable{signature()}.tmp"
+        probe = f".writable{temp_suffix()}.tmp"
         try:
             store.write(probe, b"")
             store.remove(probe)
@@ -97,7 +97,7 @@ class Store:
         """The store at a path or URL; workers have other folders, so a path is made absolute."""
         return Store(root.rstrip("/") if "://" in root else str(Path(root).absolute()))
 
-    def greet(self) -> Store:
+    def check_access(self) -> Store:
         """Whether a bucket is there and lets us in, sooner told than work in it would."""
         if not self.is_local:
             with contextlib.suppress(FileNotFoundError):
@@ -115,7 +115,7 @@ class Store:
     def full(self, path: str) -> str:
         return f"{self.root}/{path}" if path else self.root
 
-    def _ask(self, once: Callable[[], T], path: str) -> T:
+    def _retry(self, once: Callable[[], T], path: str) -> T:
         """Does something with the file system; a bucket's is asked again if it must be."""
         return once() if self.is_local else attempt(once, self.full(path))
 
@@ -123,11 +123,11 @@ class Store:
         """Writes a file at once or not at all."""
         full = self.full(path)
         if not self.is_local:
-            self._ask(lambda: self.fs.pipe_file(full, data), path)
+            self._retry(lambda: self.fs.pipe_file(full, data), path)
             return
         target = Path(full)
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}{signature()}.tmp")
+        scratch = target.with_name(f".{target.name}{temp_suffix()}.tmp")
         try:
             with scratch.open("wb") as file:
                 file.write(data)
@@ -143,7 +143,7 @@ class Store:
     def read(self, path: str) -> bytes | None:
         """The file's bytes, or None if there is no such file."""
         try:
-            data: bytes = self._ask(lambda: self.fs.cat_file(self.full(path)), path)
+            data: bytes = self._retry(lambda: self.fs.cat_file(self.full(path)), path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return data
@@ -170,7 +170,7 @@ class Store:
         """Relative path → what the file system says of every file below; a file's own is ``.``."""
         full = self.full(path)
         try:
-            found = self._ask(lambda: self.fs.find(full, detail=True), path)
+            found = self._retry(lambda: self.fs.find(full, detail=True), path)
         except FileNotFoundError:
             return {}
         base = self.fs._strip_protocol(full)
@@ -184,7 +184,7 @@ class Store:
     def size(self, path: str) -> int | None:
         """Bytes of a file; None if there is none. Says so also where a listing comes late."""
         try:
-            found = self._ask(lambda: self.fs.info(self.full(path)), path)
+            found = self._retry(lambda: self.fs.info(self.full(path)), path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return found["size"] if found["type"] == "file" else None
@@ -192,16 +192,16 @@ class Store:
     def remove(self, path: str) -> None:
         """Removes a file, if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            self._ask(lambda: self.fs.rm_file(self.full(path)), path)
+            self._retry(lambda: self.fs.rm_file(self.full(path)), path)
 
     def remove_folder(self, folder: str) -> None:
         """Removes a folder and what is in it, if it is there."""
         if self.is_local:
             shutil.rmtree(self.full(folder), ignore_errors=True)
             return
-        for name in self._ask(lambda: self.fs.find(self.full(folder)), folder):
+        for name in self._retry(lambda: self.fs.find(self.full(folder)), folder):
             with contextlib.suppress(FileNotFoundError):
-                self._ask(partial(self.fs.rm_file, name), folder)
+                self._retry(partial(self.fs.rm_file, name), folder)
 
     def local(self, path: str) -> Path:
         """A path on this machine for libraries that need one; fetched first from a bucket.
@@ -214,7 +214,7 @@ class Store:
         """
         if self.is_local:
             return Path(self.full(path))
-        there = self._promised(path, self._listing(path))
+        there = self._complete_listing(path, self._listing(path))
         if not there:
             raise ValueError(f"{self.full(path)} is not there; run the node that makes it again")
         stamps = [(n, i["size"], str(i.get("ETag") or i.get("etag"))) for n, i in there.items()]
@@ -222,17 +222,19 @@ class Store:
         folder = Path.home() / CACHE / key
         name = "" if set(there) != {"."} else path.rpartition("/")[2]
         if not folder.exists():
-            scratch = folder.with_name(f".{key}{signature()}.tmp")
+            scratch = folder.with_name(f".{key}{temp_suffix()}.tmp")
             try:
                 for relative, info in there.items():
                     source = path if relative == "." else f"{path}/{relative}"
                     self._fetch(source, scratch / (name or relative), info["size"])
-                _put_in_place(scratch, folder)
+                _rename_unless_exists(scratch, folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         return folder / name
 
-    def _promised(self, path: str, listed: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _complete_listing(
+        self, path: str, listed: dict[str, dict[str, Any]]
+    ) -> dict[str, dict[str, Any]]:
         """A listing, with what it is late to show of a finished node or a folder of its files."""
         if set(listed) == {"."} or not path.startswith("nodes/"):
             return listed
@@ -243,11 +245,11 @@ class Store:
                 for name in (n for n in names if n not in listed):
                     with contextlib.suppress(FileNotFoundError):  # whoever reads it will say so
                         full = self.full(f"{path}/{name}")
-                        listed[name] = self._ask(partial(self.fs.info, full), path)
+                        listed[name] = self._retry(partial(self.fs.info, full), path)
                 break
         return dict(sorted(listed.items()))
 
-    def forget(self, fetched: Path) -> None:
+    def evict(self, fetched: Path) -> None:
         """Removes what :meth:`local` fetched of a file, for large ones that are read once."""
         if not self.is_local:
             shutil.rmtree(fetched.parent, ignore_errors=True)
@@ -260,7 +262,7 @@ class Store:
             if to.stat().st_size != size:
                 raise OSError(f"{to.stat().st_size} of {size} bytes came")
 
-        self._ask(once, path)
+        self._retry(once, path)
 
     def put_folder(self, source: Path, folder: str) -> None:
         for file in sorted(p for p in source.rglob("*") if p.is_file()):

@@ -12,14 +12,14 @@ from torch import Tensor
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
-Lender = Callable[[int], Bytes]
+Allocator = Callable[[int], Bytes]
 """Gives so many bytes of memory, of any content, that are the caller's own."""
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SCALE_BYTES = 4  # of int8: every token is led by its float32 scale
 
 
-def fresh(count: int) -> Bytes:
+def allocate(count: int) -> Bytes:
     """Memory of malloc's."""
     return np.empty(count, np.uint8)
 
@@ -33,7 +33,7 @@ def packed(values: Tensor, precision: str) -> bytes:
     ``int8`` keeps a token as its largest magnitude / 127 (float32) and rounded multiples of it.
     """
     values = values.detach().cpu()
-    if not holds(values, precision):
+    if not is_representable(values, precision):
         raise ValueError(f"values that are not finite in {precision}")
     if precision == "int8":
         values = values.float()
@@ -44,7 +44,7 @@ def packed(values: Tensor, precision: str) -> bytes:
     return values.view(torch.uint8).numpy().tobytes()
 
 
-def holds(values: Tensor, precision: str) -> bool:
+def is_representable(values: Tensor, precision: str) -> bool:
     """Whether values can be kept, and read again: finite, and no larger than the type's largest."""
     dtype = torch.float16 if precision == "int8" else DTYPES[precision]  # what int8 is read as
     return bool(values.to(dtype).isfinite().all())
@@ -64,7 +64,7 @@ def unpacked(raw: Bytes, precision: str) -> Tensor:
 
 
 def padded(
-    rows: Sequence[Bytes], dim: int, precision: str, memory: Lender = fresh
+    rows: Sequence[Bytes], dim: int, precision: str, memory: Allocator = allocate
 ) -> tuple[Tensor, Tensor]:
     """Packed rows of any length → tokens [N, L, dim], and the mask [N, L] of those that are."""
     width = token_bytes(dim, precision)
@@ -113,7 +113,7 @@ def square(pixels: Bytes, side: int, place: float) -> Bytes:
     return pixels[top : top + side, left : left + side]
 
 
-def as_images(pixels: Bytes, memory: Lender = fresh) -> Tensor:
+def as_images(pixels: Bytes, memory: Allocator = allocate) -> Tensor:
     """[N, H, W, 3] uint8 → [N, 3, H, W] float32 in [-1, 1]."""
     channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     x = torch.from_numpy(memory(4 * pixels.size)).view(torch.float32).view(channels_first.shape)

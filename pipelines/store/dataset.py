@@ -156,14 +156,15 @@ class Version:
         """
         for role, want in expected.items():
             have = self.header.encoders.get(role)
-            if have is None or _differ(have, want):
+            if have is None or _encoders_differ(have, want):
                 raise ValueError(
                     f"the shards of {self.store.full(self.folder)} were embedded by "
-                    f"{role} {_said(have)}, not by {_said(want)}; embed again, or name that one"
+                    f"{role} {_describe(have)}, not by {_describe(want)}; embed again, or "
+                    "name that encoder in the spec"
                 )
 
 
-def _differ(have: Mapping[str, str], want: Mapping[str, str]) -> bool:
+def _encoders_differ(have: Mapping[str, str], want: Mapping[str, str]) -> bool:
     """Whether embeddings of the two may be others.
 
     What an encoder does besides its weights, ``how``, counts where both say it: older shards do
@@ -181,7 +182,7 @@ def _differ(have: Mapping[str, str], want: Mapping[str, str]) -> bool:
     )
 
 
-def as_named(encoders: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def encoders_from_spec(encoders: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """What a header must say of the encoders that a spec names, as nodes have them.
 
     Of a folder the name says nothing, as it may have moved; of encoders that are made there is
@@ -202,7 +203,7 @@ def as_named(encoders: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _said(encoder: Mapping[str, str] | None) -> str:
+def _describe(encoder: Mapping[str, str] | None) -> str:
     if not encoder:
         return "(none)"
     weights = [f"sha256 {encoder['sha256'][:12]}"] if "sha256" in encoder else []

@@ -27,7 +27,7 @@ from pipelines.store.columns import Bytes
 from pipelines.store.dataset import Version
 from pipelines.store.order import Order
 from pipelines.store.shard_file import RowGroup, ShardFiles
-from pipelines.store.shards import pixels_at
+from pipelines.store.shards import pixels_column
 
 Batch = tuple[Tensor, Conditioning]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -81,7 +81,7 @@ class Reader:
             )
         self.files = ShardFiles(self.version, checksums=checksums)
         self._cache = _Cache(cache_bytes)
-        self._memory = Memory()
+        self._memory = BufferPool()
         self._io = ThreadPoolExecutor(requests, thread_name_prefix="row-group")
 
     def __len__(self) -> int:
@@ -176,7 +176,7 @@ class Reader:
         return found
 
     def _pictures(self, found: list[tuple[RowGroup, int]], place: Sequence[float] | None) -> Tensor:
-        side, name = self.resolution, pixels_at(self.resolution)
+        side, name = self.resolution, pixels_column(self.resolution)
         encoding, full = self.header.packing.pictures, side in self.header.packing.full
         pixels = self._memory(len(found) * side * side * 3).reshape(len(found), side, side, 3)
         for i, (group, row) in enumerate(found):
@@ -202,7 +202,7 @@ class Reader:
         return Conditioning(sequences, masks, pooled)
 
 
-class Memory:
+class BufferPool:
     """Lends memory, and lends it again once nothing refers to it. For any number of threads.
 
     What malloc gives a thread for a batch, the kernel has to clear page by page, as a thread's heap

@@ -22,7 +22,7 @@ REQUEST_ATTEMPTS = 3  # of botocore's own, within each of ours
 
 T = TypeVar("T")
 
-_AGAIN = {
+_RETRY_CODES = {
     "SlowDown",
     "InternalError",
     "RequestTimeout",
@@ -30,7 +30,7 @@ _AGAIN = {
     "BadDigest",
     "NoSuchUpload",  # completed by an attempt whose answer was lost, or ended by a rule
 }
-_NETWORK = {
+_NETWORK_ERRORS = {
     "ClientError",  # aiohttp's; botocore's has a response, and is judged by that
     "ConnectionError",
     "HTTPClientError",
@@ -39,14 +39,14 @@ _NETWORK = {
     "ResponseParserError",
     "FlexibleChecksumError",
 }
-_FINAL = (
+_PERMANENT_ERRORS = (
     FileNotFoundError,
     FileExistsError,
     PermissionError,
     NotADirectoryError,
     IsADirectoryError,
 )
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG}
+_PERMANENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG}
 
 
 class StorageError(OSError):
@@ -72,7 +72,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
         options["client_kwargs"] = {"timeout": ClientTimeout(total=None, connect=10, sock_read=30)}
     try:
-        fs, path = explained(lambda: fsspec.core.url_to_fs(url, **options), url)
+        fs, path = explain_errors(lambda: fsspec.core.url_to_fs(url, **options), url)
     except ImportError as error:
         raise ValueError(
             f"{url} cannot be reached: {' '.join(str(error).split())}, into the environment that "
@@ -81,7 +81,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def use(variables: Mapping[str, str]) -> None:
+def export_settings(variables: Mapping[str, str]) -> None:
     """Sets the environment to what a spec's ``s3:`` says, for this process and those it starts.
 
     What a spec says comes before what the environment said. Credentials go together: with a
@@ -113,7 +113,7 @@ def attempt(once: Callable[[], T], where: str = "", attempts: int = 0) -> T:
     attempts = attempts or ATTEMPTS
     for trial in range(attempts):
         try:
-            return explained(once, where)
+            return explain_errors(once, where)
         except StorageError:
             raise
         except Exception as error:
@@ -121,36 +121,38 @@ def attempt(once: Callable[[], T], where: str = "", attempts: int = 0) -> T:
                 raise
             if trial == attempts - 1:
                 raise StorageError(
-                    _said(where, f"{attempts} attempts failed, the last with {_words(error)}")
+                    _prefixed(
+                        where, f"{attempts} attempts failed, the last with {_one_line(error)}"
+                    )
                 ) from error
             # Not all ranks at once: the server that was too busy for them would be so again.
             time.sleep(FIRST_WAIT_S * 2**trial * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
 
 
-def explained(once: Callable[[], T], where: str = "") -> T:
+def explain_errors(once: Callable[[], T], where: str = "") -> T:
     """Calls it; of what an object store will never allow it makes a StorageError."""
     try:
         return once()
     except Exception as error:
         if (why := _refusal(error)) is None:
             raise
-        raise StorageError(_said(where, why)) from error
+        raise StorageError(_prefixed(where, why)) from error
 
 
 def is_transient(error: BaseException | None) -> bool:
     """Whether it is of the network or the server; HTTP clients have families of their own."""
     if error and _response(error):
         status = status_of(error)
-        return status >= 500 or status in (408, 429) or _code(error) in _AGAIN
+        return status >= 500 or status in (408, 429) or _code(error) in _RETRY_CODES
     if isinstance(error, OSError):
-        return not isinstance(error, _FINAL) and error.errno not in _FULL
-    return error is not None and bool(_families(error) & _NETWORK)
+        return not isinstance(error, _PERMANENT_ERRORS) and error.errno not in _PERMANENT_ERRNOS
+    return error is not None and bool(_class_names(error) & _NETWORK_ERRORS)
 
 
 def _refusal(error: BaseException) -> str | None:
     """In words, what trying again will not help against; None if it is anything else."""
-    families, code = _families(error), _code(error)
+    families, code = _class_names(error), _code(error)
     if code == "NoSuchBucket":
         return "there is no such bucket; make it, or correct its name"
     if families & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}:
@@ -160,12 +162,12 @@ def _refusal(error: BaseException) -> str | None:
         )
     if isinstance(error, PermissionError) and _response(error):
         return (
-            f"access denied ({_words(error)}); check the credentials (AWS_* or `s3:` in the spec), "
-            "and that they may read, write and list there"
+            f"access denied ({_one_line(error)}); check the credentials (AWS_* or `s3:` in the "
+            "spec), and that they allow reading, writing and listing"
         )
     if is_transient(error) or isinstance(error, FileNotFoundError):
         return None
-    return _words(error) if "BotoCoreError" in families or _response(error) else None
+    return _one_line(error) if "BotoCoreError" in families or _response(error) else None
 
 
 def _response(error: BaseException) -> dict[str, Any]:
@@ -185,13 +187,13 @@ def _code(error: BaseException) -> str:
     return str(_response(error).get("Error", {}).get("Code", ""))
 
 
-def _families(error: BaseException) -> set[str]:
+def _class_names(error: BaseException) -> set[str]:
     return {base.__name__ for base in type(error).__mro__}
 
 
-def _words(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _said(where: str, why: str) -> str:
+def _prefixed(where: str, why: str) -> str:
     return f"{where}: {why}" if where else why

@@ -19,7 +19,7 @@ from pipelines.store.artifacts import Store
 from pipelines.store.columns import Bytes, token_bytes
 from pipelines.store.dataset import Version
 from pipelines.store.remote import attempt
-from pipelines.store.shards import Header, pixels_at
+from pipelines.store.shards import Header, pixels_column
 
 OPEN_FILES = 256
 _TAIL = 1 << 16  # bytes; most footers are shorter, and come with the first request
@@ -47,27 +47,27 @@ class RowGroup:
 
 
 @dataclass(frozen=True)
-class Size:
+class ValueSize:
     """Bytes of a column's values: so many, times what other columns say of the row."""
 
     bytes: int
     times: tuple[str, ...] = ()
 
 
-def _plain_sizes(header: Header) -> dict[str, Size]:
+def _plain_sizes(header: Header) -> dict[str, ValueSize]:
     """Column → the size of its values, of those that may stand plainly in the file."""
     packing = header.packing
     sizes = {}
     for e in header.embeddings:
         if e.kind == "sequence":
-            sizes[e.name] = Size(token_bytes(e.dim, packing.precision), (f"{e.name}_length",))
+            sizes[e.name] = ValueSize(token_bytes(e.dim, packing.precision), (f"{e.name}_length",))
         else:
-            sizes[e.name] = Size(token_bytes(e.dim, packing.pooled))
+            sizes[e.name] = ValueSize(token_bytes(e.dim, packing.pooled))
     if packing.pictures == "raw":
         for side in header.resolutions:
-            name = pixels_at(side)
-            whole = Size(3, (f"{name}_height", f"{name}_width"))
-            sizes[name] = whole if side in packing.full else Size(3 * side * side)
+            name = pixels_column(side)
+            whole = ValueSize(3, (f"{name}_height", f"{name}_width"))
+            sizes[name] = whole if side in packing.full else ValueSize(3 * side * side)
     return sizes
 
 
@@ -87,7 +87,9 @@ class ShardFiles:
 
     def read(self, shard: int, group: int, columns: list[str]) -> RowGroup:
         """A row group's columns."""
-        return self._explained(shard, lambda: self._file(shard).read(group, columns, self._plain))
+        return self._explain_errors(
+            shard, lambda: self._file(shard).read(group, columns, self._plain)
+        )
 
     def strings(self, shard: int, column: str) -> list[str]:
         """A whole column of strings."""
@@ -97,9 +99,9 @@ class ShardFiles:
             groups = range(file.metadata.num_row_groups)
             return [s for g in groups for s in file.table(g, [column])[column].to_pylist()]
 
-        return self._explained(shard, read)
+        return self._explain_errors(shard, read)
 
-    def _explained(self, shard: int, read: Callable[[], T]) -> T:
+    def _explain_errors(self, shard: int, read: Callable[[], T]) -> T:
         try:
             return read()
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -123,12 +125,12 @@ class ShardFiles:
                 self._open.popitem(last=False)
         if mine:
             try:
-                opening.set_result(self._opened(shard))
+                opening.set_result(self._open_file(shard))
             except BaseException as error:
                 opening.set_exception(error)
         return opening.result()
 
-    def _opened(self, shard: int) -> _Open:
+    def _open_file(self, shard: int) -> _Open:
         kind = _Local if self.store.is_local else _Remote
         path, size = self.version.path(shard), int(self._sizes[shard])
         file = kind(self.store, path, size, self.checksums)
@@ -156,32 +158,32 @@ class _Open:
         """Bytes of the file, and how many of them memory holds for it."""
         raise NotImplementedError
 
-    def brought(self, group: int, columns: list[str]) -> _Open:
+    def prefetched(self, group: int, columns: list[str]) -> _Open:
         """The same file, with what is about to be read of a row group at hand."""
         return self
 
-    def read(self, group: int, columns: list[str], plain: Mapping[str, Size]) -> RowGroup:
+    def read(self, group: int, columns: list[str], plain: Mapping[str, ValueSize]) -> RowGroup:
         """
         Args:
             plain: of columns that the file may keep as they are. Those are not copied: Arrow's
                 decoder would, and half of a reader's time would go there.
         """
         found = RowGroup({}, {}, {}, {}, 0)
-        told = {n for name in columns if name in plain for n in plain[name].times}
-        here = self.brought(group, list({*columns, *told}))
-        table = here.table(group, [n for n in {*columns, *told} if n not in plain])
+        factors = {n for name in columns if name in plain for n in plain[name].times}
+        here = self.prefetched(group, list({*columns, *factors}))
+        table = here.table(group, [n for n in {*columns, *factors} if n not in plain])
         held = table.nbytes
         for name in (n for n in columns if n in plain):
             sizes = np.full(table.num_rows, plain[name].bytes, np.int64)
             for factor in plain[name].times:
                 sizes *= table[factor].fill_null(0).to_numpy()
-            stands = here._plain(group, name, sizes)
-            if stands is None:
+            in_place = here._plain(group, name, sizes)
+            if in_place is None:
                 decoded = here.table(group, [name])
                 table = table.append_column(name, decoded[name])
                 held += decoded.nbytes
                 continue
-            found.data[name], found.starts[name], here_bytes = stands
+            found.data[name], found.starts[name], here_bytes = in_place
             found.ends[name] = found.starts[name] + sizes
             held += here_bytes
         for name in (n for n in table.column_names if n in columns):
@@ -252,26 +254,26 @@ class _Remote(_Open):
         self._store, self._path, self._size = store, path, size
         start = max(0, size - _TAIL)
         self._parts = {start: fetch(store, path, start, size)}
-        self.metadata = pq.read_metadata(_Ranges(self._parts, self._fetch, size))
+        self.metadata = pq.read_metadata(_RangeFile(self._parts, self._fetch, size))
 
     def _fetch(self, start: int, end: int) -> bytes:
         return fetch(self._store, self._path, start, end)
 
-    def brought(self, group: int, columns: list[str]) -> _Open:
+    def prefetched(self, group: int, columns: list[str]) -> _Open:
         here = copy.copy(self)
         here._parts = {a: self._fetch(a, b) for a, b in self._spans(group, set(columns))}
         return here
 
     def table(self, group: int, columns: list[str]) -> pa.Table:
         file = pq.ParquetFile(
-            _Ranges(self._parts, self._fetch, self._size),
+            _RangeFile(self._parts, self._fetch, self._size),
             metadata=self.metadata,
             page_checksum_verification=self._checksums,
         )
         return file.read_row_group(group, columns, use_threads=False)
 
     def raw(self, start: int, end: int) -> tuple[Bytes, int]:
-        here = _part(self._parts, start, end)
+        here = _cached_range(self._parts, start, end)
         return np.frombuffer(
             self._fetch(start, end) if here is None else here, np.uint8
         ), end - start
@@ -292,7 +294,7 @@ class _Remote(_Open):
         return spans
 
 
-class _Ranges(io.RawIOBase):
+class _RangeFile(io.RawIOBase):
     """A file of which some ranges are here already."""
 
     def __init__(
@@ -317,11 +319,11 @@ class _Ranges(io.RawIOBase):
         start = self._at
         end = self._size if size is None or size < 0 else min(start + size, self._size)
         self._at = end
-        here = _part(self._parts, start, end)
+        here = _cached_range(self._parts, start, end)
         return self._fetch(start, end) if here is None else bytes(here)
 
 
-def _part(parts: Mapping[int, bytes], start: int, end: int) -> memoryview | None:
+def _cached_range(parts: Mapping[int, bytes], start: int, end: int) -> memoryview | None:
     """Bytes [start, end) of a file from the ranges that are here; None if they are not."""
     for at, part in parts.items():
         if at <= start and end <= at + len(part):

@@ -37,7 +37,7 @@ _META = b"ediffi"
 _ONE_PAGE = 2**30  # bytes: a row group's column in one piece, which can be read where it stands
 
 
-def pixels_at(resolution: int) -> str:
+def pixels_column(resolution: int) -> str:
     """The column of a stage's pictures; a stage reads its own alone."""
     return f"pixels_{resolution}"
 
@@ -126,30 +126,30 @@ class Header:
                 f"has pictures of {', '.join(map(str, self.resolutions))}, none of {resolution}; "
                 "add it to the resolutions and embed again"
             )
-        names = [e.name for e in self.embeddings] + [pixels_at(resolution)]
+        names = [e.name for e in self.embeddings] + [pixels_column(resolution)]
         if resolution in self.packing.full:
-            names += [f"{pixels_at(resolution)}_{side}" for side in ("height", "width")]
+            names += [f"{pixels_column(resolution)}_{side}" for side in ("height", "width")]
         return names
 
 
-Sums = tuple[float, float]
+PackingSums = tuple[float, float]
 """Of a packed embedding: its sum of squares, and that of what packing changed."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class PackedValue:
     """A value as a shard holds it, packed, in place of a tensor or an array."""
 
     data: bytes
     shape: tuple[int, ...]
     """Of the value before it was packed."""
 
-    sums: Sums = (0.0, 0.0)
+    sums: PackingSums = (0.0, 0.0)
     """Of an embedding."""
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenShard:
     """What :func:`write` made of some rows."""
 
     data: bytes
@@ -159,23 +159,23 @@ class Written:
     usable: dict[int, int]
     """Resolution → how many rows it has."""
 
-    sums: dict[str, list[Sums]]
+    sums: dict[str, list[PackingSums]]
     """Embedding → of each row, in the shard's order."""
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """``rows``, ``usable``, and ``rms_error``: embedding → what packing changed, relative to
         the root mean square."""
         errors = {name: _rms(sums) for name, sums in self.sums.items()}
         return {"rows": len(self.order), "usable": self.usable, "rms_error": errors}
 
 
-def _rms(sums: Sequence[Sums]) -> float:
+def _rms(sums: Sequence[PackingSums]) -> float:
     signal = sum(s for s, _ in sums)
     return float((sum(e for _, e in sums) / signal) ** 0.5) if signal else 0.0
 
 
-def write(rows: Mapping[str, Sequence[Any]], header: Header) -> Written:
+def write(rows: Mapping[str, Sequence[Any]], header: Header) -> WrittenShard:
     """A shard's bytes, the same for the same rows, and a summary of them.
 
     Args:
@@ -197,7 +197,7 @@ def write(rows: Mapping[str, Sequence[Any]], header: Header) -> Written:
     for name in sorted(n for n in rows if n.startswith("score_")):
         table[name] = pa.array([rows[name][i] for i in order], pa.float32())
 
-    sums: dict[str, list[Sums]] = {}
+    sums: dict[str, list[PackingSums]] = {}
     for spec in sorted(header.embeddings, key=lambda e: e.kind):  # pooled first, tokens together
         precision = packing.precision if spec.kind == "sequence" else packing.pooled
         values = [rows[spec.name][i] for i in order]
@@ -208,7 +208,7 @@ def write(rows: Mapping[str, Sequence[Any]], header: Header) -> Written:
         sums[spec.name] = [v.sums for v in kept]
 
     for side in header.resolutions:
-        name, full = pixels_at(side), side in packing.full
+        name, full = pixels_column(side), side in packing.full
         pictures = [rows[name][i] for i in order]
         pack = partial(_picture, side=side, full=full, packing=packing)
         table[name] = pa.array(list(_each(at, name, pictures, pack)), pa.large_binary())
@@ -228,7 +228,7 @@ def write(rows: Mapping[str, Sequence[Any]], header: Header) -> Written:
         compression={name: _compression(name, header) for name in table},
         write_page_checksum=True,
     )
-    return Written(sink.getvalue(), order, usable, sums)
+    return WrittenShard(sink.getvalue(), order, usable, sums)
 
 
 def _required(table: Mapping[str, pa.Array], header: Header) -> pa.Schema:
@@ -242,7 +242,7 @@ def _most_usable_first(
 ) -> tuple[list[int], dict[int, int]]:
     """The order of rows in which every stage's are the first, and how many each stage has."""
     count = len(rows["key"])
-    there = np.array([[p is not None for p in rows[pixels_at(r)]] for r in resolutions], bool)
+    there = np.array([[p is not None for p in rows[pixels_column(r)]] for r in resolutions], bool)
     order = np.argsort(-there.sum(axis=0), kind="stable") if len(there) else np.arange(count)
     for r, present in zip(resolutions, there, strict=True):
         if not present[order[: present.sum()]].all():
@@ -264,37 +264,41 @@ def _each(
             raise ValueError(f"{name} of row {key}: {error}") from error
 
 
-def _pack(values: Tensor | Kept, spec: EmbeddingSpec, precision: str) -> Kept:
+def _pack(values: Tensor | PackedValue, spec: EmbeddingSpec, precision: str) -> PackedValue:
     shape = tuple(values.shape)
     if len(shape) != (2 if spec.kind == "sequence" else 1) or shape[-1] != spec.dim:
         raise ValueError(f"a {spec.kind} of width {spec.dim} is due, got {list(shape)}")
-    if isinstance(values, Kept):
+    if isinstance(values, PackedValue):
         return values
     data = columns.packed(values, precision)
     raw = np.frombuffer(bytearray(data), np.uint8)
     width = columns.token_bytes(spec.dim, precision)
     kept = columns.unpacked(raw.reshape(*values.shape[:-1], width), precision).double()
     exact = values.double()
-    return Kept(data, shape, (float(exact.square().sum()), float((kept - exact).square().sum())))
+    return PackedValue(
+        data, shape, (float(exact.square().sum()), float((kept - exact).square().sum()))
+    )
 
 
-def _picture(pixels: Bytes | Kept | None, side: int, full: bool, packing: Packing) -> bytes | None:
+def _picture(
+    pixels: Bytes | PackedValue | None, side: int, full: bool, packing: Packing
+) -> bytes | None:
     if pixels is None:
         return None
     height, width, channels = pixels.shape
     fits = min(height, width) == side and (full or height == width)
-    dtype = np.uint8 if isinstance(pixels, Kept) else pixels.dtype
+    dtype = np.uint8 if isinstance(pixels, PackedValue) else pixels.dtype
     if not fits or channels != 3 or dtype != np.uint8:
         due = f"a shortest side of {side}" if full else f"{side}×{side}"
         raise ValueError(f"{due} in RGB and uint8 is due, got {pixels.shape} {dtype}")
-    if isinstance(pixels, Kept):
+    if isinstance(pixels, PackedValue):
         return pixels.data
     return columns.encoded(pixels, packing.pictures, packing.jpeg_quality)
 
 
 def _compression(name: str, header: Header) -> str:
     """PNG and JPEG are compressed already, embeddings hardly can be, and raw pictures are raw."""
-    if name in {pixels_at(r) for r in header.resolutions}:
+    if name in {pixels_column(r) for r in header.resolutions}:
         return "none"
     if name in {e.name for e in header.embeddings}:
         return "zstd" if header.packing.zstd else "none"

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.data.captions import MAX_WORDS
-from pipelines.data.filters import sift
+from pipelines.data.filters import apply_filters
 from pipelines.data.pictures import decode
-from pipelines.data.rows import Bad, BadRow, Reason, Row
+from pipelines.data.rows import Reason, RejectedRow, Row, RowError
 from pipelines.data.sources import list_shards, read_shard
 from pipelines.spec.data import Filters, Source
 
@@ -113,17 +113,17 @@ EXPECTED_BAD = {name: reason for name, (_, _, reason) in CASES.items() if reason
 EXPECTED_GOOD = {name for name, (_, _, reason) in CASES.items() if not reason}
 
 
-def harvest(source, filters=FILTERS):
-    """What a job makes of a data set: rows that decode, and Bads."""
+def collect_rows(source, filters=FILTERS):
+    """What a job makes of a data set: rows that decode, and rejected rows."""
     rows, bads = [], []
     for shard in list_shards(source):
         for found in read_shard(source, shard):
-            for item in sift(found, filters) if isinstance(found, Row) else [found]:
+            for item in apply_filters(found, filters) if isinstance(found, Row) else [found]:
                 if isinstance(item, Row):
                     try:
                         assert decode(item.image).mode == "RGB"
-                    except BadRow as bad:
-                        item = Bad(item.key, item.source, bad.reason, bad.detail)
+                    except RowError as bad:
+                        item = RejectedRow(item.key, item.source, bad.reason, bad.detail)
                 (rows if isinstance(item, Row) else bads).append(item)
     return rows, bads
 

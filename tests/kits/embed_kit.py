@@ -139,7 +139,7 @@ class Pool:
     def bytes(self):
         return {name: path.read_bytes() for name, path in self.files("parquet").items()}
 
-    def facts(self):
+    def records(self):
         """Source shard → its row, without how long it took."""
         read = [json.loads(path.read_text()) for path in self.files("json").values()]
         return {f["name"]: {k: v for k, v in f.items() if k != "seconds"} for f in read}

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from pipelines.data.earlier import content_of
-from pipelines.data.rows import Bad
+from pipelines.data.row_reuse import content_hash
+from pipelines.data.rows import RejectedRow
 from pipelines.runs.context import Context
 from pipelines.spec.data import Source
-from pipelines.steps.embed import assembled
+from pipelines.steps.embed import assemble
 from pipelines.steps.embed_stages import Write
 from pipelines.steps.embed_tally import Tally
 from pipelines.steps.embed_work import Job, Work
@@ -62,7 +62,7 @@ def embed(
         rows.append({"key": key, "source": shard.path, "caption": caption, "picture": i})
         rows[-1] |= {
             "at": (i, 0),
-            "content": contents[i] if contents else content_of(b"%d" % i, caption),
+            "content": contents[i] if contents else content_hash(b"%d" % i, caption),
             "scores": {"clip": 0.5},
         }
         tall = rng.integers(0, 256, (16 + 4 * (i % 2), 16, 3), np.uint8)
@@ -73,14 +73,14 @@ def embed(
     for name in ("clip_text_pooled", "clip_image"):
         texts[name] = [torch.ones(CLIP) for _ in lengths]
     work = Work(shard, rows, pictures, texts, ENCODERS)
-    work.bad = [Bad(key, shard.path, reason, detail) for key, reason, detail in bad]
+    work.bad = [RejectedRow(key, shard.path, reason, detail) for key, reason, detail in bad]
     work.read, work.seconds = len(rows) + len(bad), seconds or {"decode": 0.5, "t5": 2.0}
     work.batches, work.encoded = batches or {}, len(rows)
     Write(of).work(work)
     return of.store.read_json(of.path(shard, "json"))
 
 
-def version(of, facts, *, name="train", fingerprint="f00d", settings=None):
+def version(of, record, *, name="train", fingerprint="f00d", settings=None):
     """The node's result, as :func:`pipelines.executor.runner.commit` would leave it; its folder."""
     folder = f"nodes/embed/{name}-{fingerprint}"
     ctx = Context(
@@ -94,9 +94,9 @@ def version(of, facts, *, name="train", fingerprint="f00d", settings=None):
         board=None,
     )
     tally = Tally(of.pool)
-    for row in facts:
+    for row in record:
         tally.add(row)
-    result = assembled(ctx, of, tally)
+    result = assemble(ctx, of, tally)
     of.store.commit(folder, result.files, {"finished": "2026-11-24T18:00:00+00:00"})
     word = {"fingerprint": fingerprint, "settings": settings or {}, "inputs": {}}
     of.store.write_json(f"nodes/embed/{name}.latest.json", word)

@@ -78,7 +78,7 @@ def load(
         peers.here(lambda: parts.copy_to(wanted))
     finally:  # no process is still at it: what ends here for one ends for all
         for path in fetched.values():
-            store.forget(path)
+            store.evict(path)
     return Restored(manifest.images, manifest.note, files)
 
 

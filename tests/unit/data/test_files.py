@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dirty import JPEG, harvest, source_at, write_parquet, write_tar
+from dirty import JPEG, collect_rows, source_at, write_parquet, write_tar
 
 from pipelines.data.sources import list_shards
 from pipelines.jobs.portability import is_relative
@@ -108,7 +108,7 @@ def test_pictures_in_folders_of_any_name_are_read(tmp_path):
         (tmp_path / folder / "_DSC1.jpg").write_bytes(JPEG)
         (tmp_path / folder / "_DSC1.txt").write_text("a cat")
     write_parquet(tmp_path / "_delta_log" / "a.parquet", PAIR)
-    rows, bads = harvest(source_at(tmp_path))
+    rows, bads = collect_rows(source_at(tmp_path))
     assert len(rows) == 2 and not bads
 
 
@@ -120,7 +120,7 @@ def test_a_pipe_among_pictures_blocks_nothing(tmp_path):
     os.mkfifo(tmp_path / "b.jpg")
     (tmp_path / "c.jpg").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "c.txt")
-    rows, bads = harvest(source_at(tmp_path))
+    rows, bads = collect_rows(source_at(tmp_path))
     assert [row.key for row in rows] == ["a"]
     assert {bad.key: bad.reason.name for bad in bads} == {
         "b": "IMAGE_FETCH",
@@ -163,9 +163,9 @@ def test_files_behind_http_one_or_a_folder_of_them(served):
     for name in ("a.parquet", "b.tar"):
         [shard] = list_shards(source_at(address + name))
         assert shard.bytes == (folder / name).stat().st_size
-        rows, bads = harvest(source_at(address + name))
+        rows, bads = collect_rows(source_at(address + name))
         assert (len(rows), bads) == (1, [])
-    rows, _ = harvest(source_at(address, format="parquet"))
+    rows, _ = collect_rows(source_at(address, format="parquet"))
     assert len(rows) == 1
     with pytest.raises(ValueError, match="does not exist"):
         list_shards(source_at(address + "gone.parquet"))
@@ -177,7 +177,7 @@ def test_pictures_in_a_zip(tmp_path):
             archive.writestr(f"{name}.jpg", JPEG)
             archive.writestr(f"{name}.txt", "a cat")
     for within, keys in (("", ["x/1", "x/2"]), ("x", ["1", "2"])):
-        rows, bads = harvest(source_at(f"zip://{within}::{tmp_path}/a.zip"))
+        rows, bads = collect_rows(source_at(f"zip://{within}::{tmp_path}/a.zip"))
         assert sorted(row.key for row in rows) == keys and not bads
 
 

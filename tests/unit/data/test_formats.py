@@ -8,7 +8,7 @@ from dirty import (
     CASES,
     EXPECTED_BAD,
     EXPECTED_GOOD,
-    harvest,
+    collect_rows,
     json_line,
     reasons,
     source_at,
@@ -58,7 +58,7 @@ FORMATS = [as_parquet, as_webdataset, as_folder, as_csv]
 @pytest.mark.parametrize("write", FORMATS)
 def test_every_case_ends_where_it_should(tmp_path, write):
     write(tmp_path)
-    rows, bads = harvest(source_at(tmp_path))
+    rows, bads = collect_rows(source_at(tmp_path))
     assert reasons(bads) == EXPECTED_BAD
     assert {row.key for row in rows} == EXPECTED_GOOD
     assert len(rows) + len(bads) == len(CASES)
@@ -71,7 +71,7 @@ def test_a_bucket_is_as_good_as_a_disk(tmp_path, write):
     memory = fsspec.filesystem("memory")
     memory.put(f"{tmp_path}/", f"/{write.__name__}/", recursive=True)
     try:
-        rows, bads = harvest(source_at(f"memory://{write.__name__}"))
+        rows, bads = collect_rows(source_at(f"memory://{write.__name__}"))
         assert reasons(bads) == EXPECTED_BAD
         assert (len(rows), len(bads)) == (len(EXPECTED_GOOD), len(EXPECTED_BAD))
     finally:
@@ -82,9 +82,9 @@ def test_a_path_may_be_a_file_or_a_list(tmp_path):
     as_parquet(tmp_path)
     files = [str(tmp_path / name) for name in ("a.parquet", "b.parquet")]
     for some in (files[:1], files):
-        rows, _ = harvest(Source(path=some))
+        rows, _ = collect_rows(Source(path=some))
         assert {row.source for row in rows} == {file.rpartition("/")[2] for file in some}
-    assert harvest(Source(path=files[0])) == harvest(Source(path=files[:1]))
+    assert collect_rows(Source(path=files[0])) == collect_rows(Source(path=files[:1]))
 
 
 def test_json_lines_hold_scores_keys_and_several_captions(tmp_path):
@@ -105,7 +105,7 @@ def test_json_lines_hold_scores_keys_and_several_captions(tmp_path):
         + b"\n{broken\n[1]\n"
     )
     source = source_at(tmp_path, key="id", scores=["aesthetic"])
-    rows, bads = harvest(source)
+    rows, bads = collect_rows(source)
     assert {row.key: row.captions for row in rows} == {
         "1": ("one", "two"),
         "6": ("first", "second"),
@@ -124,7 +124,7 @@ def test_json_lines_hold_scores_keys_and_several_captions(tmp_path):
         ("line 13", "METADATA_BROKEN"),
         ("line 9", "PATH_OUTSIDE"),
     ]
-    first, bads = harvest(source.model_copy(update={"captions": "first"}))
+    first, bads = collect_rows(source.model_copy(update={"captions": "first"}))
     assert {row.key: row.captions for row in first} == {"1": ("one",), "6": ("first",)}
     assert "CAPTION_DROPPED" not in {bad.reason.name for bad in bads}
 
@@ -135,7 +135,7 @@ def test_a_csv_row_with_a_comma_too_many_does_not_lose_half_its_caption(tmp_path
     (tmp_path / "captions.csv").write_bytes(
         b'\xef\xbb\xbffile,caption\na.png,a cat, on a mat\nb.png,fine\nb.png,also fine\nc.png,"open'
     )
-    rows, bads = harvest(source_at(tmp_path))
+    rows, bads = collect_rows(source_at(tmp_path))
     assert {row.key: row.captions for row in rows} == {"b": ("fine", "also fine")}
     assert sorted(bad.reason.name for bad in bads) == [
         "CAPTION_MISSING",
@@ -153,7 +153,7 @@ def test_pictures_and_texts_that_lack_each_other(tmp_path):
         (tmp_path / name).write_bytes(b"a cat\n\na dog\n")
     (tmp_path / "dangling.png").symlink_to("nowhere")
     (tmp_path / "dangling.txt").write_text("fine")
-    rows, bads = harvest(source_at(tmp_path))
+    rows, bads = collect_rows(source_at(tmp_path))
     assert {row.source: row.captions for row in rows} == {
         "b.jpg": ("a cat", "a dog"),
         "sub/a.png": ("a cat", "a dog"),
@@ -182,17 +182,17 @@ def test_a_data_set_that_is_none(tmp_path, files, settings, word):
     for name in files:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError) as error:
-        harvest(source_at(tmp_path, **settings))
+        collect_rows(source_at(tmp_path, **settings))
     assert word in str(error.value)
 
 
 def test_a_path_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"does not exist.*braces"):
-        harvest(source_at(tmp_path / "{000..999}.tar"))
+        collect_rows(source_at(tmp_path / "{000..999}.tar"))
 
 
 def test_a_column_that_no_file_has(tmp_path):
     as_parquet(tmp_path)
     for setting in ({"image": "img"}, {"caption": "alt"}, {"key": "id"}, {"scores": ["s"]}):
         with pytest.raises(ValueError, match=r"has no column.*only key, image, caption"):
-            harvest(source_at(tmp_path, **setting))
+            collect_rows(source_at(tmp_path, **setting))

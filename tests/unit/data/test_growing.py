@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dirty import JPEG, PNG, json_line, write_parquet, write_tar
 
-from pipelines.data.files import find_each
+from pipelines.data.files import list_folders
 from pipelines.data.formats import folder
 from pipelines.data.sources import list_shards, read_shard
 from pipelines.spec.data import Source
@@ -104,23 +104,23 @@ def test_files_in_a_folder_that_is_listed_too_belong_to_it(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_parquet(tmp_path / name, [{"image": JPEG, "caption": name}])
     listed = [str(tmp_path / name) for name in ("deep", "a.parquet", "deep/b.parquet")]
-    [found] = find_each(listed)
+    [found] = list_folders(listed)
     assert [f.path for f in found.files] == ["a.parquet", "deep/b.parquet"]
-    assert (found.place.folder, found.prefix) == (str(tmp_path), "")
+    assert (found.location.folder, found.prefix) == (str(tmp_path), "")
 
 
 def test_prefixes_tell_any_folders_apart(tmp_path):
     """The shortest that do, and those of a list do not change as it grows."""
     places = ["x/a", "y/a", "z/y/a", "x", "a"]
-    for place in [*places, "x/a/a"]:
-        (tmp_path / place).mkdir(parents=True, exist_ok=True)
-        (tmp_path / place / "0.tar").write_bytes(b"")
-    listed = [str(tmp_path / place) for place in ("x/a", "y/a", "z/y/a", "a")]
-    found = [f.prefix for f in find_each(listed)]
+    for location in [*places, "x/a/a"]:
+        (tmp_path / location).mkdir(parents=True, exist_ok=True)
+        (tmp_path / location / "0.tar").write_bytes(b"")
+    listed = [str(tmp_path / location) for location in ("x/a", "y/a", "z/y/a", "a")]
+    found = [f.prefix for f in list_folders(listed)]
     # The first has a folder called "a" itself, in which there is a "0.tar" too.
     assert found == ["", "y/a/", "z/y/a/", f"{tmp_path.name}/a/"]
     for n in range(1, 5):
-        assert [f.prefix for f in find_each(listed[:n])] == found[:n]
+        assert [f.prefix for f in list_folders(listed[:n])] == found[:n]
 
 
 def sizes(found):
@@ -131,10 +131,10 @@ class Pictures:
     """A listing of a folder, without the folder."""
 
     def __init__(self, names, monkeypatch):
-        from pipelines.data.files import File, Folder, Place
+        from pipelines.data.files import File, Folder, Location
 
         self.names = set(names)
-        self.home = lambda files: Folder(Place("/data"), files)
+        self.home = lambda files: Folder(Location("/data"), files)
         self.file = lambda name: File(f"{name}.jpg", 1, ())
         monkeypatch.setattr(
             folder, "identify_each", lambda _, groups: [str([f.path for f in g]) for g in groups]

@@ -5,7 +5,7 @@ import test_formats
 from dirty import CASES, EXPECTED_GOOD, source_at
 from s3 import KINDS
 
-from pipelines.data.files import find
+from pipelines.data.files import list_files
 from pipelines.data.sources import list_shards, read_shard
 from pipelines.store import remote
 from pipelines.store.artifacts import Store
@@ -43,15 +43,15 @@ def test_one_file_is_found_on_a_bad_day(bucket, s3):
     bucket.write("data/a.parquet", b"1234")
     for kind in KINDS:
         s3.faults.next = [kind]
-        place, [file] = find(f"{bucket.root}/data/a.parquet")
-        assert (place.folder, file.path, file.bytes) == (f"{bucket.root}/data", "a.parquet", 4)
+        location, [file] = list_files(f"{bucket.root}/data/a.parquet")
+        assert (location.folder, file.path, file.bytes) == (f"{bucket.root}/data", "a.parquet", 4)
 
 
 def test_a_picture_that_cannot_be_had_now_is_no_bad_row(bucket, s3, monkeypatch):
     monkeypatch.setattr(remote, "ATTEMPTS", 2)
     bucket.write("data/a.jpg", b"1234")
-    place, _ = find(f"{bucket.root}/data")
-    assert place.fetch("a.jpg") == b"1234"
+    location, _ = list_files(f"{bucket.root}/data")
+    assert location.fetch("a.jpg") == b"1234"
     s3.faults.rate, s3.faults.kinds = 1.0, ("503",)
     with pytest.raises(remote.StorageError, match="2 attempts failed"):
-        place.fetch("a.jpg")
+        location.fetch("a.jpg")

@@ -5,7 +5,7 @@ import json
 import random
 
 import pytest
-from dirty import CAPTIONS, IMAGES, JPEG, harvest, reasons, source_at, write_tar
+from dirty import CAPTIONS, IMAGES, JPEG, collect_rows, reasons, source_at, write_tar
 
 from pipelines.data.rows import Reason
 
@@ -122,7 +122,7 @@ def test_the_same_rows_are_kept_and_refused_for_the_same_reasons(tmp_path, seed)
         home.mkdir()
         write(home, pairs)
         settings = {"format": "folder"} if write is as_folder else {}
-        rows, bads = harvest(source_at(home, **settings))
+        rows, bads = collect_rows(source_at(home, **settings))
         refused = [bad for bad in bads if bad.reason != Reason.CAPTION_DROPPED]
         assert len(rows) + len(refused) == len(pairs), write.__name__
         kept = {row.key: (row.image, row.captions) for row in rows}

@@ -5,7 +5,7 @@ import io
 import tarfile
 
 import pytest
-from dirty import JPEG, PNG, harvest, json_line, source_at, write_tar
+from dirty import JPEG, PNG, collect_rows, json_line, source_at, write_tar
 
 from pipelines.data.formats.tar import members
 from pipelines.data.sources import list_shards, read_shard
@@ -20,7 +20,7 @@ def write_samples(path, count=SAMPLES, mode="w"):
 
 
 def outcome(path, **settings):
-    rows, bads = harvest(source_at(path, **settings))
+    rows, bads = collect_rows(source_at(path, **settings))
     return [row.key for row in rows], sorted((bad.key, bad.reason.name) for bad in bads)
 
 
@@ -70,7 +70,7 @@ def test_a_gzipped_tar_whole_and_cut_short(tmp_path):
 def test_what_is_no_tar_is_one_bad_row(tmp_path, data):
     write_samples(tmp_path / "a.tar")
     (tmp_path / "b.tar").write_bytes(data)
-    rows, bads = harvest(source_at(tmp_path))
+    rows, bads = collect_rows(source_at(tmp_path))
     assert len(rows) == SAMPLES
     assert [(bad.source, bad.reason.name) for bad in bads] == [("b.tar", "FILE_BROKEN")]
 
@@ -253,13 +253,13 @@ def test_endings_of_two_parts_are_named_for_pictures_and_captions(tmp_path):
         ],
     )
     source = source_at(tmp_path, image="input.jpg", caption="prompt.txt")
-    rows, bads = harvest(source)
+    rows, bads = collect_rows(source)
     assert [(r.key, r.image, r.captions) for r in rows] == [
         ("1", JPEG, ("a cat",)),
         ("v1.5", JPEG, ("a frog",)),
     ]
     assert not bads
-    assert [r.image for r in harvest(source_at(tmp_path, image="target.jpg"))[0]] == [PNG]
+    assert [r.image for r in collect_rows(source_at(tmp_path, image="target.jpg"))[0]] == [PNG]
 
 
 def test_a_mask_belongs_to_its_picture_wherever_it_stands(tmp_path):
@@ -277,7 +277,7 @@ def test_pictures_first_and_texts_after_them_are_refused_for_their_order(tmp_pat
     lonely = [("lonely.jpg", JPEG), ("lonely.jpg", JPEG)]
     for content in (pictures + texts, texts + pictures):
         write_tar(tmp_path / "a.tar", content + lonely)
-        rows, bads = harvest(source_at(tmp_path))
+        rows, bads = collect_rows(source_at(tmp_path))
         assert not rows
         assert sorted((b.key, b.reason.name) for b in bads) == [
             *((n, "MEMBER_ORDER") for n in names),

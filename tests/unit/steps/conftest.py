@@ -28,10 +28,10 @@ def encoders(tmp_path_factory):
 def here(monkeypatch):
     """Makes ``embed.run`` do its work in this process."""
     from pipelines.steps import embed
-    from pipelines.steps.embed_stages import Whole
+    from pipelines.steps.embed_stages import AllStages
 
     def run(job, todo, embedding, cpus):
-        whole = todo and Whole(job)
+        whole = todo and AllStages(job)
         for shard in todo:
             work = passed(shard, [whole])
             if work.error:

@@ -7,8 +7,7 @@ import torch
 
 from pipelines.runs.context import Context
 from pipelines.spec.promotion import Promotion
-from pipelines.steps import adopt, gate
-from pipelines.steps import losses as kept
+from pipelines.steps import adopt, eval_losses, gate
 from pipelines.store.artifacts import Store
 
 
@@ -91,8 +90,8 @@ class Two:
         (self.root / folder).mkdir(parents=True)
         found = {"val_loss": losses, **others}
         (self.root / folder / "scores.json").write_text(json.dumps(found))
-        index, sigma = kept.strata_of(how).draw(64, pictures=64, seed=0)
-        kept.Losses(
+        index, sigma = eval_losses.strata_of(how).draw(64, pictures=64, seed=0)
+        eval_losses.Losses(
             how=how,
             experts={"E0_0": (0.0, float("inf"))},
             picture=index,
@@ -239,8 +238,8 @@ def test_of_many_comparisons_none_is_lost_by_chance():
             theirs = torch.rand(64, generator=generator)
             mine = theirs + 0.05 * torch.randn(64, generator=generator) + (stage == 0)
             row = {"on": str(stage), "whole": True}
-            rows.append(row | gate.gained(mine, theirs, rule, 13))
-        refused += not gate.verdict(rows, "concepts")[0]
+            rows.append(row | gate.gain_row(mine, theirs, rule, 13))
+        refused += not gate.decide_winner(rows, "concepts")[0]
     assert refused / 400 < 0.05  # 2.5 % at most, not the 26 % of twelve single intervals
 
 

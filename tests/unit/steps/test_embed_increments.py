@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from embed_kit import NODE, WORDS, Pool, embed, picture, plan_of, write_spec
 
-from pipelines.data import earlier
+from pipelines.data import row_reuse
 from pipelines.data.formats import folder
 from pipelines.store import columns
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
-from pipelines.store.shards import pixels_at
+from pipelines.store.shards import pixels_column
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -267,7 +267,7 @@ def test_stages_that_a_picture_is_too_small_for_stay_empty(encoders, tmp_path, m
     version, told = own.embed(more)
     assert told["encoded_now"] == 3
     assert_same(version, own.anew(more))
-    assert pixels_at(32) in table(version).column_names
+    assert pixels_column(32) in table(version).column_names
 
 
 def harmed(path, change):
@@ -365,7 +365,7 @@ def test_an_index_too_small_for_all_rows_still_finds_their_shards(encoders, tmp_
             as_parquet(home, dict(few[i : i + 12]))
             (home / "a.parquet").rename(home / f"{len(few)}-{i}.parquet")
 
-    monkeypatch.setattr(earlier, "MOST_ROWS", ROWS // 2)
+    monkeypatch.setattr(row_reuse, "MAX_INDEXED_ROWS", ROWS // 2)
     own, rows = Own(tmp_path, encoders, write), pairs(ROWS)
     own.embed(rows)
     _, told = own.embed({**rows, **pairs(2, seed=3)})
@@ -374,20 +374,20 @@ def test_an_index_too_small_for_all_rows_still_finds_their_shards(encoders, tmp_
 
 @pytest.mark.parametrize("most", [5, 64, 10**6])
 def test_the_index_knows_where_what_it_has_lies(most, monkeypatch):
-    monkeypatch.setattr(earlier, "MOST_ROWS", most)
+    monkeypatch.setattr(row_reuse, "MAX_INDEXED_ROWS", most)
     draw = random.Random(0)
     shards = [[draw.randbytes(16) for _ in range(draw.randint(0, 40))] for _ in range(12)]
-    heads = [
+    prefixes = [
         np.frombuffer(b"".join(c[:8] for c in contents), ">u8").astype(np.uint64)
         for contents in shards
     ]
-    found = earlier.Earlier({}, [str(i) for i in range(12)], *earlier._index(iter(heads)))
+    found = row_reuse.ReuseIndex({}, [str(i) for i in range(12)], *row_reuse._index(iter(prefixes)))
     rows = sum(map(len, shards))
-    assert len(found.heads) <= most and found.is_thin == (rows > most)
+    assert len(found.prefixes) <= most and found.is_sampled == (rows > most)
     for i, contents in enumerate(shards):
         for content in contents:
-            assert found.holding(content) in ([str(i)], [] if found.is_thin else [str(i)])
-    assert found.holding(draw.randbytes(16)) == []
+            assert found.shards_with(content) in ([str(i)], [] if found.is_sampled else [str(i)])
+    assert found.shards_with(draw.randbytes(16)) == []
 
 
 @pytest.mark.parametrize("rows", [[0], [4, 3, 11], list(range(12))])
@@ -401,11 +401,11 @@ def test_rows_are_copied_from_a_bucket_as_from_a_disk(rows, encoders, tmp_path):
     memory.put(own.store.root, "/copies", recursive=True)
     try:
         for store in (own.store, Store.at("memory://copies")):
-            header, found = earlier._rows(store, version.path(0), rows)
+            header, found = row_reuse._rows(store, version.path(0), rows)
             assert header == version.header and found.equals(table(version).take(rows))
-            contents = earlier.Contents.read(store, version.path(0))
+            contents = row_reuse.RowsSidecar.read(store, version.path(0))
             assert len(contents.contents) == 12
         with pytest.raises(FileNotFoundError):
-            earlier._rows(Store.at("memory://nowhere"), version.path(0), rows)
+            row_reuse._rows(Store.at("memory://nowhere"), version.path(0), rows)
     finally:
         memory.rm("/copies", recursive=True)

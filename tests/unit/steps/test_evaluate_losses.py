@@ -82,8 +82,8 @@ def test_small_pictures_are_degraded_as_the_measure_says():
     for a, b in zip(once[1], again[1], strict=True):
         assert torch.equal(a.low_res, b.low_res) and a.low_res.shape[2:] == (4, 4)
     assert not torch.equal(once[1][0].low_res, other[1][0].low_res)
-    assert evaluate.losses.unlike(once[0], again[0]) == ""
-    assert "super_resolution.degrade.probability: 0.0 → 1.0" in evaluate.losses.unlike(
+    assert evaluate.eval_losses.mismatch(once[0], again[0]) == ""
+    assert "super_resolution.degrade.probability: 0.0 → 1.0" in evaluate.eval_losses.mismatch(
         once[0], other[0]
     )
 

@@ -13,7 +13,7 @@ from pipelines.store import remote, shard_file
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
 from pipelines.store.order import Order
-from pipelines.store.reader import Memory, Reader
+from pipelines.store.reader import BufferPool, Reader
 
 
 def same(a, b):
@@ -76,7 +76,7 @@ def test_a_batch_s_memory_is_its_own_while_any_view_of_it_is_left(store, version
 
 
 def test_memory_that_nothing_refers_to_is_lent_again():
-    memory = Memory()
+    memory = BufferPool()
     first = memory(1000)
     place = first.ctypes.data
     del first

@@ -11,7 +11,7 @@ import torch
 from paths import SMOKE
 from s3 import KEY, KINDS, SECRET, forget_connections
 
-from pipelines.data.files import find
+from pipelines.data.files import list_files
 from pipelines.store import artifacts, remote
 from pipelines.store.artifacts import Store, is_abandoned
 from pipelines.store.reader import Reader
@@ -82,7 +82,7 @@ def test_marks_of_folders_are_no_files(bucket):
     with arrow.open_output_stream(f"{path}/deep/file") as file:
         file.write(b"1")
     assert bucket.files("") == {"ray-train/one/deep/file": 1}
-    assert find(bucket.root)[1][0].path == "ray-train/one/deep/file"
+    assert list_files(bucket.root)[1][0].path == "ray-train/one/deep/file"
     bucket.remove_folder("ray-train/one")
     assert not [n for n in bucket.fs.find(bucket.root) if "/one" in n]
     bucket.remove_folder("ray-train/one")
@@ -230,7 +230,7 @@ def test_a_spec_comes_before_the_environment(s3, monkeypatch):
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of another key")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     settings = S3.model_validate({"endpoint_url": s3.endpoint, "key": KEY, "secret": SECRET})
-    remote.use(settings.variables())
+    remote.export_settings(settings.variables())
     store = Store.open("s3://bucket/from-a-spec")
     store.write("a", b"1")
     assert store.read("a") == b"1"
@@ -248,7 +248,7 @@ def test_without_a_spec_the_environment_stays_as_it_is(s3):
     from pipelines.spec.pipeline import S3
 
     before = dict(os.environ)
-    remote.use(S3().variables())
+    remote.export_settings(S3().variables())
     assert dict(os.environ) == before
 
 

@@ -20,7 +20,7 @@ def test_the_same_rows_make_the_same_bytes():
 
 def test_a_stage_rows_are_the_first():
     written = write(made_rows(11, small=(0, 4, 10)), header())
-    data, summary = written.data, written.facts
+    data, summary = written.data, written.record
     assert summary["usable"] == {4: 11, 8: 8}
     table = pq.read_table(io.BytesIO(data))
     assert [p is not None for p in table["pixels_8"].to_pylist()] == [True] * 8 + [False] * 3
@@ -94,7 +94,7 @@ def test_what_precision_changes_is_bounded_and_told(precision, relative):
     assert ((kept - tokens).abs() <= bound + rounding).all()
 
     rows = made_rows(40) | {"t5": list(tokens[:, None])}
-    summary = write(rows, header(precision=precision)).facts
+    summary = write(rows, header(precision=precision)).record
     measured = ((kept - tokens).square().sum() / tokens.square().sum()).sqrt()
     assert summary["rms_error"]["t5"] == pytest.approx(float(measured), rel=1e-4)
 
@@ -128,7 +128,7 @@ def test_what_can_be_kept_is_finite_when_it_is_read(precision, largest):
     values = torch.ones(2, 8)
     values[1, 3] = largest
     fits = abs(largest) < (3e38 if precision == "bf16" else 65_504)
-    assert columns.holds(values, precision) == fits
+    assert columns.is_representable(values, precision) == fits
     if not fits:
         with pytest.raises(ValueError, match=f"not finite in {precision}"):
             columns.packed(values, precision)

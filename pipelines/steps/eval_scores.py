@@ -37,10 +37,12 @@ def write(store: Store, folder: str, scores: Mapping[str, Tensor]) -> None:
 
 def read(store: Store, folder: str) -> Scores:
     """ValueError if they are lost."""
-    return {name: from_json(values) for name, values in kept(store, folder, FILE).items()}
+    return {
+        name: from_json(values) for name, values in read_required_json(store, folder, FILE).items()
+    }
 
 
-def kept(store: Store, folder: str, file: str) -> dict[str, Any]:
+def read_required_json(store: Store, folder: str, file: str) -> dict[str, Any]:
     """What an evaluation left in a JSON file beside it; ValueError if it is lost."""
     found = store.read_json(f"{folder}/{file}")
     if found is None:
@@ -106,7 +108,7 @@ def paired(mine: Scores, theirs: Scores, measure: str) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def comparable(mine: Scores, theirs: Scores) -> list[str]:
+def shared_measures(mine: Scores, theirs: Scores) -> list[str]:
     """The measures that both have, of at least two pictures that were asked of it."""
     return [
         name for name, values in mine.items() if name in theirs and int((~values.isnan()).sum()) > 1

@@ -20,7 +20,7 @@ from ediffi_core.metrics import by_picture, validation_losses
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.strata import Strata
 from pipelines.dag.differences import difference
-from pipelines.steps.scores import from_json, kept, to_json
+from pipelines.steps.eval_scores import from_json, read_required_json, to_json
 from pipelines.store.artifacts import Store
 
 FILE = "losses.json"
@@ -50,7 +50,7 @@ class Losses:
     """[N] float64, NaN where it is no finite number."""
 
     @property
-    def cut(self) -> dict[str, tuple[float, float]]:
+    def expert_bounds(self) -> dict[str, tuple[float, float]]:
         """Expert → (σ_lo, σ_hi) of the intervals that have equal draws."""
         noise = NoiseDistribution(**self.how["cut"])
         intervals = {name: Interval(*q) for name, q in self.how["experts"].items()}
@@ -74,7 +74,7 @@ class Losses:
     def scores(self) -> dict[str, Tensor]:
         """Measure → one value a picture: over p(σ), over the sampler's steps, in each interval."""
         found = {measure: self.over(measure) for measure in (OVER_NOISE, OVER_STEPS)}
-        for name, bounds in self.cut.items():
+        for name, bounds in self.expert_bounds.items():
             if self.inside(bounds).any():
                 found[f"{OVER_NOISE}/{name}"] = self.within(bounds)
         return found
@@ -92,7 +92,7 @@ def _json(high: float) -> float | None:
 
 def read(store: Store, folder: str) -> Losses:
     """ValueError if they are lost."""
-    found = kept(store, folder, FILE)
+    found = read_required_json(store, folder, FILE)
     inf = float("inf")
     return Losses(
         how=found["how"],
@@ -106,9 +106,9 @@ def read(store: Store, folder: str) -> Losses:
 
 
 def strata_of(how: Mapping[str, Any]) -> Strata:
-    cut = NoiseDistribution(**how["cut"])
+    expert_bounds = NoiseDistribution(**how["cut"])
     intervals = sorted((Interval(*q) for q in how["experts"].values()), key=lambda i: i.q_lo)
-    edges = (0.0, *(i.bounds(cut)[1] for i in intervals))
+    edges = (0.0, *(i.bounds(expert_bounds)[1] for i in intervals))
     return Strata(edges=edges, noise=NoiseDistribution(**how["noise"]))
 
 
@@ -148,7 +148,7 @@ def measure(
     )
 
 
-def unlike(mine: Losses, theirs: Losses) -> str:
+def mismatch(mine: Losses, theirs: Losses) -> str:
     """In words, what differs in how two were measured; nothing if they can be compared."""
     changed = difference(theirs.how, mine.how)
     if changed:
