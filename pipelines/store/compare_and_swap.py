@@ -1,8 +1,8 @@
-"""Writes a file only if it still holds what was read, so that of several writers one succeeds.
+"""Compare-and-swap on files: a write succeeds only if the file is unchanged.
 
-In S3 by its conditional writes; in a folder under a lock that is held for the moment of writing.
-Another object store has no such thing that all of them share: there the last writer wins, which
-:mod:`pipelines.runs.lease` notices at the next beat.
+So exactly one of several concurrent writers wins. On S3, this uses conditional writes; in a folder,
+a short file lock. Other object stores have no common equivalent: there the last writer wins, and
+:mod:`pipelines.runs.lease` notices at its next heartbeat.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ CONDITION_FAILED, CONFLICT = (404, 412), 409
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A file as it was read; of one that is not there both are None."""
+    """A file as it was read; both fields are None if it does not exist."""
 
     data: bytes | None = None
     tag: str | None = None
+    """ETag, on S3."""
 
 
 def read_snapshot(store: Store, path: str) -> Snapshot:
-    """What is there now. The tag is read first: one of older data only makes a swap fail."""
+    """Read a file for a later swap. The tag is read first: a stale tag only makes the swap fail."""
     if store.is_local:
         return Snapshot(store.read(path))
     try:
@@ -40,7 +41,17 @@ def read_snapshot(store: Store, path: str) -> Snapshot:
 
 
 def compare_and_swap(store: Store, path: str, snapshot: Snapshot, data: bytes) -> bool:
-    """Writes ``data``, which no one else writes; False if it is not any more what was seen."""
+    """Write ``data`` if the file is still as in ``snapshot``.
+
+    Args:
+        store: The store.
+        path: Path of the file.
+        snapshot: From :func:`read_snapshot`.
+        data: The new content; no other writer may write the same bytes.
+
+    Returns:
+        Whether it was written.
+    """
     if store.is_local:
         return _swap_file(store, path, snapshot, data)
     if not store.root.startswith(("s3://", "s3a://")):
@@ -48,7 +59,7 @@ def compare_and_swap(store: Store, path: str, snapshot: Snapshot, data: bytes) -
             return False
         store.write(path, data)
         return True
-    # One whose answer was lost is refused when it is sent again: then it is there.
+    # A retry after a lost answer fails its condition, although the first attempt succeeded.
     return _swap_object(store, path, snapshot, data) or store.read(path) == data
 
 
@@ -76,7 +87,7 @@ def _swap_object(store: Store, path: str, snapshot: Snapshot, data: bytes) -> bo
             if status in CONDITION_FAILED:
                 return False
             if status == CONFLICT:
-                raise ConnectionError("another writer was at it") from None
+                raise ConnectionError("another writer wrote at the same time") from None
             raise
         return True
 

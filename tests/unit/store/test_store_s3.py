@@ -1,4 +1,4 @@
-"""The store in a bucket whose server fails, lags or is not there."""
+"""The store in a bucket whose server fails, lags or is unreachable."""
 
 import pickle
 import re
@@ -148,7 +148,7 @@ def test_half_a_folder_is_not_taken_for_a_whole_one(bucket, monkeypatch, tmp_pat
 
 
 def test_what_is_not_there_is_said(bucket):
-    with pytest.raises(ValueError, match=r"s3://bucket/.*/nodes/x is not there"):
+    with pytest.raises(ValueError, match=r"s3://bucket/.*/nodes/x does not exist"):
         bucket.local("nodes/x")
 
 
@@ -175,7 +175,7 @@ def line_of(work):
 )
 def test_a_wrong_bucket(s3, work):
     assert "s3://no-such-bucket/store" in (line := line_of(work))
-    assert "there is no such bucket; make it, or correct its name" in line
+    assert "there is no such bucket; create it, or correct its name" in line
 
 
 def test_no_credentials(bucket, monkeypatch):

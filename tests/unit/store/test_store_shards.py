@@ -1,4 +1,4 @@
-"""A shard's bytes: deterministic, no larger than they must be, and what was put in comes out."""
+"""Shards are deterministic and compact, and return what was written."""
 
 import io
 from dataclasses import replace
@@ -112,8 +112,8 @@ def test_zero_tokens_stay_zero_in_int8():
             "t5 of row a-0: values that are not finite in fp16",
         ),
         ({"t5": [torch.full((1, 8), torch.nan)] * 3}, "t5 of row a-0: values that are not finite"),
-        ({"t5": [torch.zeros(1, 7)] * 3}, "t5 of row a-0: a sequence of width 8 is due"),
-        ({"pixels_8": [np.zeros((8, 9, 3), np.uint8)] * 3}, "pixels_8 of row a-0: 8×8"),
+        ({"t5": [torch.zeros(1, 7)] * 3}, "t5 of row a-0: expected a sequence of width 8"),
+        ({"pixels_8": [np.zeros((8, 9, 3), np.uint8)] * 3}, "pixels_8 of row a-0: expected 8×8"),
     ],
 )
 def test_a_row_that_does_not_fit_is_named(change, words):
