@@ -1,4 +1,4 @@
-"""Compares a stage's ensemble with the single model that had the whole tree's budget."""
+"""Compare a stage's ensemble with the single model that got the whole tree's budget."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pipelines.steps import eval_losses, eval_scores
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
-    """Measure by measure, on the same draws: what the ensemble gains, above 0 is better.
+    """Compute the ensemble's gain in every measure, on the same draws; above 0 is better.
 
     Raises:
-        ValueError: Their losses were measured differently.
+        ValueError: The losses of the two were measured differently.
     """
     both = [eval_losses.read(ctx.store, inputs[role]) for role in ("ensemble", "single")]
     if why := eval_losses.mismatch(*both):

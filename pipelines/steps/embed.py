@@ -1,10 +1,10 @@
-"""Embeds an image–caption data set with T5 and CLIP, as a Ray Data job.
+"""Embed an image–caption data set with T5 and CLIP, as a Ray Data job.
 
-One source shard becomes one embedded shard in the pool, whole or not at all, and a row beside it
-says that it is done. So a killed job does again only what was in flight, and what an earlier
-version or another pipeline has embedded by the same recipe is not done at all: neither a shard
-that is in the pool, nor a row that an earlier shard has (:mod:`pipelines.data.row_reuse`). The
-node's own result is a version: the list of its shards.
+Each source shard becomes one embedded shard in the pool, written atomically; a record beside it
+says that it is complete. So a resumed job repeats only the shards that were in flight. Nothing is
+embedded twice by the same recipe: neither shards that are already in the pool, nor rows that an
+earlier shard has (:mod:`pipelines.data.row_reuse`). The node's own result is a data set version:
+the list of its shards.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ from pipelines.steps.embed_work import Job, Work
 
 Record = dict[str, Any]
 
-SHARDS_PER_JOB = 10_000  # shards of one Ray Data job
+SHARDS_PER_JOB = 10_000  # of one Ray Data job
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
+    """Embed the shards that the pool lacks, and write the version.
+
+    Raises:
+        ValueError: The data changed since the plan, or none of its rows is usable.
+    """
     from pipelines.dag.sources import digest_of
     from pipelines.data.sources import list_shards
     from pipelines.store.dataset import Version
@@ -54,7 +59,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         batch_tokens=ctx.runtime["embedding"]["batch_tokens"],
         clip_batch=ctx.runtime["embedding"]["clip_batch"],
     )
-    tally, safe = Tally(job.pool), set()
+    tally, present = Tally(job.pool), set()
 
     def report() -> None:
         size = {what: tally.totals[what] for what in ("rows", "bytes")}
@@ -63,12 +68,12 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     listing = ctx.store.files(job.pool)
     for record in completed(job, shards, listing):
         tally.add(record)
-        safe.add(record["name"])
+        present.add(record["name"])
     report()
-    todo = [s for s in shards if s.name not in safe]
+    todo = [s for s in shards if s.name not in present]
     before = Version.latest(ctx.store, ctx.node) if todo else None
     job = replace(job, reuse=ReuseIndex.build(job.store, job.pool, shards, todo, before, listing))
-    del listing  # of a million files
+    del listing  # may have a million files
     for record in run(job, todo, ctx.runtime["embedding"], ctx.cpus):
         tally.add(record, now=True)
         ctx.save_progress(tally.shards, len(shards), "shards")
@@ -79,7 +84,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
 def completed(
     job: Job, shards: list[SourceShard], listing: Mapping[str, int] | None = None
 ) -> Iterator[Record]:
-    """Facts of the shards that are in the pool."""
+    """Records of the shards that are already in the pool."""
     for shard, record in complete_shards(job.store, job.pool, shards, listing):
         yield record | {"name": shard.name, "source": shard.url}
 
@@ -87,9 +92,18 @@ def completed(
 def run(
     job: Job, todo: list[SourceShard], embedding: Mapping[str, Any], cpus: int
 ) -> Iterator[Record]:
-    """The Ray Data job; yields the facts of each shard when it is in the pool.
+    """Embed shards with Ray Data; yields each shard's record once it is in the pool.
 
-    A million shards are no one job: what Ray keeps of each of its blocks would fill the driver.
+    A million shards take several jobs: Ray's metadata of so many blocks would fill the driver.
+
+    Args:
+        job: What all shards have in common.
+        todo: The shards to embed.
+        embedding: The spec's ``embedding:`` settings.
+        cpus: CPUs that the job may use.
+
+    Raises:
+        ValueError: A user's mistake, such as encoders that cannot be loaded.
     """
     for at in range(0, len(todo), SHARDS_PER_JOB):
         yield from run_job(job, todo[at : at + SHARDS_PER_JOB], embedding, cpus)
@@ -98,6 +112,7 @@ def run(
 def run_job(
     job: Job, todo: list[SourceShard], embedding: Mapping[str, Any], cpus: int
 ) -> Iterator[Record]:
+    """One Ray Data job of :func:`run`."""
     import pickle
 
     import ray.data
@@ -125,10 +140,10 @@ def run_job(
 def actor_pools(
     embedding: Mapping[str, Any], cpus: int, shards: int
 ) -> list[tuple[type[Stage], dict[str, Any]]]:
-    """The stages' actors, and what each of them needs.
+    """Actor pool of each stage: number of actors, and CPUs and GPUs per actor.
 
-    As the spec says; where it says nothing, every CPU has an actor that does the whole work, as
-    without a GPU no stage needs what another does not.
+    These are the spec's settings. Without any, each CPU runs one actor that does all stages:
+    without GPUs, all stages need the same resources.
     """
     if not any(embedding[s.name]["actors"] or embedding[s.name]["gpus"] for s in STAGES):
         return [(AllStages, {"actors": min(cpus, shards), "cpus": 1, "gpus": 0})]
@@ -138,34 +153,39 @@ def actor_pools(
 
 
 def assemble(ctx: Context, job: Job, tally: Tally) -> Result:
-    """The version, and what there is to say about it."""
+    """Write the version and its statistics, and report what users should know.
+
+    Raises:
+        ValueError: The data set has no usable row.
+    """
     from pipelines.data import duplicate_keys
     from pipelines.store.dataset import FILE, Version
 
     stats = tally.stats()
     quarantined, filtered = stats["quarantined"], stats["filtered"]
     if tally.header is None:
-        worst = ", ".join(f"{n} × {why}" for why, n in sorted((quarantined | filtered).items()))
+        reasons = ", ".join(f"{n} × {why}" for why, n in sorted((quarantined | filtered).items()))
         where = f"{job.store.full(job.pool)}/*.json"
-        if not worst:
+        if not reasons:
             raise ValueError(f"{job.source.path} holds no row; put image–caption pairs there")
         raise ValueError(
-            f"not one row of {job.source.path} is usable ({worst}); see `faults` in {where}"
+            f"no row of {job.source.path} is usable ({reasons}); see `faults` in {where}"
         )
     header = tally.header
     version = Version.write(ctx.store, ctx.folder, tally.table(), header)
     stats["usable"] = {str(r): int(version.usable(r).sum()) for r in header.resolutions}
     stats["repeated"] = duplicate_keys.find_duplicates(version)
-    if twice := stats["repeated"]["rows"]:
-        one = stats["repeated"]["examples"][0]
+    if duplicates := stats["repeated"]["rows"]:
+        example = stats["repeated"]["examples"][0]
         ctx.report(
-            message=f"has {twice:,} rows whose key another shard has too, such as "
-            f"{printable(one['key'])} in {one['first']} and {one['again']}; none is dropped"
+            message=f"has {duplicates:,} rows whose key another shard has too, such as "
+            f"{printable(example['key'])} in {example['first']} and {example['again']}; "
+            "all rows are kept"
         )
-    if away := quarantined.get(Reason.IMAGE_AWAY):
+    if unreachable := quarantined.get(Reason.IMAGE_AWAY):
         ctx.report(
-            message=f"lacks {away:,} pictures whose servers were away; they are asked for again "
-            "when the data or a setting of the embedding has changed"
+            message=f"lacks {unreachable:,} pictures whose servers were unreachable; they are "
+            "requested again when the data or a setting of the embedding changes"
         )
     ctx.store.write_json(f"{ctx.folder}/stats.json", stats)
     return Result(

@@ -1,15 +1,15 @@
-"""What is done to one source shard on its way to becoming an embedded one, stage by stage.
+"""The stages that turn one source shard into an embedded shard.
 
-    Decode      reads, checks and filters its rows; copies those that an earlier shard has, and
-                decodes the pictures of the others, each once
-    Texts       T5 of the captions
-    Pictures    CLIP of captions and pictures, and the filter that needs it
-    Write       the shard, and behind it the row that says it is done
+    Decode            reads, checks and filters rows; copies rows that an earlier shard has, and
+                      decodes the pictures of the others
+    EncodeTexts       encodes captions with T5
+    EncodePictures    encodes captions and pictures with CLIP, and applies the CLIP score filter
+    Write             writes the shard, then the record that says it is complete
 
-Each is a pool of actors of the Ray Data job; or one actor does them all in turn (``Whole``), where
-no GPU makes them differ in what they need. A shard travels whole: it is the unit of recovery, and
-what comes out depends on nothing but the shard and the recipe: whether a row was copied or encoded
-makes no difference but in an encoder's last bits (:mod:`pipelines.data.row_reuse`).
+Each stage is a pool of actors of the Ray Data job. Without GPUs, one kind of actor does all stages
+in turn (``AllStages``). Shards are processed whole, as the unit of recovery, and the result depends
+only on the shard and the recipe: copied and encoded rows differ at most in an encoder's last bits
+(:mod:`pipelines.data.row_reuse`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from pipelines.store.remote import attempt
 
 
 class Stage(ABC):
-    """An actor of the job: one shard at a time, pickled into one cell so that it stays whole."""
+    """An actor of the job. It handles one shard at a time, pickled into one cell to keep it
+    whole."""
 
     name: ClassVar[str]
-    """As in the spec's ``embedding:``, and in the seconds that are reported."""
+    """Name in the spec's ``embedding:`` and in the reported seconds."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -41,14 +42,15 @@ class Stage(ABC):
         except ValueError as error:
             self.error = str(error)
 
-    def load(self) -> None:  # noqa: B027  (most stages need nothing)
-        """Brings what the stage needs; ValueError if that is not to be had."""
+    def load(self) -> None:  # noqa: B027  (most stages load nothing)
+        """Load what the stage needs; ValueError if that fails."""
 
     @abstractmethod
     def work(self, work: Work) -> None:
-        """Adds this stage's part."""
+        """Do this stage's part for a shard."""
 
     def run(self, work: Work) -> None:
+        """Do this stage's part and time it; pass on a shard that failed or is done."""
         work.error = work.error or self.error
         if not work.error and not work.done:
             start = time.monotonic()
@@ -64,7 +66,7 @@ class Stage(ABC):
 
 
 class Decode(Stage):
-    """Source rows → checked captions, and pictures of every size that is asked for."""
+    """Turns source rows into clean captions and pictures of every size."""
 
     name = "decode"
 
@@ -86,14 +88,15 @@ class Decode(Stage):
             try:
                 self.copy(work, copier)
                 break
-            except ShardLost as lost:  # what it had is read again, to be encoded
+            except ShardLost as lost:  # its rows are read again, to be encoded
                 copier.exclude(lost.shard)
         work.encoded = len(work.rows)
 
     def read(self, work: Work, copier: RowCopier) -> None:
+        """Read and filter all rows of the shard, from the start."""
         from pipelines.data.sources import read_shard
 
-        work.rows, work.pictures, work.bad, work.read = [], [], [], 0
+        work.rows, work.pictures, work.rejected, work.read = [], [], [], 0
         work.copied, work.dropped = [], {}
         if self.job.reuse.is_sampled:
             copier.find_all(
@@ -106,26 +109,27 @@ class Decode(Stage):
             self.add_row(work, found, copier)
 
     def add_row(self, work: Work, found: Row | RejectedRow, copier: RowCopier) -> None:
+        """Filter a row, and add its pairs or why it is rejected."""
         from pipelines.data.filters import apply_filters
 
         work.read += isinstance(found, Row) or found.reason != Reason.CAPTION_DROPPED
         if isinstance(found, RejectedRow):
-            work.bad.append(found)
+            work.rejected.append(found)
             return
         try:
             for row in apply_filters(found, self.job.filters):
                 if isinstance(row, RejectedRow):
-                    work.bad.append(row)
+                    work.rejected.append(row)
                 else:
                     self.split_pairs(work, row, copier)
         except RowError as bad:
-            work.bad.append(RejectedRow(found.key, found.source, bad.reason, bad.detail))
+            work.rejected.append(RejectedRow(found.key, found.source, bad.reason, bad.detail))
 
     def split_pairs(self, work: Work, row: Row, copier: RowCopier) -> None:
-        """Its pairs to those that are copied, or to those that are encoded.
+        """Assign a row's image–caption pairs to those to copy and those to encode.
 
         Raises:
-            RowError: its picture is damaged.
+            RowError: The picture is damaged.
         """
         picture = image_hash(row.image)
         to_encode, copied, dropped = [], [], []
@@ -154,6 +158,7 @@ class Decode(Stage):
             self.job.drop(work, pair, score)
 
     def copy(self, work: Work, copier: RowCopier) -> None:
+        """Copy the values of known pairs from earlier shards; ShardLost if one is damaged."""
         found = [pair.pop("known") for pair in work.copied]
         values = copier.rows(found, [pair["caption"] for pair in work.copied])
         for pair, known, kept in zip(work.copied, found, values, strict=True):
@@ -161,6 +166,8 @@ class Decode(Stage):
             pair["scores"]["clip"] = known.score
 
     def resize(self, image: bytes) -> dict[Any, Any]:
+        """Decode a picture and scale it for CLIP and for every stage that it is large enough
+        for."""
         import numpy as np
 
         from pipelines.data.pictures import centre_square, decode, for_clip, shortest_side
@@ -179,6 +186,7 @@ class EncoderStage(Stage):
     """A stage that runs a network."""
 
     def set_up(self) -> Mapping[str, Any]:
+        """Choose the device; returns where the encoders are."""
         import torch
 
         from pipelines.models.text_to_image import encoder_places
@@ -189,7 +197,7 @@ class EncoderStage(Stage):
         return encoder_places(self.job.store, self.job.encoders_folder, self.job.encoders)
 
     def find_token_batch(self, name: str, encoder: Any, longest: int) -> None:
-        """How many tokens a text encoder works on together."""
+        """Find how many tokens fit into a text encoder's batch."""
         from pipelines.steps import embed_batch as batch
 
         self.batches[name] = batch.BatchSize(self.job.batch_tokens, batch.TOKENS)
@@ -202,10 +210,11 @@ class EncoderStage(Stage):
             )
 
     def encode_texts(self, name: str, encode: Any, captions: list[str]) -> Any:
+        """Encode captions in batches of the size found."""
         return self.batches[name].run_with(lambda n: encode(captions, batch_tokens=n))
 
     def find_picture_batch(self, clip: Any, side: int) -> None:
-        """How many pictures CLIP works on together."""
+        """Find how many pictures fit into CLIP's batch."""
         from PIL import Image
 
         from pipelines.steps import embed_batch as batch
@@ -221,7 +230,7 @@ class EncoderStage(Stage):
 
 
 class EncodeTexts(EncoderStage):
-    """T5 of every caption, and what the spec names besides."""
+    """Encodes captions with T5 and with further text encoders of the spec."""
 
     name = "t5"
 
@@ -247,7 +256,7 @@ class EncodeTexts(EncoderStage):
 
 
 class EncodePictures(EncoderStage):
-    """CLIP of every caption and picture; drops pairs that do not belong together."""
+    """Encodes captions and pictures with CLIP; drops pairs with a low CLIP score."""
 
     name = "clip"
 
@@ -270,24 +279,28 @@ class EncodePictures(EncoderStage):
         captions = [row["caption"] for row in work.rows]
         tokens, pooled = self.encode_texts("clip", self.clip.text, captions)
         views = [Image.fromarray(p.pop("clip")) for p in work.pictures]
-        every = self.batches["clip_image"].run_with(
+        by_picture = self.batches["clip_image"].run_with(
             lambda n: torch.cat(
                 [self.clip.image(views[at : at + n]) for at in range(0, len(views), n)]
             )
         )
-        seen = every[[row["picture"] for row in work.rows]]
+        image_embeddings = by_picture[[row["picture"] for row in work.rows]]
         work.batches |= {name: batch.size for name, batch in self.batches.items()}
-        work.embeddings |= {"clip_text": tokens, "clip_text_pooled": pooled, "clip_image": seen}
-        scores = (pooled * seen).sum(dim=1).tolist()
+        work.embeddings |= {
+            "clip_text": tokens,
+            "clip_text_pooled": pooled,
+            "clip_image": image_embeddings,
+        }
+        scores = (pooled * image_embeddings).sum(dim=1).tolist()
         least = self.job.filters.clip_score
         kept = []
         for i, (row, score) in enumerate(zip(work.rows, scores, strict=True)):
             row["scores"]["clip"] = score
-            if unkept := [
+            if unstorable := [
                 name for name, of in work.embeddings.items() if not self.can_store(of[i])
             ]:
-                detail = f"{', '.join(unkept)}, for {row['caption'][:80]!r}"
-                work.bad.append(
+                detail = f"{', '.join(unstorable)}, for {row['caption'][:80]!r}"
+                work.rejected.append(
                     RejectedRow(row["key"], row["source"], Reason.EMBEDDING_INFINITE, detail)
                 )
             elif least is None or score >= least:
@@ -298,7 +311,7 @@ class EncodePictures(EncoderStage):
         work.embeddings = {name: [of[i] for i in kept] for name, of in work.embeddings.items()}
 
     def can_store(self, values: Any) -> bool:
-        """Whether an embedding's values can be kept in the shard's precision."""
+        """Whether the shard's precision can store an embedding."""
         from pipelines.store.columns import is_representable
 
         what = "precision" if values.ndim == 2 else "pooled"
@@ -306,14 +319,16 @@ class EncodePictures(EncoderStage):
 
 
 class Write(Stage):
-    """The shard, and its keys' hashes; then its row in the pool, which says that it is done."""
+    """Writes the shard and the files beside it, then its record."""
 
     name = "write"
 
     def work(self, work: Work) -> None:
         from pipelines.steps.embed_write import write_shard
 
-        work.done = self.job.is_done(work.shard)  # meanwhile, by an actor that was thought dead
+        work.done = self.job.is_done(
+            work.shard
+        )  # another actor, believed dead, may have finished it
         if not work.done:
             try:
                 write_shard(self.job, work)
@@ -323,7 +338,7 @@ class Write(Stage):
 
 
 class AllStages(Stage):
-    """All stages in turn, in one process."""
+    """Does all stages in turn, in one process."""
 
     name = "whole"
 

@@ -1,4 +1,4 @@
-"""Where the weights of an ensemble's seats are, as the adopt nodes have decided."""
+"""Locate the weights for each slot of an ensemble, following the decisions of adopt nodes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,27 @@ from pipelines.runs.context import Context
 def weights_of(
     ctx: Context, stages: Sequence[Mapping[str, Any]], inputs: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """``stage/seat`` → path, sha256, fingerprint and expert of the weights that work there."""
-    found = {}
+    """Locate the weights of every slot of some stages.
+
+    Args:
+        ctx: Context of the node, with the manifests of its inputs.
+        stages: Stages of the cascade; ``experts`` names the slots of each.
+        inputs: Role → folder of the node's inputs.
+
+    Returns:
+        ``stage/slot`` → path, sha256, fingerprint and expert of the weights.
+    """
+    weights = {}
     for stage in stages:
         name = stage["name"]
-        decided = ctx.manifests.get(f"adopt/{name}", {"info": {"seats": {}}})["info"]["seats"]
-        for seat in stage["experts"]:
-            role = decided.get(seat, f"{name}/{seat}")
+        adopted = ctx.manifests.get(f"adopt/{name}", {"info": {"seats": {}}})["info"]["seats"]
+        for slot in stage["experts"]:
+            role = adopted.get(slot, f"{name}/{slot}")
             manifest = ctx.manifests[role]
-            found[f"{name}/{seat}"] = {
+            weights[f"{name}/{slot}"] = {
                 "path": f"{inputs[role]}/ema.safetensors",
                 "sha256": manifest["info"]["weights_sha256"],
                 "fingerprint": manifest["fingerprint"],
                 "expert": manifest["settings"]["expert"],
             }
-    return found
+    return weights

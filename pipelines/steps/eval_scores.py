@@ -1,7 +1,7 @@
-"""What was measured of single pictures and draws: kept beside an evaluation, and compared pairwise.
+"""Scores per picture: stored beside an evaluation, and compared in pairs.
 
-Two models that are measured on the same captions, seeds, σ and ε are compared picture by picture,
-so the pictures' own differences, far larger than the models', cancel.
+Two models that are measured on the same captions, seeds, σ and ε are compared picture by picture.
+So differences between pictures, far larger than those between models, cancel out.
 """
 
 from __future__ import annotations
@@ -19,39 +19,42 @@ from pipelines.store.artifacts import Store
 FILE = "scores.json"
 
 LOWER_IS_BETTER = frozenset({"val_loss", "kernel_distance"})
-"""Of all that is measured; of the others more is better."""
+"""Measures where less is better; for all others, more is."""
 
 
 def lower_is_better(measure: str) -> bool:
-    """Also of its parts, such as ``val_loss/E9_511``."""
+    """Whether less is better, for a measure or a part of one, such as ``val_loss/E9_511``."""
     return measure.partition("/")[0] in LOWER_IS_BETTER
 
 
 Scores = dict[str, Tensor]
-"""Measure → [N] float64, NaN for a picture of which nothing of the kind was asked."""
+"""Measure → one value per picture, NaN where the caption does not ask for it. [N] float64"""
 
 
 def write(store: Store, folder: str, scores: Mapping[str, Tensor]) -> None:
+    """Write :data:`FILE` into an evaluation's folder."""
     store.write_json(f"{folder}/{FILE}", {name: to_json(v) for name, v in scores.items()})
 
 
 def read(store: Store, folder: str) -> Scores:
-    """ValueError if they are lost."""
+    """Read an evaluation's scores; ValueError if the file is missing."""
     return {
         name: from_json(values) for name, values in read_required_json(store, folder, FILE).items()
     }
 
 
 def read_required_json(store: Store, folder: str, file: str) -> dict[str, Any]:
-    """What an evaluation left in a JSON file beside it; ValueError if it is lost."""
+    """Read a JSON file of an evaluation; ValueError if it is missing."""
     found = store.read_json(f"{folder}/{file}")
     if found is None:
-        raise ValueError(f"{store.full(folder)} has lost its {file}; remove it, and run again")
+        raise ValueError(
+            f"{store.full(folder)} has lost its {file}; remove the folder and run again"
+        )
     return dict(found)
 
 
 def to_json(values: Tensor) -> list[float | None]:
-    """As JSON keeps a column, which has no NaN."""
+    """A column as JSON values, with None for NaN."""
     return [None if math.isnan(v) else v for v in values.tolist()]
 
 
@@ -61,55 +64,68 @@ def from_json(values: Sequence[float | None]) -> Tensor:
 
 
 def summary(scores: Mapping[str, Tensor], prefix: str = "") -> dict[str, float]:
-    """Each measure's mean, as ``…_ci95`` half the width of its 95 % confidence interval, and as
-    ``…_pictures`` how many pictures it is of."""
+    """Mean of each measure over the pictures that it applies to.
+
+    Args:
+        scores: Values per picture.
+        prefix: Prefix of the names.
+
+    Returns:
+        The mean of each measure; its number of pictures as ``…_pictures``; and half the width of
+        its 95 % confidence interval as ``…_ci95``.
+    """
     found = {}
     for name, values in scores.items():
-        asked = values if lower_is_better(name) else values[~values.isnan()]
-        if not len(asked):
+        applicable = values if lower_is_better(name) else values[~values.isnan()]
+        if not len(applicable):
             continue
-        estimate = Estimate.of(asked)
+        estimate = Estimate.of(applicable)
         found[f"{prefix}{name}"] = estimate.mean
-        found[f"{prefix}{name}_pictures"] = len(asked)
-        if len(asked) > 1:
+        found[f"{prefix}{name}_pictures"] = len(applicable)
+        if len(applicable) > 1:
             found[f"{prefix}{name}_ci95"] = (estimate.high - estimate.low) / 2
     return found
 
 
 def gain(mine: Scores, theirs: Scores, measure: str) -> Estimate:
-    """How much better mine is than theirs; above 0 is better, whatever the measure."""
+    """Mean paired gain of ``mine`` over ``theirs``; above 0 is better, for every measure."""
     return gain_of(*paired(mine, theirs, measure), measure)
 
 
 def gain_of(mine: Tensor, theirs: Tensor, measure: str, comparisons: int = 1) -> Estimate:
-    """The same of values that are paired already.
+    """Like :func:`gain`, of values that are already paired.
 
     Args:
-        comparisons: whose intervals are to hold together.
+        mine: Values per picture. [N]
+        theirs: Values to compare with. [N]
+        measure: Name of the measure.
+        comparisons: Number of comparisons whose confidence intervals should hold jointly.
     """
     pair = (theirs, mine) if lower_is_better(measure) else (mine, theirs)
     return paired_gain(*pair, comparisons)
 
 
 def paired(mine: Scores, theirs: Scores, measure: str) -> tuple[Tensor, Tensor]:
-    """What both have of the pictures that were asked of a measure.
+    """The values of a measure in both, for the pictures that it applies to. [N] each
 
     Raises:
-        ValueError: One of them was not measured so, or on other pictures.
+        ValueError: One lacks the measure, or was measured on other pictures.
     """
     if lacking := [s for s in (mine, theirs) if measure not in s]:
-        there = ", ".join(sorted(lacking[0])) or "nothing"
-        raise ValueError(f"{measure} was not measured here; there are {there}")
+        names = ", ".join(sorted(lacking[0])) or "nothing"
+        raise ValueError(f"{measure} was not measured here, only {names}")
     a, b = mine[measure], theirs[measure]
     if not lower_is_better(measure) and a.shape == b.shape:
         if bool((a.isnan() != b.isnan()).any()):
-            raise ValueError(f"{measure} was measured on other captions; run both again")
+            raise ValueError(
+                f"{measure} was measured on other captions; run both evaluations again"
+            )
         a, b = a[~a.isnan()], b[~b.isnan()]
     return a, b
 
 
 def shared_measures(mine: Scores, theirs: Scores) -> list[str]:
-    """The measures that both have, of at least two pictures that were asked of it."""
+    """The measures in both that apply to at least two pictures."""
     return [
         name for name, values in mine.items() if name in theirs and int((~values.isnan()).sum()) > 1
     ]

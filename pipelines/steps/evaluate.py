@@ -1,4 +1,5 @@
-"""Draws pictures for the validation captions and measures them."""
+"""Evaluate an ensemble: draw pictures for the validation captions, and measure them and the
+losses."""
 
 from __future__ import annotations
 
@@ -39,18 +40,20 @@ from pipelines.store.reader import Reader
 from pipelines.training.validation import validation_pictures
 
 GRID = 16
-SHOWN_SIDE = 96  # of a picture in the sample sheet
-MIN_KERNEL_PICTURES = 3  # pictures that a kernel distance can be told of
-FRECHET_PICTURES_PER_FEATURE = 10  # below, a Fréchet distance rewards pictures that are all alike
+SHOWN_SIDE = 96  # pixels, of a picture in the sample sheet
+MIN_KERNEL_PICTURES = 3  # fewest pictures for a kernel distance
+FRECHET_PICTURES_PER_FEATURE = 10
+"""With fewer pictures, a Fréchet distance rewards pictures that are all alike."""
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
+    """Draw, measure, and store scores, losses and a sample sheet."""
     torch.set_num_threads(ctx.cpus)
     device = torch.device("cuda" if ctx.runtime["gpus"] else "cpu")
     how = settings["stages"][-1]
     shards = Reader(ctx.store, inputs["validation"], how["resolution"])
-    if strange := encoder_mismatch(ctx, settings, shards):
-        return Result(files=[], info={"strange": strange})
+    if problem := encoder_mismatch(ctx, settings, shards):
+        return Result(files=[], info={"strange": problem})
     weights = weights_of(ctx, settings["stages"], inputs)
     stages = load_stages(ctx.store, settings["stages"], weights, device=device)
     mine = stages[-1]
@@ -109,12 +112,12 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
 
 
 def encoder_mismatch(ctx: Context, settings: Mapping[str, Any], shards: Reader) -> str | None:
-    """In words, that the models were trained with other encoders than these pictures'."""
+    """A message if the models were trained with other encoders than the data's; else None."""
     theirs = settings.get("trained_with")
     if theirs is None:
         return None
     if theirs.keys() == shards.version.header.encoders.keys():
-        with contextlib.suppress(ValueError):  # which says what differs; that it does is enough
+        with contextlib.suppress(ValueError):  # here it only matters that they differ
             shards.version.check_encoders(theirs)
             return None
     why = "the champion was trained with other encoders, so the two cannot be compared"
@@ -123,10 +126,10 @@ def encoder_mismatch(ctx: Context, settings: Mapping[str, Any], shards: Reader) 
 
 
 class Measures:
-    """Who measures pictures: the spec's metrics, and a CLIP where one is named or nobody else is.
+    """All measures of pictures: the spec's metrics, and CLIP if it is named or there are none.
 
-    Distances between sets of pictures are those of the CLIP's features, else of the first metric
-    that has some.
+    Distances between sets of pictures use CLIP's features, or those of the first metric that has
+    features.
     """
 
     def __init__(
@@ -140,7 +143,7 @@ class Measures:
         self.clip = scoring_clip(ctx, settings, inputs, device, needed=not self.metrics)
 
     def caption_scores(self, pictures: Pictures, captions: list[str]) -> Scores:
-        """What pictures have of what their captions ask for."""
+        """How well pictures show what their captions ask for, by the spec's metrics."""
         return {
             name: torch.from_numpy(values)
             for one in self.metrics
@@ -148,7 +151,7 @@ class Measures:
         }
 
     def reference_scores(self, pictures: Pictures, real: Pictures, captions: list[str]) -> Scores:
-        """What pictures are beside the real ones of their captions, and by a CLIP beside these."""
+        """Kernel distance to the real pictures of the same captions, and CLIP scores."""
         found: Scores = {}
         features, truth = self.features(pictures), self.features(real)
         if features is not None and truth is not None and len(pictures) >= MIN_KERNEL_PICTURES:
@@ -156,7 +159,7 @@ class Measures:
         return found | self.text_alignment(pictures, captions)
 
     def text_alignment(self, pictures: Pictures, captions: list[str]) -> Scores:
-        """How close pictures are to their captions, by the CLIP; nothing without one."""
+        """CLIP score of each picture with its caption; empty without CLIP."""
         if not self.clip:
             return {}
         return {
@@ -164,7 +167,8 @@ class Measures:
         }
 
     def distances(self, pictures: Pictures, real: Pictures) -> dict[str, float]:
-        """The Fréchet distance, of so many pictures that it does not reward collapsed ones."""
+        """The Fréchet distance, given enough pictures that it does not reward collapsed ones; else
+        empty."""
         features, truth = self.features(pictures), self.features(real)
         if features is None or truth is None:
             return {}
@@ -174,6 +178,7 @@ class Measures:
         return {"frechet_distance": distance, "frechet_distance_pictures": len(pictures)}
 
     def features(self, pictures: Pictures) -> torch.Tensor | None:
+        """Features for distances; None if nothing provides any. [N, features]"""
         if self.clip:
             return self._clip_features(pictures)
         found = (one.features(pictures) for one in self.metrics)
@@ -189,7 +194,7 @@ class Measures:
 
     @cached_property
     def _feature_cache(self) -> dict[str, torch.Tensor]:
-        """Of the pictures that CLIP has seen; it looks at the real ones once."""
+        """Hash of pictures → CLIP features, so that the real pictures are encoded once."""
         return {}
 
 
@@ -201,18 +206,24 @@ def scoring_clip(
     *,
     needed: bool,
 ) -> CLIP | None:
-    """Another CLIP than the one that conditions; that one only if nobody else measures."""
+    """The CLIP that scores pictures.
+
+    It should not be the CLIP that conditions the model; that one is used only if there is no other
+    measure (``needed``).
+    """
     if named := ctx.runtime["scoring_clip"]:
         return CLIP(named, pretrained=settings["scoring_pretrained"], device=device)
     if not needed:
         return None
-    ctx.report(message="is scored by the CLIP that conditions it: set `evaluate.clip` to another")
+    ctx.report(
+        message="is scored by the CLIP that conditions it: set `evaluate.clip` to another one"
+    )
     places = encoder_places(ctx.store, inputs.get("encoders"), ctx.runtime["encoders"])
     return load_clip(places, device)
 
 
 def drop_inflated_clip_score(ctx: Context, scores: Scores, real: Scores) -> None:
-    """A CLIP that finds generated pictures fitter than real ones measures something else."""
+    """Remove the CLIP score if generated pictures score above real ones: it is then meaningless."""
     if "clip_score" not in scores:
         return
     mine, theirs = (float(of["clip_score"].mean()) for of in (scores, real))
@@ -228,8 +239,10 @@ def drop_inflated_clip_score(ctx: Context, scores: Scores, real: Scores) -> None
 def validation(
     ensemble: Ensemble, shards: Reader, settings: Mapping[str, Any], ctx: Context
 ) -> eval_losses.Losses:
-    """The denoising losses, of what a user's prompt says: with the picture's own CLIP embedding, an
-    expert that is deaf to the text would hardly be found out."""
+    """Denoising losses, conditioned on text only, like a user's prompt.
+
+    With the picture's own CLIP embedding, an expert that ignores the text would hardly be noticed.
+    """
     device = next(ensemble.parameters()).device
     how = {
         **settings["losses"],
@@ -249,7 +262,7 @@ def validation(
 
 
 def untrained(stage: CascadeStage) -> CascadeStage:
-    """The same stage with a network that has learned nothing: what the measures say of noise."""
+    """The same stage with an untrained network, as a baseline for the measures."""
     trained = cast(Ensemble, stage.denoiser).experts[0].denoiser
     torch.manual_seed(0)
     fresh = Denoiser.of(cast(UNet, trained.net).config, trained.sigma_data)
@@ -258,18 +271,18 @@ def untrained(stage: CascadeStage) -> CascadeStage:
 
 
 def enlarged(pictures: Pictures, side: int) -> Pictures:
-    """The pictures of the stage below, simply enlarged: what super-resolution has to beat."""
+    """Pictures of the previous stage, resized: the baseline for super-resolution."""
     method = Image.Resampling.BICUBIC
     return np.stack([np.asarray(Image.fromarray(p).resize((side, side), method)) for p in pictures])
 
 
 def text_only(cond: Conditioning) -> Conditioning:
-    """The validation captions without their pictures: what a user's prompt is."""
+    """Conditioning without the picture's embedding, like a user's prompt."""
     absent = torch.zeros_like(cond.pooled["clip_image"])
     return replace(cond, pooled={**cond.pooled, "clip_image": absent})
 
 
 def as_bytes(x: torch.Tensor) -> Pictures:
-    """[N, 3, R, R] in [-1, 1] → uint8 [N, R, R, 3]"""
+    """Convert pictures [N, 3, R, R] in [-1, 1] to uint8 [N, R, R, 3]."""
     out: Pictures = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return out

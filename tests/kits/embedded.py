@@ -73,7 +73,7 @@ def embed(
     for name in ("clip_text_pooled", "clip_image"):
         texts[name] = [torch.ones(CLIP) for _ in lengths]
     work = Work(shard, rows, pictures, texts, ENCODERS)
-    work.bad = [RejectedRow(key, shard.path, reason, detail) for key, reason, detail in bad]
+    work.rejected = [RejectedRow(key, shard.path, reason, detail) for key, reason, detail in bad]
     work.read, work.seconds = len(rows) + len(bad), seconds or {"decode": 0.5, "t5": 2.0}
     work.batches, work.encoded = batches or {}, len(rows)
     Write(of).work(work)

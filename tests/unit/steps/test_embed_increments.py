@@ -352,7 +352,7 @@ def test_weights_that_changed_under_their_name_are_not_mixed(encoders, tmp_path,
     own, rows = Own(tmp_path, encoders), pairs(6)
     own.embed(rows)
     monkeypatch.setattr(Frozen, "sha256", "f" * 64)
-    with pytest.raises(ValueError, match=r"now of sha256 ffffffffffff .*to embed all again"):
+    with pytest.raises(ValueError, match=r"now has sha256 ffffffffffff .*to embed all again"):
         own.embed({**rows, **pairs(1, seed=3)})
 
 

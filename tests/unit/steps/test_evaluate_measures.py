@@ -1,4 +1,4 @@
-"""What an evaluation measures by a CLIP, and when it keeps that to itself."""
+"""Measures of an evaluation that use CLIP, and when the CLIP score is not reported."""
 
 import numpy as np
 import pytest
