@@ -1,4 +1,4 @@
-"""A small embedded data set, made by the job's last stage without Ray or encoders."""
+"""A small embedded data set, written by the job's last stage without Ray or encoders."""
 
 import numpy as np
 import torch
@@ -45,15 +45,15 @@ def job(store, pool="embeddings/tiny", path="/data"):
 def embed(
     of, shard, captions, *, keys=None, small=(), bad=(), seconds=None, batches=None, contents=None
 ):
-    """One source shard → its shard and row in the pool; the row.
+    """Write a source shard's embedded shard and record into the pool; returns the record.
 
-    A caption has as many T5 tokens as words, and two more of CLIP.
+    A caption has as many T5 tokens as words, and two more CLIP tokens.
 
     Args:
         keys: By default ``NAME-NUMBER``.
-        contents: By default one for each number and caption.
-        small: Rows without a picture of 16.
-        bad: For each fault its key, reason and detail.
+        contents: Content hashes; by default, of each row's number and caption.
+        small: Numbers of rows without a picture of 16.
+        bad: Key, reason and detail of each rejected row.
     """
     rng = np.random.default_rng(len(captions))
     rows, pictures = [], []
@@ -81,7 +81,8 @@ def embed(
 
 
 def version(of, record, *, name="train", fingerprint="f00d", settings=None):
-    """The node's result, as :func:`pipelines.executor.runner.commit` would leave it; its folder."""
+    """Write the node's result as :func:`pipelines.executor.runner.commit` does; returns its
+    folder."""
     folder = f"nodes/embed/{name}-{fingerprint}"
     ctx = Context(
         node=f"embed/{name}",
@@ -98,6 +99,6 @@ def version(of, record, *, name="train", fingerprint="f00d", settings=None):
         tally.add(row)
     result = assemble(ctx, of, tally)
     of.store.commit(folder, result.files, {"finished": "2026-11-24T18:00:00+00:00"})
-    word = {"fingerprint": fingerprint, "settings": settings or {}, "inputs": {}}
-    of.store.write_json(f"nodes/embed/{name}.latest.json", word)
+    latest = {"fingerprint": fingerprint, "settings": settings or {}, "inputs": {}}
+    of.store.write_json(f"nodes/embed/{name}.latest.json", latest)
     return folder

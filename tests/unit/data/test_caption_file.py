@@ -47,12 +47,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("name", "text", "word"), CASES.values(), ids=CASES.keys())
-def test_a_caption_file_of_no_use_is_refused_by_the_plan(tmp_path, name, text, word):
+@pytest.mark.parametrize(("name", "text", "message"), CASES.values(), ids=CASES.keys())
+def test_a_caption_file_of_no_use_is_refused_by_the_plan(tmp_path, name, text, message):
     folder_of(tmp_path, PICTURE | {name: text})
     with pytest.raises(ValueError) as error:
         list_shards(source_at(tmp_path))
-    assert word in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert str(tmp_path) in str(error.value)
 
 
@@ -72,8 +72,8 @@ def test_a_column_that_is_asked_for_and_not_there(tmp_path, setting, name):
 def test_the_case_of_letters_in_a_name_does_not_matter(tmp_path, name):
     rows = {"csv": "file,text\na.JPG,a dog\n", "jsonl": json_line(file="a.JPG", text="a dog")}
     folder_of(tmp_path, {"a.JPG": JPEG, name: rows.get(name.lower().partition(".")[2], "a dog")})
-    rows, bads = collect_rows(source_at(tmp_path))
-    assert [(r.key, r.captions) for r in rows] == [("a", ("a dog",))] and not bads
+    rows, rejected = collect_rows(source_at(tmp_path))
+    assert [(r.key, r.captions) for r in rows] == [("a", ("a dog",))] and not rejected
 
 
 def test_half_an_emoji_in_a_name_costs_its_line_alone(tmp_path):
@@ -85,10 +85,10 @@ def test_half_an_emoji_in_a_name_costs_its_line_alone(tmp_path):
         b'{"file_name": "\xff.jpg", "caption": "x"}\n',
     ]
     folder_of(tmp_path, PICTURE | {"captions.jsonl": b"".join(lines)})
-    rows, bads = collect_rows(source_at(tmp_path))
+    rows, rejected = collect_rows(source_at(tmp_path))
     assert [row.key for row in rows] == ["1"]
-    assert sorted(bad.reason.name for bad in bads) == [*["IMAGE_MISSING"] * 3, "PATH_OUTSIDE"]
-    for bad in bads:
+    assert sorted(bad.reason.name for bad in rejected) == [*["IMAGE_MISSING"] * 3, "PATH_OUTSIDE"]
+    for bad in rejected:
         assert (bad.key + bad.source + bad.detail).encode()
 
 
@@ -100,9 +100,9 @@ def test_what_is_printed_of_a_row_has_no_control_characters(tmp_path):
         b"{\x1b[31m\x07\n",
     ]
     folder_of(tmp_path, PICTURE | {"captions.jsonl": b"".join(lines)})
-    bads = collect_rows(source_at(tmp_path))[1]
-    assert len(bads) == 2
-    assert all((bad.key + bad.source + bad.detail).isprintable() for bad in bads)
+    rejected = collect_rows(source_at(tmp_path))[1]
+    assert len(rejected) == 2
+    assert all((bad.key + bad.source + bad.detail).isprintable() for bad in rejected)
 
 
 def coco(images, annotations):
@@ -139,26 +139,26 @@ def test_coco_is_read_as_it_is_published(tmp_path):
     home = write_coco(tmp_path)
     with pytest.raises(ValueError, match=r"set `path:` to one of them.*captions_train2017\.json"):
         list_shards(source_at(home))
-    rows, bads = collect_rows(source_at(home / "annotations" / "captions_train2017.json"))
+    rows, rejected = collect_rows(source_at(home / "annotations" / "captions_train2017.json"))
     assert {row.source: row.captions for row in rows} == {
         "train2017/000000000001.jpg": ("a dog", "a dog again"),
         "train2017/000000000002.jpg": ("two cats",),
     }
-    assert sorted((bad.key, bad.reason.name) for bad in bads) == [
+    assert sorted((bad.key, bad.reason.name) for bad in rejected) == [
         ("line 5", "IMAGE_MISSING"),
         ("train2017/000000000003", "IMAGE_MISSING"),
         ("train2017/000000000004", "CAPTION_MISSING"),
     ]
-    rows, bads = collect_rows(source_at(home / "annotations" / "captions_val2017.json"))
-    assert [row.key for row in rows] == ["val2017/000000000005"] and not bads
+    rows, rejected = collect_rows(source_at(home / "annotations" / "captions_val2017.json"))
+    assert [row.key for row in rows] == ["val2017/000000000005"] and not rejected
 
 
 def test_coco_beside_its_pictures(tmp_path):
     home = write_coco(tmp_path)
     (home / "annotations" / "captions_val2017.json").unlink()
-    rows, bads = collect_rows(source_at(home))
+    rows, rejected = collect_rows(source_at(home))
     assert len(rows) == 2
-    assert {bad.key for bad in bads if bad.reason.name == "CAPTION_MISSING"} == {
+    assert {bad.key for bad in rejected if bad.reason.name == "CAPTION_MISSING"} == {
         "train2017/000000000004",
         "val2017/000000000005",
     }

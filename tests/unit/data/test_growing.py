@@ -1,4 +1,4 @@
-"""A data set that grows keeps the names and the content of the shards that it had."""
+"""A data set that grows keeps the names and content of its existing shards."""
 
 import random
 import shutil
@@ -27,22 +27,22 @@ def rows(*paths, **settings):
     return [row for shard in list_shards(source) for row in read_shard(source, shard)]
 
 
-def as_parquet(home, word):
-    write_parquet(home / "part-0.parquet", [{"image": JPEG, "caption": word}])
+def as_parquet(home, caption):
+    write_parquet(home / "part-0.parquet", [{"image": JPEG, "caption": caption}])
 
 
-def as_tar(home, word):
-    write_tar(home / "0.tar", [("0.jpg", JPEG), ("0.txt", word.encode())])
+def as_tar(home, caption):
+    write_tar(home / "0.tar", [("0.jpg", JPEG), ("0.txt", caption.encode())])
 
 
-def as_pictures(home, word):
+def as_pictures(home, caption):
     (home / "0.jpg").write_bytes(JPEG)
-    (home / "0.txt").write_text(word)
+    (home / "0.txt").write_text(caption)
 
 
-def as_jsonl(home, word):
+def as_jsonl(home, caption):
     (home / "0.jpg").write_bytes(JPEG)
-    (home / "captions.jsonl").write_bytes(json_line(file="0.jpg", text=word))
+    (home / "captions.jsonl").write_bytes(json_line(file="0.jpg", text=caption))
 
 
 @pytest.fixture(params=[as_parquet, as_tar, as_pictures, as_jsonl])
@@ -81,7 +81,7 @@ def test_pictures_of_two_folders_have_keys_of_their_own(tmp_path):
 
 
 def test_paths_in_a_table_are_of_its_own_folder(tmp_path):
-    """Beside another folder they led to the one that both lie in, where nothing is."""
+    """Not of the parent folder, when another folder is listed too."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.jpg").write_bytes(JPEG if name == "a" else PNG)
@@ -163,7 +163,8 @@ def test_runs_hold_every_picture_once_and_are_of_like_size(monkeypatch, seed):
 
 
 def test_new_pictures_land_in_few_runs(monkeypatch):
-    """By hash they landed in all of them; and a data set that doubled was dealt anew."""
+    """Assigned by hash, they would change all runs; a data set that doubles must not be
+    redistributed."""
     pictures = Pictures({f"{i:06d}" for i in range(3000)}, monkeypatch)
     assert len(pictures.shards()) > 2
     assert pictures.changed(lambda names: names.update(f"{i:06d}" for i in range(3000, 3300))) <= 2

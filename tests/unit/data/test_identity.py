@@ -1,4 +1,4 @@
-"""A shard's identity changes when, and only when, its content does."""
+"""A shard's identity changes if and only if its content does."""
 
 import os
 import shutil
@@ -112,7 +112,7 @@ def test_a_picture_more_less_or_other_changes_one_shard(tmp_path, small_shards, 
     assert identities(home) == before
 
 
-def test_a_caption_file_counts_for_the_shards_it_speaks_of(tmp_path, small_shards):
+def test_a_caption_line_changes_only_the_shard_of_its_picture(tmp_path, small_shards):
     home = tmp_path / "set"
     write_pictures(home, 60)
     lines = [json_line(file=f"{i:03d}.jpg", text=f"cat {i}") for i in range(60)]
@@ -176,7 +176,9 @@ def commits(monkeypatch):
 
     def traced(*args, **options):
         cache = connect(*args, **options)
-        cache.set_trace_callback(lambda said: found.append(said) if said == "COMMIT" else None)
+        cache.set_trace_callback(
+            lambda statement: found.append(statement) if statement == "COMMIT" else None
+        )
         return cache
 
     monkeypatch.setattr(identity.sqlite3, "connect", traced)

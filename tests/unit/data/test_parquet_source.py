@@ -1,4 +1,4 @@
-"""Parquet as others write it, and as it is when it is damaged."""
+"""Parquet files from other tools, and damaged ones."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,9 +36,9 @@ def test_cells_that_are_null_or_of_another_kind(tmp_path):
         ],
     )
     source = source_at(tmp_path, scores=["score"], filters={"scores": {"score": {"min": 0.75}}})
-    rows, bads = collect_rows(source, source.filters)
+    rows, rejected = collect_rows(source, source.filters)
     assert [(row.key, row.scores) for row in rows] == [("good", {"score": 1.0})]
-    assert sorted((bad.key, bad.reason.name) for bad in bads) == [
+    assert sorted((bad.key, bad.reason.name) for bad in rejected) == [
         ("", "KEY_MISSING"),
         ("good", "KEY_REPEATED"),
         ("low", "SCORE_BOUNDS"),
@@ -93,10 +93,10 @@ def test_pictures_beside_the_file_as_hugging_face_writes_them(tmp_path, monkeypa
     for image in (paths, structs):
         table = cells(key=list(places), image=image, caption=["fine"] * len(places))
         pq.write_table(table, home / "a.parquet")
-        rows, bads = collect_rows(source_at(home, format="parquet"))
+        rows, rejected = collect_rows(source_at(home, format="parquet"))
         assert {row.key for row in rows} == {"within", "dotted", "absolute"}
-        assert {bad.key: bad.reason.name for bad in bads} == expected
-        assert "secret" not in next(bad.detail for bad in bads if bad.key == "gone")
+        assert {bad.key: bad.reason.name for bad in rejected} == expected
+        assert "secret" not in next(bad.detail for bad in rejected if bad.key == "gone")
     both = cells(image=[{"bytes": JPEG, "path": "../x"}], caption=[["one", "two"]])
     pq.write_table(both, home / "a.parquet")
     (row,) = collect_rows(source_at(home, format="parquet"))[0]
@@ -108,9 +108,9 @@ def test_a_file_cut_short_is_one_bad_row_and_its_neighbours_are_whole(tmp_path):
         write_parquet(tmp_path / f"{name}.parquet", rows_of(20))
     data = (tmp_path / "b.parquet").read_bytes()
     (tmp_path / "b.parquet").write_bytes(data[: len(data) // 2])
-    rows, bads = collect_rows(source_at(tmp_path))
+    rows, rejected = collect_rows(source_at(tmp_path))
     assert len(rows) == 40
-    assert [(bad.source, bad.reason.name) for bad in bads] == [("b.parquet", "FILE_BROKEN")]
+    assert [(bad.source, bad.reason.name) for bad in rejected] == [("b.parquet", "FILE_BROKEN")]
 
 
 def test_a_damaged_row_group_costs_its_rows_alone(tmp_path):
@@ -135,9 +135,9 @@ def test_a_damaged_row_group_costs_its_rows_alone(tmp_path):
 def test_a_file_that_lacks_a_column_the_others_have(tmp_path):
     write_parquet(tmp_path / "a.parquet", rows_of(3))
     pq.write_table(cells(image=[JPEG]), tmp_path / "b.parquet")
-    rows, bads = collect_rows(source_at(tmp_path))
+    rows, rejected = collect_rows(source_at(tmp_path))
     assert len(rows) == 3
-    assert [(b.source, b.reason.name, b.detail) for b in bads] == [
+    assert [(b.source, b.reason.name, b.detail) for b in rejected] == [
         ("b.parquet", "COLUMN_MISSING", "caption")
     ]
 
@@ -180,7 +180,7 @@ def test_without_keys_a_row_is_named_by_its_place(tmp_path):
 
 
 def test_rows_stream(tmp_path):
-    """Of a row group no more than some batches are in memory at a time."""
+    """Only a few batches of a row group are in memory at a time."""
     path = tmp_path / "a.parquet"
     rows = [r | {"image": JPEG + bytes([i]) * 2**20} for i, r in enumerate(rows_of(40))]
     pages = {"data_page_size": 2**18, "write_batch_size": 1}
@@ -194,7 +194,7 @@ def test_rows_stream(tmp_path):
 
 
 def test_two_columns_of_one_name_that_are_read(tmp_path):
-    """The plan refuses them in the first file; a later file is one bad row."""
+    """The plan refuses them in the first file; a later file becomes one rejected row."""
     columns = [pa.array([JPEG]), pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
     for twice in ("caption", "key", "id"):
         names = ["image", *dict.fromkeys(["caption", twice]), twice, "more"][:4]
@@ -204,9 +204,9 @@ def test_two_columns_of_one_name_that_are_read(tmp_path):
             list_shards(source_at(tmp_path, **settings))
         first = {"image": JPEG, "caption": "a cat", "id": "1"}
         write_parquet(tmp_path / "a.parquet", [first])
-        rows, bads = collect_rows(source_at(tmp_path, **settings))
+        rows, rejected = collect_rows(source_at(tmp_path, **settings))
         assert len(rows) == 1
-        assert [(b.source, b.reason.name, b.detail) for b in bads] == [
+        assert [(b.source, b.reason.name, b.detail) for b in rejected] == [
             ("b.parquet", "COLUMN_REPEATED", twice)
         ]
         (tmp_path / "a.parquet").unlink()
@@ -215,7 +215,7 @@ def test_two_columns_of_one_name_that_are_read(tmp_path):
     assert len(collect_rows(source_at(tmp_path))[0]) == 1
 
 
-def test_parquet_without_a_row_is_said_when_planned(tmp_path):
+def test_parquet_without_rows_is_reported_by_the_plan(tmp_path):
     empty = pa.table({"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())})
     for name in "ab":
         pq.write_table(empty, tmp_path / f"{name}.parquet")

@@ -1,4 +1,4 @@
-"""Pictures become upright 8-bit RGB whatever they were, and stay sharp and free of aliases."""
+"""Any picture becomes upright 8-bit RGB, sharp and without aliasing."""
 
 import io
 import struct
@@ -72,8 +72,8 @@ def test_exif_turns_the_picture_upright(orientation, kind):
 
 def test_a_broken_exif_costs_no_picture():
     whole = encoded(noise(), exif=Image.Exif())
-    spoilt = encoded(noise(), exif=b"Exif\0\0MM\0*\xff\xff\xff\xffgarbage")
-    assert (pixels(spoilt) == pixels(whole)).all()
+    damaged = encoded(noise(), exif=b"Exif\0\0MM\0*\xff\xff\xff\xffgarbage")
+    assert (pixels(damaged) == pixels(whole)).all()
 
 
 def test_cmyk_keeps_its_colours():
@@ -107,11 +107,11 @@ def test_garbage_is_a_bad_row_and_nothing_else():
     refused = 0
     for data in whole:
         for _ in range(60):
-            spoilt = bytearray(data)
+            damaged = bytearray(data)
             for at in random.integers(0, min(200, len(data)), 3):
-                spoilt[at] = random.integers(256)
+                damaged[at] = random.integers(256)
             try:
-                assert decode(bytes(spoilt)).mode == "RGB"
+                assert decode(bytes(damaged)).mode == "RGB"
             except RowError:
                 refused += 1
     assert refused > 30
@@ -199,9 +199,9 @@ def test_a_tail_of_zeros_is_no_picture(kind, options):
         options = {"save_all": True, "append_images": [gradient()]}
     whole = encoded(gradient(), kind, **options)
     assert (pixels(whole) == pixels(whole + bytes(1000))).all()
-    spoilt = whole[: len(whole) // 3] + bytes(len(whole)) if kind == "MPO" else preallocated(whole)
+    damaged = whole[: len(whole) // 3] + bytes(len(whole)) if kind == "MPO" else preallocated(whole)
     with pytest.raises(RowError) as error:
-        decode(spoilt, side=32)
+        decode(damaged, side=32)
     assert error.value.reason == Reason.IMAGE_BROKEN
 
 

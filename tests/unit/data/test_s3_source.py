@@ -1,4 +1,4 @@
-"""A data set in a bucket whose server fails: the same rows, and none lost to it."""
+"""A data set in a bucket whose server fails: the same rows, and none lost."""
 
 import pytest
 import test_formats
@@ -17,7 +17,7 @@ def bucket(s3, tmp_path):
 
 
 @pytest.mark.parametrize("write", test_formats.FORMATS)
-def test_a_bad_day_costs_no_row(tmp_path, bucket, s3, monkeypatch, write):
+def test_server_failures_lose_no_row(tmp_path, bucket, s3, monkeypatch, write):
     few = dict(list(CASES.items())[::5])
     assert 1 < len(few.keys() & EXPECTED_GOOD) < len(few)
     monkeypatch.setattr(test_formats, "CASES", few)
@@ -39,7 +39,7 @@ def test_a_bad_day_costs_no_row(tmp_path, bucket, s3, monkeypatch, write):
     assert s3.faults.done.total() == len(KINDS) * len(shards)
 
 
-def test_one_file_is_found_on_a_bad_day(bucket, s3):
+def test_one_file_is_found_despite_server_failures(bucket, s3):
     bucket.write("data/a.parquet", b"1234")
     for kind in KINDS:
         s3.faults.next = [kind]
@@ -47,7 +47,7 @@ def test_one_file_is_found_on_a_bad_day(bucket, s3):
         assert (location.folder, file.path, file.bytes) == (f"{bucket.root}/data", "a.parquet", 4)
 
 
-def test_a_picture_that_cannot_be_had_now_is_no_bad_row(bucket, s3, monkeypatch):
+def test_an_unavailable_bucket_rejects_no_row(bucket, s3, monkeypatch):
     monkeypatch.setattr(remote, "ATTEMPTS", 2)
     bucket.write("data/a.jpg", b"1234")
     location, _ = list_files(f"{bucket.root}/data")

@@ -1,4 +1,4 @@
-"""A pool is read many files at a time, in order, and no further ahead than it is used."""
+"""A pool is read many files at a time, in order, and with bounded read-ahead."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""What `ediffi data` says and draws of a version, whose every number is known."""
+"""`ediffi data` on a small version, of which every number is known."""
 
 import json
 
@@ -53,8 +53,8 @@ def called(*arguments):
 
 
 def test_every_number(folder):
-    said = called("stats", "--storage", folder, "--json", "--faults", 9)
-    found = json.loads(said.output)
+    result = called("stats", "--storage", folder, "--json", "--faults", 9)
+    found = json.loads(result.output)
     assert (found["read"], found["rows"], found["captions"]) == (14, 10, 9)
     assert found["usable"] == {"8": 10, "16": 9}
     sizes = [p.stat().st_size for p in sorted((folder / "embeddings/tiny").glob("*.parquet"))]
@@ -125,8 +125,8 @@ def test_a_histogram_has_few_bins_of_equal_width_and_loses_no_row():
 
 def test_the_same_version_makes_the_same_picture(folder, tmp_path):
     for name in ("one.png", "two.png"):
-        said = called("show", "--storage", folder, "-n", 6, "-o", tmp_path / name)
-        assert f"{name}: 6 pictures\n" in said.output
+        result = called("show", "--storage", folder, "-n", 6, "-o", tmp_path / name)
+        assert f"{name}: 6 pictures\n" in result.output
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 

@@ -176,6 +176,6 @@ def test_an_address_is_fetched_wherever_it_stands(server, tmp_path):
     lines = [f"{k},{images[k]},a cat\n" for k in keys]
     (tmp_path / "csv" / "captions.csv").write_text("key,file,caption\n" + "".join(lines))
     for kind in ("parquet", "jsonl", "csv"):
-        rows, bads = collect_rows(source_at(tmp_path / kind, key="key"))
+        rows, rejected = collect_rows(source_at(tmp_path / kind, key="key"))
         assert [(row.key, row.image) for row in rows] == [("good", JPEG)]
-        assert {bad.key: bad.reason.name for bad in bads} == expected
+        assert {bad.key: bad.reason.name for bad in rejected} == expected

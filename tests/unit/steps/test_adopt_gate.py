@@ -1,4 +1,4 @@
-"""Who sits in an ensemble, and which of two ensembles is the better one."""
+"""Which experts an ensemble adopts, and which of two ensembles is better."""
 
 import json
 
@@ -45,7 +45,7 @@ LINES = {
 }
 
 
-def test_a_seat_goes_to_the_nearest_that_beat_its_parent(tmp_path):
+def test_a_slot_goes_to_the_nearest_expert_that_beat_its_parent(tmp_path):
     found = adopt.step(context(tmp_path, EXPERTS), {"rule": "better", "seats": LINES}, {})
     assert found.info["seats"] == {"E2_3": "base/E1_1", "M_C": "base/E0_0", "E1_0": "base/E1_0"}
     assert found.info["refused"] == {
@@ -57,11 +57,11 @@ def test_a_seat_goes_to_the_nearest_that_beat_its_parent(tmp_path):
 
 def test_all_are_adopted_where_the_spec_says_so(tmp_path):
     found = adopt.step(context(tmp_path, EXPERTS), {"rule": "always", "seats": LINES}, {})
-    assert found.info["seats"] == {seat: line[0] for seat, line in LINES.items()}
+    assert found.info["seats"] == {slot: line[0] for slot, line in LINES.items()}
     assert found.info["refused"] == {}
 
 
-def test_whoever_fails_with_its_parents_leaves_the_seat_to_the_root(tmp_path):
+def test_if_all_candidates_fail_the_slot_goes_to_the_root(tmp_path):
     experts = {**EXPERTS, "base/E1_1": trained(0.0, -0.01)}
     found = adopt.step(context(tmp_path, experts), {"rule": "better", "seats": LINES}, {})
     assert found.info["seats"]["E2_3"] == "base/E0_0"
@@ -220,9 +220,9 @@ def test_a_model_that_diverged_loses_whatever_another_stage_gains(two, stages):
     for stage in stages:
         two.measured(f"champion/{stage}", losses())
         two.measured(f"ensemble/{stage}", losses(0.02))
-    spoilt = losses(0.02)
-    spoilt[3] = float("nan")
-    two.measured("ensemble/last", spoilt)
+    diverged = losses(0.02)
+    diverged[3] = float("nan")
+    two.measured("ensemble/last", diverged)
     two.measured("champion/last", losses())
     found = two.decide()
     assert not found["wins"] and "val_loss of last is worse" in found["why"]

@@ -1,4 +1,4 @@
-"""Pictures whose web server was away: the version is made without them, the next one has them."""
+"""Pictures on an unreachable server: the version is made without them, and the next has them."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

@@ -1,4 +1,5 @@
-"""Batches found by trying: within the share, past what runs out of memory, never on a CPU."""
+"""Batch sizes found by trying: within the memory share, after running out of memory, not on a
+CPU."""
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from pipelines.steps.embed_batch import MEMORY_SHARE, BatchSize, long_captions
 
 
 class Simulated:
-    """A device of some bytes; whatever runs takes ``fixed``, and ``each`` for every item."""
+    """A device with ``size`` bytes; a batch takes ``fixed`` bytes, plus ``each`` per item."""
 
     def __init__(self, size, each, fixed=0):
         self.size, self.each, self.fixed, self.tried = size, each, fixed, []

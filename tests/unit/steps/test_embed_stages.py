@@ -1,4 +1,4 @@
-"""What becomes of one source shard: the same in one actor or four, whole or not at all."""
+"""One source shard becomes the same embedded shard in one actor or four, written atomically."""
 
 import io
 from dataclasses import replace
@@ -116,8 +116,8 @@ def test_batches_are_found_the_same_on_every_cpu(job, made, passed):
         passed(made, [AllStages(one)])
     data = [j.store.read(j.path(made, "parquet")) for j in (given, found)]
     assert data[0] == data[1]
-    told = {"clip": 8192, "clip_image": 64, "t5": 8192}
-    assert record_of(given, made)["batches"] == record_of(found, made)["batches"] == told
+    metrics = {"clip": 8192, "clip_image": 64, "t5": 8192}
+    assert record_of(given, made)["batches"] == record_of(found, made)["batches"] == metrics
     assert record_of(few, made)["batches"] == {"clip": 16, "clip_image": 2, "t5": 16}
 
 

@@ -1,4 +1,4 @@
-"""A version's sums are those of its shards, in whatever order and in however many parts."""
+"""A version's totals are those of its shards, in any order and any number of parts."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Versions of a data set that share a pool: what changes is encoded, what is lost is restored."""
+"""Versions of a data set share a pool: changed rows are encoded, lost shards are restored."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What a gate sees of an ensemble, by real networks: every expert, measured alike on both sides."""
+"""The gate, with real networks: every expert is measured the same way in both ensembles."""
 
 import copy
 import math
@@ -82,7 +82,7 @@ def further(root):
 
 @pytest.fixture(scope="module")
 def blind(root):
-    """The root, deaf to the prompt."""
+    """The root, made to ignore the prompt."""
     found = copy.deepcopy(root)
     with torch.no_grad():
         found.net.projection.to_global["clip_text_pooled"].weight.zero_()

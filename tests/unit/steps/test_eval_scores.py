@@ -1,4 +1,4 @@
-"""Scores of single pictures: kept, summed up with an interval, and compared pairwise."""
+"""Scores per picture: stored, summarized with an interval, and compared in pairs."""
 
 import math
 

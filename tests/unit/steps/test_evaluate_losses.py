@@ -1,4 +1,4 @@
-"""What an evaluation's losses are measured on: the prompt alone, and one degradation."""
+"""An evaluation's losses are conditioned on the prompt only, and use one degradation."""
 
 import torch
 from torch import nn
@@ -65,7 +65,7 @@ def measured(sigma_data=0.5, **losses):
     return evaluate.validation(of, Shards(), settings, ctx), watching.seen
 
 
-def test_the_picture_s_own_embedding_is_not_told():
+def test_the_picture_s_own_embedding_is_not_passed():
     found, seen = measured()
     assert len(found.loss) == 40 and found.how["validation"] == "v"
     for cond in seen:
