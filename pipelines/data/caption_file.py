@@ -61,6 +61,7 @@ class Line:
 
 
 def is_coco_file(path: str) -> bool:
+    """Whether a file is named like a COCO caption file."""
     return fnmatch.fnmatchcase(posixpath.basename(path).lower(), COCO)
 
 

@@ -66,10 +66,12 @@ class Location:
 
     @property
     def fs(self) -> Any:
+        """The fsspec file system."""
         return filesystem(self.folder)[0]
 
     @property
     def is_local(self) -> bool:
+        """Whether the folder is a local path, not a URL."""
         return "://" not in self.folder
 
     def full(self, path: str) -> str:
@@ -77,6 +79,7 @@ class Location:
         return posixpath.join(filesystem(self.folder)[1], path)
 
     def open(self, path: str) -> Any:
+        """Open a file for reading; NotAFile if it is a pipe, a socket or a device."""
         full = self.full(path)
         if self.is_local and not _is_file(full):
             raise NotAFile(errno.EINVAL, "not a regular file", full)

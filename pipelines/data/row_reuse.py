@@ -96,6 +96,7 @@ class RowsSidecar:
         )
 
     def write(self, store: Store, shard: str) -> None:
+        """Write the sidecar of the shard at this path."""
         dropped = len(self.contents) - len(next(iter(self.sums.values()), ()))
         columns: dict[str, Any] = {
             "content": pa.array(self.contents, pa.binary(CONTENT_BYTES)),

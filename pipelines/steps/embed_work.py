@@ -46,9 +46,11 @@ class Job:
 
     @cached_property
     def filters(self) -> Filters:
+        """The spec's filters, with ``min_side`` resolved for these resolutions."""
         return self.source.filters.for_sides(self.resolutions)
 
     def path(self, shard: SourceShard, ending: str) -> str:
+        """Path of a shard's file in the pool; see :func:`shard_path`."""
         return shard_path(self.pool, shard.name, shard.identity, ending)
 
     def is_done(self, shard: SourceShard) -> bool:

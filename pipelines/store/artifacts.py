@@ -115,10 +115,12 @@ class Store:
 
     @property
     def fs(self) -> Any:
+        """The fsspec file system."""
         return filesystem(self.root)[0]
 
     @property
     def is_local(self) -> bool:
+        """Whether the store is a folder on disk, not a bucket."""
         return "://" not in self.root
 
     def full(self, path: str) -> str:

@@ -162,9 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def handle(self) -> None:
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # the client has gone, or its connection was reset
+        with contextlib.suppress(OSError, ValueError):  # the client has disconnected
             super().handle()
 
     def finish(self) -> None:

@@ -55,6 +55,7 @@ class SourceShard:
 
     @property
     def location(self) -> Location:
+        """The data set's folder, to read files from."""
         return Location(self.folder)
 
 
@@ -81,6 +82,7 @@ def shard_name(path: str) -> str:
 
 
 def is_image(path: str) -> bool:
+    """Whether the suffix is one of :data:`IMAGE_SUFFIXES`."""
     return path.rpartition(".")[2].lower() in IMAGE_SUFFIXES
 
 
@@ -108,6 +110,7 @@ def candidate_fields(named: str, default: str, others: tuple[str, ...]) -> tuple
 
 
 def caption_fields(source: Source) -> tuple[str, ...]:
+    """Field names to look for captions in."""
     return candidate_fields(source.caption, "caption", ("text", "captions"))
 
 
