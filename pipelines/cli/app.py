@@ -87,9 +87,9 @@ def opened(
     from pipelines.store.artifacts import Store
 
     loaded = load(spec_path)
-    remote.use(loaded.s3.variables())
+    remote.export_settings(loaded.s3.variables())
     nowhere = os.devnull if assume else None  # an empty store
-    store = Store.at(storage or nowhere or loaded.storage).greet()
+    store = Store.at(storage or nowhere or loaded.storage).check_access()
     found = sources.identify_all(loaded, assume)
     find = Champion.current if retrains else Champion.current_if_complete
     champion = find(store, loaded.name)
@@ -116,9 +116,9 @@ def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) 
     pipeline = None
     if spec is not None:
         loaded = load(spec)
-        remote.use(loaded.s3.variables())
+        remote.export_settings(loaded.s3.variables())
         pipeline, storage = loaded.name, storage or loaded.storage
-    store = Store.at(storage or DEFAULT_STORAGE).greet()
+    store = Store.at(storage or DEFAULT_STORAGE).check_access()
     found = by_id(store, run_id) if run_id else latest(store, pipeline)
     if found is None:
         what = f"no run {run_id}" if run_id else "no run"

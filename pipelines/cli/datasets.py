@@ -47,12 +47,12 @@ def stats(
         typer.echo("ediffi: warning: --faults is now --quarantined", err=True)
         quarantined = quarantined or faults
     embedded = of.find(Store.at(storage), version)
-    found = of.data(embedded)
-    listed = of.faults(embedded, quarantined) if quarantined else None
+    found = of.summarize(embedded)
+    listed = of.quarantined_rows(embedded, quarantined) if quarantined else None
     if as_json:
         typer.echo(json.dumps(found | ({"faults": listed} if quarantined else {}), indent=1))
     else:
-        typer.echo(of.text(found, listed))
+        typer.echo(of.render(found, listed))
 
 
 @data_app.command(epilog="Example:  ediffi data show train -n 16 -o grid.png")
@@ -76,20 +76,20 @@ def show(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Draw pictures of an embedded data set with their captions."""
-    from pipelines.data import show as drawing
+    from pipelines.data import contact_sheet
     from pipelines.data.stats import find
     from pipelines.store.artifacts import Store
 
     writable(output)
     found = find(Store.at(storage), version).version
     side = resolution or max(found.header.resolutions)
-    pairs = drawing.pairs(found, side, n)
+    pairs = contact_sheet.samples(found, side, n)
     rows = int(found.usable(side).sum())
     title = f"{found.folder.rpartition('/')[2]}: {len(pairs):,} of {rows:,} pictures of side {side}"
-    drawing.grid(pairs, title).save(output)
+    contact_sheet.draw_sheet(pairs, title).save(output)
     typer.echo(f"{output}: {len(pairs)} picture{'s' * (len(pairs) > 1)}")
-    if boxes := drawing.lacking(pairs):
-        known = " or ".join(drawing.FAMILIES[1:3])
+    if boxes := contact_sheet.count_missing_glyphs(pairs):
+        known = " or ".join(contact_sheet.FONT_FAMILIES[1:3])
         typer.echo(
             f"ediffi: warning: no installed font has all letters of {boxes} captions, which are "
             f"drawn with empty boxes; install {known}",

@@ -141,7 +141,7 @@ def find_model(model: str, storage: str | None) -> Path:
 
     if model.endswith(".json"):
         return Path(model)
-    store = Store.at(storage or DEFAULT_STORAGE).greet()
+    store = Store.at(storage or DEFAULT_STORAGE).check_access()
     if model.startswith("models:/"):
         return _registered(model, store)
     name, at, which = model.rpartition("@")

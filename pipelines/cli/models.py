@@ -17,7 +17,7 @@ def stored(storage: str) -> Any:
     """The store, which must be reachable."""
     from pipelines.store.artifacts import Store
 
-    return Store.at(storage).greet()
+    return Store.at(storage).check_access()
 
 
 @app.command(

@@ -112,7 +112,7 @@ def _loaded(spec: Path) -> Any:
     from pipelines.store import remote
 
     loaded = specs.load(spec)
-    remote.use(loaded.s3.variables())
+    remote.export_settings(loaded.s3.variables())
     return loaded
 
 
@@ -120,7 +120,7 @@ def _store(spec: Path | None, storage: str | None) -> Any:
     from pipelines.store.artifacts import Store
 
     found = storage or (_loaded(spec).storage if spec else DEFAULT_STORAGE)
-    return Store.at(found).greet()
+    return Store.at(found).check_access()
 
 
 def _idle(spec: Path, store: Any, verb: str) -> str:

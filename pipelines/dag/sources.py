@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ediffi_core.encoders import PACKAGE, resolve_source
-from pipelines.data.files import find
+from pipelines.data.files import list_files
 from pipelines.data.formats.shard import SourceShard
 from pipelines.data.identity import identify as identify_files
 from pipelines.data.sources import list_shards
@@ -59,8 +59,8 @@ def identify_encoder(name: str) -> str:
     folder = Path(resolve_source(name))
     if not folder.is_dir():
         return name
-    root, files = find(str(folder))
-    return identify_files(root, files)
+    location, files = list_files(str(folder))
+    return identify_files(location, files)
 
 
 def identify(source: Source) -> dict[str, Any]:

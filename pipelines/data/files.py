@@ -1,4 +1,4 @@
-"""Files of a data set, on disk or at any address fsspec knows."""
+"""List and read the files of a data set, on disk or at any URL that fsspec supports."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from pipelines.data import web
-from pipelines.data.rows import BadRow, Reason
+from pipelines.data.rows import Reason, RowError
 from pipelines.store import remote
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
 MAX_FILE_BYTES = 2**28
-"""A picture, a caption or metadata of one row that is larger is taken for a mistake."""
+"""A larger picture, caption or metadata file of one row is rejected."""
 
-LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
-"""Of a link: its row is refused. Whatever else keeps a file from being looked at stops the plan."""
+BROKEN_LINK_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+"""A broken link: only its row is rejected. Any other error on a file stops the plan."""
 
-DISK_AWAY = {
+DISK_FAILURES = {
     errno.EIO,
     errno.ESTALE,
     errno.ENOTCONN,
@@ -42,59 +42,65 @@ DISK_AWAY = {
     errno.ENFILE,
     errno.ENOMEM,
 }
-"""A failing disk or mount, or a process that is out of something: no fault of the row's."""
+"""A failing disk or mount, or an exhausted process limit: raised, as the row is not to blame."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a data set, as it was listed."""
+    """A file of a data set, as listed."""
 
     path: str
     """Relative to the data set's folder."""
 
     bytes: int
     stamp: tuple[Any, ...]
-    """Changes when the file does: local times in ns, or an object store's checksum. Empty if
-    there is none to be had without reading the file."""
+    """Changes when the file changes: local times in ns, or an object store's checksum. Empty if it
+    is unknown without reading the file."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """A data set's folder. Paths are relative to it, with ``/``."""
+class Location:
+    """A data set's folder: a local path or a URL. Paths in it are relative and use ``/``."""
 
     folder: str
 
     @property
     def fs(self) -> Any:
+        """The fsspec file system."""
         return filesystem(self.folder)[0]
 
     @property
     def is_local(self) -> bool:
+        """Whether the folder is a local path, not a URL."""
         return "://" not in self.folder
 
     def full(self, path: str) -> str:
-        """The path as the file system takes it."""
+        """The path as the file system expects it."""
         return posixpath.join(filesystem(self.folder)[1], path)
 
     def open(self, path: str) -> Any:
+        """Open a file for reading; NotAFile if it is a pipe, a socket or a device."""
         full = self.full(path)
         if self.is_local and not _is_file(full):
-            raise NoFile(errno.EINVAL, "is no plain file", full)
+            raise NotAFile(errno.EINVAL, "not a regular file", full)
         return self.fs.open(full, "rb")
 
     def fetch(self, address: str) -> bytes:
-        """What lies at a path inside the folder or at a URL (http, https, or this folder's kind).
+        """Read a file of one row.
+
+        Args:
+            address: A path inside the folder, or a URL: http, https, or the folder's own scheme.
 
         Raises:
-            BadRow: The path leads out of the folder, the file is too large, or is not to be had.
-            OSError: The folder's own disk or bucket is away.
+            RowError: The path leads out of the folder, or the file is missing or too large.
+            OSError: The folder's own disk or bucket is unavailable.
         """
         if "://" in address:
             protocols = self.fs.protocol
             mine = {protocols} if isinstance(protocols, str) else set(protocols)
             scheme = address.partition("://")[0].lower()
             if "::" in address or scheme not in ({"http", "https"} | (mine - {"file", "local"})):
-                raise BadRow(Reason.PATH_OUTSIDE, f"{scheme}:// is not read from a data set")
+                raise RowError(Reason.PATH_OUTSIDE, f"{scheme}:// is not allowed in a data set")
             if scheme in ("http", "https"):
                 return _of_size(web.fetch(address, MAX_FILE_BYTES))
             full = address
@@ -103,7 +109,7 @@ class Place:
 
         def read() -> bytes:
             if self.is_local and not _is_file(full):
-                raise NoFile("no plain file")
+                raise NotAFile("not a regular file")
             with self.fs.open(full, "rb") as file:
                 found: bytes = file.read(MAX_FILE_BYTES + 1)
             return found
@@ -112,50 +118,55 @@ class Place:
             data = read() if self.is_local else remote.attempt(read)
         except Exception as error:  # each of fsspec's back ends raises errors of its own
             if isinstance(error, remote.StorageError) and remote.is_transient(error.__cause__):
-                raise  # the bucket is away, which is no fault of the row's
-            if self.is_local and isinstance(error, OSError) and error.errno in DISK_AWAY:
+                raise  # the bucket is unavailable; the row is not to blame
+            if self.is_local and isinstance(error, OSError) and error.errno in DISK_FAILURES:
                 raise
-            shown = address.partition("?")[0]  # what follows may be a signature
-            raise BadRow(Reason.IMAGE_FETCH, f"{shown}: {type(error).__name__}") from error
+            shown = address.partition("?")[0]  # the query may hold a signature
+            raise RowError(Reason.IMAGE_FETCH, f"{shown}: {type(error).__name__}") from error
         return _of_size(data)
 
     def inside(self, path: str) -> str:
-        """The path, relative to the folder and without dots; BadRow if it leads out of it."""
+        """Normalize a path relative to the folder; RowError if it leads out of it."""
         root = filesystem(self.folder)[1]
         relative = posixpath.relpath(posixpath.join("/", root, path), posixpath.join("/", root))
         if relative == ".." or relative.startswith("../"):
-            raise BadRow(Reason.PATH_OUTSIDE, path)
+            raise RowError(Reason.PATH_OUTSIDE, path)
         return relative
 
 
-class NoFile(OSError):
-    """A pipe, a socket or a device: opened, it might never answer."""
+class NotAFile(OSError):
+    """A pipe, a socket or a device: reading it might block for ever."""
 
 
 def _is_file(full: str) -> bool:
-    """False for what is neither a file nor missing; a missing one is left to whoever opens it."""
+    """False for pipes, sockets, devices and folders. True for a missing path: opening it will
+    fail."""
     path = Path(full)
     return path.is_file() or not path.exists()
 
 
 def _of_size(data: bytes) -> bytes:
     if len(data) > MAX_FILE_BYTES:
-        raise BadRow(Reason.IMAGE_LARGE, f"more than {MAX_FILE_BYTES} bytes")
+        raise RowError(Reason.IMAGE_LARGE, f"more than {MAX_FILE_BYTES} bytes")
     return data
 
 
 @lru_cache(maxsize=8)
-def _chained(url: str) -> tuple[Any, str]:
-    """Kept, as a zip is closed with its file system, under whoever reads it."""
+def _open_chain(url: str) -> tuple[Any, str]:
+    """Cached: a zip closes with its file system, while it may still be read."""
     return remote.filesystem(url)
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The file system of a path or URL, and the path in it."""
+    """The file system of a path or URL, and the path in it.
+
+    Raises:
+        ValueError: An address with ``::`` leads through a file that cannot be opened.
+    """
     if "://" in url:
         try:
-            fs, path = (_chained if "::" in url else remote.filesystem)(url)
-        except (OSError, BadZipFile) as error:  # of what an address with :: leads through
+            fs, path = (_open_chain if "::" in url else remote.filesystem)(url)
+        except (OSError, BadZipFile) as error:  # from a file that an address with :: leads through
             if isinstance(error, remote.StorageError) or "::" not in url:
                 raise
             raise ValueError(f"{url} cannot be opened ({error}); correct `path:`") from error
@@ -165,45 +176,45 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 @dataclass(frozen=True)
 class Folder:
-    """One of the folders that make up a data set."""
+    """One of the folders that make up a data set, with its files."""
 
-    place: Place
+    location: Location
     files: list[File]
-    """By path."""
+    """Sorted by path."""
 
     prefix: str = ""
-    """Ends in ``/`` and comes before its files' paths where the data set's other folders are at
-    hand; nothing for the first folder."""
+    """Prepended to the files' paths where several folders are combined. Ends in ``/``; empty for
+    the first folder."""
 
 
-def find_each(paths: str | list[str]) -> list[Folder]:
-    """The folders that a ``path:`` names, each as it would be found alone.
+def list_folders(paths: str | list[str]) -> list[Folder]:
+    """The folders that a ``path:`` names, each listed as if it were the only one.
 
-    Files of a list that lie in one folder, or in a folder that is listed too, belong to that
-    folder. A list's first folder has no prefix; each further one has its own name, or as much of
-    its path as tells its files from those before. So a folder that is added to the end of a list
-    leaves the names and the content of all others as they were.
+    Files in the same folder, or in a folder that is listed as well, are grouped under that folder.
+    The first folder has no prefix. Each further folder's prefix is its name, or as much of its path
+    as keeps its files apart from those before. So appending a folder to the list changes nothing
+    for the others.
 
     Raises:
-        ValueError: A file or folder is not there, or they lie on several storage systems.
+        ValueError: A file or folder is missing, or they are on several storage systems.
     """
     if isinstance(paths, str):
-        return [Folder(*find(paths))]
+        return [Folder(*list_files(paths))]
     if not paths:
         raise ValueError("`path:` is an empty list; name a folder or some files")
-    found = [find(path) for path in paths]
+    found = [list_files(path) for path in paths]
     kinds = sorted({p.folder.partition("://")[0] if not p.is_local else "" for p, _ in found})
     if len(kinds) > 1:
         raise ValueError(
-            f"`path:` lists files of different places ({', '.join(k or 'disk' for k in kinds)}); "
-            "bring them to one"
+            "`path:` lists files on several storage systems "
+            f"({', '.join(k or 'disk' for k in kinds)}); copy them to one"
         )
     outermost: dict[str, dict[str, File]] = {}
-    listed = {place.folder for place, _ in found}
-    for place, files in found:
-        above = [f for f in _parents(place.folder) if f in listed]
-        home = above[-1] if above else place.folder
-        within = place.folder.removeprefix(home).strip("/")
+    listed = {location.folder for location, _ in found}
+    for location, files in found:
+        above = [f for f in _parents(location.folder) if f in listed]
+        home = above[-1] if above else location.folder
+        within = location.folder.removeprefix(home).strip("/")
         for file in files:
             path = posixpath.join(within, file.path)
             outermost.setdefault(home, {})[path] = replace(file, path=path)
@@ -214,12 +225,12 @@ def find_each(paths: str | list[str]) -> list[Folder]:
         prefix = next(p for p in _prefixes(home, first=not folders) if _is_free(p, members, taken))
         taken.update(f"{prefix}{path}" for path in members)
         files = sorted(members.values(), key=lambda f: f.path)
-        folders.append(Folder(Place(home), files, prefix))
+        folders.append(Folder(Location(home), files, prefix))
     return folders
 
 
 def _parents(folder: str) -> Iterator[str]:
-    """The folders that a folder lies in, from the nearest on."""
+    """The parents of a folder, nearest first."""
     while (above := folder.rpartition("/")[0]) and not above.endswith(":/"):
         yield above
         folder = above
@@ -239,29 +250,29 @@ def _is_free(prefix: str, members: Iterable[str], taken: set[str]) -> bool:
     return taken.isdisjoint(f"{prefix}{path}" for path in members)
 
 
-def find(path: str) -> tuple[Place, list[File]]:
-    """A folder and every file in it, by path. Of a single file, the folder it lies in and it.
+def list_files(path: str) -> tuple[Location, list[File]]:
+    """A folder and all files in it, sorted by path; a single file comes with its parent folder.
 
-    Left out are hidden ones (``.name``), and Parquet files in folders ``_name`` (but not
-    ``_column=value``), where Spark and Delta keep what is no data.
+    Skips hidden files (``.name``), and Parquet files in folders named ``_name`` (but not
+    ``_column=value``), where Spark and Delta keep temporary files and logs.
 
     Raises:
-        ValueError: There is no such file or folder, or some of it may not be looked at.
+        ValueError: The file or folder does not exist, or part of it cannot be read.
     """
     if "://" in path:
-        place, files = _find_remote(path)
+        location, files = _find_remote(path)
     else:
         root = Path(filesystem(path)[1])
         if not _exists(root):
             raise _absent(path)
         if not root.is_dir():
-            return Place(str(root.parent)), [_local(root.parent, root.name)]
-        place, files = Place(str(root)), _walk(root)
-    return place, sorted((f for f in files if not _is_hidden(f.path)), key=lambda f: f.path)
+            return Location(str(root.parent)), [_local(root.parent, root.name)]
+        location, files = Location(str(root)), _walk_folder(root)
+    return location, sorted((f for f in files if not _is_hidden(f.path)), key=lambda f: f.path)
 
 
-def _find_remote(url: str) -> tuple[Place, list[File]]:
-    _chained.cache_clear()
+def _find_remote(url: str) -> tuple[Location, list[File]]:
+    _open_chain.cache_clear()
     fs, root = filesystem(url)
     fs.invalidate_cache()
     try:
@@ -269,28 +280,30 @@ def _find_remote(url: str) -> tuple[Place, list[File]]:
         if not listing and not remote.attempt(lambda: fs.exists(root), url):
             raise _absent(url)
         if root in listing:  # a file
-            _measure(fs, listing)
-            return Place(url.rpartition("/")[0]), [_remote(posixpath.basename(root), listing[root])]
+            _add_sizes(fs, listing)
+            return Location(url.rpartition("/")[0]), [
+                _remote(posixpath.basename(root), listing[root])
+            ]
         listing = {
             name: info
             for name, info in listing.items()
-            if info["type"] != "directory" and not name.endswith("/")  # a mark of a folder
+            if info["type"] != "directory" and not name.endswith("/")  # a folder marker
         }
-        _measure(fs, listing)
+        _add_sizes(fs, listing)
     except (ValueError, remote.StorageError):
         raise
     except Exception as error:  # each of fsspec's back ends raises errors of its own
         raise ValueError(
             f"{url} cannot be listed ({type(error).__name__}: {error}); check the address, and "
-            "that it may be read from here"
+            "that this machine may read it"
         ) from error
     names = {name: posixpath.relpath(f"/{name}", f"/{root}") for name in listing}
-    return Place(url.rstrip("/")), [_remote(names[name], info) for name, info in listing.items()]
+    return Location(url.rstrip("/")), [_remote(names[name], info) for name, info in listing.items()]
 
 
 def _listed(fs: Any, root: str) -> dict[str, Any]:
-    """All files below a folder. What walks it folder by folder leaves out, by itself, those that
-    it could not list."""
+    """All files below a folder. fsspec's own walk silently skips folders that it cannot list; here
+    that is an error."""
     walks = type(fs).find is AbstractFileSystem.find or (
         isinstance(fs, AsyncFileSystem) and type(fs)._find is AsyncFileSystem._find
     )
@@ -303,8 +316,8 @@ def _raise(error: Exception) -> None:
         raise error
 
 
-def _measure(fs: Any, listing: dict[str, Any]) -> None:
-    """Adds sizes and checksums where listing gives none, as over HTTP."""
+def _add_sizes(fs: Any, listing: dict[str, Any]) -> None:
+    """Add sizes and checksums to a listing that lacks them, as over HTTP."""
     bare = [name for name, info in listing.items() if info.get("size") is None]
     with ThreadPoolExecutor(16) as threads:
         measured = threads.map(lambda name: remote.attempt(lambda: fs.info(name), name), bare)
@@ -313,7 +326,7 @@ def _measure(fs: Any, listing: dict[str, Any]) -> None:
 
 
 def _absent(path: str) -> ValueError:
-    hint = ", for braces are not expanded" if "{" in path else ""
+    hint = " (braces are not expanded)" if "{" in path else ""
     return ValueError(
         f"data folder {path} does not exist; set `path:` to a folder, a file or a list "
         f"of files{hint}"
@@ -328,11 +341,12 @@ def _is_hidden(path: str) -> bool:
     return left_over and name.lower().endswith(PARQUET_SUFFIXES)
 
 
-def _walk(root: Path) -> list[File]:
-    """Follows links, as data sets are often put together from them, but no folder twice."""
+def _walk_folder(root: Path) -> list[File]:
+    """List a local folder. Follows links, since data sets are often made of them; each folder
+    once."""
     found, seen = [], set()
     for folder, folders, names in os.walk(root, onerror=_unreadable, followlinks=True):
-        status = _looked(Path(folder).stat)
+        status = _stat(Path(folder).stat)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
@@ -347,22 +361,22 @@ def _exists(path: Path) -> bool:
     try:
         path.stat()
     except OSError as error:
-        if error.errno not in LEADS_NOWHERE:
+        if error.errno not in BROKEN_LINK_ERRORS:
             _unreadable(error)
         return False
-    except ValueError:  # with a null character in it
+    except ValueError:  # the path has a null character
         return False
     return True
 
 
 def _local(root: Path, path: str) -> File:
-    if not _exists(root / path):  # a link that leads nowhere: listed, so that reading it says so
+    if not _exists(root / path):  # a broken link: listed, so that reading it reports it
         return File(path, 0, ())
-    status = _looked((root / path).stat)
+    status = _stat((root / path).stat)
     return File(path, status.st_size, (status.st_mtime_ns, status.st_ctime_ns))
 
 
-def _looked(stat: Callable[[], os.stat_result]) -> os.stat_result:
+def _stat(stat: Callable[[], os.stat_result]) -> os.stat_result:
     try:
         return stat()
     except OSError as error:
@@ -372,8 +386,8 @@ def _looked(stat: Callable[[], os.stat_result]) -> os.stat_result:
 
 def _unreadable(error: OSError) -> None:
     raise ValueError(
-        f"{error.filename} cannot be read ({error.strerror}), so that part of the data set "
-        "would be missing; make it readable, or move it away"
+        f"{error.filename} cannot be read ({error.strerror}), so part of the data set would be "
+        "missing; make it readable, or move it away"
     ) from error
 
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.data import caption_file
-from pipelines.data.files import PARQUET_SUFFIXES, File, Folder, Place
+from pipelines.data.files import PARQUET_SUFFIXES, File, Folder, Location
 from pipelines.data.formats import parquet, webdataset
-from pipelines.data.formats.shard import SourceShard, caption_fields, is_image, is_text, name_of
+from pipelines.data.formats.shard import SourceShard, caption_fields, is_image, is_text, shard_name
 from pipelines.data.formats.tar import members
 from pipelines.data.pictures import size_of
-from pipelines.data.rows import Bad, BadRow, Reason, Row
+from pipelines.data.rows import Reason, RejectedRow, Row, RowError
 from pipelines.data.sources import TAR_SUFFIXES, find_format, read_shard
 from pipelines.spec.data import Source
 
@@ -126,7 +126,7 @@ def inspect(
     homes = [replace(home, files=_data_files(home, kind)) for home in folders]
     homes = [home for home in homes if home.files]
     if not homes:
-        raise ValueError(f"{folders[0].place.folder} has no file of the format {kind!r}")
+        raise ValueError(f"{folders[0].location.folder} has no file of the format {kind!r}")
     source, columns = _with_columns(source, homes, kind)
     for home in homes:
         _check(source, home, kind)
@@ -142,7 +142,7 @@ def inspect(
     return Inspection(
         source=source,
         format=kind,
-        folders=[home.place.folder for home in homes],
+        folders=[home.location.folder for home in homes],
         files=full,
         file_bytes=[s.bytes for s in shards if full],
         columns=columns,
@@ -171,9 +171,9 @@ def _data_files(home: Folder, kind: str) -> list[File]:
 def _check(source: Source, home: Folder, kind: str) -> None:
     """ValueError where no row could be read with these settings, as the plan would find."""
     if kind == "parquet":
-        parquet.check_columns(source, home.place, home.files)
+        parquet.check_columns(source, home.location, home.files)
     elif kind == "webdataset":
-        webdataset.check_members(home.place, home.files)
+        webdataset.check_members(home.location, home.files)
     else:
         caption_file.check(source, home, coco=kind == "coco")
 
@@ -182,14 +182,14 @@ def _with_columns(source: Source, homes: list[Folder], kind: str) -> tuple[Sourc
     """The source with the columns of its pictures and captions named, and all columns there are."""
     home = homes[0]
     if kind == "parquet":
-        types = next((t for f in home.files if (t := _parquet_columns(home.place, f))), {})
+        types = next((t for f in home.files if (t := _parquet_columns(home.location, f))), {})
         return _named(source, types, defaults=("image",)), list(types)
     if kind == "webdataset":
         return source, sorted({ending for ending, _ in _members(home)})
-    path = caption_file.find(home.place, home.files, coco=kind == "coco")
+    path = caption_file.find_caption_file(home.location, home.files, coco=kind == "coco")
     if path is None or kind == "coco":
         return source, []
-    types = _caption_file_columns(home.place, path)
+    types = _caption_file_columns(home.location, path)
     return _named(source, types, defaults=("image", "file", "file_name")), list(types)
 
 
@@ -231,13 +231,13 @@ def _choose(
     )
 
 
-def _parquet_columns(place: Place, file: File) -> dict[str, str]:
+def _parquet_columns(location: Location, file: File) -> dict[str, str]:
     """Column → its type as :func:`_named` takes it; empty for a damaged file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with place.open(file.path) as handle:
+        with location.open(file.path) as handle:
             schema = pq.read_schema(handle)
     except (pa.ArrowException, OSError):
         return {}
@@ -258,9 +258,9 @@ def _kind_of(type_: Any) -> str:
     return "text" if types.is_string(type_) or types.is_large_string(type_) else ""
 
 
-def _caption_file_columns(place: Place, path: str) -> dict[str, str]:
+def _caption_file_columns(location: Location, path: str) -> dict[str, str]:
     """The same of a CSV or JSON lines file, by its first records."""
-    with place.open(path) as handle:
+    with location.open(path) as handle:
         text = (line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace") for line in handle)
         first = list(itertools.islice(text, FIRST_MEMBERS))
     records: list[dict[str, Any]] = []
@@ -290,7 +290,7 @@ def _kind_of_value(value: Any) -> str:
 
 def _members(home: Folder) -> Iterator[tuple[str, bytes | None]]:
     """Ending and content (of JSON only) of a tar's first members."""
-    with home.place.open(home.files[0].path) as handle:
+    with home.location.open(home.files[0].path) as handle:
         found = members(handle, lambda name: name.lower().endswith(".json"))
         for member in itertools.islice(found, FIRST_MEMBERS):
             if not member.bad:
@@ -323,12 +323,12 @@ def _with_json_caption(source: Source, homes: list[Folder], given_caption: str |
 
 def _shards(source: Source, home: Folder, kind: str) -> list[SourceShard]:
     """What :func:`read_shard` reads, without the identities that a plan needs."""
-    place = home.place
+    location = home.location
 
     def shard(path: str, size: int, **more: Any) -> SourceShard:
         return SourceShard(
-            name=name_of(home.prefix + path),
-            folder=place.folder,
+            name=shard_name(home.prefix + path),
+            folder=location.folder,
             path=path,
             identity="",
             bytes=size,
@@ -339,12 +339,12 @@ def _shards(source: Source, home: Folder, kind: str) -> list[SourceShard]:
     if kind in ("parquet", "webdataset"):
         return [shard(f.path, f.bytes) for f in home.files]
     coco = kind == "coco"
-    path = caption_file.find(place, home.files, coco=coco) or ""
+    path = caption_file.find_caption_file(location, home.files, coco=coco) or ""
     files = [f for f in home.files if is_image(f.path) or (is_text(f.path) and not path)]
     names = {f.path for f in files}
-    beside = caption_file.pictures_folder(source, place, path, names) if coco else ""
+    beside = caption_file.pictures_folder(source, location, path, names) if coco else ""
     size = sum(f.bytes for f in files)
-    return [shard(path, size, beside=beside, files=tuple(f.path for f in files))]
+    return [shard(path, size, pictures_folder=beside, files=tuple(f.path for f in files))]
 
 
 @dataclass
@@ -381,36 +381,40 @@ def _spread(items: list[Any], n: int) -> list[Any]:
     return [items[i * len(items) // n] for i in range(n)]
 
 
-def _add(found: _Sample, row: Row | Bad) -> None:
-    if isinstance(row, Bad) and row.reason == Reason.CAPTION_DROPPED:
+def _add(found: _Sample, row: Row | RejectedRow) -> None:
+    if isinstance(row, RejectedRow) and row.reason == Reason.CAPTION_DROPPED:
         return  # its row comes too
     found.read += 1
     try:
-        if isinstance(row, Bad):
-            raise BadRow(row.reason, row.detail)
+        if isinstance(row, RejectedRow):
+            raise RowError(row.reason, row.detail)
         found.sides.append(min(size_of(row.image)))
         found.words += [len(caption.split()) for caption in row.captions]
         found.row_bytes += len(row.image) + sum(len(c.encode()) for c in row.captions)
-    except BadRow as bad:
+    except RowError as bad:
         found.bad[str(bad.reason)] += 1
         found.examples.setdefault(str(bad.reason), bad.detail)
 
 
 def _no_row(source: Source, home: Folder, columns: list[str], sample: _Sample) -> ValueError:
     if not sample.read:
-        return ValueError(f"{home.place.folder} holds no row")
+        return ValueError(f"{home.location.folder} holds no row")
     reason, _ = sample.bad.most_common(1)[0]
     detail = f" ({sample.examples[reason]})" if sample.examples[reason] else ""
     there = f"; it has {', '.join(columns[:20])}: name yours with --image and --caption"
     return ValueError(
-        f"none of the {sample.read} rows read from {home.place.folder} can be used: "
+        f"none of the {sample.read} rows read from {home.location.folder} can be used: "
         f"{reason}{detail}{there if columns else ''}"
     )
 
 
 def _lines(source: Source, shards: list[SourceShard]) -> int:
     """Lines of caption files, whose pictures lie elsewhere."""
-    return sum(1 for s in shards for _ in caption_file.table(source, s.place, s.path, s.beside))
+    return sum(
+        1
+        for s in shards
+        for _ in caption_file.read_lines(source, s.location, s.path, s.pictures_folder)
+    )
 
 
 def _pairs(
@@ -424,7 +428,7 @@ def _pairs(
         return listed or _lines(source, shards), True
     size = sum(s.bytes for s in shards)
     if kind == "parquet":
-        some = _spread(shards, FOOTERS[shards[0].place.is_local])
+        some = _spread(shards, FOOTERS[shards[0].location.is_local])
         with ThreadPoolExecutor(16) as threads:
             read = [(s, n) for s, n in zip(some, threads.map(_rows_of, some)) if n is not None]
         rows, of = sum(n for _, n in read), sum(s.bytes for s, _ in read)
@@ -436,7 +440,7 @@ def _pairs(
 
 
 def _rows_of(shard: SourceShard) -> int | None:
-    found = parquet.footer_of(shard.place, File(shard.path, shard.bytes, ()))
+    found = parquet.footer_of(shard.location, File(shard.path, shard.bytes, ()))
     return None if found is None else found[1]
 
 

@@ -1,6 +1,6 @@
-"""Encoded pictures → 8-bit RGB, and to the side a stage trains on.
+"""Decode pictures to 8-bit RGB, and scale them to the side that a stage trains on.
 
-PIL is imported when asked; what it raises on garbage is turned into BadRow here and nowhere else.
+PIL is imported inside the functions. Whatever it raises on garbage becomes a RowError here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from pipelines.data.rows import BadRow, Reason
+from pipelines.data.rows import Reason, RowError
 from pipelines.spec.data import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -20,53 +20,53 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""PIL opens dozens more, some by running another program."""
+"""The accepted formats. PIL opens dozens more, some by running another program."""
 
 BITS_PER_SAMPLE = 258  # TIFF's tag
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"
-"""A PNG's last chunk. PIL is content once it has the rows, though their checksums come after."""
+"""A PNG's last chunk. PIL stops at the last pixel row, before its checksum."""
 
-PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-"""Chunks of text and colour profiles: PIL refuses the whole picture where one is over 1 MB."""
+PNG_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""Chunks of text and colour profiles: PIL refuses a picture in which one is over 1 MB."""
 
 DEPTHS = {1, 2, 4, 8, 16}
-"""Bits a channel that are scaled to 8. PIL opens 12 bits too, and leaves them sixteen times too
-dark."""
+"""Accepted bits per channel, scaled to 8. PIL also opens 12 bits, but sixteen times too dark."""
 
-STRIP = 8
-"""Pictures that are so many times as long as wide are cut before CLIP's preprocessing scales them:
-a PNG of 200 kB may have a million rows."""
+STRIP_RATIO = 8
+"""Aspect ratio above which a picture is cropped before CLIP's preprocessing scales it: a PNG of
+200 kB may have a million rows."""
 
 BLANK_BYTES = 64
-"""As many zeros at the end of an arithmetic-coded stream are no code."""
+"""An arithmetic-coded stream never ends in this many zeros."""
 
 
 def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height as stored, from the header alone: Exif may turn the picture yet.
+    """Width and height as stored, read from the header only. Exif may still rotate the picture.
 
     Raises:
-        BadRow: Empty, of no known format, or a bomb of more than ``max_pixels``.
+        RowError: The picture is empty, of unknown format, or has more than ``max_pixels``.
     """
-    with _objections():
-        return _without_notes(data, lambda data: _open(data, max_pixels).size)
+    with _as_row_errors():
+        return _retry_without_text_chunks(data, lambda data: _open(data, max_pixels).size)
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, side: int | None = None) -> Image.Image:
-    """Encoded bytes → an upright 8-bit RGB picture.
+    """Decode a picture to upright 8-bit RGB.
 
-    Transparency is laid on white, 16 bits are scaled to 8, of an animation the first frame is
-    taken; colour profiles are ignored.
+    Transparency is composited on white, 16 bits are scaled to 8, an animation is represented by
+    its first frame, and colour profiles are ignored.
 
     Args:
-        data: A whole JPEG, PNG, WebP, GIF, BMP or TIFF.
-        max_pixels: Checked against the header before anything is decoded.
-        side: The shortest side that will be asked for. A JPEG is then decoded at 1/2, 1/4 or 1/8,
-            never below twice this side, so that what follows still resamples well.
+        data: A complete JPEG, PNG, WebP, GIF, BMP or TIFF.
+        max_pixels: Largest allowed width × height, checked against the header before decoding.
+        side: The shortest side needed later, in pixels. A large JPEG is then decoded at 1/2, 1/4
+            or 1/8 of its size, but never below twice this side, so that it still resamples well.
 
     Raises:
-        BadRow: As :func:`size_of`; or the picture is damaged, cut short or of another depth.
+        RowError: As for :func:`size_of`; or the picture is damaged, cut short, or has an
+            unsupported bit depth.
     """
     from PIL import Image
 
@@ -79,14 +79,14 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, side: int | None = None) -
         picture.load()
         return picture
 
-    with _objections():
-        picture = _without_notes(data, loaded)
+    with _as_row_errors():
+        picture = _retry_without_text_chunks(data, loaded)
         _check_end(data, str(picture.format))
         turn = _turn(picture)
         if picture.mode.startswith("I;16"):
             picture = _eight_bits(picture)
         elif picture.mode in ("I", "F"):
-            raise BadRow(Reason.IMAGE_DEPTH, f"mode {picture.mode}")
+            raise RowError(Reason.IMAGE_DEPTH, f"mode {picture.mode}")
         if picture.has_transparency_data:
             colour = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
@@ -95,7 +95,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, side: int | None = None) -
 
 
 def shortest_side(picture: Image.Image, side: int) -> Image.Image:
-    """Scales to a shortest side, antialiased; ValueError if the picture is smaller."""
+    """Scale a picture to a shortest side, antialiased; ValueError if it is smaller."""
     _check_side(picture, side)
     scale = side / min(picture.size)
     width, height = (max(side, round(n * scale)) for n in picture.size)
@@ -103,7 +103,7 @@ def shortest_side(picture: Image.Image, side: int) -> Image.Image:
 
 
 def centre_square(picture: Image.Image, side: int) -> Image.Image:
-    """The square in the middle, scaled to a side, antialiased; ValueError if it is smaller."""
+    """Crop the centre square and scale it, antialiased; ValueError if the picture is smaller."""
     _check_side(picture, side)
     edge = min(picture.size)
     left, top = ((n - edge) / 2 for n in picture.size)
@@ -111,9 +111,9 @@ def centre_square(picture: Image.Image, side: int) -> Image.Image:
 
 
 def for_clip(picture: Image.Image, side: int) -> Image.Image:
-    """What OpenCLIP's own preprocessing makes of a picture, short of scaling its values.
+    """Resize and crop as OpenCLIP's own preprocessing does, but keep 8-bit values.
 
-    Smaller ones are enlarged, as CLIP does.
+    Smaller pictures are enlarged, as in CLIP.
     """
     from PIL import Image
 
@@ -123,11 +123,11 @@ def for_clip(picture: Image.Image, side: int) -> Image.Image:
     else:
         size = (int(side * width / height), side)
     left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
-    if max(size) > STRIP * side:  # the same square, without the rest of the strip
+    if max(size) > STRIP_RATIO * side:  # same result, without scaling the whole strip
         edge = min(width, height)
         scale = max(width, height) / max(size)
         start = max(left, top) * scale
-        margin = math.ceil(2 * max(1, scale)) + 1  # what the filter sees beside the square
+        margin = math.ceil(2 * max(1, scale)) + 1  # the support of the filter beyond the square
         first = max(0, math.floor(start) - margin)
         last = min(max(width, height), math.ceil(start + side * scale) + margin)
         box = (start - first, start - first + side * scale)
@@ -152,7 +152,7 @@ def _check_side(picture: Image.Image, side: int) -> None:
     if min(picture.size) < side:
         raise ValueError(
             f"a picture of {picture.width}×{picture.height} would be enlarged to {side}; "
-            f"refuse those below min_side {side} first"
+            f"filter out pictures below min_side {side} first"
         )
 
 
@@ -160,25 +160,25 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     if not data:
-        raise BadRow(Reason.IMAGE_EMPTY)
+        raise RowError(Reason.IMAGE_EMPTY)
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         _, bits = _jpeg_scan(data)
         if bits and bits not in DEPTHS:
-            raise BadRow(Reason.IMAGE_DEPTH, f"{bits} bits") from None
+            raise RowError(Reason.IMAGE_DEPTH, f"{bits} bits") from None
         raise
     if picture.width * picture.height > max_pixels:
-        raise BadRow(Reason.IMAGE_PIXELS, f"{picture.width}×{picture.height}")
+        raise RowError(Reason.IMAGE_PIXELS, f"{picture.width}×{picture.height}")
     if picture.format == "TIFF":
         depths: tuple[int, ...] = picture.tag_v2.get(BITS_PER_SAMPLE, (1,))  # type: ignore[attr-defined]
         if not DEPTHS.issuperset(depths):
-            raise BadRow(Reason.IMAGE_DEPTH, f"{max(depths)} bits")
+            raise RowError(Reason.IMAGE_DEPTH, f"{max(depths)} bits")
     return picture
 
 
-def _without_notes(data: bytes, read: Callable[[bytes], T]) -> T:
-    """What is read of a picture; of a PNG that PIL refuses for its texts, once more without."""
+def _retry_without_text_chunks(data: bytes, read: Callable[[bytes], T]) -> T:
+    """Read a picture; if PIL refuses a PNG for its text chunks, read it again without them."""
     try:
         return read(data)
     except ValueError:
@@ -187,36 +187,41 @@ def _without_notes(data: bytes, read: Callable[[bytes], T]) -> T:
         parts, at = [PNG_START], len(PNG_START)
         while at < len(data):
             end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-            if data[at + 4 : at + 8] not in PNG_NOTES:
+            if data[at + 4 : at + 8] not in PNG_TEXT_CHUNKS:
                 parts.append(data[at:end])
             at = end
         return read(b"".join(parts))
 
 
 def _check_end(data: bytes, format: str) -> None:
-    """BadRow if a picture's end is not there: PIL takes zeros in its place for grey pixels."""
+    """RowError if a picture lacks its end: PIL would decode zeros in its place as grey pixels."""
     if format == "PNG" and PNG_END not in data:
-        raise BadRow(Reason.IMAGE_BROKEN, "cut short: a PNG without its end")
+        raise RowError(Reason.IMAGE_BROKEN, "cut short: a PNG without its end")
     if format in ("JPEG", "MPO") and data.find(b"\xff\xd9", _jpeg_scan(data)[0]) < 0:
-        raise BadRow(Reason.IMAGE_BROKEN, "cut short: a JPEG without its end")
+        raise RowError(Reason.IMAGE_BROKEN, "cut short: a JPEG without its end")
     if format == "WEBP":
         at = 12
         while at + 8 <= len(data):
             end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
             if data[at : at + 4] == b"VP8 " and not any(data[end - BLANK_BYTES : end]):
-                raise BadRow(Reason.IMAGE_BROKEN, "cut short: a WebP that ends in zeros")
+                raise RowError(Reason.IMAGE_BROKEN, "cut short: a WebP that ends in zeros")
             at = end + end % 2
 
 
 def _jpeg_scan(data: bytes) -> tuple[int, int]:
-    """Where a JPEG's first scan begins (behind all of its header, which may hold a whole JPEG as
-    a thumbnail), and its bits a channel; 0 bits if it is no JPEG."""
+    """Find a JPEG's first scan.
+
+    The header before it may hold a whole JPEG as a thumbnail.
+
+    Returns:
+        The offset of the first scan in bytes, and the bits per channel; 0 bits if it is no JPEG.
+    """
     at, bits = 2, 0
     while data.startswith(b"\xff\xd8") and 0 <= (at := data.find(b"\xff", at)) < len(data) - 4:
         marker = data[at + 1]
         if marker == 0xDA:
             return at, bits
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:  # of no length
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:  # markers without a length
             at += 1 if marker == 0xFF else 2
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
@@ -226,23 +231,24 @@ def _jpeg_scan(data: bytes) -> tuple[int, int]:
 
 
 @contextmanager
-def _objections() -> Iterator[None]:
+def _as_row_errors() -> Iterator[None]:
+    """Turn whatever PIL raises into RowError."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         yield
-    except (BadRow, MemoryError):
+    except (RowError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise BadRow(Reason.IMAGE_UNKNOWN) from error
+        raise RowError(Reason.IMAGE_UNKNOWN) from error
     except Image.DecompressionBombError as error:
-        raise BadRow(Reason.IMAGE_PIXELS, error) from error
-    except Exception as error:  # on garbage, PIL's decoders raise almost anything
-        raise BadRow(Reason.IMAGE_BROKEN, f"{type(error).__name__}: {error}") from error
+        raise RowError(Reason.IMAGE_PIXELS, error) from error
+    except Exception as error:  # PIL's decoders raise almost anything on garbage
+        raise RowError(Reason.IMAGE_BROKEN, f"{type(error).__name__}: {error}") from error
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:
-    """What makes the picture upright; an Exif that cannot be read turns nothing."""
+    """The transposition that makes the picture upright; None if Exif is absent or unreadable."""
     from PIL import ExifTags, Image
 
     to = Image.Transpose
@@ -257,12 +263,12 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
     }
     try:
         return upright.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # as above; the pixels are sound, and the tag is only a hint
+    except Exception:  # as above; the pixels are fine, and the tag is only a hint
         return None
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """16-bit grey, in any byte order, to 8: PIL's own conversion clips at 255."""
+    """Scale 16-bit grey, in any byte order, to 8 bits: PIL's own conversion clips at 255."""
     import numpy as np
     from PIL import Image
 

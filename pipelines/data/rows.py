@@ -1,4 +1,4 @@
-"""What a data set yields: rows, and what is no row with the reason."""
+"""The two outcomes of reading a data set: rows, and rejected rows with their reasons."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Every reason for which something is quarantined. Counts are kept by these texts."""
+    """Why a row is quarantined or filtered out.
+
+    Manifests count rows by these texts: changing one splits the counts of stored versions.
+    """
 
     IMAGE_MISSING = "image is missing"
     IMAGE_EMPTY = "image is empty"
@@ -15,7 +18,7 @@ class Reason(StrEnum):
     IMAGE_AMBIGUOUS = "sample has several images"
     IMAGE_FETCH = "image cannot be fetched"
     IMAGE_AWAY = "image's server is away"
-    """May pass: the shard is embedded again another time."""
+    """Temporary: the shard is embedded again by a later run."""
 
     IMAGE_LARGE = "image file is too large"
     IMAGE_UNKNOWN = "image is of no known format"
@@ -32,7 +35,7 @@ class Reason(StrEnum):
     CAPTION_WORDS = "caption has too many words"
     CAPTION_LENGTH = "caption's length is out of bounds"
     CAPTION_DROPPED = "one of several captions is left out"
-    """The only reason that costs no row: the row comes too, with its other captions."""
+    """The only reason that loses no row: the row is kept with its other captions."""
 
     CLIP_SCORE = "CLIP score is too low"
     SCORE_MISSING = "score is missing"
@@ -52,29 +55,29 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Row:
-    """One picture, encoded as it was found, with its captions."""
+    """One picture, as the encoded bytes of the source, with its captions."""
 
     key: str
     source: str
-    """The file it comes from, relative to the data set's folder."""
+    """Path of the source file, relative to the data set's folder."""
 
     image: bytes = field(repr=False)
     captions: tuple[str, ...]
-    """At least one, each as :func:`pipelines.data.captions.checked` returns it."""
+    """At least one; each cleaned by :func:`pipelines.data.captions.clean_caption`."""
 
     scores: dict[str, float] = field(default_factory=dict)
-    """Those of ``Source.scores`` that the row has."""
+    """Score name → value, for those of ``Source.scores`` that the row has."""
 
 
 @dataclass(frozen=True)
-class Bad:
-    """Something that is no row. Its texts are printed to terminals: see :func:`printable`."""
+class RejectedRow:
+    """A rejected row or file. Its texts are safe to print: see :func:`printable`."""
 
     key: str
     source: str
     reason: Reason
     detail: str = ""
-    """What was met, for whoever looks into it; not part of what is counted."""
+    """What was found, for debugging; counts ignore it."""
 
     def __post_init__(self) -> None:
         for name in ("key", "source", "detail"):
@@ -82,14 +85,14 @@ class Bad:
 
 
 def printable(text: str) -> str:
-    """With control characters, which a terminal obeys, and halves of characters escaped."""
+    """Escape control characters, which a terminal would obey, and lone surrogates."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class BadRow(Exception):
-    """Raised where a row turns out to be of no use."""
+class RowError(Exception):
+    """A row cannot be used; ``reason`` and ``detail`` say why."""
 
     def __init__(self, reason: Reason, detail: object = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else str(reason))
@@ -97,18 +100,26 @@ class BadRow(Exception):
 
 
 def split_captions(
-    captions: list[tuple[str, BadRow | None]], key: str, source: str
-) -> tuple[tuple[str, ...], list[Bad]]:
-    """The captions without an objection, and a Bad for each of the others.
+    captions: list[tuple[str, RowError | None]], key: str, source: str
+) -> tuple[tuple[str, ...], list[RejectedRow]]:
+    """Separate valid captions from invalid ones.
+
+    Args:
+        captions: (text, error) pairs; the error is None where the caption is valid.
+        key: Key of the row.
+        source: Path of the source file.
+
+    Returns:
+        The valid captions, and one :class:`RejectedRow` for each invalid caption.
 
     Raises:
-        BadRow: None is left; with the first objection.
+        RowError: No caption is valid; this is the first caption's error.
     """
-    kept = tuple(text for text, objection in captions if objection is None)
-    objections = [(i, o) for i, (_, o) in enumerate(captions, 1) if o is not None]
+    kept = tuple(text for text, error in captions if error is None)
+    errors = [(i, o) for i, (_, o) in enumerate(captions, 1) if o is not None]
     if not kept:
-        raise objections[0][1]
+        raise errors[0][1]
     return kept, [
-        Bad(key, source, Reason.CAPTION_DROPPED, f"{i} of {len(captions)}: {objection}")
-        for i, objection in objections
+        RejectedRow(key, source, Reason.CAPTION_DROPPED, f"{i} of {len(captions)}: {error}")
+        for i, error in errors
     ]

@@ -1,4 +1,4 @@
-"""What a data-set version holds, as numbers and as a page of plain text."""
+"""Statistics of a data set version, as numbers and as a page of plain text."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pipelines.formatting import byte_size
 from pipelines.store.artifacts import MANIFEST, Store
 from pipelines.store.dataset import Version
 
-BAR = 28  # characters of a histogram's longest
-BINS = 12
-ORDER = ("decode", "t5", "clip", "clip_text", "clip_text_pooled", "clip_image", "write")
-"""In which things are told: JSON keeps none."""
+BAR_WIDTH = 28  # characters
+MAX_BINS = 12
+DISPLAY_ORDER = ("decode", "t5", "clip", "clip_text", "clip_text_pooled", "clip_image", "write")
+"""Order in which stages and embeddings are listed, as JSON objects do not keep theirs."""
 
-STEPS = (1, 2, 5, 10, 20, 50, 100)
+BIN_WIDTHS = (1, 2, 5, 10, 20, 50, 100)
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbedResult:
     """The result of an embed node."""
 
     version: Version
@@ -30,11 +30,15 @@ class Embedded:
     manifest: Mapping[str, Any]
 
 
-def find(store: Store, name: str) -> Embedded:
-    """A version by the name of its embed node (the one made last), or by its folder.
+def find(store: Store, name: str) -> EmbedResult:
+    """Open a data set version.
+
+    Args:
+        store: The store that holds it.
+        name: Name of an embed node, for its latest version; or the version's folder.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such version.
     """
     within = str(Path(name).absolute()) if store.is_local else name
     folder = within if within.startswith(f"{store.root}/") else name
@@ -54,15 +58,15 @@ def find(store: Store, name: str) -> Embedded:
     stats = store.read_json(f"{folder}/stats.json")
     if stats is None:
         raise ValueError(f"{store.full(folder)} has no stats.json; run its embed node again")
-    return Embedded(version, stats, store.read_json(f"{folder}/{MANIFEST}") or {})
+    return EmbedResult(version, stats, store.read_json(f"{folder}/{MANIFEST}") or {})
 
 
-def data(embedded: Embedded) -> dict[str, Any]:
-    """All that the page says."""
+def summarize(embedded: EmbedResult) -> dict[str, Any]:
+    """The statistics of a version, as JSON values."""
     version, stats = embedded.version, embedded.stats
     header, sizes = version.header, version.column("bytes")
     widths = {e.name: e.dim for e in header.embeddings}
-    tokens = {name: _lengths(counts, widths[name]) for name, counts in _told(stats["tokens"])}
+    tokens = {name: _lengths(counts, widths[name]) for name, counts in _ordered(stats["tokens"])}
     quarantined, filtered = (_shares(stats[k], stats["read"]) for k in ("quarantined", "filtered"))
     return {
         "version": version.folder,
@@ -78,16 +82,16 @@ def data(embedded: Embedded) -> dict[str, Any]:
         "tokens": tokens,
         "filtered": filtered,
         "quarantined": quarantined,
-        "encoders": {role: dict(e) for role, e in _told(header.encoders)},
+        "encoders": {role: dict(e) for role, e in _ordered(header.encoders)},
         "precision": {
             e.name: header.packing.precision if e.kind == "sequence" else header.packing.pooled
-            for _, e in _told({e.name: e for e in header.embeddings})
+            for _, e in _ordered({e.name: e for e in header.embeddings})
         },
         "rms_error": dict(stats["rms_error"]),
         "pictures": header.packing.pictures,
         "batches": dict(stats.get("batches", {})),
         "seconds": dict(stats["seconds"]),
-        "rows_per_s": {s: stats["read"] / t for s, t in _told(stats["seconds"]) if t},
+        "rows_per_s": {s: stats["read"] / t for s, t in _ordered(stats["seconds"]) if t},
         "shards": {
             "count": len(version),
             "empty": len(stats.get("empty", ())),
@@ -99,17 +103,27 @@ def data(embedded: Embedded) -> dict[str, Any]:
     }
 
 
-def _told(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return sorted(found.items(), key=lambda i: (ORDER.index(i[0]) if i[0] in ORDER else 99, i[0]))
+def _ordered(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Items in :data:`DISPLAY_ORDER`, then by name."""
+    return sorted(
+        found.items(),
+        key=lambda i: (DISPLAY_ORDER.index(i[0]) if i[0] in DISPLAY_ORDER else 99, i[0]),
+    )
 
 
 def _shares(counts: Mapping[str, int], of: int) -> dict[str, dict[str, float]]:
-    """The most frequent first."""
+    """Rows and share of each reason, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda c: (-c[1], c[0]))
     return {reason: {"rows": n, "share": n / of if of else 0.0} for reason, n in ordered}
 
 
 def _lengths(counts: Mapping[str, int], width: int) -> dict[str, Any]:
+    """Statistics of token sequence lengths.
+
+    Args:
+        counts: Length in tokens → number of rows.
+        width: Values per token.
+    """
     found = sorted((int(length), n) for length, n in counts.items())
     lengths = np.array([length for length, _ in found])
     rows = np.array([n for _, n in found])
@@ -126,21 +140,28 @@ def _lengths(counts: Mapping[str, int], width: int) -> dict[str, Any]:
     }
 
 
-def faults(embedded: Embedded, most: int) -> list[dict[str, str]]:
-    """The first quarantined rows, in the order of the version's shards."""
+def quarantined_rows(embedded: EmbedResult, most: int) -> list[dict[str, str]]:
+    """The first ``most`` quarantined rows, in the order of the version's shards.
+
+    Raises:
+        ValueError: A shard's record is missing.
+    """
     found: list[dict[str, str]] = []
-    for path in _with_faults(embedded):
+    for path in _records_with_quarantined(embedded):
         row = embedded.version.store.read_json(path)
         if row is None:
-            raise ValueError(f"{embedded.version.store.full(path)} is gone, and with it its faults")
+            raise ValueError(
+                f"{embedded.version.store.full(path)} is missing, so the quarantined rows of its "
+                "shard cannot be listed; list fewer rows"
+            )
         found += row["faults"]
         if len(found) >= most:
             break
     return found[:most]
 
 
-def _with_faults(embedded: Embedded) -> Iterator[str]:
-    """The rows in the pool of shards that have any."""
+def _records_with_quarantined(embedded: EmbedResult) -> Iterator[str]:
+    """Paths of the records of shards with quarantined rows."""
     table = embedded.version.table
     for path, counts in zip(table["path"], table["quarantined"], strict=True):
         if counts.as_py() != "{}":
@@ -148,36 +169,41 @@ def _with_faults(embedded: Embedded) -> Iterator[str]:
     yield from embedded.stats.get("empty", ())
 
 
-def text(found: Mapping[str, Any], faults: list[dict[str, str]] | None = None) -> str:
-    """The page."""
+def render(found: Mapping[str, Any], quarantined: list[dict[str, str]] | None = None) -> str:
+    """The page of plain text.
+
+    Args:
+        found: From :func:`summarize`.
+        quarantined: From :func:`quarantined_rows`; None omits the list.
+    """
     rows, read = found["rows"], found["read"]
     when = f", finished {found['finished']}" if found["finished"] else ""
     lines = [f"{found['version']}{when}", ""]
 
-    def say(label: str, what: str) -> None:
+    def add(label: str, what: str) -> None:
         lines.append(f"{label:<12}{what}")
 
-    say(
+    add(
         "rows",
-        f"{rows:,} kept of {read:,} read; {found['captions']:,} captions, equal ones of a "
+        f"{rows:,} kept of {read:,} read; {found['captions']:,} captions, duplicates within a "
         "shard counted once",
     )
     if found["repeated"] and found["repeated"]["rows"]:
-        say("repeated", f"{found['repeated']['rows']:,} rows have a key that another shard has too")
+        add("repeated", f"{found['repeated']['rows']:,} rows have a key that another shard has too")
         for one in found["repeated"]["examples"]:
-            say("", f"{one['key']} in {one['first']} and {one['again']}")
+            add("", f"{one['key']} in {one['first']} and {one['again']}")
     for i, (side, usable) in enumerate(found["usable"].items()):
-        say("" if i else "usable", f"{usable:>10,} at {side} ({_percent(usable, rows)})")
-    say(
+        add("" if i else "usable", f"{usable:>10,} at {side} ({_percent(usable, rows)})")
+    add(
         "size",
-        f"{byte_size(found['bytes'])}; {found['bytes_a_row'] / 1e3:,.2f} kB a caption, where its "
-        f"tokens in fp16 are {found['fp16_token_bytes_a_row'] / 1e3:,.2f} kB (tokens × width × 2)",
+        f"{byte_size(found['bytes'])}; {found['bytes_a_row'] / 1e3:,.2f} kB per caption; its "
+        f"tokens in fp16 take {found['fp16_token_bytes_a_row'] / 1e3:,.2f} kB (tokens × width × 2)",
     )
     shards = found["shards"]
     few, middle, many = (byte_size(shards[f"{of}_bytes"]) for of in ("min", "median", "max"))
     empty = f"; {shards['empty']:,} more without a usable row" if shards["empty"] else ""
-    say("shards", f"{shards['count']:,}, of {few} to {many}, median {middle}{empty}")
-    say("pool", found["pool"])
+    add("shards", f"{shards['count']:,}, of {few} to {many}, median {middle}{empty}")
+    add("pool", found["pool"])
     for name, length in found["tokens"].items():
         lines += [
             "",
@@ -185,57 +211,60 @@ def text(found: Mapping[str, Any], faults: list[dict[str, str]] | None = None) -
             f"most {length['percentile_95']}, longest {length['longest']}; width {length['width']}",
             *histogram({int(k): n for k, n in length["histogram"].items()}),
         ]
-    for label, said in (("filtered", "not wanted"), ("quarantined", "not usable")):
+    for label, meaning in (("filtered", "unwanted"), ("quarantined", "unusable")):
         counts = found[label]
         total = sum(c["rows"] for c in counts.values())
-        lines += ["", f"{label}: {total:,} {said}"]
+        lines += ["", f"{label}: {total:,} {meaning}"]
         for reason, c in counts.items():
             lines.append(f"  {c['rows']:>10,}  {_percent(c['rows'], read):>7}  {reason}")
     lines += ["", "encoders"]
     for role, encoder in found["encoders"].items():
         named = f"{encoder['name']}, {encoder['dtype']}, sha256 {encoder['sha256'][:12]}"
         lines.append(f"  {role:<18}{named}")
-    lines += ["", "precision, and its root mean square error relative to the values'"]
+    lines += ["", "precision, and its root mean square error relative to the values"]
     for name, precision in found["precision"].items():
         error = found["rms_error"].get(name)
         lines.append(f"  {name:<18}{precision:<6}" + ("" if error is None else f"{error:.2g}"))
-    lines += ["", "throughput of an actor"]
+    lines += ["", "throughput per actor"]
     for stage, rate in found["rows_per_s"].items():
         lines.append(
             f"  {stage:<18}{rate:,.0f} rows/s" if rate >= 10 else f"  {stage:<18}{rate:.2f} rows/s"
         )
     if found["batches"]:
-        lines += ["", "worked on together"]
-    for name, size in _told(found["batches"]):
+        lines += ["", "batch sizes"]
+    for name, size in _ordered(found["batches"]):
         most = f" to {size['most']:,}" if size["most"] > size["least"] else ""
         what = "pictures" if name == "clip_image" else "tokens"
         lines.append(f"  {name:<18}{size['least']:,}{most} {what}")
-    if faults is not None:
-        lines += ["", f"the first {len(faults):,} quarantined" if faults else "no row quarantined"]
-        for fault in faults:
-            detail = f": {fault['detail']}" if fault["detail"] else ""
-            lines.append(f"  {fault['key']}  ({fault['source']})  {fault['reason']}{detail}")
+    if quarantined is not None:
+        lines += [
+            "",
+            f"the first {len(quarantined):,} quarantined" if quarantined else "no row quarantined",
+        ]
+        for row in quarantined:
+            detail = f": {row['detail']}" if row["detail"] else ""
+            lines.append(f"  {row['key']}  ({row['source']})  {row['reason']}{detail}")
     return "\n".join(lines)
 
 
 def histogram(counts: Mapping[int, int]) -> list[str]:
-    """Lengths in some bins of equal width, each with a bar."""
+    """Histogram lines: bins of equal width, each with a bar, its count and its share."""
     least, most = min(counts), max(counts)
-    step = next((s for s in STEPS if most // s - least // s < BINS), STEPS[-1])
+    step = next((s for s in BIN_WIDTHS if most // s - least // s < MAX_BINS), BIN_WIDTHS[-1])
     bins = dict.fromkeys(range(least // step, most // step + 1), 0)
     for length, n in counts.items():
         bins[length // step] += n
     top, total = max(bins.values()), sum(bins.values())
     ends = [f"{at * step}" if step == 1 else f"{at * step}–{at * step + step - 1}" for at in bins]
     return [
-        f"  {label:>9}  {bar(n / top):<{BAR}}  {n:>10,}  {_percent(n, total):>7}"
+        f"  {label:>9}  {bar(n / top):<{BAR_WIDTH}}  {n:>10,}  {_percent(n, total):>7}"
         for label, n in zip(ends, bins.values(), strict=True)
     ]
 
 
 def bar(share: float) -> str:
-    """A bar of eighths of a character; something is never nothing."""
-    eighths = max(round(share * BAR * 8), int(share > 0))
+    """A bar in steps of an eighth of a character; any share above 0 is visible."""
+    eighths = max(round(share * BAR_WIDTH * 8), int(share > 0))
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 

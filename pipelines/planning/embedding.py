@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.dag.plan import Plan, Verdict, folder_of
-from pipelines.data.earlier import Copier, Earlier, content_of, picture_id
-from pipelines.data.filters import sift
+from pipelines.data.filters import apply_filters
 from pipelines.data.formats.shard import SourceShard, is_image
-from pipelines.data.pool import pool_of, whole_in
+from pipelines.data.row_reuse import ReuseIndex, RowCopier, content_hash, image_hash
 from pipelines.data.rows import Row
+from pipelines.data.shard_pool import complete_shards, pool_path
 from pipelines.data.sources import read_shard
 from pipelines.formatting import byte_size
 from pipelines.planning import encoder_cost
@@ -68,9 +68,9 @@ def _work(
     plan: Plan, store: Store, verdict: Verdict, shards: list[SourceShard], made: str | None
 ) -> dict[str, Any]:
     recipe = verdict.node.settings["recipe"]
-    pool = pool_of(recipe, made)
-    there = store.files(pool)
-    todo = _to_embed(store, pool, shards, there)
+    pool = pool_path(recipe, made)
+    listing = store.files(pool)
+    todo = _to_embed(store, pool, shards, listing)
     last = _last_version(store, verdict)
     before = last.get("shards", {})
     current = {s.name for s in shards}
@@ -89,14 +89,16 @@ def _work(
         return work
     encoders = plan.spec.encoders
     kept = last["rows"] / last["read"] if last.get("read") else 1.0
-    earlier = Earlier.of(store, pool, shards, todo, Version.latest(store, verdict.node.id), there)
-    compared = _compare_pairs(plan, verdict, store, earlier, todo)
+    reuse = ReuseIndex.build(
+        store, pool, shards, todo, Version.latest(store, verdict.node.id), listing
+    )
+    compared = _compare_pairs(plan, verdict, store, reuse, todo)
     rest = [s for s in todo if s.name not in compared]
     encode, copied = (float(sum(found[i] for found in compared.values())) for i in (0, 1))
     how = "compared with pairs embedded before"
     if rest:
         read, how = _count_pairs(rest, last)
-        held = max(0.0, min(read, len(earlier.heads) - copied))
+        held = max(0.0, min(read, len(reuse.prefixes) - copied))
         encode, copied = encode + read - held, copied + held
     elif compared:
         kept = 1.0
@@ -108,28 +110,28 @@ def _work(
 
 
 def _compare_pairs(
-    plan: Plan, verdict: Verdict, store: Store, earlier: Earlier, todo: list[SourceShard]
+    plan: Plan, verdict: Verdict, store: Store, reuse: ReuseIndex, todo: list[SourceShard]
 ) -> dict[str, tuple[int, int]]:
     """Shard → (pairs to encode, pairs to copy), found as the job will find them.
 
     Shards that are too large to read, or not on disk, are left out; so are all shards if there is
     nothing to copy from.
     """
-    if not earlier.paths and not earlier.named:
+    if not reuse.paths and not reuse.by_name:
         return {}
     source: Source = getattr(plan.spec.data, verdict.node.name)
     filters = source.filters.for_sides(verdict.node.settings["recipe"]["resolutions"])
     found, left = {}, MAX_READ_BYTES
     for shard in todo:
         left -= shard.bytes
-        if left < 0 or not shard.place.is_local or not _has_pictures(source, shard):
+        if left < 0 or not shard.location.is_local or not _has_pictures(source, shard):
             continue
-        copier, encode, copy = Copier(store, earlier, shard.name), 0, 0
+        copier, encode, copy = RowCopier(store, reuse, shard.name), 0, 0
         for row in read_shard(source, shard):
-            for wanted in sift(row, filters) if isinstance(row, Row) else ():
+            for wanted in apply_filters(row, filters) if isinstance(row, Row) else ():
                 if isinstance(wanted, Row):
-                    picture = picture_id(wanted.image)
-                    known = [copier.find(content_of(picture, text)) for text in wanted.captions]
+                    picture = image_hash(wanted.image)
+                    known = [copier.find(content_hash(picture, text)) for text in wanted.captions]
                     encode += known.count(None)
                     copy += len(known) - known.count(None)
         found[shard.name] = (encode, copy)
@@ -144,7 +146,7 @@ def _has_pictures(source: Source, shard: SourceShard) -> bool:
     import pyarrow.parquet as pq
 
     try:
-        with shard.place.open(shard.path) as file:
+        with shard.location.open(shard.path) as file:
             kind = pq.read_schema(file).field(source.image).type
     except (pa.ArrowException, OSError, KeyError):
         return False
@@ -169,10 +171,10 @@ def _work_assumed(spec: Spec, recipe: Mapping[str, Any], pairs: int) -> dict[str
 
 
 def _to_embed(
-    store: Store, pool: str, shards: list[SourceShard], there: Mapping[str, int]
+    store: Store, pool: str, shards: list[SourceShard], listing: Mapping[str, int]
 ) -> list[SourceShard]:
     """Shards that the pool lacks, by the same rule as in the job."""
-    complete = {shard.name for shard, _ in whole_in(store, pool, shards, there)}
+    complete = {shard.name for shard, _ in complete_shards(store, pool, shards, listing)}
     return [s for s in shards if s.name not in complete]
 
 
@@ -216,7 +218,7 @@ def _count_pairs(todo: list[SourceShard], last: Mapping[str, Any]) -> tuple[floa
     if pictures := sum(is_image(path) for s in todo for path in s.files):
         return pictures, "images listed"
     if _is_parquet(todo[0]):
-        most = MAX_LOCAL_FOOTERS if todo[0].place.is_local else MAX_REMOTE_FOOTERS
+        most = MAX_LOCAL_FOOTERS if todo[0].location.is_local else MAX_REMOTE_FOOTERS
         sample = todo[:: -(-len(todo) // most)]
         with ThreadPoolExecutor(16) as pool:
             read = [(s, n) for s, n in zip(sample, pool.map(_footer_rows, sample)) if n is not None]
@@ -238,7 +240,7 @@ def _footer_rows(shard: SourceShard) -> int | None:
     import pyarrow.parquet as pq
 
     try:
-        with shard.place.open(shard.path) as file:
+        with shard.location.open(shard.path) as file:
             return int(pq.read_metadata(file).num_rows)
     except (pa.ArrowException, OSError):
         return None

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from pipelines.data.caption_file import is_coco
-from pipelines.data.files import PARQUET_SUFFIXES, find_each
+from pipelines.data.caption_file import is_coco_file
+from pipelines.data.files import PARQUET_SUFFIXES, list_folders
 from pipelines.data.inspect import Inspection, inspect
 from pipelines.data.sources import TAR_SUFFIXES
 from pipelines.spec.pipeline import Spec
@@ -77,13 +77,13 @@ def named_split(data: Sequence[str]) -> Split | None:
     if len(data) > 1:
         return None
     (path,) = data
-    if is_coco(path):
+    if is_coco_file(path):
         sibling = re.sub(r"train(?=[^/]*$)", "val", path)
         is_there = sibling != path and _exists(sibling)
         return Split(path, sibling, f"{sibling}, beside it") if is_there else None
-    (folder,) = find_each(path)
+    (folder,) = list_folders(path)
     names = [file.path for file in folder.files]
-    if coco := [name for name in names if is_coco(name)]:
+    if coco := [name for name in names if is_coco_file(name)]:
         found = {role: [n for n in coco if form.search(n)] for role, form in COCO_ROLES.items()}
         if not all(found.values()):
             return None
@@ -107,7 +107,7 @@ def _part(name: str) -> str:
 
 def _exists(path: str) -> bool:
     try:
-        return bool(find_each(path))
+        return bool(list_folders(path))
     except ValueError:
         return False
 

@@ -21,7 +21,7 @@ from pipelines.runs.lease import (
     is_driven,
 )
 from pipelines.store.artifacts import Store
-from pipelines.store.swap import look, swap
+from pipelines.store.compare_and_swap import compare_and_swap, read_snapshot
 
 POLL_EVERY_S = 5.0
 
@@ -81,12 +81,12 @@ class Claims:
             live driver.
         """
         while True:
-            seen = look(self.store, path_of(folder))
+            seen = read_snapshot(self.store, path_of(folder))
             claim = parse(seen.data)
             if claim and (holder := self._live_owner(claim)):
                 self._next_poll[folder] = self.now() + POLL_EVERY_S
                 return claim.pipeline, holder
-            if swap(self.store, path_of(folder), seen, self._record()):
+            if compare_and_swap(self.store, path_of(folder), seen, self._record()):
                 self.held.add(folder)
                 return None
 
@@ -106,10 +106,10 @@ class Claims:
         if folder not in self.held:
             return
         self.held.discard(folder)
-        seen = look(self.store, path_of(folder))
+        seen = read_snapshot(self.store, path_of(folder))
         claim = parse(seen.data)
         if claim and claim.owner == self.lease.owner:
-            swap(self.store, path_of(folder), seen, self._record(released=True))
+            compare_and_swap(self.store, path_of(folder), seen, self._record(released=True))
 
     def release_all(self) -> None:
         """Give up all claims of this driver."""

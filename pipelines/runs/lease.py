@@ -23,7 +23,7 @@ from pathlib import Path
 from pipelines.formatting import clock
 from pipelines.store import lock
 from pipelines.store.artifacts import Store
-from pipelines.store.swap import Seen, look, swap
+from pipelines.store.compare_and_swap import Snapshot, compare_and_swap, read_snapshot
 
 RENEW_EVERY_S = 10.0
 STALE_S = 60.0
@@ -159,16 +159,16 @@ class Lease:
     def renew(self, released: bool = False) -> None:
         """Write the record again; sets :attr:`lost` if another driver has taken over."""
         with self._writing:
-            seen = look(self.store, self.path)
+            seen = read_snapshot(self.store, self.path)
             over = released or self._over.is_set()  # a renewal that waited for the last one
             now = replace(self.holder, beat=time.time(), released=over)
             there = parse(seen.data)
             if there is not None and there.owner != self.owner:
                 self.lost = there
-            elif swap(self.store, self.path, seen, serialize(now)):
+            elif compare_and_swap(self.store, self.path, seen, serialize(now)):
                 self.holder = now
             else:
-                there = parse(look(self.store, self.path).data)
+                there = parse(read_snapshot(self.store, self.path).data)
                 self.lost = there if there and there.owner != self.owner else None
 
     def _renew_repeatedly(self) -> None:
@@ -232,7 +232,7 @@ def acquire(
     """
     monitor, path, logged = HeartbeatMonitor(now), path_of(pipeline), False
     while True:
-        seen = look(store, path)
+        seen = read_snapshot(store, path)
         holder = parse(seen.data)
         rival = holder if holder and not holder.released and not store.is_local else None
         if rival and monitor.has_renewed(rival):
@@ -249,7 +249,7 @@ def acquire(
             return Lease(store, path, mine)
 
 
-def _try_acquire(store: Store, path: str, seen: Seen, before: Holder | None) -> Holder | None:
+def _try_acquire(store: Store, path: str, seen: Snapshot, before: Holder | None) -> Holder | None:
     """Write this process into the record; None if another was faster."""
     host, process = socket.gethostname(), os.getpid()
     mine = Holder(
@@ -260,7 +260,7 @@ def _try_acquire(store: Store, path: str, seen: Seen, before: Holder | None) -> 
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         beat=time.time(),
     )
-    return mine if swap(store, path, seen, serialize(mine)) else None
+    return mine if compare_and_swap(store, path, seen, serialize(mine)) else None
 
 
 def already_running(pipeline: str, holder: Holder | None) -> ValueError:

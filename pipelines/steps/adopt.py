@@ -1,4 +1,5 @@
-"""Decides who sits where in a stage's ensemble: an expert that beat its parent, or an ancestor."""
+"""Choose the expert for each slot of a stage's ensemble: one that beats its parent, or an
+ancestor."""
 
 from __future__ import annotations
 
@@ -9,30 +10,43 @@ from pipelines.runs.context import Context, Result
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
-    seats: dict[str, str] = {}
+    """Choose an expert for every slot, and report the refused ones."""
+    slots: dict[str, str] = {}
     refused: dict[str, str] = {}
-    for seat, line in settings["seats"].items():
-        seats[seat], passed = seated(line, ctx.manifests, settings["rule"])
-        refused |= {role: word(ctx.manifests[role]) for role in passed}
-    for role, why in refused.items():
-        ctx.report(message=f"{role} is refused: {why}")
-    kept = sum(role == settings["seats"][seat][0] for seat, role in seats.items())
+    for slot, candidates in settings["seats"].items():
+        slots[slot], passed_over = choose_expert(candidates, ctx.manifests, settings["rule"])
+        refused |= {role: describe_gain(ctx.manifests[role]) for role in passed_over}
+    for role, reason in refused.items():
+        ctx.report(message=f"{role} is refused: {reason}")
+    kept = sum(role == settings["seats"][slot][0] for slot, role in slots.items())
     return Result(
         files=[],
         metrics={"adopted": kept, "refused": len(refused)},
-        info={"seats": seats, "refused": refused},
+        info={"seats": slots, "refused": refused},
     )
 
 
-def seated(line: list[str], manifests: Mapping[str, Any], rule: str) -> tuple[str, list[str]]:
-    """Whose seat it is of those in line, and who was passed over."""
-    for at, role in enumerate(line[:-1]):
+def choose_expert(
+    candidates: list[str], manifests: Mapping[str, Any], rule: str
+) -> tuple[str, list[str]]:
+    """Choose the first candidate that beats its parent.
+
+    Args:
+        candidates: Roles of the slot's own expert, then its ancestors up to the root.
+        manifests: Manifest of each role.
+        rule: ``always`` adopts the slot's own expert; ``better`` requires a significant gain.
+
+    Returns:
+        The chosen role, and the candidates before it, which are refused.
+    """
+    for at, role in enumerate(candidates[:-1]):
         if rule == "always" or manifests[role]["metrics"].get("val_gain_low", 0.0) > 0:
-            return role, line[:at]
-    return line[-1], line[:-1]
+            return role, candidates[:at]
+    return candidates[-1], candidates[:-1]
 
 
-def word(manifest: Mapping[str, Any]) -> str:
+def describe_gain(manifest: Mapping[str, Any]) -> str:
+    """The expert's gain over its parent, with its 95 % confidence interval."""
     m = manifest["metrics"]
     gain, low, high = (m[f"val_gain{of}"] for of in ("", "_low", "_high"))
     return f"its gain over its parent is {gain:+.4f} [{low:+.4f}, {high:+.4f}]"

@@ -1,29 +1,29 @@
-"""Compares a stage's ensemble with the single model that had the whole tree's budget."""
+"""Compare a stage's ensemble with the single model that got the whole tree's budget."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pipelines.runs.context import Context, Result
-from pipelines.steps import losses, scores
+from pipelines.steps import eval_losses, eval_scores
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
-    """Measure by measure, on the same draws: what the ensemble gains, above 0 is better.
+    """Compute the ensemble's gain in every measure, on the same draws; above 0 is better.
 
     Raises:
-        ValueError: Their losses were measured differently.
+        ValueError: The losses of the two were measured differently.
     """
-    both = [losses.read(ctx.store, inputs[role]) for role in ("ensemble", "single")]
-    if why := losses.unlike(*both):
+    both = [eval_losses.read(ctx.store, inputs[role]) for role in ("ensemble", "single")]
+    if why := eval_losses.mismatch(*both):
         raise ValueError(
             f"the losses of the ensemble and of the single model were measured differently: {why}; "
             "remove both evaluations, and run again"
         )
-    mine, theirs = (scores.read(ctx.store, inputs[role]) for role in ("ensemble", "single"))
+    mine, theirs = (eval_scores.read(ctx.store, inputs[role]) for role in ("ensemble", "single"))
     metrics: dict[str, float] = {}
-    for measure in scores.comparable(mine, theirs):
-        gain = scores.gain(mine, theirs, measure)
+    for measure in eval_scores.shared_measures(mine, theirs):
+        gain = eval_scores.gain(mine, theirs, measure)
         metrics |= {
             f"gain/{measure}": gain.mean,
             f"gain/{measure}_low": gain.low,

@@ -1,4 +1,4 @@
-"""Draws an EmojiScenes data set."""
+"""Draw an EmojiScenes data set, for the demo."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pipelines.runs.context import Context, Result
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
+    """Draw the scenes and write them as Parquet shards."""
     with tempfile.TemporaryDirectory() as scratch:
         files = write_parquet(
             Path(scratch),

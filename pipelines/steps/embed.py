@@ -1,10 +1,10 @@
-"""Embeds an image–caption data set with T5 and CLIP, as a Ray Data job.
+"""Embed an image–caption data set with T5 and CLIP, as a Ray Data job.
 
-One source shard becomes one embedded shard in the pool, whole or not at all, and a row beside it
-says that it is done. So a killed job does again only what was in flight, and what an earlier
-version or another pipeline has embedded by the same recipe is not done at all: neither a shard
-that is in the pool, nor a row that an earlier shard has (:mod:`pipelines.data.earlier`). The
-node's own result is a version: the list of its shards.
+Each source shard becomes one embedded shard in the pool, written atomically; a record beside it
+says that it is complete. So a resumed job repeats only the shards that were in flight. Nothing is
+embedded twice by the same recipe: neither shards that are already in the pool, nor rows that an
+earlier shard has (:mod:`pipelines.data.row_reuse`). The node's own result is a data set version:
+the list of its shards.
 """
 
 from __future__ import annotations
@@ -13,22 +13,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipelines.data.earlier import Earlier
 from pipelines.data.formats.shard import SourceShard
-from pipelines.data.pool import pool_of, whole_in
+from pipelines.data.row_reuse import ReuseIndex
 from pipelines.data.rows import Reason, printable
+from pipelines.data.shard_pool import complete_shards, pool_path
 from pipelines.runs.context import Context, Result
 from pipelines.spec.data import Source
-from pipelines.steps.embed_stages import STAGES, Stage, Whole
+from pipelines.steps.embed_stages import STAGES, AllStages, Stage
 from pipelines.steps.embed_tally import Tally
 from pipelines.steps.embed_work import Job, Work
 
-Facts = dict[str, Any]
+Record = dict[str, Any]
 
-WAVE = 10_000  # shards of one Ray Data job
+SHARDS_PER_JOB = 10_000  # of one Ray Data job
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
+    """Embed the shards that the pool lacks, and write the version.
+
+    Raises:
+        ValueError: The data changed since the plan, or none of its rows is usable.
+    """
     from pipelines.dag.sources import digest_of
     from pipelines.data.sources import list_shards
     from pipelines.store.dataset import Version
@@ -43,7 +48,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         raise ValueError(f"the data at {source.path} changed while the pipeline ran; run it again")
     job = Job(
         store=ctx.store,
-        pool=pool_of(recipe, made and made["fingerprint"]),
+        pool=pool_path(recipe, made and made["fingerprint"]),
         source=source,
         resolutions=tuple(recipe["resolutions"]),
         full=tuple(recipe["full"]),
@@ -54,57 +59,67 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         batch_tokens=ctx.runtime["embedding"]["batch_tokens"],
         clip_batch=ctx.runtime["embedding"]["clip_batch"],
     )
-    tally, safe = Tally(job.pool), set()
+    tally, present = Tally(job.pool), set()
 
     def report() -> None:
         size = {what: tally.totals[what] for what in ("rows", "bytes")}
         ctx.report(done=tally.shards, of=len(shards), unit="shards", **size)
 
-    there = ctx.store.files(job.pool)
-    for facts in done_before(job, shards, there):
-        tally.add(facts)
-        safe.add(facts["name"])
+    listing = ctx.store.files(job.pool)
+    for record in completed(job, shards, listing):
+        tally.add(record)
+        present.add(record["name"])
     report()
-    todo = [s for s in shards if s.name not in safe]
+    todo = [s for s in shards if s.name not in present]
     before = Version.latest(ctx.store, ctx.node) if todo else None
-    job = replace(job, earlier=Earlier.of(job.store, job.pool, shards, todo, before, there))
-    del there  # of a million files
-    for facts in run(job, todo, ctx.runtime["embedding"], ctx.cpus):
-        tally.add(facts, now=True)
+    job = replace(job, reuse=ReuseIndex.build(job.store, job.pool, shards, todo, before, listing))
+    del listing  # may have a million files
+    for record in run(job, todo, ctx.runtime["embedding"], ctx.cpus):
+        tally.add(record, now=True)
         ctx.save_progress(tally.shards, len(shards), "shards")
         report()
-    return assembled(ctx, job, tally)
+    return assemble(ctx, job, tally)
 
 
-def done_before(
-    job: Job, shards: list[SourceShard], there: Mapping[str, int] | None = None
-) -> Iterator[Facts]:
-    """Facts of the shards that are in the pool."""
-    for shard, facts in whole_in(job.store, job.pool, shards, there):
-        yield facts | {"name": shard.name, "source": shard.url}
+def completed(
+    job: Job, shards: list[SourceShard], listing: Mapping[str, int] | None = None
+) -> Iterator[Record]:
+    """Records of the shards that are already in the pool."""
+    for shard, record in complete_shards(job.store, job.pool, shards, listing):
+        yield record | {"name": shard.name, "source": shard.url}
 
 
 def run(
     job: Job, todo: list[SourceShard], embedding: Mapping[str, Any], cpus: int
-) -> Iterator[Facts]:
-    """The Ray Data job; yields the facts of each shard when it is in the pool.
+) -> Iterator[Record]:
+    """Embed shards with Ray Data; yields each shard's record once it is in the pool.
 
-    A million shards are no one job: what Ray keeps of each of its blocks would fill the driver.
+    A million shards take several jobs: Ray's metadata of so many blocks would fill the driver.
+
+    Args:
+        job: What all shards have in common.
+        todo: The shards to embed.
+        embedding: The spec's ``embedding:`` settings.
+        cpus: CPUs that the job may use.
+
+    Raises:
+        ValueError: A user's mistake, such as encoders that cannot be loaded.
     """
-    for at in range(0, len(todo), WAVE):
-        yield from wave(job, todo[at : at + WAVE], embedding, cpus)
+    for at in range(0, len(todo), SHARDS_PER_JOB):
+        yield from run_job(job, todo[at : at + SHARDS_PER_JOB], embedding, cpus)
 
 
-def wave(
+def run_job(
     job: Job, todo: list[SourceShard], embedding: Mapping[str, Any], cpus: int
-) -> Iterator[Facts]:
+) -> Iterator[Record]:
+    """One Ray Data job of :func:`run`."""
     import pickle
 
     import ray.data
 
     items = [{"work": pickle.dumps(Work(shard), 5)} for shard in todo]
     data = ray.data.from_items(items, override_num_blocks=len(items))
-    for stage, pool in pools(embedding, cpus, len(todo)):
+    for stage, pool in actor_pools(embedding, cpus, len(todo)):
         data = data.map_batches(
             stage,
             fn_constructor_args=(job,),
@@ -122,50 +137,55 @@ def wave(
         yield job.store.read_json(job.path(work.shard, "json"))
 
 
-def pools(
+def actor_pools(
     embedding: Mapping[str, Any], cpus: int, shards: int
 ) -> list[tuple[type[Stage], dict[str, Any]]]:
-    """The stages' actors, and what each of them needs.
+    """Actor pool of each stage: number of actors, and CPUs and GPUs per actor.
 
-    As the spec says; where it says nothing, every CPU has an actor that does the whole work, as
-    without a GPU no stage needs what another does not.
+    These are the spec's settings. Without any, each CPU runs one actor that does all stages:
+    without GPUs, all stages need the same resources.
     """
     if not any(embedding[s.name]["actors"] or embedding[s.name]["gpus"] for s in STAGES):
-        return [(Whole, {"actors": min(cpus, shards), "cpus": 1, "gpus": 0})]
+        return [(AllStages, {"actors": min(cpus, shards), "cpus": 1, "gpus": 0})]
     found = [(s, {**embedding[s.name], "actors": embedding[s.name]["actors"] or 1}) for s in STAGES]
     share = cpus / sum(pool["actors"] for _, pool in found)
     return [(stage, {**pool, "cpus": min(1.0, share)}) for stage, pool in found]
 
 
-def assembled(ctx: Context, job: Job, tally: Tally) -> Result:
-    """The version, and what there is to say about it."""
-    from pipelines.data import duplicate_keys as repeated
+def assemble(ctx: Context, job: Job, tally: Tally) -> Result:
+    """Write the version and its statistics, and report what users should know.
+
+    Raises:
+        ValueError: The data set has no usable row.
+    """
+    from pipelines.data import duplicate_keys
     from pipelines.store.dataset import FILE, Version
 
     stats = tally.stats()
     quarantined, filtered = stats["quarantined"], stats["filtered"]
     if tally.header is None:
-        worst = ", ".join(f"{n} × {why}" for why, n in sorted((quarantined | filtered).items()))
+        reasons = ", ".join(f"{n} × {why}" for why, n in sorted((quarantined | filtered).items()))
         where = f"{job.store.full(job.pool)}/*.json"
-        if not worst:
+        if not reasons:
             raise ValueError(f"{job.source.path} holds no row; put image–caption pairs there")
         raise ValueError(
-            f"not one row of {job.source.path} is usable ({worst}); see `faults` in {where}"
+            f"no row of {job.source.path} is usable ({reasons}); see `faults` in {where}"
         )
     header = tally.header
     version = Version.write(ctx.store, ctx.folder, tally.table(), header)
     stats["usable"] = {str(r): int(version.usable(r).sum()) for r in header.resolutions}
-    stats["repeated"] = repeated.find(version)
-    if twice := stats["repeated"]["rows"]:
-        one = stats["repeated"]["examples"][0]
+    stats["repeated"] = duplicate_keys.find_duplicates(version)
+    if duplicates := stats["repeated"]["rows"]:
+        example = stats["repeated"]["examples"][0]
         ctx.report(
-            message=f"has {twice:,} rows whose key another shard has too, such as "
-            f"{printable(one['key'])} in {one['first']} and {one['again']}; none is dropped"
+            message=f"has {duplicates:,} rows whose key another shard has too, such as "
+            f"{printable(example['key'])} in {example['first']} and {example['again']}; "
+            "all rows are kept"
         )
-    if away := quarantined.get(Reason.IMAGE_AWAY):
+    if unreachable := quarantined.get(Reason.IMAGE_AWAY):
         ctx.report(
-            message=f"lacks {away:,} pictures whose servers were away; they are asked for again "
-            "when the data or a setting of the embedding has changed"
+            message=f"lacks {unreachable:,} pictures whose servers were unreachable; they are "
+            "requested again when the data or a setting of the embedding changes"
         )
     ctx.store.write_json(f"{ctx.folder}/stats.json", stats)
     return Result(

@@ -1,10 +1,9 @@
-"""How much an encoder is given at once, where the spec says ``auto``.
+"""Batch sizes of the encoders, where the spec says ``auto``.
 
-On a CPU always the same. On a GPU as much as fits, found by trying when an actor starts; and if
-memory runs out all the same, half of it from then on. No recipe has it in it, as it is not meant
-to matter: an encoder's sums are added up in an order that depends on the batch, so on a GPU, where
-``auto`` may find another one every time, two jobs may differ in the last bit of some fp16 values.
-Give numbers where the bytes must be the same.
+On a CPU, the size is fixed. On a GPU, an actor tries sizes when it starts, and halves the size if
+memory still runs out later. Batch sizes are not part of the recipe, since they hardly matter:
+rounding depends on the batch, so on a GPU, where ``auto`` may find another size each time, two jobs
+may differ in the last bit of some fp16 values. Give numbers where bytes must be identical.
 """
 
 from __future__ import annotations
@@ -14,33 +13,34 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
-Given = int | Literal["auto"]
+BatchSetting = int | Literal["auto"]
 
 TOKENS, PICTURES = 8192, 64
-"""Where nothing is tried: on a CPU, which gains nothing by more."""
+"""Sizes on a CPU, which gains nothing from larger ones."""
 
 FIRST_TOKENS, FIRST_PICTURES = 4096, 32
 MOST_TOKENS, MOST_PICTURES = 65_536, 1024
-"""By then every GPU is busy; and what comes back has to fit into the host's memory."""
+"""Upper limits: by then every GPU is busy, and the results must fit into the host's memory."""
 
-SHARE = 0.5
-"""Of the free memory; the rest is for what fragments, and for actors that share the GPU."""
+MEMORY_SHARE = 0.5
+"""Share of the free memory to use; the rest allows for fragmentation and for other actors on the
+GPU."""
 
 T = TypeVar("T")
 
 
 class Memory(Protocol):
-    """A device's."""
+    """Memory of a device."""
 
     def free(self) -> int:
-        """Bytes that can be had."""
+        """Free bytes."""
 
     def peak(self, run: Callable[[], object]) -> int | None:
-        """Bytes that something takes beyond what is held already; None if there are too few."""
+        """Peak bytes that a call allocates; None if memory runs out."""
 
 
 class GPUMemory:
-    """Of the GPU that PyTorch uses."""
+    """Memory of the GPU that PyTorch uses."""
 
     def free(self) -> int:
         unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -59,15 +59,21 @@ class GPUMemory:
         return None
 
 
-class Batch:
-    """A size that is kept to, or found."""
+class BatchSize:
+    """A batch size, given or found by trying."""
 
-    def __init__(self, given: Given, size: int) -> None:
+    def __init__(self, given: BatchSetting, size: int) -> None:
         self.size = size if given == "auto" else given
         self.fixed = given != "auto"
 
     def find(self, run: Callable[[int], Any], memory: Memory, first: int, most: int) -> None:
-        """Doubles the size as long as twice what it took is within the share.
+        """Double the size as long as twice its peak memory is within :data:`MEMORY_SHARE`.
+
+        Args:
+            run: Runs a batch of a given size.
+            memory: The device's memory.
+            first: Size to start with.
+            most: Largest size.
 
         Raises:
             ValueError: Not even one token or picture fits.
@@ -78,18 +84,18 @@ class Batch:
         while (took := memory.peak(lambda: run(self.size))) is None:
             if self.size == 1:
                 raise ValueError(
-                    "the GPU's memory is too small for an encoder; give its actor a whole GPU, or "
-                    "a larger one, under `embedding:`"
+                    "the GPU's memory is too small for an encoder; give its actor a whole or a "
+                    "larger GPU, under `embedding:`"
                 )
             self.size //= 2
-        while 2 * self.size <= most and 2 * took <= SHARE * memory.free():
+        while 2 * self.size <= most and 2 * took <= MEMORY_SHARE * memory.free():
             more = memory.peak(lambda: run(2 * self.size))
             if more is None:
                 break
             self.size, took = 2 * self.size, more
 
-    def used(self, run: Callable[[int], T]) -> T:
-        """What is run with the size; again with half of it where memory runs out."""
+    def run_with(self, run: Callable[[int], T]) -> T:
+        """Run a batch of this size; if memory runs out, halve the size and try again."""
         while True:
             try:
                 return run(self.size)
@@ -101,5 +107,5 @@ class Batch:
 
 
 def long_captions(tokens: int, longest: int) -> list[str]:
-    """As many different ones as make up a batch of tokens, each as long as an encoder reads."""
+    """Distinct captions for a batch of ``tokens`` tokens, each at least ``longest`` tokens long."""
     return [f"{i} " + "word " * longest for i in range(max(1, tokens // longest))]

@@ -1,4 +1,4 @@
-"""What the shards of a version add up to, shard by shard: a million of them are no list."""
+"""Totals over the shards of a version, added up one shard at a time to save memory."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.pool import shard_path
+from pipelines.data.shard_pool import shard_path
 from pipelines.store.dataset import table_of
 from pipelines.store.shards import Header
 
-BLOCK = 1024  # shards that become a part of the table together
+BLOCK = 1024  # shards per block of the table
 
-LEFT = ("faults", "metadata", "tokens")
-"""Of a shard's row, what a table has no column for and what may be long."""
+NOT_IN_TABLE = ("faults", "metadata", "tokens")
+"""Fields of a shard's record that the table has no column for, and that may be long."""
 
 
 class Tally:
-    """Takes the rows of the pool in any order; holds some 300 bytes a shard."""
+    """Adds up shard records in any order, in some 300 bytes per shard."""
 
     def __init__(self, pool: str) -> None:
         self.pool = pool
         self.header: Header | None = None
-        """What all shards share; None as long as none has a row."""
+        """Header of all shards; None until a shard has rows."""
 
         self.shards = 0
         self.totals = Counter(rows=0, read=0, bytes=0, captions=0, encoded_now=0, copied_now=0)
@@ -34,52 +34,55 @@ class Tally:
         self.tokens: dict[str, Counter[int]] = {}
         self.rms_error: dict[str, float] = {}
         self.batches: dict[str, dict[str, int]] = {}
-        """Encoder → the least and the most that it worked on together, where that is known."""
+        """Encoder → its smallest and largest batch size, where known."""
 
         self.empty: list[str] = []
+        """Paths of the records of shards without rows."""
+
         self._blocks: list[pa.Table] = []
         self._block: list[dict[str, Any]] = []
 
-    def add(self, facts: Mapping[str, Any], *, now: bool = False) -> None:
-        """A shard, by its row in the pool.
+    def add(self, record: Mapping[str, Any], *, now: bool = False) -> None:
+        """Add a shard.
 
         Args:
-            now: whether it was embedded for this version.
+            record: Its record in the pool.
+            now: Whether it was embedded for this version.
         """
         self.shards += 1
-        self.totals["read"] += facts["read"]
+        self.totals["read"] += record["read"]
         if now:
-            self.totals["encoded_now"] += facts.get("encoded", facts["rows"])
-            self.totals["copied_now"] += facts.get("copied", 0)
-        self.quarantined.update(facts["quarantined"])
-        self.filtered.update(facts["filtered"])
-        self.seconds.update(facts["seconds"])
-        if not facts["rows"]:
+            self.totals["encoded_now"] += record.get("encoded", record["rows"])
+            self.totals["copied_now"] += record.get("copied", 0)
+        self.quarantined.update(record["quarantined"])
+        self.filtered.update(record["filtered"])
+        self.seconds.update(record["seconds"])
+        if not record["rows"]:
             self.empty.append(
-                shard_path(self.pool, facts["name"], facts["source_identity"], "json")
+                shard_path(self.pool, record["name"], record["source_identity"], "json")
             )
             return
         if self.header is None:
-            said = {k.encode(): v.encode() for k, v in facts["metadata"].items()}
-            self.header = Header.from_metadata(said)
+            metadata = {k.encode(): v.encode() for k, v in record["metadata"].items()}
+            self.header = Header.from_metadata(metadata)
         for what in ("rows", "bytes", "captions"):
-            self.totals[what] += facts[what]
-        for name, lengths in facts["tokens"].items():
+            self.totals[what] += record[what]
+        for name, lengths in record["tokens"].items():
             counts = self.tokens.setdefault(name, Counter())
             counts.update({int(length): n for length, n in lengths.items()})
-        for name, error in facts["rms_error"].items():
+        for name, error in record["rms_error"].items():
             self.rms_error[name] = max(error, self.rms_error.get(name, 0.0))
-        for name, size in facts.get("batches", {}).items():
+        for name, size in record.get("batches", {}).items():
             found = self.batches.setdefault(name, {"least": size, "most": size})
             found["least"], found["most"] = min(size, found["least"]), max(size, found["most"])
-        usable = {side: facts["usable"][str(side)] for side in self.header.resolutions}
-        kept = {what: value for what, value in facts.items() if what not in LEFT}
+        usable = {side: record["usable"][str(side)] for side in self.header.resolutions}
+        kept = {what: value for what, value in record.items() if what not in NOT_IN_TABLE}
         self._block.append({**kept, "usable": usable})
         if len(self._block) >= BLOCK:
             self._close()
 
     def table(self) -> pa.Table:
-        """A row for every shard that has rows; there must be one."""
+        """The version's table: one row per shard with rows. There must be at least one."""
         if self._block:
             self._close()
         return pa.concat_tables(self._blocks)
@@ -90,7 +93,7 @@ class Tally:
         self._block = []
 
     def stats(self) -> dict[str, Any]:
-        """The same for the same shards, but for how long they took."""
+        """Statistics of the version; they depend only on its shards, except for ``seconds``."""
         return {
             "pool": self.pool,
             "empty": sorted(self.empty),

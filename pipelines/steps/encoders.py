@@ -1,4 +1,4 @@
-"""Makes the demo's tiny T5 and CLIP, in the formats of the real ones."""
+"""Make the demo's tiny T5 and CLIP encoders, in the formats of the real ones."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pipelines.runs.context import Context, Result
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
+    """Write the T5, and train the CLIP on the data set."""
     torch.set_num_threads(ctx.cpus)
     files = sorted(ctx.store.local(inputs["data"]).glob("*.parquet"))
     table = pa.concat_tables(pq.read_table(f, columns=["image", "caption"]) for f in files)

@@ -1,4 +1,5 @@
-"""Draws pictures for the validation captions and measures them."""
+"""Evaluate an ensemble: draw pictures for the validation captions, and measure them and the
+losses."""
 
 from __future__ import annotations
 
@@ -30,27 +31,29 @@ from pipelines.metrics import Metric, Pictures, metric
 from pipelines.models.text_to_image import draw, encoder_sources, grid, load_clip, load_stages
 from pipelines.runs.context import Context, Result
 from pipelines.spec.evaluation import UNTRAINED_CAPTIONS
-from pipelines.steps import losses
-from pipelines.steps.scores import FILE as SCORES
-from pipelines.steps.scores import Scores, summary
-from pipelines.steps.scores import write as write_scores
-from pipelines.steps.seats import weights_of
+from pipelines.steps import eval_losses
+from pipelines.steps.ensemble_weights import weights_of
+from pipelines.steps.eval_scores import FILE as SCORES
+from pipelines.steps.eval_scores import Scores, summary
+from pipelines.steps.eval_scores import write as write_scores
 from pipelines.store.reader import Reader
 from pipelines.training.validation import validation_batch
 
 GRID = 16
-SHOWN_SIDE = 96  # of a picture in the sample sheet
-FEWEST = 3  # pictures that a kernel distance can be told of
-PICTURES_A_FEATURE = 10  # below, a Fréchet distance rewards pictures that are all alike
+SHOWN_SIDE = 96  # pixels, of a picture in the sample sheet
+MIN_KERNEL_PICTURES = 3  # fewest pictures for a kernel distance
+FRECHET_PICTURES_PER_FEATURE = 10
+"""With fewer pictures, a Fréchet distance rewards pictures that are all alike."""
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
+    """Draw, measure, and store scores, losses and a sample sheet."""
     torch.set_num_threads(ctx.cpus)
     device = torch.device("cuda" if ctx.runtime["gpus"] else "cpu")
     how = settings["stages"][-1]
     shards = Reader(ctx.store, inputs["validation"], how["resolution"])
-    if strange := other_encoders(ctx, settings, shards):
-        return Result(files=[], info={"strange": strange})
+    if problem := encoder_mismatch(ctx, settings, shards):
+        return Result(files=[], info={"strange": problem})
     weights = weights_of(ctx, settings["stages"], inputs)
     stages = load_stages(ctx.store, settings["stages"], weights, device=device)
     mine = stages[-1]
@@ -68,27 +71,33 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         progress=lambda done: ctx.report(done=done, of=count, unit="pictures"),
     )
     pictures = drawn[mine.name].numpy()
-    judges = Judges(ctx, settings, inputs, str(device))
-    scores = judges.asked(pictures, captions) | judges.beside(pictures, real, captions)
+    measures = Measures(ctx, settings, inputs, str(device))
+    scores = measures.caption_scores(pictures, captions) | measures.reference_scores(
+        pictures, real, captions
+    )
     measured = validation(cast(Ensemble, mine.denoiser), shards, settings, ctx)
     scores |= measured.scores()
-    real_likeness = judges.likeness(real, captions)
-    hide_inflated_clip_score(ctx, scores, real_likeness)
+    real_likeness = measures.text_alignment(real, captions)
+    drop_inflated_clip_score(ctx, scores, real_likeness)
     metrics = summary(scores)
     if "clip_score" in scores:
         metrics |= summary(real_likeness, "real/")
     if settings["controls"]:
-        metrics |= summary(judges.asked(real, captions), "real/")
+        metrics |= summary(measures.caption_scores(real, captions), "real/")
         few = min(UNTRAINED_CAPTIONS, count)
         noise = draw([*stages[:-1], untrained(mine)], cond[slice(0, few)], **drawing)
-        metrics |= summary(judges.asked(noise[mine.name].numpy(), captions[:few]), "untrained/")
+        metrics |= summary(
+            measures.caption_scores(noise[mine.name].numpy(), captions[:few]), "untrained/"
+        )
         shuffled = captions[1:] + captions[:1]
-        metrics |= summary(judges.asked(pictures, shuffled), "shuffled/")
+        metrics |= summary(measures.caption_scores(pictures, shuffled), "shuffled/")
         if len(stages) > 1:
             plain = enlarged(drawn[stages[-2].name].numpy(), mine.resolution)
-            found = judges.asked(plain, captions) | judges.beside(plain, real, captions)
+            found = measures.caption_scores(plain, captions) | measures.reference_scores(
+                plain, real, captions
+            )
             metrics |= summary({k: v for k, v in found.items() if k in scores}, "enlarged/")
-    metrics |= judges.distances(pictures, real)
+    metrics |= measures.distances(pictures, real)
 
     write_scores(ctx.store, ctx.folder, scores)
     measured.write(ctx.store, ctx.folder)
@@ -97,18 +106,18 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     grid(pictures[:GRID], columns=8, scale=scale).save(sheet, format="PNG")
     ctx.store.write(f"{ctx.folder}/samples.png", sheet.getvalue())
     ctx.store.write(f"{ctx.folder}/captions.txt", "\n".join(captions[:GRID]).encode())
-    files = ["samples.png", "captions.txt", SCORES, losses.FILE]
+    files = ["samples.png", "captions.txt", SCORES, eval_losses.FILE]
     made_by = {role: dict(e) for role, e in shards.version.header.encoders.items()}
     return Result(files=files, metrics=metrics, info={"encoders": made_by})
 
 
-def other_encoders(ctx: Context, settings: Mapping[str, Any], shards: Reader) -> str | None:
-    """In words, that the models were trained with other encoders than these pictures'."""
+def encoder_mismatch(ctx: Context, settings: Mapping[str, Any], shards: Reader) -> str | None:
+    """A message if the models were trained with other encoders than the data's; else None."""
     theirs = settings.get("trained_with")
     if theirs is None:
         return None
     if theirs.keys() == shards.version.header.encoders.keys():
-        with contextlib.suppress(ValueError):  # which says what differs; that it does is enough
+        with contextlib.suppress(ValueError):  # here it only matters that they differ
             shards.version.check_encoders(theirs)
             return None
     why = "the champion was trained with other encoders, so the two cannot be compared"
@@ -116,72 +125,76 @@ def other_encoders(ctx: Context, settings: Mapping[str, Any], shards: Reader) ->
     return why
 
 
-class Judges:
-    """Who measures pictures: the spec's metrics, and a CLIP where one is named or nobody else is.
+class Measures:
+    """All measures of pictures: the spec's metrics, and CLIP if it is named or there are none.
 
-    Distances between sets of pictures are those of the CLIP's features, else of the first metric
-    that has some.
+    Distances between sets of pictures use CLIP's features, or those of the first metric that has
+    features.
     """
 
     def __init__(
         self, ctx: Context, settings: Mapping[str, Any], inputs: Mapping[str, str], device: str
     ) -> None:
         self.metrics: list[Metric] = []
-        for name, asked in settings["metrics"].items():
-            one = metric(name, asked["options"])
+        for name, requested in settings["metrics"].items():
+            one = metric(name, requested["options"])
             one.open(ctx.store.local(inputs[f"metric/{name}"]))
             self.metrics.append(one)
         self.clip = scoring_clip(ctx, settings, inputs, device, needed=not self.metrics)
 
-    def asked(self, pictures: Pictures, captions: list[str]) -> Scores:
-        """What pictures have of what their captions ask for."""
+    def caption_scores(self, pictures: Pictures, captions: list[str]) -> Scores:
+        """How well pictures show what their captions ask for, by the spec's metrics."""
         return {
             name: torch.from_numpy(values)
             for one in self.metrics
             for name, values in one.score(pictures, captions).items()
         }
 
-    def beside(self, pictures: Pictures, real: Pictures, captions: list[str]) -> Scores:
-        """What pictures are beside the real ones of their captions, and by a CLIP beside these."""
+    def reference_scores(self, pictures: Pictures, real: Pictures, captions: list[str]) -> Scores:
+        """Kernel distance to the real pictures of the same captions, and CLIP scores."""
         found: Scores = {}
         features, truth = self.features(pictures), self.features(real)
-        if features is not None and truth is not None and len(pictures) >= FEWEST:
+        if features is not None and truth is not None and len(pictures) >= MIN_KERNEL_PICTURES:
             found["kernel_distance"] = kernel_distance(features, truth)
-        return found | self.likeness(pictures, captions)
+        return found | self.text_alignment(pictures, captions)
 
-    def likeness(self, pictures: Pictures, captions: list[str]) -> Scores:
-        """How close pictures are to their captions, by the CLIP; nothing without one."""
+    def text_alignment(self, pictures: Pictures, captions: list[str]) -> Scores:
+        """CLIP score of each picture with its caption; empty without CLIP."""
         if not self.clip:
             return {}
-        return {"clip_score": clip_scores(self._seen(pictures), self.clip.text(captions)[1])}
+        return {
+            "clip_score": clip_scores(self._clip_features(pictures), self.clip.text(captions)[1])
+        }
 
     def distances(self, pictures: Pictures, real: Pictures) -> dict[str, float]:
-        """The Fréchet distance, of so many pictures that it does not reward collapsed ones."""
+        """The Fréchet distance, given enough pictures that it does not reward collapsed ones; else
+        empty."""
         features, truth = self.features(pictures), self.features(real)
         if features is None or truth is None:
             return {}
-        if len(pictures) < PICTURES_A_FEATURE * features.shape[1]:
+        if len(pictures) < FRECHET_PICTURES_PER_FEATURE * features.shape[1]:
             return {}
         distance = frechet_distance(Moments.of(features), Moments.of(truth))
         return {"frechet_distance": distance, "frechet_distance_pictures": len(pictures)}
 
     def features(self, pictures: Pictures) -> torch.Tensor | None:
+        """Features for distances; None if nothing provides any. [N, features]"""
         if self.clip:
-            return self._seen(pictures)
+            return self._clip_features(pictures)
         found = (one.features(pictures) for one in self.metrics)
         first = next((f for f in found if f is not None), None)
         return None if first is None else torch.from_numpy(first)
 
-    def _seen(self, pictures: Pictures) -> torch.Tensor:
+    def _clip_features(self, pictures: Pictures) -> torch.Tensor:
         assert self.clip is not None
         key = hashlib.sha256(pictures.tobytes()).hexdigest()
-        if key not in self._features:
-            self._features[key] = self.clip.image([Image.fromarray(p) for p in pictures])
-        return self._features[key]
+        if key not in self._feature_cache:
+            self._feature_cache[key] = self.clip.image([Image.fromarray(p) for p in pictures])
+        return self._feature_cache[key]
 
     @cached_property
-    def _features(self) -> dict[str, torch.Tensor]:
-        """Of the pictures that CLIP has seen; it looks at the real ones once."""
+    def _feature_cache(self) -> dict[str, torch.Tensor]:
+        """Hash of pictures → CLIP features, so that the real pictures are encoded once."""
         return {}
 
 
@@ -193,18 +206,24 @@ def scoring_clip(
     *,
     needed: bool,
 ) -> CLIP | None:
-    """Another CLIP than the one that conditions; that one only if nobody else measures."""
+    """The CLIP that scores pictures.
+
+    It should not be the CLIP that conditions the model; that one is used only if there is no other
+    measure (``needed``).
+    """
     if named := ctx.runtime["scoring_clip"]:
         return CLIP(named, pretrained=settings["scoring_pretrained"], device=device)
     if not needed:
         return None
-    ctx.report(message="is scored by the CLIP that conditions it: set `evaluate.clip` to another")
+    ctx.report(
+        message="is scored by the CLIP that conditions it: set `evaluate.clip` to another one"
+    )
     places = encoder_sources(ctx.store, inputs.get("encoders"), ctx.runtime["encoders"])
     return load_clip(places, device)
 
 
-def hide_inflated_clip_score(ctx: Context, scores: Scores, real: Scores) -> None:
-    """A CLIP that finds generated pictures fitter than real ones measures something else."""
+def drop_inflated_clip_score(ctx: Context, scores: Scores, real: Scores) -> None:
+    """Remove the CLIP score if generated pictures score above real ones: it is then meaningless."""
     if "clip_score" not in scores:
         return
     mine, theirs = (float(of["clip_score"].mean()) for of in (scores, real))
@@ -219,9 +238,11 @@ def hide_inflated_clip_score(ctx: Context, scores: Scores, real: Scores) -> None
 
 def validation(
     ensemble: Ensemble, shards: Reader, settings: Mapping[str, Any], ctx: Context
-) -> losses.Losses:
-    """The denoising losses, of what a user's prompt says: with the picture's own CLIP embedding, an
-    expert that is deaf to the text would hardly be found out."""
+) -> eval_losses.Losses:
+    """Denoising losses, conditioned on text only, like a user's prompt.
+
+    With the picture's own CLIP embedding, an expert that ignores the text would hardly be noticed.
+    """
     device = next(ensemble.parameters()).device
     how = {
         **settings["losses"],
@@ -235,11 +256,13 @@ def validation(
         pictures, cond = validation_batch(shards, index, how)
         return pictures.to(device), text_only(cond).to(device)
 
-    return losses.measure(ensemble, batches, how, pictures=len(shards), batch=ctx.runtime["batch"])
+    return eval_losses.measure(
+        ensemble, batches, how, pictures=len(shards), batch=ctx.runtime["batch"]
+    )
 
 
 def untrained(stage: CascadeStage) -> CascadeStage:
-    """The same stage with a network that has learned nothing: what the measures say of noise."""
+    """The same stage with an untrained network, as a baseline for the measures."""
     trained = cast(Ensemble, stage.denoiser).experts[0].denoiser
     torch.manual_seed(0)
     fresh = Denoiser.of(cast(UNet, trained.net).config, trained.sigma_data)
@@ -248,18 +271,18 @@ def untrained(stage: CascadeStage) -> CascadeStage:
 
 
 def enlarged(pictures: Pictures, side: int) -> Pictures:
-    """The pictures of the stage below, simply enlarged: what super-resolution has to beat."""
+    """Pictures of the previous stage, resized: the baseline for super-resolution."""
     method = Image.Resampling.BICUBIC
     return np.stack([np.asarray(Image.fromarray(p).resize((side, side), method)) for p in pictures])
 
 
 def text_only(cond: Conditioning) -> Conditioning:
-    """The validation captions without their pictures: what a user's prompt is."""
+    """Conditioning without the picture's embedding, like a user's prompt."""
     absent = torch.zeros_like(cond.pooled["clip_image"])
     return replace(cond, pooled={**cond.pooled, "clip_image": absent})
 
 
 def as_bytes(x: torch.Tensor) -> Pictures:
-    """[N, 3, R, R] in [-1, 1] → uint8 [N, R, R, 3]"""
+    """Convert pictures [N, 3, R, R] in [-1, 1] to uint8 [N, R, R, 3]."""
     out: Pictures = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return out

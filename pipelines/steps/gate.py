@@ -1,4 +1,4 @@
-"""Decides whether a new ensemble is better than the champion."""
+"""Decide whether a candidate ensemble is better than the champion."""
 
 from __future__ import annotations
 
@@ -13,62 +13,66 @@ from ediffi_core.metrics import Estimate
 from ediffi_core.noise import sigma_text
 from pipelines.dag.evaluation import BEFORE
 from pipelines.runs.context import Context, Result
-from pipelines.steps import losses, scores
-from pipelines.steps.losses import OVER_NOISE, OVER_STEPS
+from pipelines.steps import eval_losses, eval_scores
+from pipelines.steps.eval_losses import OVER_NOISE, OVER_STEPS
 
 DECISION = "decision.json"
 
 ROUNDING = 1e-5
-"""A difference in parts of the champion's that is none: float32's rounding, which depends on how
-draws are batched and routed, would otherwise decide between a model and itself."""
+"""Relative differences below this count as rounding. Float32 rounding depends on how draws are
+batched and routed, and would otherwise decide between a model and itself."""
 
 Row = dict[str, Any]
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
-    """Roles of the inputs are ``ensemble/<stage>`` and ``champion/<stage>``, and ``…-before``."""
+    """Compare candidate and champion.
+
+    Roles of the inputs: ``ensemble/<stage>`` and ``champion/<stage>`` on the new validation data;
+    ``ensemble-before/<stage>`` and ``champion-before/<stage>`` on the champion's.
+    """
     rule = settings["rule"]
     strange = {m["info"].get("strange") for m in ctx.manifests.values()} - {None}
     if strange:
-        return _written(ctx, settings, [], False, strange.pop())
+        return _write_decision(ctx, settings, [], False, strange.pop())
     pairs: list[tuple[Row, Tensor, Tensor]] = []
     for role in sorted(r for r in inputs if r.startswith("ensemble")):
         other = role.replace("ensemble", "champion", 1)
         group, _, stage = role.partition("/")
         on = stage + (" on the champion's data" if group.endswith(BEFORE) else "")
-        of = losses_of if rule["metric"] == OVER_NOISE else scores_of
-        # The name of a metric in MLflow, which takes no apostrophe and no σ.
+        of = loss_pairs if rule["metric"] == OVER_NOISE else score_pairs
+        # An MLflow metric name, which allows no apostrophe and no σ.
         name = f"gain/{stage}{BEFORE if group.endswith(BEFORE) else ''}"
         try:
             for row, mine, theirs in of(ctx, inputs[role], inputs[other], on, rule["metric"]):
                 part = row.pop("part")
                 row["metric"] = f"{name}/{part}" if part else name
                 pairs.append((row, mine, theirs))
-        except Unlike as why:
-            return _written(ctx, settings, [], False, str(why))
-    rows = [row | gained(mine, theirs, rule, len(pairs)) for row, mine, theirs in pairs]
-    return _written(ctx, settings, rows, *verdict(rows, rule["metric"]))
+        except NotComparable as why:
+            return _write_decision(ctx, settings, [], False, str(why))
+    rows = [row | gain_row(mine, theirs, rule, len(pairs)) for row, mine, theirs in pairs]
+    return _write_decision(ctx, settings, rows, *decide_winner(rows, rule["metric"]))
 
 
-class Unlike(ValueError):
-    """Two evaluations that cannot be compared, and why."""
+class NotComparable(ValueError):
+    """Two evaluations were measured differently; the message says how."""
 
 
-def verdict(rows: list[Row], metric: str) -> tuple[bool, str]:
-    """Whether it wins, and why, in words: better on some stage as a whole, worse nowhere.
+def decide_winner(rows: list[Row], metric: str) -> tuple[bool, str]:
+    """Whether the candidate wins, and why: it must be better on some whole stage and worse nowhere.
 
-    The intervals hold together at 95 %, so that of many experts none is worse by chance. What is no
-    number, such as the loss of a model that has diverged, is worse.
+    The confidence intervals hold jointly at 95 %, so that among many experts, none counts as worse
+    by chance. NaN, such as the loss of a diverged model, counts as worse.
     """
     worse = [row for row in rows if not row["high"] >= 0]
     better = [row for row in rows if row["whole"] and row["low"] > 0]
     wins = bool(better and not worse)
     shown = (worse or better or rows)[0]
-    word = "worse" if worse else "better" if better else "no better"
-    return wins, f"{metric} of {shown['on']} is {word} than the champion's: {_numbers(shown)}"
+    verdict = "worse" if worse else "better" if better else "no better"
+    return wins, f"{metric} of {shown['on']} is {verdict} than the champion's: {_describe(shown)}"
 
 
-def _numbers(row: Row) -> str:
+def _describe(row: Row) -> str:
     draws = f"{row['draws']:,} draws of " if "draws" in row else ""
     return (
         f"{row['candidate']:.4f} against {row['champion']:.4f} (gain {row['gain']:+.4f} "
@@ -76,17 +80,20 @@ def _numbers(row: Row) -> str:
     )
 
 
-def losses_of(
+def loss_pairs(
     ctx: Context, mine: str, theirs: str, on: str, metric: str
 ) -> Iterator[tuple[Row, Tensor, Tensor]]:
-    """Over p(σ), over the sampler's steps, and in the interval of each expert of either.
+    """Losses over p(σ), over the sampler's steps, and in the interval of each expert of either.
+
+    Yields:
+        A row that says what is compared, and the candidate's and champion's losses per picture.
 
     Raises:
-        Unlike: They were measured differently.
+        Unlike: The losses were measured differently.
     """
-    own, champions = (losses.read(ctx.store, folder) for folder in (mine, theirs))
-    if why := losses.unlike(own, champions):
-        raise Unlike(
+    own, champions = (eval_losses.read(ctx.store, folder) for folder in (mine, theirs))
+    if why := eval_losses.mismatch(own, champions):
+        raise NotComparable(
             f"{OVER_NOISE} of {on} was measured differently for the two ({why}); remove both "
             "evaluations, and run again"
         )
@@ -94,34 +101,47 @@ def losses_of(
     for measure, (where, part) in everywhere.items():
         row = {"on": where, "part": part, "whole": True, "draws": len(own.loss)}
         yield row, own.over(measure), champions.over(measure)
-    for name, bounds in losses.intervals(own, champions):
+    for name, bounds in eval_losses.intervals(own, champions):
         where = f"{on} in the interval of {name} ({sigma_text(*bounds)})"
         count = int(own.inside(bounds).sum())
         row = {"on": where, "part": name, "whole": False, "draws": count}
         yield row, own.within(bounds), champions.within(bounds)
 
 
-def scores_of(
+def score_pairs(
     ctx: Context, mine: str, theirs: str, on: str, metric: str
 ) -> Iterator[tuple[Row, Tensor, Tensor]]:
-    """Of pictures, drawn with all experts."""
-    own, champions = (scores.read(ctx.store, folder) for folder in (mine, theirs))
+    """Scores of pictures drawn with all experts; yields one row, as :func:`loss_pairs` does.
+
+    Raises:
+        ValueError: The metric was not measured, or applies to no picture.
+    """
+    own, champions = (eval_scores.read(ctx.store, folder) for folder in (mine, theirs))
     try:
-        pair = scores.paired(own, champions, metric)
+        pair = eval_scores.paired(own, champions, metric)
     except ValueError as error:
         raise ValueError(f"`promotion.metric: {metric}`: {error}") from None
     if not len(pair[0]):
-        raise ValueError(f"`promotion.metric: {metric}` was asked of no picture of {on}")
+        raise ValueError(
+            f"`promotion.metric: {metric}` applies to no picture of {on}; choose another metric, "
+            "or validation data whose captions ask for it"
+        )
     yield {"on": on, "part": "", "whole": True}, *pair
 
 
-def gained(mine: Tensor, theirs: Tensor, rule: Mapping[str, Any], comparisons: int) -> Row:
-    """What is gained over the champion, more being better, with its bounds less the margin.
+def gain_row(mine: Tensor, theirs: Tensor, rule: Mapping[str, Any], comparisons: int) -> Row:
+    """The candidate's gain over the champion; above 0 is better.
 
     Args:
-        comparisons: of the decision, whose intervals hold together.
+        mine: The candidate's values per picture. [N]
+        theirs: The champion's, paired with them. [N]
+        rule: The promotion rule: ``metric`` and ``margin``.
+        comparisons: Number of comparisons in the decision, whose intervals hold jointly.
+
+    Returns:
+        Means, gain, and its bounds ``low`` and ``high``, widened by the margin.
     """
-    gain = scores.gain_of(mine, theirs, rule["metric"], comparisons)
+    gain = eval_scores.gain_of(mine, theirs, rule["metric"], comparisons)
     candidate, champion = Estimate.of(mine).mean, Estimate.of(theirs).mean
     margin = max(rule["margin"], ROUNDING) * abs(champion)
     return {
@@ -134,10 +154,10 @@ def gained(mine: Tensor, theirs: Tensor, rule: Mapping[str, Any], comparisons: i
     }
 
 
-def _written(
+def _write_decision(
     ctx: Context, settings: dict[str, Any], rows: list[Row], wins: bool, why: str
 ) -> Result:
-    compared = [{key: strict(value) for key, value in row.items()} for row in rows]
+    compared = [{key: json_safe(value) for key, value in row.items()} for row in rows]
     decision = {"wins": wins, "why": why, "champion": settings["champion"], "compared": compared}
     ctx.store.write(f"{ctx.folder}/{DECISION}", json.dumps(decision, indent=1).encode())
     ctx.report(message=why)
@@ -145,6 +165,6 @@ def _written(
     return Result(files=[DECISION], metrics={"wins": float(wins), **metrics}, info=decision)
 
 
-def strict(value: Any) -> Any:
-    """As JSON knows it, which has neither NaN nor infinity."""
+def json_safe(value: Any) -> Any:
+    """Replace NaN and infinity by None, as JSON has neither."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

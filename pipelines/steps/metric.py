@@ -1,4 +1,4 @@
-"""Fits a metric that evaluations measure with, once for all of them."""
+"""Fit an evaluation metric once, for all evaluations that use it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pipelines.runs.context import Context, Result
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
+    """Fit the metric and store what it learned."""
     torch.set_num_threads(ctx.cpus)
     one = metric(settings["metric"], settings["options"])
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""Writes the ensemble down: a small manifest of experts, intervals, encoders and defaults."""
+"""Write the manifest of a finished ensemble: experts, intervals, encoders and defaults."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 from pipelines.models.champions import MANIFEST
 from pipelines.models.text_to_image import load_stages
 from pipelines.runs.context import Context, Result
-from pipelines.steps.seats import weights_of
+from pipelines.steps.ensemble_weights import weights_of
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
+    """Check that the ensemble loads, and write its manifest."""
     stages = settings["stages"]
     weights = weights_of(ctx, stages, inputs)
-    # Loading it proves that it can be loaded: every checkpoint sound, p(σ) covered once.
+    # Loading checks it: every checkpoint is intact, and the intervals cover p(σ) exactly once.
     load_stages(ctx.store, stages, weights)
     last = ctx.manifests[f"evaluation/{stages[-1]['name']}"]
     manifest = {
@@ -29,14 +30,14 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
                 "folder": inputs["data"],
                 "fingerprint": ctx.manifests["data"]["fingerprint"],
             },
-            "validation": read_by(last, "validation"),
+            "validation": input_of(last, "validation"),
         },
     }
     ctx.store.write_json(f"{ctx.folder}/{MANIFEST}", manifest)
     return Result(files=[MANIFEST], metrics=dict(last["metrics"]))
 
 
-def read_by(manifest: dict[str, Any], role: str) -> dict[str, str]:
-    """The result that a finished node has read."""
+def input_of(manifest: dict[str, Any], role: str) -> dict[str, str]:
+    """Folder and fingerprint of an input of a finished node."""
     of = manifest["inputs"][role]
     return {"folder": f"nodes/{of['node']}-{of['fingerprint']}", "fingerprint": of["fingerprint"]}

@@ -1,4 +1,4 @@
-"""Trains one expert: hands the node to Ray Train, and takes its outcome."""
+"""Train one expert with Ray Train."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.runs.context import Context, Result
-from pipelines.store.artifacts import SCRATCH, signature
+from pipelines.store.artifacts import SCRATCH, temp_suffix
 from pipelines.training import retries
 
 Outcome = dict[str, Any]
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
+    """Train the expert of this node."""
     from pipelines.training import worker
 
     config = {"ctx": ctx, "settings": settings, "inputs": inputs}
@@ -23,22 +24,23 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
 def train(
     ctx: Context, worker: Callable[[dict[str, Any]], Outcome], config: dict[str, Any]
 ) -> Outcome:
-    """Runs it in the node's workers, and again after failures that pass; → what rank 0 returned."""
-    return retries.run_with_retries(lambda: attempt(ctx, worker, config), ctx)
+    """Train on the node's workers, with retries after transient failures; returns rank 0's
+    outcome."""
+    return retries.run_with_retries(lambda: run_once(ctx, worker, config), ctx)
 
 
-def attempt(
+def run_once(
     ctx: Context, worker: Callable[[dict[str, Any]], Outcome], config: dict[str, Any]
 ) -> Outcome:
-    """Runs it once, on processes of its own."""
+    """Train once, on new worker processes; returns rank 0's outcome."""
     from ray.train import FailureConfig, RunConfig
 
     from pipelines.training.backend import ProcessGroupConfig
     from pipelines.training.trainer import RayTrainer
 
-    # Checkpoints are ours, in the node's folder; what Ray Train keeps is scratch, under a name
-    # that no other attempt has (an old name would make it resume by its own, older, records).
-    name = f"{ctx.fingerprint}{signature()}"
+    # Our checkpoints are in the node's folder; Ray Train's own files are temporary. Each attempt
+    # gets a new name: with an old one, Ray Train would resume from its own, older records.
+    name = f"{ctx.fingerprint}{temp_suffix()}"
     timeout_s = ctx.runtime["workers"]["timeout_s"]
     trainer = RayTrainer(
         worker,
@@ -48,7 +50,7 @@ def attempt(
         run_config=RunConfig(
             name=name,
             storage_path=ctx.store.full(SCRATCH),
-            # Ray Train tries nothing again: it knows no kinds of failure, and would not say so.
+            # Ray Train must not retry: it cannot tell failures apart, and would not report them.
             failure_config=FailureConfig(
                 max_failures=0, max_preemption_failures=0, controller_failure_limit=0
             ),
@@ -57,17 +59,18 @@ def attempt(
     try:
         outcome: Outcome = trainer.fit().return_value
     finally:
-        with contextlib.suppress(OSError):  # a bucket that is away: what was raised says so
+        with contextlib.suppress(OSError):  # an unavailable bucket: fit() has raised already
             ctx.store.remove_folder(f"{SCRATCH}/{name}")
     return outcome
 
 
 def scaling(ctx: Context) -> Any:
-    """The node's workers, which share the CPUs that the plan counts for it."""
+    """Ray Train's scaling configuration: the workers share the CPUs that the plan gives the
+    node."""
     from ray.train import ScalingConfig
 
     workers, gpus, labels = (ctx.runtime["workers"][k] for k in ("count", "gpus", "labels"))
-    cpus = ctx.cpus // workers or ctx.cpus / workers  # of more than one Ray gives no parts
+    cpus = ctx.cpus // workers or ctx.cpus / workers  # Ray allows fractions only below 1
     return ScalingConfig(
         num_workers=workers,
         use_gpu=gpus > 0,

@@ -1,7 +1,7 @@
-"""The store: every node's result under ``<root>/nodes/<kind>/<name>-<fingerprint>/``.
+"""The artifact store: each node's result is in ``<root>/nodes/<kind>/<name>-<fingerprint>/``.
 
-A node is done when its ``manifest.json`` is there, and that is written last. Every file arrives
-whole: a temporary name and a rename on disk, one PUT on an object store.
+A node is done once its ``manifest.json`` exists, which is written last. Every file is written
+atomically: with a temporary name and a rename on disk, with one PUT to an object store.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pipelines.store.remote import StorageError, attempt, filesystem
 MANIFEST = "manifest.json"
 
 SCRATCH = "ray-train"
-"""Folder of what is of no use once its writer is dead; see :func:`signature`."""
+"""Folder of temporary files that are useless once their writer is dead; see :func:`temp_suffix`."""
 
 CACHE = ".cache/ediffi/files"
-"""Below the user's home: what libraries that need a path got of a bucket. May be deleted."""
+"""Folder in the user's home for files fetched from a bucket. May be deleted at any time."""
 
 A_DAY_S = 86_400
 
@@ -37,31 +37,32 @@ T = TypeVar("T")
 
 
 def sha256(data: bytes | bytearray) -> str:
+    """Hex digest."""
     return hashlib.sha256(data).hexdigest()
 
 
-def signature() -> str:
-    """Ends the name of a temporary thing, and says whose it is: ``.host.process.random``."""
+def temp_suffix() -> str:
+    """Suffix of a temporary file or folder that names its writer: ``.host.process.random``."""
     return f".{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether a temporary thing's writer is dead, or elsewhere and silent for a day."""
+    """Whether the writer of a temporary file is dead, or on another host and idle for a day."""
     try:
         age_s = time.time() - path.stat().st_mtime
         host = re.escape(socket.gethostname())
         if mine := re.search(rf"\.{host}\.(\d+)\.[0-9a-f]{{8}}(\.tmp)?$", path.name):
             os.kill(int(mine[1]), 0)
-            return False  # at work, however long: Ray Train's scratch lives as long as the training
+            return False  # alive: Ray Train's scratch is as old as the training
     except ProcessLookupError:
         return True
-    except OSError:  # gone meanwhile, or another user's process: not ours to judge
+    except OSError:  # just removed, or another user's process
         return False
     return age_s > A_DAY_S
 
 
-def _put_in_place(scratch: Path, folder: Path) -> None:
-    """Renames a folder, unless another process was first with the same."""
+def _rename_unless_exists(scratch: Path, folder: Path) -> None:
+    """Rename a folder, unless another process has already put the same one there."""
     try:
         scratch.rename(folder)
     except OSError:
@@ -71,34 +72,42 @@ def _put_in_place(scratch: Path, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder or a bucket. Paths are relative to its root, with ``/``."""
+    """A folder or a bucket. Paths are relative to its root and use ``/``."""
 
     root: str
 
     @staticmethod
     def open(root: str) -> Store:
-        """Opens (and if need be creates) a store that must be writable; ValueError if it is not."""
+        """Open a store that must be writable, creating its folder if needed.
+
+        Raises:
+            ValueError: It cannot be written.
+        """
         store = Store.at(root)
-        probe = f".writable{signature()}.tmp"
+        probe = f".writable{temp_suffix()}.tmp"
         try:
             store.write(probe, b"")
             store.remove(probe)
-        except StorageError as error:  # which names the place, and says what to do
+        except StorageError as error:  # its message names the place and what to do
             raise ValueError(f"storage {error}") from error
         except OSError as error:
             raise ValueError(
                 f"storage {root!r} cannot be written ({error}); "
-                "set `storage:` in the spec, or --storage, to a place that can"
+                "set `storage:` in the spec, or --storage, to a writable place"
             ) from error
         return store
 
     @staticmethod
     def at(root: str) -> Store:
-        """The store at a path or URL; workers have other folders, so a path is made absolute."""
+        """The store at a path or URL. Paths are made absolute, as workers run in other folders."""
         return Store(root.rstrip("/") if "://" in root else str(Path(root).absolute()))
 
-    def greet(self) -> Store:
-        """Whether a bucket is there and lets us in, sooner told than work in it would."""
+    def check_access(self) -> Store:
+        """Fail early if a bucket does not exist or denies access; returns the store.
+
+        Raises:
+            StorageError: The bucket cannot be read.
+        """
         if not self.is_local:
             with contextlib.suppress(FileNotFoundError):
                 attempt(lambda: self.fs.cat_file(self.full(".greeting")), self.root, attempts=2)
@@ -106,28 +115,31 @@ class Store:
 
     @property
     def fs(self) -> Any:
+        """The fsspec file system."""
         return filesystem(self.root)[0]
 
     @property
     def is_local(self) -> bool:
+        """Whether the store is a folder on disk, not a bucket."""
         return "://" not in self.root
 
     def full(self, path: str) -> str:
+        """The full path or URL of a path in the store."""
         return f"{self.root}/{path}" if path else self.root
 
-    def _ask(self, once: Callable[[], T], path: str) -> T:
-        """Does something with the file system; a bucket's is asked again if it must be."""
+    def _retry(self, once: Callable[[], T], path: str) -> T:
+        """Call a file system operation; on a bucket, retry transient failures."""
         return once() if self.is_local else attempt(once, self.full(path))
 
     def write(self, path: str, data: bytes | bytearray) -> None:
-        """Writes a file at once or not at all."""
+        """Write a file atomically."""
         full = self.full(path)
         if not self.is_local:
-            self._ask(lambda: self.fs.pipe_file(full, data), path)
+            self._retry(lambda: self.fs.pipe_file(full, data), path)
             return
         target = Path(full)
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}{signature()}.tmp")
+        scratch = target.with_name(f".{target.name}{temp_suffix()}.tmp")
         try:
             with scratch.open("wb") as file:
                 file.write(data)
@@ -138,28 +150,31 @@ class Store:
             scratch.unlink(missing_ok=True)
 
     def write_json(self, path: str, value: Any) -> None:
+        """Write a value as sorted JSON, atomically."""
         self.write(path, json.dumps(value, indent=1, sort_keys=True).encode())
 
     def read(self, path: str) -> bytes | None:
-        """The file's bytes, or None if there is no such file."""
+        """The file's bytes, or None if it does not exist."""
         try:
-            data: bytes = self._ask(lambda: self.fs.cat_file(self.full(path)), path)
+            data: bytes = self._retry(lambda: self.fs.cat_file(self.full(path)), path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return data
 
     def read_json(self, path: str) -> Any:
-        """The file's value, or None if there is no such file; ValueError if it is no JSON."""
+        """The file's value, or None if it does not exist; ValueError if it is not JSON."""
         data = self.read(path)
         if data is None:
             return None
         try:
             return json.loads(data)
         except ValueError as error:
-            raise ValueError(f"{self.full(path)} is damaged ({error}); remove it") from error
+            raise ValueError(
+                f"{self.full(path)} is damaged ({error}); remove it and run again"
+            ) from error
 
     def files(self, folder: str) -> dict[str, int]:
-        """Relative path → size of every file below a folder; temporary files left out."""
+        """Relative path → bytes of every file below a folder, without temporary files."""
         return {
             name: info["size"]
             for name, info in self._listing(folder).items()
@@ -167,73 +182,75 @@ class Store:
         }
 
     def _listing(self, path: str) -> dict[str, dict[str, Any]]:
-        """Relative path → what the file system says of every file below; a file's own is ``.``."""
+        """Relative path → fsspec info of every file below; for a single file, the path is ``.``."""
         full = self.full(path)
         try:
-            found = self._ask(lambda: self.fs.find(full, detail=True), path)
+            found = self._retry(lambda: self.fs.find(full, detail=True), path)
         except FileNotFoundError:
             return {}
         base = self.fs._strip_protocol(full)
         return {
             os.path.relpath(name, base): info
             for name, info in sorted(found.items())
-            # Not a folder: s3fs lists the one asked for, and what Arrow marks them with, "name/".
+            # Without folders: s3fs lists the given one, and Arrow's folder markers, "name/".
             if info["type"] != "directory" and not name.endswith("/")
         }
 
     def size(self, path: str) -> int | None:
-        """Bytes of a file; None if there is none. Says so also where a listing comes late."""
+        """Bytes of a file, or None if it does not exist. Correct even while listings lag."""
         try:
-            found = self._ask(lambda: self.fs.info(self.full(path)), path)
+            found = self._retry(lambda: self.fs.info(self.full(path)), path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return found["size"] if found["type"] == "file" else None
 
     def remove(self, path: str) -> None:
-        """Removes a file, if it is there."""
+        """Remove a file, if it exists."""
         with contextlib.suppress(FileNotFoundError):
-            self._ask(lambda: self.fs.rm_file(self.full(path)), path)
+            self._retry(lambda: self.fs.rm_file(self.full(path)), path)
 
     def remove_folder(self, folder: str) -> None:
-        """Removes a folder and what is in it, if it is there."""
+        """Remove a folder and its content, if it exists."""
         if self.is_local:
             shutil.rmtree(self.full(folder), ignore_errors=True)
             return
-        for name in self._ask(lambda: self.fs.find(self.full(folder)), folder):
+        for name in self._retry(lambda: self.fs.find(self.full(folder)), folder):
             with contextlib.suppress(FileNotFoundError):
-                self._ask(partial(self.fs.rm_file, name), folder)
+                self._retry(partial(self.fs.rm_file, name), folder)
 
     def local(self, path: str) -> Path:
-        """A path on this machine for libraries that need one; fetched first from a bucket.
+        """A local path of a file or folder, for libraries that need one; fetches from a bucket.
 
-        What was fetched is kept under :data:`CACHE`, by its address and the checksums of its files:
-        other content is fetched anew. It comes whole or not at all.
+        Fetched files are cached under :data:`CACHE` by address and checksums, so changed content
+        is fetched again. A fetch is atomic.
 
         Raises:
             ValueError: The bucket has no such file or folder.
         """
         if self.is_local:
             return Path(self.full(path))
-        there = self._promised(path, self._listing(path))
-        if not there:
-            raise ValueError(f"{self.full(path)} is not there; run the node that makes it again")
-        stamps = [(n, i["size"], str(i.get("ETag") or i.get("etag"))) for n, i in there.items()]
+        found = self._complete_listing(path, self._listing(path))
+        if not found:
+            raise ValueError(f"{self.full(path)} does not exist; run the node that makes it again")
+        stamps = [(n, i["size"], str(i.get("ETag") or i.get("etag"))) for n, i in found.items()]
         key = sha256(json.dumps([self.full(path), stamps]).encode())[:32]
         folder = Path.home() / CACHE / key
-        name = "" if set(there) != {"."} else path.rpartition("/")[2]
+        name = "" if set(found) != {"."} else path.rpartition("/")[2]
         if not folder.exists():
-            scratch = folder.with_name(f".{key}{signature()}.tmp")
+            scratch = folder.with_name(f".{key}{temp_suffix()}.tmp")
             try:
-                for relative, info in there.items():
+                for relative, info in found.items():
                     source = path if relative == "." else f"{path}/{relative}"
                     self._fetch(source, scratch / (name or relative), info["size"])
-                _put_in_place(scratch, folder)
+                _rename_unless_exists(scratch, folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         return folder / name
 
-    def _promised(self, path: str, listed: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """A listing, with what it is late to show of a finished node or a folder of its files."""
+    def _complete_listing(
+        self, path: str, listed: dict[str, dict[str, Any]]
+    ) -> dict[str, dict[str, Any]]:
+        """Add files of a finished node, or of a folder in it, that a lagging listing lacks."""
         if set(listed) == {"."} or not path.startswith("nodes/"):
             return listed
         for node in (path, path.rpartition("/")[0]):
@@ -241,14 +258,14 @@ class Store:
                 within = f"{path}/".removeprefix(f"{node}/")
                 names = [f.removeprefix(within) for f in manifest["files"] if f.startswith(within)]
                 for name in (n for n in names if n not in listed):
-                    with contextlib.suppress(FileNotFoundError):  # whoever reads it will say so
+                    with contextlib.suppress(FileNotFoundError):  # reading it will report that
                         full = self.full(f"{path}/{name}")
-                        listed[name] = self._ask(partial(self.fs.info, full), path)
+                        listed[name] = self._retry(partial(self.fs.info, full), path)
                 break
         return dict(sorted(listed.items()))
 
-    def forget(self, fetched: Path) -> None:
-        """Removes what :meth:`local` fetched of a file, for large ones that are read once."""
+    def evict(self, fetched: Path) -> None:
+        """Remove a file that :meth:`local` fetched; for large files that are read once."""
         if not self.is_local:
             shutil.rmtree(fetched.parent, ignore_errors=True)
 
@@ -258,19 +275,20 @@ class Store:
         def once() -> None:
             self.fs.get_file(self.full(path), str(to))
             if to.stat().st_size != size:
-                raise OSError(f"{to.stat().st_size} of {size} bytes came")
+                raise OSError(f"{to.stat().st_size} of {size} bytes arrived")
 
-        self._ask(once, path)
+        self._retry(once, path)
 
     def put_folder(self, source: Path, folder: str) -> None:
+        """Copy a local folder into the store."""
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
             self.write(f"{folder}/{file.relative_to(source)}", file.read_bytes())
 
     def sweep(self) -> None:
-        """Removes what killed writers left behind.
+        """Remove temporary files of killed writers.
 
-        A bucket keeps nothing half written; of killed trainings Ray Train's few small files stay
-        there, under :data:`SCRATCH`, for a rule of the bucket's to expire.
+        A bucket keeps no partial files. Ray Train's few small files of killed trainings stay there
+        under :data:`SCRATCH`; expire them with a lifecycle rule of the bucket.
         """
         if not self.is_local:
             for scratch in (Path.home() / CACHE).glob(".*.tmp"):
@@ -283,23 +301,34 @@ class Store:
         for folder in Path(self.full(SCRATCH)).glob("*"):
             if is_abandoned(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not there, or another pipeline is at work
+        with contextlib.suppress(OSError):  # missing, or in use by another pipeline
             Path(self.full(SCRATCH)).rmdir()
 
     # -- nodes ---------------------------------------------------------------------------------
 
     def manifest(self, folder: str) -> dict[str, Any] | None:
-        """A finished node's manifest; None if it is not finished or its files are not all there."""
+        """A finished node's manifest; None if the node is not finished or lacks files."""
         manifest: dict[str, Any] | None = self.read_json(f"{folder}/{MANIFEST}")
         if manifest is None:
             return None
-        there = self.files(folder)
-        unseen = {f: v["bytes"] for f, v in manifest["files"].items() if there.get(f) != v["bytes"]}
-        whole = all(self.size(f"{folder}/{f}") == size for f, size in unseen.items())
-        return manifest if whole else None
+        found = self.files(folder)
+        unlisted = {
+            f: v["bytes"] for f, v in manifest["files"].items() if found.get(f) != v["bytes"]
+        }
+        complete = all(self.size(f"{folder}/{f}") == size for f, size in unlisted.items())
+        return manifest if complete else None
 
     def commit(self, folder: str, files: list[str], manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Declares a node done: hashes its files, then writes its manifest."""
+        """Mark a node as done: hash its files, then write its manifest.
+
+        Args:
+            folder: The node's folder.
+            files: Its files, relative to the folder.
+            manifest: Everything else to put into the manifest.
+
+        Returns:
+            The manifest as written.
+        """
         entries = {}
         for name in sorted(files):
             data = self.read(f"{folder}/{name}")

@@ -1,4 +1,4 @@
-"""How a shard's values become bytes and batches become tensors again: tokens, vectors, pictures."""
+"""Pack tokens, vectors and pictures into bytes for a shard, and unpack them into batches."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
-Lender = Callable[[int], Bytes]
-"""Gives so many bytes of memory, of any content, that are the caller's own."""
+Allocator = Callable[[int], Bytes]
+"""Number of bytes → uninitialized memory that the caller owns."""
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-SCALE_BYTES = 4  # of int8: every token is led by its float32 scale
+SCALE_BYTES = 4  # int8: each token is preceded by its float32 scale
 
 
-def fresh(count: int) -> Bytes:
-    """Memory of malloc's."""
+def allocate(count: int) -> Bytes:
+    """Newly allocated, uninitialized memory."""
     return np.empty(count, np.uint8)
 
 
@@ -28,12 +28,16 @@ def fresh(count: int) -> Bytes:
 
 
 def packed(values: Tensor, precision: str) -> bytes:
-    """[..., dim] → little-endian bytes; ValueError where the precision cannot hold a value.
+    """Pack values [..., dim] into little-endian bytes.
 
-    ``int8`` keeps a token as its largest magnitude / 127 (float32) and rounded multiples of it.
+    ``int8`` stores each token as a float32 scale (its largest magnitude / 127) and rounded
+    multiples of it.
+
+    Raises:
+        ValueError: A value is not finite, or too large for the precision.
     """
     values = values.detach().cpu()
-    if not holds(values, precision):
+    if not is_representable(values, precision):
         raise ValueError(f"values that are not finite in {precision}")
     if precision == "int8":
         values = values.float()
@@ -44,18 +48,22 @@ def packed(values: Tensor, precision: str) -> bytes:
     return values.view(torch.uint8).numpy().tobytes()
 
 
-def holds(values: Tensor, precision: str) -> bool:
-    """Whether values can be kept, and read again: finite, and no larger than the type's largest."""
-    dtype = torch.float16 if precision == "int8" else DTYPES[precision]  # what int8 is read as
+def is_representable(values: Tensor, precision: str) -> bool:
+    """Whether the precision can store all values: finite, and in the range of its type."""
+    dtype = torch.float16 if precision == "int8" else DTYPES[precision]  # int8 is read as fp16
     return bool(values.to(dtype).isfinite().all())
 
 
 def token_bytes(dim: int, precision: str) -> int:
+    """Bytes of one packed token of ``dim`` values."""
     return dim + SCALE_BYTES if precision == "int8" else dim * DTYPES[precision].itemsize
 
 
 def unpacked(raw: Bytes, precision: str) -> Tensor:
-    """The values of [..., bytes a token] uint8, in the stored dtype; float16 from ``int8``."""
+    """Unpack uint8 [..., bytes per token] into values [..., dim] of the stored dtype.
+
+    ``int8`` becomes float16.
+    """
     data = torch.from_numpy(raw)
     if precision != "int8":
         return data.view(DTYPES[precision])
@@ -64,9 +72,9 @@ def unpacked(raw: Bytes, precision: str) -> Tensor:
 
 
 def padded(
-    rows: Sequence[Bytes], dim: int, precision: str, memory: Lender = fresh
+    rows: Sequence[Bytes], dim: int, precision: str, memory: Allocator = allocate
 ) -> tuple[Tensor, Tensor]:
-    """Packed rows of any length → tokens [N, L, dim], and the mask [N, L] of those that are."""
+    """Unpack rows of any length, padded with zeros → tokens [N, L, dim] and their mask [N, L]."""
     width = token_bytes(dim, precision)
     lengths = [len(row) // width for row in rows]
     longest = max(lengths, default=0)
@@ -82,7 +90,7 @@ def padded(
 
 
 def encoded(pixels: Bytes, encoding: str, jpeg_quality: int) -> bytes:
-    """[H, W, 3] uint8 → its bytes."""
+    """Encode a picture [H, W, 3] uint8 as raw, PNG or JPEG bytes."""
     if encoding == "raw":
         return pixels.tobytes()
     from PIL import Image
@@ -96,7 +104,7 @@ def encoded(pixels: Bytes, encoding: str, jpeg_quality: int) -> bytes:
 
 
 def decoded(data: Bytes, encoding: str, size: tuple[int, int]) -> Bytes:
-    """→ [H, W, 3] uint8. ``size`` is (height, width); encoded pictures know their own."""
+    """Decode a picture → [H, W, 3] uint8. ``size``: (height, width), used for raw pictures only."""
     if encoding == "raw":
         return data.reshape(*size, 3)
     from PIL import Image
@@ -105,15 +113,20 @@ def decoded(data: Bytes, encoding: str, size: tuple[int, int]) -> Bytes:
 
 
 def square(pixels: Bytes, side: int, place: float) -> Bytes:
-    """The square of a picture whose shortest side is ``side``, at ``place`` in [0, 1) of the
-    places it can be cut from; 0.5 is the centre."""
+    """Crop a square from a picture whose shortest side is ``side``.
+
+    Args:
+        pixels: [H, W, 3] uint8.
+        side: Side of the square, in pixels.
+        place: Position of the crop along the longer side, in [0, 1); 0.5 is the centre.
+    """
     height, width = pixels.shape[:2]
     top = int(place * (height - side + 1))
     left = int(place * (width - side + 1))
     return pixels[top : top + side, left : left + side]
 
 
-def as_images(pixels: Bytes, memory: Lender = fresh) -> Tensor:
+def as_images(pixels: Bytes, memory: Allocator = allocate) -> Tensor:
     """[N, H, W, 3] uint8 → [N, 3, H, W] float32 in [-1, 1]."""
     channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     x = torch.from_numpy(memory(4 * pixels.size)).view(torch.float32).view(channels_first.shape)

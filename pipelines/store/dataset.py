@@ -1,7 +1,7 @@
-"""A version of a data set: which shards it is made of, as one small Parquet file.
+"""A data set version: a list of its shards, as one small Parquet file.
 
-Shards lie in a pool that versions share, ``embeddings/<recipe>/<source identity>.parquet``: a
-version with one more source adds one shard, and points to the others.
+Versions share a pool of shards, ``embeddings/<recipe>/<source identity>.parquet``: a version with
+one more source adds one shard and refers to the others.
 """
 
 from __future__ import annotations
@@ -28,40 +28,46 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 _COLUMNS = {
     "name": pa.string(),
-    "path": pa.string(),  # from the store's root
+    "path": pa.string(),  # relative to the store's root
     "rows": pa.int64(),
     "bytes": pa.int64(),
     "sha256": pa.string(),
     "source": pa.string(),  # URL of the source file
     "source_identity": pa.string(),
     "quarantined": pa.string(),  # JSON, reason → rows
-    "filtered": pa.string(),  # the same
+    "filtered": pa.string(),  # likewise
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Version:
-    """A data-set version. A million shards take some 300 MB."""
+    """A data set version. A million shards take some 300 MB of memory."""
 
     store: Store
     folder: str
     header: Header
-    """What all its shards have in common."""
+    """Header of all its shards."""
 
     table: pa.Table
-    """A row for every shard, by name; see :meth:`write`."""
+    """One row per shard, sorted by name; see :meth:`write`."""
 
     @staticmethod
     def write(
         store: Store, folder: str, shards: Sequence[Mapping[str, Any]] | pa.Table, header: Header
     ) -> Version:
-        """Writes ``dataset.parquet`` into a folder.
+        """Write ``dataset.parquet`` into a folder.
 
         Args:
-            shards: For each a ``name``, ``path``, ``rows``, ``usable`` (resolution → rows), its
-                ``bytes`` and ``sha256``, and if known ``source``, ``source_identity``,
-                ``quarantined`` and ``filtered`` (reason → rows); or the table of another version,
-                a part of it, or :func:`table_of` some shards.
+            store: The store.
+            folder: Folder of the version in the store.
+            shards: A record per shard with ``name``, ``path``, ``rows``, ``usable`` (resolution →
+                rows), ``bytes`` and ``sha256``, and optionally ``source``, ``source_identity``,
+                ``quarantined`` and ``filtered`` (reason → rows); or a table: all or part of
+                another version's, or from :func:`table_of`.
+            header: The header of all shards.
+
+        Raises:
+            ValueError: There is no shard, or two have the same name.
         """
         table = shards if isinstance(shards, pa.Table) else table_of(shards, header)
         table = table.sort_by("name").combine_chunks()
@@ -74,13 +80,13 @@ class Version:
 
     @staticmethod
     def open(store: Store, folder: str) -> Version:
-        """ValueError if the folder holds no version, or one that cannot be read."""
+        """Open the version in a folder; ValueError if there is none or it cannot be read."""
         path = f"{folder}/{FILE}"
         data = store.read(path)
         if data is None:
             raise ValueError(f"there is no {store.full(path)}; run its embed node first")
         try:
-            # Not `read_table`, whose module takes its time to import.
+            # Not `read_table`, whose module is slow to import.
             table = pq.ParquetFile(pa.BufferReader(data)).read().combine_chunks()
             header = Header.from_metadata(table.schema.metadata)
         except (ValueError, OSError) as error:
@@ -89,8 +95,10 @@ class Version:
 
     @staticmethod
     def latest(store: Store, node: str) -> Version | None:
-        """What a node such as ``embed/train`` made last; None if that cannot be read, or is of an
-        older format."""
+        """The latest version of a node such as ``embed/train``.
+
+        None if there is none, or it cannot be read or has an older format.
+        """
         pointer = store.read_json(f"nodes/{node}.latest.json")
         folder = f"nodes/{node}-{pointer['fingerprint']}" if pointer else ""
         if not pointer or store.size(f"{folder}/{FILE}") is None:
@@ -105,37 +113,41 @@ class Version:
         return len(self.table)
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
+        """A column of :attr:`table`. [shards]"""
         found: np.ndarray[Any, Any] = self.table[name].to_numpy()
         return found
 
     def path(self, shard: int) -> str:
+        """Path of a shard in the store, by its number."""
         found: str = self.table["path"][shard].as_py()
         return found
 
     def usable(self, resolution: int) -> Ints:
-        """[shards] how many rows of each, its first ones, have a picture for this stage."""
-        self.header.columns(resolution)  # a ValueError that says which there are
+        """How many rows of each shard have a picture for this stage; they are its first rows.
+        [shards]"""
+        self.header.columns(resolution)  # raises a ValueError that lists the resolutions
         return self.column(f"usable_{resolution}")
 
     def counts(self, column: str) -> dict[str, int]:
-        """Reason → rows of the whole version, of ``quarantined`` or ``filtered``."""
+        """Reason → rows of the whole version. ``column``: ``quarantined`` or ``filtered``."""
         total: dict[str, int] = {}
-        for found in self.table[column].value_counts().to_pylist():  # most are alike: "{}"
+        for found in self.table[column].value_counts().to_pylist():  # most values are "{}"
             for reason, rows in json.loads(found["values"]).items():
                 total[reason] = total.get(reason, 0) + rows * found["counts"]
         return total
 
     def missing(self, files: Callable[[str], Mapping[str, int]] | None = None) -> list[str]:
-        """Names of shards that are not there, or of another size. Lists the pool once.
+        """Names of shards that are missing or have another size. Lists the pool once.
 
         Args:
-            files: what lists a folder, for versions that share one; by default the store.
+            files: Lists a folder; by default, the store does. Versions that share a pool may cache
+                it.
         """
         folders = pc.unique(pc.replace_substring_regex(self.table["path"], "/[^/]*$", ""))
-        there: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         for folder in folders.to_pylist():
             found = (files or self.store.files)(folder)
-            there |= {f"{folder}/{file}": size for file, size in found.items()}
+            sizes |= {f"{folder}/{file}": size for file, size in found.items()}
         return [
             name
             for name, path, size in zip(
@@ -143,36 +155,40 @@ class Version:
                 self.table["path"].to_pylist(),
                 self.column("bytes").tolist(),
             )
-            if there.get(path) != size
+            if sizes.get(path) != size
         ]
 
     def check_encoders(self, expected: Mapping[str, Mapping[str, str]]) -> None:
-        """ValueError, naming both, if the embeddings are other encoders' than expected.
+        """Check that the embeddings were made by the expected encoders.
 
         Args:
-            expected: Encoder → ``name``, ``sha256``, ``dtype``, … that it must have: those of
-                another version's header, or :func:`as_named` in a spec. Where weights are expected
-                by their ``sha256`` the name does not count, as a moved folder has another.
+            expected: Encoder → ``name``, ``sha256``, ``dtype``, …, from another version's header
+                or :func:`encoders_from_spec`. If ``sha256`` is given, the name is ignored: a moved
+                folder has another name.
+
+        Raises:
+            ValueError: An encoder differs; names both.
         """
         for role, want in expected.items():
             have = self.header.encoders.get(role)
-            if have is None or _differ(have, want):
+            if have is None or _encoders_differ(have, want):
                 raise ValueError(
                     f"the shards of {self.store.full(self.folder)} were embedded by "
-                    f"{role} {_said(have)}, not by {_said(want)}; embed again, or name that one"
+                    f"{role} {_describe(have)}, not by {_describe(want)}; embed again, or "
+                    "name that encoder in the spec"
                 )
 
 
-def _differ(have: Mapping[str, str], want: Mapping[str, str]) -> bool:
-    """Whether embeddings of the two may be others.
+def _encoders_differ(have: Mapping[str, str], want: Mapping[str, str]) -> bool:
+    """Whether two encoders may give different embeddings.
 
-    What an encoder does besides its weights, ``how``, counts where both say it: older shards do
-    not. Those had the activation of the model's own configuration, so there ``activation`` counts,
-    which is only said of another one.
+    ``how`` describes what an encoder does besides its weights. It is compared if both have it;
+    older shards do not. Those used the activation of the model's own configuration, so for them
+    ``activation`` is compared, which is present only for another activation.
     """
-    told = [what for what in want if what not in ("how", "activation")]
-    told = [what for what in told if what != "name" or "sha256" not in want]
-    if any(have.get(what) != want[what] for what in told):
+    compared = [what for what in want if what not in ("how", "activation")]
+    compared = [what for what in compared if what != "name" or "sha256" not in want]
+    if any(have.get(what) != want[what] for what in compared):
         return True
     if "how" in have and "how" in want:
         return have["how"] != want["how"]
@@ -181,11 +197,11 @@ def _differ(have: Mapping[str, str], want: Mapping[str, str]) -> bool:
     )
 
 
-def as_named(encoders: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """What a header must say of the encoders that a spec names, as nodes have them.
+def encoders_from_spec(encoders: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What :meth:`Version.check_encoders` should expect of the encoders that a spec names.
 
-    Of a folder the name says nothing, as it may have moved; of encoders that are made there is
-    none. What they hold is in the fingerprint of the embed node.
+    A folder's name is left out, as it may have moved, and so are encoders that a node makes: their
+    content is part of the embed node's fingerprint.
     """
     named = {
         "t5": (encoders.get("t5"), encoders.get("t5_dtype", "float32")),
@@ -202,17 +218,17 @@ def as_named(encoders: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _said(encoder: Mapping[str, str] | None) -> str:
+def _describe(encoder: Mapping[str, str] | None) -> str:
     if not encoder:
         return "(none)"
     weights = [f"sha256 {encoder['sha256'][:12]}"] if "sha256" in encoder else []
-    said = (encoder[what] for what in ("dtype", "activation", "how") if what in encoder)
-    details = ", ".join([*weights, *said])
+    given = (encoder[what] for what in ("dtype", "activation", "how") if what in encoder)
+    details = ", ".join([*weights, *given])
     return f"{encoder.get('name', 'another')} ({details})" if details else encoder["name"]
 
 
 def table_of(shards: Sequence[Mapping[str, Any]], header: Header) -> pa.Table:
-    """A row for each shard, some 300 bytes; see :meth:`Version.write`."""
+    """One table row per shard record, some 300 bytes; see :meth:`Version.write`."""
 
     def values(name: str, kind: pa.DataType) -> pa.Array:
         if name in ("quarantined", "filtered"):
@@ -228,8 +244,8 @@ def table_of(shards: Sequence[Mapping[str, Any]], header: Header) -> pa.Table:
 
 def _check(table: pa.Table, path: str) -> None:
     if not len(table):
-        raise ValueError(f"{path} would hold no shards")
+        raise ValueError(f"{path} would have no shards")
     counts = table["name"].value_counts()
     if len(counts) < len(table):
         [twice] = [c["values"] for c in counts.to_pylist() if c["counts"] > 1][:1]
-        raise ValueError(f"{path} would hold shard {twice} twice")
+        raise ValueError(f"{path} would have shard {twice} twice")

@@ -1,4 +1,4 @@
-"""A lock on this machine that ends with the process that holds it, however that ends."""
+"""A file lock on this machine, released when its process ends, even by a kill."""
 
 from __future__ import annotations
 
@@ -9,35 +9,39 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-LOOKERS = 5  # of those who take a lock for a moment, to see whether it is held
+MAX_RETRIES = 5  # in case :func:`is_held` has the lock for a moment
 
 
 @contextlib.contextmanager
-def held(place: Path) -> Iterator[TextIO]:
-    """Holds the lock, whose file is the holder's to write; BlockingIOError if another does."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("a+") as lock:
+def held(path: Path) -> Iterator[TextIO]:
+    """Hold the lock and yield its file, which the holder may write.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as lock:
         _take(lock)
         yield lock
 
 
 def _take(lock: TextIO) -> None:
-    """In spite of those who only look whether it is taken."""
-    for attempt in range(LOOKERS + 1):
+    """Take the lock, retrying in case another process only tests it."""
+    for attempt in range(MAX_RETRIES + 1):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if attempt == LOOKERS:
+            if attempt == MAX_RETRIES:
                 raise
             time.sleep(0.1)
 
 
-def is_held(place: Path) -> bool:
-    """Whether a living process holds it."""
-    if not place.exists():
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock."""
+    if not path.exists():
         return False
-    with place.open() as lock:
+    with path.open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

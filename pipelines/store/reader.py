@@ -1,7 +1,7 @@
-"""What training and evaluation read: batches of pictures and their conditioning.
+"""Read batches of pictures and their conditioning, for training and evaluation.
 
-Rows come from a version's shards by their place in training's order, or by number. Nothing is
-held but a bounded number of row groups, so a data set may be of any size.
+Rows of a version are read by their position in the training order, or by number. Memory holds a
+bounded number of row groups, so a data set may be of any size.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from pipelines.store.columns import Bytes
 from pipelines.store.dataset import Version
 from pipelines.store.order import Order
 from pipelines.store.shard_file import RowGroup, ShardFiles
-from pipelines.store.shards import pixels_at
+from pipelines.store.shards import pixels_column
 
 Batch = tuple[Tensor, Conditioning]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 CENTRE = 0.5
-_KEPT = 8  # free blocks of a size
+_KEPT = 8  # free blocks per size
 
 
 class Reader:
-    """A version of a data set as one stage reads it: its rows are those with a picture for it.
+    """A data set version as one stage reads it: only rows with a picture for that stage.
 
     Row numbers run from 0 to ``len(reader)`` in the order of the version's shards.
     """
@@ -57,15 +57,20 @@ class Reader:
     ) -> None:
         """
         Args:
-            version: or the folder that holds it.
-            order: of training, which :meth:`batch` and :meth:`stream` follow.
-            seed: With the purpose and the image's index, says which square is cut of a full
+            store: The store.
+            version: The version, or its folder.
+            resolution: Side of the stage's pictures, in pixels.
+            order: The training order, for :meth:`batch` and :meth:`stream`.
+            seed: With ``purpose`` and the image index, decides which square is cropped from a full
                 picture.
-            cache_bytes: of row groups that are kept. With less than :class:`Order` needs, they
-                are read again; see :attr:`reads`.
-            requests: Row groups that are asked of a bucket at once.
-            checksums: Verify every page's, for disks that are not trusted; a quarter of the speed
-                of reading.
+            purpose: Separates random draws, for example of training and validation.
+            cache_bytes: Size of the row group cache. Below what :class:`Order` needs, row groups
+                are read more than once; see :attr:`reads`.
+            requests: Row groups requested from a bucket at once.
+            checksums: Verify the checksum of every page, for untrusted disks; four times slower.
+
+        Raises:
+            ValueError: There is no such version, or it has no row for this stage.
         """
         self.version = Version.open(store, version) if isinstance(version, str) else version
         self.header, self.resolution = self.version.header, resolution
@@ -77,11 +82,11 @@ class Reader:
         if not len(self):
             raise ValueError(
                 f"no row of {store.full(self.version.folder)} has a picture of {resolution}; "
-                "its source pictures are smaller"
+                "its source pictures are smaller: use larger ones, or a smaller resolution"
             )
         self.files = ShardFiles(self.version, checksums=checksums)
         self._cache = _Cache(cache_bytes)
-        self._memory = Memory()
+        self._memory = BufferPool()
         self._io = ThreadPoolExecutor(requests, thread_name_prefix="row-group")
 
     def __len__(self) -> int:
@@ -90,23 +95,24 @@ class Reader:
 
     @property
     def reads(self) -> int:
-        """Row groups that have been read so far; once an epoch and a rank is the aim."""
+        """Row groups read so far; ideally, each is read once per epoch by one rank."""
         return self._cache.reads
 
     # -- what to read --------------------------------------------------------------------------
 
     def batch(self, index: Any) -> Batch:
-        """The images at these places of training's stream; see :meth:`read`."""
+        """The images with these indices in the training stream; see :meth:`read`."""
         if self.order is None:
-            raise ValueError("this reader has no order; give it one, or read rows by number")
+            raise ValueError("this reader has no order; pass `order`, or read rows by number")
         return self.read(*self.order(index), self._place(index))
 
     def stream(self, indices: Iterable[Any], ahead: int = 4) -> Iterator[Batch]:
-        """:meth:`batch` of each, in turn; the next ``ahead`` are made meanwhile."""
-        # Of a local file nothing is waited for but the copy, which a second thread would not make
-        # faster. A bucket's answers are waited for, so there each batch has a thread.
-        makers = 1 if self.version.store.is_local else max(1, ahead)
-        with ThreadPoolExecutor(makers, thread_name_prefix="batch") as pool:
+        """Yield :meth:`batch` for each element of ``indices``, preparing ``ahead`` batches in
+        advance."""
+        # Local files cost only the copy, which a second thread would not speed up. Requests to a
+        # bucket cost waiting, so there each batch has its own thread.
+        workers = 1 if self.version.store.is_local else max(1, ahead)
+        with ThreadPoolExecutor(workers, thread_name_prefix="batch") as pool:
             waiting: deque[Future[Batch]] = deque()
             made = (pool.submit(self.batch, i) for i in indices)
             try:
@@ -119,23 +125,35 @@ class Reader:
                     future.cancel()
 
     def rows(self, numbers: Sequence[int] | Any, index: Any = None) -> Batch:
-        """Rows by number.
+        """Rows by number; see :meth:`read`.
 
         Args:
-            index: Image indices, which choose the square of a full picture; the centre if None.
+            numbers: Row numbers, from 0 to ``len(self)`` − 1. [N]
+            index: Image indices, which determine the crop of full pictures; centre crops if None.
         """
         return self.read(*self._at(numbers), None if index is None else self._place(index))
 
     def captions(self, numbers: Sequence[int] | Any) -> list[str]:
+        """Captions of rows, by number."""
         shards, rows = self._at(numbers)
         texts = {s: self.files.strings(s, "caption") for s in np.unique(shards).tolist()}
         return [texts[s][r] for s, r in zip(shards.tolist(), rows.tolist(), strict=True)]
 
     def read(self, shards: Ints, rows: Ints, place: Sequence[float] | None = None) -> Batch:
-        """→ pictures [N, 3, R, R] float32 in [-1, 1], and their conditioning, all owned.
+        """Read rows of shards.
 
-        Sequences and pooled vectors have the stored dtype (float16 from int8); sequences are
-        padded with zeros to the longest.
+        Args:
+            shards: Shard numbers. [N]
+            rows: Row numbers in these shards. [N]
+            place: Crop position of each full picture, in [0, 1); centre crops if None.
+
+        Returns:
+            Pictures [N, 3, R, R] float32 in [-1, 1], and their conditioning; the caller owns both.
+            Sequences and pooled vectors have the stored dtype (float16 for int8); sequences are
+            padded with zeros to the longest.
+
+        Raises:
+            ValueError: A shard is missing or damaged.
         """
         group, row = np.divmod(rows, self.header.packing.row_group_rows)
         keys = list(zip(shards.tolist(), group.tolist(), strict=True))
@@ -149,7 +167,7 @@ class Reader:
     def _submit(self, key: tuple[int, int]) -> Future[RowGroup]:
         if not self.version.store.is_local:
             return self._io.submit(self.files.read, *key, self.columns)
-        # A mapped file is not waited for: to hand it to another thread takes longer than to read.
+        # Reading a mapped file takes less time than handing it to another thread.
         future: Future[RowGroup] = Future()
         try:
             future.set_result(self.files.read(*key, self.columns))
@@ -161,7 +179,7 @@ class Reader:
         numbers = np.asarray(numbers, np.int64)
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
             raise ValueError(
-                f"rows 0 to {len(self) - 1:,} are there, got {numbers.min()} to {numbers.max()}"
+                f"rows must be 0 to {len(self) - 1:,}, got {numbers.min()} to {numbers.max()}"
             )
         shards = np.searchsorted(self._starts, numbers, "right") - 1
         return shards, numbers - self._starts[shards]
@@ -176,7 +194,7 @@ class Reader:
         return found
 
     def _pictures(self, found: list[tuple[RowGroup, int]], place: Sequence[float] | None) -> Tensor:
-        side, name = self.resolution, pixels_at(self.resolution)
+        side, name = self.resolution, pixels_column(self.resolution)
         encoding, full = self.header.packing.pictures, side in self.header.packing.full
         pixels = self._memory(len(found) * side * side * 3).reshape(len(found), side, side, 3)
         for i, (group, row) in enumerate(found):
@@ -202,15 +220,15 @@ class Reader:
         return Conditioning(sequences, masks, pooled)
 
 
-class Memory:
-    """Lends memory, and lends it again once nothing refers to it. For any number of threads.
+class BufferPool:
+    """Allocates memory and reuses each block once nothing refers to it. Thread-safe.
 
-    What malloc gives a thread for a batch, the kernel has to clear page by page, as a thread's heap
-    shrinks with every batch that is freed; that would be a third of the time of a batch.
+    With malloc, a thread's heap shrinks whenever a batch is freed, so the kernel has to clear the
+    pages of every new batch: a third of the time of a batch.
     """
 
     def __init__(self) -> None:
-        # By size, a power of two: a block's end that no batch has reached takes no memory.
+        # By size, a power of two. Pages at a block's end that no batch has touched take no memory.
         self._free: defaultdict[int, deque[Bytes]] = defaultdict(lambda: deque(maxlen=_KEPT))
 
     def __call__(self, count: int) -> Bytes:
@@ -220,20 +238,20 @@ class Memory:
             block = free.pop()
         except IndexError:
             block = np.empty(size, np.uint8)
-        # Through a memoryview, so that views refer to this array and not straight to its block.
-        lent = np.frombuffer(block.data, np.uint8, count)
-        weakref.finalize(lent, free.append, block).atexit = False
-        return lent
+        # Via a memoryview, so that views refer to this array and not directly to the block.
+        view = np.frombuffer(block.data, np.uint8, count)
+        weakref.finalize(view, free.append, block).atexit = False
+        return view
 
 
 @dataclass
 class _Entry:
     future: Future[RowGroup]
-    bytes: int = 0  # known once it has been read
+    bytes: int = 0  # 0 until it has been read
 
 
 class _Cache:
-    """The row groups used last, up to a number of bytes; each is read once for all threads."""
+    """LRU cache of row groups, limited in bytes; concurrent requests share one read."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes, self.reads = limit_bytes, 0
@@ -256,13 +274,13 @@ class _Cache:
         with self._lock:
             entry = self._entries[key]
             if done.cancelled() or done.exception():
-                del self._entries[key]  # the next who asks may have more luck
+                del self._entries[key]  # the next request tries again
                 return
             entry.bytes = done.result().bytes
             self._held_bytes += entry.bytes
             for old, held in list(self._entries.items()):
                 if self._held_bytes <= self.limit_bytes:
                     break
-                if held.bytes:  # not one on its way
+                if held.bytes:  # not one that is still being read
                     self._held_bytes -= held.bytes
                     del self._entries[old]

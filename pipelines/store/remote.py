@@ -1,8 +1,8 @@
-"""Object stores: how they are reached, what is asked again, and what their errors mean.
+"""Access to object stores: connection settings, retries, and clear errors.
 
-S3 is reached as the environment says (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``,
-``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGION``, ``AWS_PROFILE``, or a role of the machine's), for
-s3fs, Arrow and the processes of Ray alike. A spec's ``s3:`` comes before it; see :func:`use`.
+s3fs, Arrow and all Ray processes take the S3 settings from the environment (``AWS_ENDPOINT_URL``,
+``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGION``, ``AWS_PROFILE``, or the
+machine's role). A spec's ``s3:`` overrides it; see :func:`export_settings`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any, TypeVar
 import fsspec
 
 ATTEMPTS = 6
-FIRST_WAIT_S = 0.2  # doubles with every attempt
-REQUEST_ATTEMPTS = 3  # of botocore's own, within each of ours
+FIRST_WAIT_S = 0.2  # doubles with each attempt
+REQUEST_ATTEMPTS = 3  # botocore's own, within each of our attempts
 
 T = TypeVar("T")
 
-_AGAIN = {
+_RETRY_CODES = {
     "SlowDown",
     "InternalError",
     "RequestTimeout",
     "IncompleteBody",
     "BadDigest",
-    "NoSuchUpload",  # completed by an attempt whose answer was lost, or ended by a rule
+    "NoSuchUpload",  # completed by an attempt whose answer was lost, or aborted by a lifecycle rule
 }
-_NETWORK = {
-    "ClientError",  # aiohttp's; botocore's has a response, and is judged by that
+_NETWORK_ERRORS = {
+    "ClientError",  # aiohttp's; botocore's has a response, which decides
     "ConnectionError",
     "HTTPClientError",
     "HTTPException",
@@ -39,25 +39,26 @@ _NETWORK = {
     "ResponseParserError",
     "FlexibleChecksumError",
 }
-_FINAL = (
+_PERMANENT_ERRORS = (
     FileNotFoundError,
     FileExistsError,
     PermissionError,
     NotADirectoryError,
     IsADirectoryError,
 )
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG}
+_PERMANENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG}
 
 
 class StorageError(OSError):
-    """An object store refuses, or is not to be reached: in one line that says what to do."""
+    """An object store refuses a request or is unreachable. The message is one line with the
+    remedy."""
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it. Listings are never remembered.
+    """The file system of a URL, and the path in it. Listings are not cached.
 
     Raises:
-        ValueError: It needs a package that is not installed.
+        ValueError: The URL's scheme needs a package that is not installed.
     """
     options: dict[str, Any] = {}
     if "::" not in url:
@@ -72,20 +73,23 @@ def filesystem(url: str) -> tuple[Any, str]:
 
         options["client_kwargs"] = {"timeout": ClientTimeout(total=None, connect=10, sock_read=30)}
     try:
-        fs, path = explained(lambda: fsspec.core.url_to_fs(url, **options), url)
+        fs, path = explain_errors(lambda: fsspec.core.url_to_fs(url, **options), url)
     except ImportError as error:
         raise ValueError(
-            f"{url} cannot be reached: {' '.join(str(error).split())}, into the environment that "
-            "runs this and on the cluster's machines; or bring the files to a disk or to S3"
+            f"{url} cannot be opened: {' '.join(str(error).split())}, here and on all machines of "
+            "the cluster; or copy the files to a disk or to S3"
         ) from error
     return fs, path
 
 
-def use(variables: Mapping[str, str]) -> None:
-    """Sets the environment to what a spec's ``s3:`` says, for this process and those it starts.
+def export_settings(variables: Mapping[str, str]) -> None:
+    """Export a spec's ``s3:`` settings to the environment of this process and its children.
 
-    What a spec says comes before what the environment said. Credentials go together: with a
-    spec's, no other key, token or profile of the environment is left.
+    They override the environment's. If they include credentials, all other keys, tokens and
+    profiles are removed from the environment, so that credentials never mix.
+
+    Args:
+        variables: Environment variables, from the spec's ``s3:``.
     """
     if {"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} & set(variables):
         for name in (
@@ -100,20 +104,21 @@ def use(variables: Mapping[str, str]) -> None:
 
 
 def attempt(once: Callable[[], T], where: str = "", attempts: int = 0) -> T:
-    """Tries again, ever later, what a busy or restarting server refuses.
+    """Call a function, retrying with exponential backoff while a server is busy or unreachable.
 
     Args:
-        where: what it is about, as the error shall name it.
-        attempts: without them :data:`ATTEMPTS`, which bridge half a minute.
+        once: The request.
+        where: Path or URL, for the error message.
+        attempts: 0: :data:`ATTEMPTS`, which last about half a minute.
 
     Raises:
         FileNotFoundError: There is no such object.
-        StorageError: It was refused, or refused again in the last attempt.
+        StorageError: The server refused the request, or all attempts failed.
     """
     attempts = attempts or ATTEMPTS
     for trial in range(attempts):
         try:
-            return explained(once, where)
+            return explain_errors(once, where)
         except StorageError:
             raise
         except Exception as error:
@@ -121,38 +126,40 @@ def attempt(once: Callable[[], T], where: str = "", attempts: int = 0) -> T:
                 raise
             if trial == attempts - 1:
                 raise StorageError(
-                    _said(where, f"{attempts} attempts failed, the last with {_words(error)}")
+                    _prefixed(
+                        where, f"{attempts} attempts failed, the last with {_one_line(error)}"
+                    )
                 ) from error
-            # Not all ranks at once: the server that was too busy for them would be so again.
+            # Jitter, so that many ranks do not overload the server again at the same moment.
             time.sleep(FIRST_WAIT_S * 2**trial * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
 
 
-def explained(once: Callable[[], T], where: str = "") -> T:
-    """Calls it; of what an object store will never allow it makes a StorageError."""
+def explain_errors(once: Callable[[], T], where: str = "") -> T:
+    """Call a function; turn errors that a retry cannot fix into a StorageError."""
     try:
         return once()
     except Exception as error:
         if (why := _refusal(error)) is None:
             raise
-        raise StorageError(_said(where, why)) from error
+        raise StorageError(_prefixed(where, why)) from error
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether it is of the network or the server; HTTP clients have families of their own."""
+    """Whether an error comes from the network or a busy server, so that a retry may succeed."""
     if error and _response(error):
         status = status_of(error)
-        return status >= 500 or status in (408, 429) or _code(error) in _AGAIN
+        return status >= 500 or status in (408, 429) or _code(error) in _RETRY_CODES
     if isinstance(error, OSError):
-        return not isinstance(error, _FINAL) and error.errno not in _FULL
-    return error is not None and bool(_families(error) & _NETWORK)
+        return not isinstance(error, _PERMANENT_ERRORS) and error.errno not in _PERMANENT_ERRNOS
+    return error is not None and bool(_class_names(error) & _NETWORK_ERRORS)
 
 
 def _refusal(error: BaseException) -> str | None:
-    """In words, what trying again will not help against; None if it is anything else."""
-    families, code = _families(error), _code(error)
+    """A message for an error that a retry cannot fix, or None."""
+    families, code = _class_names(error), _code(error)
     if code == "NoSuchBucket":
-        return "there is no such bucket; make it, or correct its name"
+        return "there is no such bucket; create it, or correct its name"
     if families & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}:
         return (
             "no credentials for S3; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
@@ -160,16 +167,16 @@ def _refusal(error: BaseException) -> str | None:
         )
     if isinstance(error, PermissionError) and _response(error):
         return (
-            f"access denied ({_words(error)}); check the credentials (AWS_* or `s3:` in the spec), "
-            "and that they may read, write and list there"
+            f"access denied ({_one_line(error)}); check the credentials (AWS_* or `s3:` in the "
+            "spec), and that they allow reading, writing and listing"
         )
     if is_transient(error) or isinstance(error, FileNotFoundError):
         return None
-    return _words(error) if "BotoCoreError" in families or _response(error) else None
+    return _one_line(error) if "BotoCoreError" in families or _response(error) else None
 
 
 def _response(error: BaseException) -> dict[str, Any]:
-    """What S3 answered; s3fs keeps it with the cause of its own errors."""
+    """S3's response to a failed request; s3fs keeps it with the cause of its own errors."""
     for one in (error, error.__cause__):
         if isinstance(found := getattr(one, "response", None), dict):
             return found
@@ -177,7 +184,7 @@ def _response(error: BaseException) -> dict[str, Any]:
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status that S3 refused with; 0 if it did not come to that."""
+    """The HTTP status of S3's response; 0 if there was none."""
     return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
 
 
@@ -185,13 +192,13 @@ def _code(error: BaseException) -> str:
     return str(_response(error).get("Error", {}).get("Code", ""))
 
 
-def _families(error: BaseException) -> set[str]:
+def _class_names(error: BaseException) -> set[str]:
     return {base.__name__ for base in type(error).__mro__}
 
 
-def _words(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _said(where: str, why: str) -> str:
+def _prefixed(where: str, why: str) -> str:
     return f"{where}: {why}" if where else why

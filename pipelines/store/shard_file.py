@@ -1,4 +1,4 @@
-"""Row groups of shards, from a folder or a bucket: opened once, checked, read in few requests."""
+"""Read row groups of shards from disk or a bucket, with cached open files and few requests."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pipelines.store.artifacts import Store
 from pipelines.store.columns import Bytes, token_bytes
 from pipelines.store.dataset import Version
 from pipelines.store.remote import attempt
-from pipelines.store.shards import Header, pixels_at
+from pipelines.store.shards import Header, pixels_column
 
 OPEN_FILES = 256
-_TAIL = 1 << 16  # bytes; most footers are shorter, and come with the first request
-_GAP = 1 << 20  # bytes between columns that are cheaper to read than to ask twice
-_OVERHEAD = 4096  # bytes, about, of a row group's Python objects
-_PREFIX = 4  # bytes of a value's length, in Parquet's PLAIN encoding
+_TAIL = 1 << 16  # bytes; most footers are shorter, and arrive with the first request
+_GAP = 1 << 20  # bytes between columns that are cheaper to read than a second request
+_OVERHEAD = 4096  # approximate bytes of a row group's Python objects
+_PREFIX = 4  # bytes of the length before each value, in Parquet's PLAIN encoding
 
 T = TypeVar("T")
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -33,48 +33,49 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Some columns of a row group; row i of one is ``data[starts[i] : ends[i]]``."""
+    """Some columns of a row group. Row i of a column is ``data[starts[i] : ends[i]]``."""
 
     starts: dict[str, Ints]
     ends: dict[str, Ints]
     data: dict[str, Bytes]
     numbers: dict[str, Ints]
     bytes: int
-    """Of memory it holds, what says where its values are included; mapped files are not counted."""
+    """Memory that it holds, including offsets but not memory-mapped files."""
 
     def value(self, column: str, row: int) -> Bytes:
+        """The packed bytes of one value."""
         return self.data[column][self.starts[column][row] : self.ends[column][row]]
 
 
 @dataclass(frozen=True)
-class Size:
-    """Bytes of a column's values: so many, times what other columns say of the row."""
+class ValueSize:
+    """Size of a column's values: ``bytes`` times the row's values in the columns ``times``."""
 
     bytes: int
     times: tuple[str, ...] = ()
 
 
-def _plain_sizes(header: Header) -> dict[str, Size]:
-    """Column → the size of its values, of those that may stand plainly in the file."""
+def _plain_sizes(header: Header) -> dict[str, ValueSize]:
+    """Column → size of its values, for columns that may be stored uncompressed and unencoded."""
     packing = header.packing
     sizes = {}
     for e in header.embeddings:
         if e.kind == "sequence":
-            sizes[e.name] = Size(token_bytes(e.dim, packing.precision), (f"{e.name}_length",))
+            sizes[e.name] = ValueSize(token_bytes(e.dim, packing.precision), (f"{e.name}_length",))
         else:
-            sizes[e.name] = Size(token_bytes(e.dim, packing.pooled))
+            sizes[e.name] = ValueSize(token_bytes(e.dim, packing.pooled))
     if packing.pictures == "raw":
         for side in header.resolutions:
-            name = pixels_at(side)
-            whole = Size(3, (f"{name}_height", f"{name}_width"))
-            sizes[name] = whole if side in packing.full else Size(3 * side * side)
+            name = pixels_column(side)
+            whole = ValueSize(3, (f"{name}_height", f"{name}_width"))
+            sizes[name] = whole if side in packing.full else ValueSize(3 * side * side)
     return sizes
 
 
 class ShardFiles:
-    """The shards of a version. For any number of threads.
+    """The shards of a version. Thread-safe.
 
-    Every error is a ValueError of one sentence that names the shard.
+    Every error is a one-line ValueError that names the shard.
     """
 
     def __init__(self, version: Version, *, checksums: bool = False) -> None:
@@ -86,25 +87,33 @@ class ShardFiles:
         self._lock = threading.Lock()
 
     def read(self, shard: int, group: int, columns: list[str]) -> RowGroup:
-        """A row group's columns."""
-        return self._explained(shard, lambda: self._file(shard).read(group, columns, self._plain))
+        """Read columns of a row group.
+
+        Args:
+            shard: Number of the shard in the version.
+            group: Number of the row group in the shard.
+            columns: Names of the columns.
+        """
+        return self._explain_errors(
+            shard, lambda: self._file(shard).read(group, columns, self._plain)
+        )
 
     def strings(self, shard: int, column: str) -> list[str]:
-        """A whole column of strings."""
+        """Read a whole column of strings."""
 
         def read() -> list[str]:
             file = self._file(shard)
             groups = range(file.metadata.num_row_groups)
             return [s for g in groups for s in file.table(g, [column])[column].to_pylist()]
 
-        return self._explained(shard, read)
+        return self._explain_errors(shard, read)
 
-    def _explained(self, shard: int, read: Callable[[], T]) -> T:
+    def _explain_errors(self, shard: int, read: Callable[[], T]) -> T:
         try:
             return read()
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             missing = isinstance(error, FileNotFoundError)
-            why = "is not there" if missing else f"cannot be used: {' '.join(str(error).split())}"
+            why = "is missing" if missing else f"cannot be used: {' '.join(str(error).split())}"
             with self._lock:
                 self._open.pop(shard, None)
             raise ValueError(
@@ -123,12 +132,12 @@ class ShardFiles:
                 self._open.popitem(last=False)
         if mine:
             try:
-                opening.set_result(self._opened(shard))
+                opening.set_result(self._open_file(shard))
             except BaseException as error:
                 opening.set_exception(error)
         return opening.result()
 
-    def _opened(self, shard: int) -> _Open:
+    def _open_file(self, shard: int) -> _Open:
         kind = _Local if self.store.is_local else _Remote
         path, size = self.version.path(shard), int(self._sizes[shard])
         file = kind(self.store, path, size, self.checksums)
@@ -141,52 +150,58 @@ def _check(file: _Open, expected: Header, rows: int) -> None:
     for what in ("encoders", "embeddings", "packing"):
         have, want = getattr(found, what), getattr(expected, what)
         if have != want:
-            raise ValueError(f"its {what} are {have}, and its version's are {want}")
+            raise ValueError(f"its {what} are {have}, but the version's are {want}")
     if file.metadata.num_rows != rows:
-        raise ValueError(f"{file.metadata.num_rows} rows, and its version says {rows}")
+        raise ValueError(f"it has {file.metadata.num_rows} rows, but the version lists {rows}")
 
 
 class _Open:
+    """An open shard."""
+
     metadata: pq.FileMetaData
 
     def table(self, group: int, columns: list[str]) -> pa.Table:
+        """Columns of a row group, decoded by Arrow."""
         raise NotImplementedError
 
     def raw(self, start: int, end: int) -> tuple[Bytes, int]:
-        """Bytes of the file, and how many of them memory holds for it."""
+        """Bytes [start, end) of the file, and how many of them take memory."""
         raise NotImplementedError
 
-    def brought(self, group: int, columns: list[str]) -> _Open:
-        """The same file, with what is about to be read of a row group at hand."""
+    def prefetched(self, group: int, columns: list[str]) -> _Open:
+        """The same file, with these columns of a row group fetched."""
         return self
 
-    def read(self, group: int, columns: list[str], plain: Mapping[str, Size]) -> RowGroup:
-        """
+    def read(self, group: int, columns: list[str], plain: Mapping[str, ValueSize]) -> RowGroup:
+        """Read columns of a row group.
+
         Args:
-            plain: of columns that the file may keep as they are. Those are not copied: Arrow's
-                decoder would, and half of a reader's time would go there.
+            group: Number of the row group.
+            columns: Names of the columns.
+            plain: Columns that may be stored unencoded, with their value sizes. These are used in
+                place: Arrow's decoder would copy them, for half of a reader's time.
         """
         found = RowGroup({}, {}, {}, {}, 0)
-        told = {n for name in columns if name in plain for n in plain[name].times}
-        here = self.brought(group, list({*columns, *told}))
-        table = here.table(group, [n for n in {*columns, *told} if n not in plain])
+        factors = {n for name in columns if name in plain for n in plain[name].times}
+        here = self.prefetched(group, list({*columns, *factors}))
+        table = here.table(group, [n for n in {*columns, *factors} if n not in plain])
         held = table.nbytes
         for name in (n for n in columns if n in plain):
             sizes = np.full(table.num_rows, plain[name].bytes, np.int64)
             for factor in plain[name].times:
                 sizes *= table[factor].fill_null(0).to_numpy()
-            stands = here._plain(group, name, sizes)
-            if stands is None:
+            in_place = here._plain(group, name, sizes)
+            if in_place is None:
                 decoded = here.table(group, [name])
                 table = table.append_column(name, decoded[name])
                 held += decoded.nbytes
                 continue
-            found.data[name], found.starts[name], here_bytes = stands
+            found.data[name], found.starts[name], here_bytes = in_place
             found.ends[name] = found.starts[name] + sizes
             held += here_bytes
         for name in (n for n in table.column_names if n in columns):
             column = table[name]
-            # Joining copies, even what is in one piece.
+            # combine_chunks copies even a single chunk.
             column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
             if not pa.types.is_large_binary(column.type):
                 found.numbers[name] = column.fill_null(0).to_numpy()
@@ -199,10 +214,11 @@ class _Open:
         return replace(found, bytes=held + places + _OVERHEAD)
 
     def _plain(self, group: int, name: str, lengths: Ints) -> tuple[Bytes, Ints, int] | None:
-        """A column's values where they stand in the file; None if they are not plain there.
+        """Locate a column's values in the file; None if the column is encoded or compressed.
 
-        Of an uncompressed page without nulls, Parquet's PLAIN encoding is each value behind its
-        length (uint32); so where they begin follows from the lengths, and is checked by them.
+        In an uncompressed page without nulls, Parquet's PLAIN encoding puts a length (uint32)
+        before each value. So value offsets follow from the lengths, and the stored lengths serve
+        as a check.
         """
         chunk = next(
             c
@@ -224,12 +240,12 @@ class _Open:
 
 
 class _Local(_Open):
-    """Memory-mapped."""
+    """A memory-mapped file on disk."""
 
     def __init__(self, store: Store, path: str, size: int, checksums: bool) -> None:
         source = pa.memory_map(store.full(path))
         if source.size() != size:
-            raise ValueError(f"{source.size()} of {size} bytes are there")
+            raise ValueError(f"it has {source.size()} of {size} bytes")
         self._mapped = np.frombuffer(source.read_buffer(), np.uint8)
         source.seek(0)
         self._file = pq.ParquetFile(source, page_checksum_verification=checksums)
@@ -237,7 +253,7 @@ class _Local(_Open):
         self._lock = threading.Lock()
 
     def table(self, group: int, columns: list[str]) -> pa.Table:
-        with self._lock:  # a ParquetFile is one thread's at a time
+        with self._lock:  # a ParquetFile is not thread-safe
             return self._file.read_row_group(group, columns, use_threads=False)
 
     def raw(self, start: int, end: int) -> tuple[Bytes, int]:
@@ -245,33 +261,33 @@ class _Local(_Open):
 
 
 class _Remote(_Open):
-    """Ranges of an object: its tail for the footer, then a request or two a row group."""
+    """An object in a bucket: one request for the footer, then one or two per row group."""
 
     def __init__(self, store: Store, path: str, size: int, checksums: bool) -> None:
         self._checksums = checksums
         self._store, self._path, self._size = store, path, size
         start = max(0, size - _TAIL)
         self._parts = {start: fetch(store, path, start, size)}
-        self.metadata = pq.read_metadata(_Ranges(self._parts, self._fetch, size))
+        self.metadata = pq.read_metadata(_RangeFile(self._parts, self._fetch, size))
 
     def _fetch(self, start: int, end: int) -> bytes:
         return fetch(self._store, self._path, start, end)
 
-    def brought(self, group: int, columns: list[str]) -> _Open:
+    def prefetched(self, group: int, columns: list[str]) -> _Open:
         here = copy.copy(self)
         here._parts = {a: self._fetch(a, b) for a, b in self._spans(group, set(columns))}
         return here
 
     def table(self, group: int, columns: list[str]) -> pa.Table:
         file = pq.ParquetFile(
-            _Ranges(self._parts, self._fetch, self._size),
+            _RangeFile(self._parts, self._fetch, self._size),
             metadata=self.metadata,
             page_checksum_verification=self._checksums,
         )
         return file.read_row_group(group, columns, use_threads=False)
 
     def raw(self, start: int, end: int) -> tuple[Bytes, int]:
-        here = _part(self._parts, start, end)
+        here = _cached_range(self._parts, start, end)
         return np.frombuffer(
             self._fetch(start, end) if here is None else here, np.uint8
         ), end - start
@@ -279,7 +295,7 @@ class _Remote(_Open):
     def _spans(self, group: int, columns: set[str]) -> list[tuple[int, int]]:
         found = self.metadata.row_group(group)
         spans: list[tuple[int, int]] = []
-        for i in range(found.num_columns):  # in the order of the file
+        for i in range(found.num_columns):  # in file order
             column = found.column(i)
             if column.path_in_schema not in columns:
                 continue
@@ -292,8 +308,8 @@ class _Remote(_Open):
         return spans
 
 
-class _Ranges(io.RawIOBase):
-    """A file of which some ranges are here already."""
+class _RangeFile(io.RawIOBase):
+    """A file with some byte ranges already fetched."""
 
     def __init__(
         self, parts: dict[int, bytes], fetch: Callable[[int, int], bytes], size: int
@@ -317,12 +333,12 @@ class _Ranges(io.RawIOBase):
         start = self._at
         end = self._size if size is None or size < 0 else min(start + size, self._size)
         self._at = end
-        here = _part(self._parts, start, end)
+        here = _cached_range(self._parts, start, end)
         return self._fetch(start, end) if here is None else bytes(here)
 
 
-def _part(parts: Mapping[int, bytes], start: int, end: int) -> memoryview | None:
-    """Bytes [start, end) of a file from the ranges that are here; None if they are not."""
+def _cached_range(parts: Mapping[int, bytes], start: int, end: int) -> memoryview | None:
+    """Bytes [start, end) from the fetched ranges, or None."""
     for at, part in parts.items():
         if at <= start and end <= at + len(part):
             return memoryview(part)[start - at : end - at]
@@ -330,12 +346,12 @@ def _part(parts: Mapping[int, bytes], start: int, end: int) -> memoryview | None
 
 
 def fetch(store: Store, path: str, start: int, end: int) -> bytes:
-    """Bytes [start, end) of an object; what may pass is tried again."""
+    """Read bytes [start, end) of an object, with retries."""
 
     def once() -> bytes:
         data: bytes = store.fs.cat_file(store.full(path), start=start, end=end)
         if len(data) != end - start:
-            raise OSError(f"{len(data)} of {end - start} bytes came")
+            raise OSError(f"{len(data)} of {end - start} bytes arrived")
         return data
 
     return attempt(once, store.full(path))

@@ -1,17 +1,17 @@
-"""A shard of embedded pairs: its Parquet schema (format 3), its writer, and its header.
+"""A shard of embedded pairs: its Parquet schema (format 3), writer and header.
 
-| column | of a row |
+| column | content |
 |---|---|
-| ``key`` ``caption`` ``source`` | strings; the source is where the pair came from |
-| ``score_NAME`` | float32, what a filter may go by |
-| a pooled embedding's name | its bytes |
-| a sequence's name, ``NAME_length`` | its tokens' bytes, as many as it has, and how many |
-| ``pixels_R`` | the picture for the stage of side R; null where it is too small for that stage |
-| ``pixels_R_height`` ``_width`` | of full pictures |
+| ``key`` ``caption`` ``source`` | strings; the source is the file that the pair came from |
+| ``score_NAME`` | float32 score, for filters |
+| a pooled embedding's name | the packed vector |
+| a sequence's name, ``NAME_length`` | the packed tokens, without padding, and their number |
+| ``pixels_R`` | the picture for the stage of side R; null if the picture is too small |
+| ``pixels_R_height`` ``_width`` | size of a full picture |
 
-Values are raw bytes, as Arrow's lists are 6–9 times slower to read; what they mean is in the
-header, JSON in the file's metadata. Rows that more stages can use come first, so a stage's rows
-are the first ``usable[R]``, and row groups are small: the unit in which training shuffles.
+Values are raw bytes, since Arrow's lists are 6–9 times slower to read. The header, JSON in the
+file's metadata, describes them. Rows that more stages can use come first, so a stage's rows are the
+first ``usable[R]``. Row groups are small, as training shuffles in units of row groups.
 """
 
 from __future__ import annotations
@@ -34,37 +34,39 @@ from pipelines.store.columns import Bytes
 
 FORMAT = 3
 _META = b"ediffi"
-_ONE_PAGE = 2**30  # bytes: a row group's column in one piece, which can be read where it stands
+_ONE_PAGE = 2**30  # bytes: keeps a row group's column in one page, so that it can be read in place
 
 
-def pixels_at(resolution: int) -> str:
-    """The column of a stage's pictures; a stage reads its own alone."""
+def pixels_column(resolution: int) -> str:
+    """Name of the column of a stage's pictures; a stage reads only its own."""
     return f"pixels_{resolution}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """How values are kept: what they cost in bytes and in precision."""
+    """How values are stored: a trade of bytes against precision."""
 
     precision: Literal["fp16", "bf16", "int8"] = "fp16"
-    """Of token sequences. int8 has a scale for every token."""
+    """Precision of token sequences. int8 has one scale per token."""
 
     pooled: Literal["fp16", "fp32"] = "fp16"
     """Precision of pooled vectors."""
 
     pictures: Literal["raw", "png", "jpeg"] = "raw"
+    """Encoding of pictures."""
 
     jpeg_quality: int = 95
-    """Chroma is kept whole."""
+    """1 to 100. Chroma is not subsampled."""
 
     full: tuple[int, ...] = ()
-    """Stages that train on crops: their picture is whole, its shortest side the resolution."""
+    """Resolutions of stages that train on crops: their pictures are stored whole, scaled to that
+    shortest side."""
 
     row_group_rows: int = 32
-    """What is read at once; a 200 KB row makes this 6 MB, a good request to a bucket."""
+    """Rows that are read at once. At 200 kB per row, 32 rows make 6 MB, a good request size."""
 
     zstd: bool = False
-    """Compress the sequences: a fifth smaller in fp16, and a third more time to read."""
+    """Compress sequences: a fifth smaller in fp16, but a third slower to read."""
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -85,25 +87,29 @@ class Packing:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What is true of every row, and of every shard of a data-set version."""
+    """What all rows of a shard, and all shards of a version, have in common."""
 
     resolutions: tuple[int, ...]
     embeddings: tuple[EmbeddingSpec, ...]
     encoders: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Encoder → what tells it from others: ``name``, ``sha256`` of its weights, ``dtype``."""
+    """Encoder → its identity: ``name``, ``sha256`` of its weights, ``dtype``, …"""
 
     packing: Packing = Packing()
 
     def __post_init__(self) -> None:
         if unknown := set(self.packing.full) - set(self.resolutions):
-            raise ValueError(f"full pictures of {sorted(unknown)}, which no stage has")
+            raise ValueError(
+                f"full pictures of {sorted(unknown)}, which are not among the resolutions "
+                f"{list(self.resolutions)}"
+            )
 
     def to_metadata(self) -> dict[bytes, bytes]:
+        """The header as Parquet metadata."""
         return {_META: json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True).encode()}
 
     @staticmethod
     def from_metadata(metadata: Mapping[bytes, bytes] | None) -> Header:
-        """ValueError if it is another program's file, or another format's."""
+        """Read the header; ValueError if another program or format version wrote the file."""
         try:
             meta = json.loads((metadata or {})[_META])
             found = meta.pop("format")
@@ -120,72 +126,78 @@ class Header:
         )
 
     def columns(self, resolution: int) -> list[str]:
-        """What a stage reads of a row group; ValueError if it has no pictures here."""
+        """The columns that a stage reads; ValueError if there are no pictures for it."""
         if resolution not in self.resolutions:
             raise ValueError(
                 f"has pictures of {', '.join(map(str, self.resolutions))}, none of {resolution}; "
                 "add it to the resolutions and embed again"
             )
-        names = [e.name for e in self.embeddings] + [pixels_at(resolution)]
+        names = [e.name for e in self.embeddings] + [pixels_column(resolution)]
         if resolution in self.packing.full:
-            names += [f"{pixels_at(resolution)}_{side}" for side in ("height", "width")]
+            names += [f"{pixels_column(resolution)}_{side}" for side in ("height", "width")]
         return names
 
 
-Sums = tuple[float, float]
-"""Of a packed embedding: its sum of squares, and that of what packing changed."""
+PackingSums = tuple[float, float]
+"""Sum of squares of an embedding, and of the error that packing adds."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A value as a shard holds it, packed, in place of a tensor or an array."""
+class PackedValue:
+    """A value that is already packed, in place of a tensor or an array."""
 
     data: bytes
     shape: tuple[int, ...]
-    """Of the value before it was packed."""
+    """Shape of the unpacked value."""
 
-    sums: Sums = (0.0, 0.0)
-    """Of an embedding."""
+    sums: PackingSums = (0.0, 0.0)
+    """Packing errors; for embeddings only."""
 
 
 @dataclass(frozen=True)
-class Written:
-    """What :func:`write` made of some rows."""
+class WrittenShard:
+    """A shard from :func:`write`."""
 
     data: bytes
+    """The Parquet file."""
+
     order: list[int]
-    """The rows' numbers, in the order in which the shard has them."""
+    """Input row numbers, in the order of the shard."""
 
     usable: dict[int, int]
-    """Resolution → how many rows it has."""
+    """Resolution → number of rows with a picture for it."""
 
-    sums: dict[str, list[Sums]]
-    """Embedding → of each row, in the shard's order."""
+    sums: dict[str, list[PackingSums]]
+    """Embedding → packing errors of each row, in the order of the shard."""
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """``rows``, ``usable``, and ``rms_error``: embedding → what packing changed, relative to
-        the root mean square."""
+    def record(self) -> dict[str, Any]:
+        """``rows``, ``usable`` and ``rms_error`` for the shard's record.
+
+        ``rms_error``: embedding → root mean square of the packing error, relative to the values'.
+        """
         errors = {name: _rms(sums) for name, sums in self.sums.items()}
         return {"rows": len(self.order), "usable": self.usable, "rms_error": errors}
 
 
-def _rms(sums: Sequence[Sums]) -> float:
+def _rms(sums: Sequence[PackingSums]) -> float:
     signal = sum(s for s, _ in sums)
     return float((sum(e for _, e in sums) / signal) ** 0.5) if signal else 0.0
 
 
-def write(rows: Mapping[str, Sequence[Any]], header: Header) -> Written:
-    """A shard's bytes, the same for the same rows, and a summary of them.
+def write(rows: Mapping[str, Sequence[Any]], header: Header) -> WrittenShard:
+    """Write a shard. The same rows give the same bytes.
 
     Args:
-        rows: ``key``, ``caption``; a uint8 array [R, R, 3] or None as ``pixels_R`` for every
-            resolution ([H, W, 3] with shortest side R for full ones); a tensor for every
-            embedding, [tokens, dim] of a sequence, [dim] of a pooled one; and, if at hand,
-            ``source`` and any ``score_NAME``. Any picture or embedding may be :class:`Kept`.
+        rows: Columns. ``key`` and ``caption``. For every resolution, ``pixels_R``: a uint8 array
+            [R, R, 3] ([H, W, 3] with shortest side R for full pictures), or None. For every
+            embedding, a tensor: [tokens, dim] for a sequence, [dim] for a pooled one. Optionally
+            ``source`` and any ``score_NAME``. A :class:`PackedValue` may replace any picture or
+            embedding.
+        header: The header.
 
     Raises:
-        ValueError: A row is not what it must be; names its key.
+        ValueError: A row has a wrong shape, dtype or value; names its key.
     """
     count = len(rows["key"])
     order, usable = _most_usable_first(rows, header.resolutions)
@@ -197,8 +209,8 @@ def write(rows: Mapping[str, Sequence[Any]], header: Header) -> Written:
     for name in sorted(n for n in rows if n.startswith("score_")):
         table[name] = pa.array([rows[name][i] for i in order], pa.float32())
 
-    sums: dict[str, list[Sums]] = {}
-    for spec in sorted(header.embeddings, key=lambda e: e.kind):  # pooled first, tokens together
+    sums: dict[str, list[PackingSums]] = {}
+    for spec in sorted(header.embeddings, key=lambda e: e.kind):  # pooled, then adjacent tokens
         precision = packing.precision if spec.kind == "sequence" else packing.pooled
         values = [rows[spec.name][i] for i in order]
         kept = list(_each(at, spec.name, values, partial(_pack, spec=spec, precision=precision)))
@@ -208,7 +220,7 @@ def write(rows: Mapping[str, Sequence[Any]], header: Header) -> Written:
         sums[spec.name] = [v.sums for v in kept]
 
     for side in header.resolutions:
-        name, full = pixels_at(side), side in packing.full
+        name, full = pixels_column(side), side in packing.full
         pictures = [rows[name][i] for i in order]
         pack = partial(_picture, side=side, full=full, packing=packing)
         table[name] = pa.array(list(_each(at, name, pictures, pack)), pa.large_binary())
@@ -228,11 +240,11 @@ def write(rows: Mapping[str, Sequence[Any]], header: Header) -> Written:
         compression={name: _compression(name, header) for name in table},
         write_page_checksum=True,
     )
-    return Written(sink.getvalue(), order, usable, sums)
+    return WrittenShard(sink.getvalue(), order, usable, sums)
 
 
 def _required(table: Mapping[str, pa.Array], header: Header) -> pa.Schema:
-    """Sequences are in every row: without marks of what is null, their bytes stand plainly."""
+    """Sequences are never null. Declared so, Parquet stores them without null markers, in place."""
     sequences = {e.name for e in header.embeddings if e.kind == "sequence"}
     return pa.schema([pa.field(n, a.type, nullable=n not in sequences) for n, a in table.items()])
 
@@ -240,18 +252,22 @@ def _required(table: Mapping[str, pa.Array], header: Header) -> pa.Schema:
 def _most_usable_first(
     rows: Mapping[str, Sequence[Any]], resolutions: Sequence[int]
 ) -> tuple[list[int], dict[int, int]]:
-    """The order of rows in which every stage's are the first, and how many each stage has."""
+    """Order rows so that each stage's rows come first; return the order and rows per stage."""
     count = len(rows["key"])
-    there = np.array([[p is not None for p in rows[pixels_at(r)]] for r in resolutions], bool)
-    order = np.argsort(-there.sum(axis=0), kind="stable") if len(there) else np.arange(count)
-    for r, present in zip(resolutions, there, strict=True):
+    available = np.array(
+        [[p is not None for p in rows[pixels_column(r)]] for r in resolutions], bool
+    )
+    order = (
+        np.argsort(-available.sum(axis=0), kind="stable") if len(available) else np.arange(count)
+    )
+    for r, present in zip(resolutions, available, strict=True):
         if not present[order[: present.sum()]].all():
             key = next(rows["key"][i] for i in order if not present[i])
             raise ValueError(
-                f"row {key} has no picture of {r} though it has one of another stage that fewer "
-                "rows have; a picture that is large enough for a stage is so for all smaller ones"
+                f"row {key} has no picture of {r}, but one of a stage that fewer rows "
+                "have; give every row the pictures of all stages that it is large enough for"
             )
-    return order.tolist(), {r: int(p.sum()) for r, p in zip(resolutions, there, strict=True)}
+    return order.tolist(), {r: int(p.sum()) for r, p in zip(resolutions, available, strict=True)}
 
 
 def _each(
@@ -264,37 +280,41 @@ def _each(
             raise ValueError(f"{name} of row {key}: {error}") from error
 
 
-def _pack(values: Tensor | Kept, spec: EmbeddingSpec, precision: str) -> Kept:
+def _pack(values: Tensor | PackedValue, spec: EmbeddingSpec, precision: str) -> PackedValue:
     shape = tuple(values.shape)
     if len(shape) != (2 if spec.kind == "sequence" else 1) or shape[-1] != spec.dim:
-        raise ValueError(f"a {spec.kind} of width {spec.dim} is due, got {list(shape)}")
-    if isinstance(values, Kept):
+        raise ValueError(f"expected a {spec.kind} of width {spec.dim}, got shape {list(shape)}")
+    if isinstance(values, PackedValue):
         return values
     data = columns.packed(values, precision)
     raw = np.frombuffer(bytearray(data), np.uint8)
     width = columns.token_bytes(spec.dim, precision)
     kept = columns.unpacked(raw.reshape(*values.shape[:-1], width), precision).double()
     exact = values.double()
-    return Kept(data, shape, (float(exact.square().sum()), float((kept - exact).square().sum())))
+    return PackedValue(
+        data, shape, (float(exact.square().sum()), float((kept - exact).square().sum()))
+    )
 
 
-def _picture(pixels: Bytes | Kept | None, side: int, full: bool, packing: Packing) -> bytes | None:
+def _picture(
+    pixels: Bytes | PackedValue | None, side: int, full: bool, packing: Packing
+) -> bytes | None:
     if pixels is None:
         return None
     height, width, channels = pixels.shape
     fits = min(height, width) == side and (full or height == width)
-    dtype = np.uint8 if isinstance(pixels, Kept) else pixels.dtype
+    dtype = np.uint8 if isinstance(pixels, PackedValue) else pixels.dtype
     if not fits or channels != 3 or dtype != np.uint8:
-        due = f"a shortest side of {side}" if full else f"{side}×{side}"
-        raise ValueError(f"{due} in RGB and uint8 is due, got {pixels.shape} {dtype}")
-    if isinstance(pixels, Kept):
+        expected = f"a shortest side of {side}" if full else f"{side}×{side}"
+        raise ValueError(f"expected {expected} in RGB and uint8, got {pixels.shape} {dtype}")
+    if isinstance(pixels, PackedValue):
         return pixels.data
     return columns.encoded(pixels, packing.pictures, packing.jpeg_quality)
 
 
 def _compression(name: str, header: Header) -> str:
-    """PNG and JPEG are compressed already, embeddings hardly can be, and raw pictures are raw."""
-    if name in {pixels_at(r) for r in header.resolutions}:
+    """Codec of a column. PNG and JPEG are compressed already, embeddings hardly compress."""
+    if name in {pixels_column(r) for r in header.resolutions}:
         return "none"
     if name in {e.name for e in header.embeddings}:
         return "zstd" if header.packing.zstd else "none"

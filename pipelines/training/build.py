@@ -19,7 +19,7 @@ from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet, UNetConfig
 from pipelines.runs.context import Context
 from pipelines.spec.training import FINAL_DRAWS, Training
-from pipelines.store.dataset import Version, as_named
+from pipelines.store.dataset import Version, encoders_from_spec
 from pipelines.store.order import Order
 from pipelines.store.reader import Reader
 from pipelines.training import samples
@@ -51,7 +51,7 @@ class TrainingSetup:
 
         self.data = self._reader(inputs["data"])
         held_out = Reader(ctx.store, inputs["validation"], settings["resolution"])
-        self.data.version.check_encoders(as_named(ctx.runtime["encoders"]))
+        self.data.version.check_encoders(encoders_from_spec(ctx.runtime["encoders"]))
         held_out.version.check_encoders(self.data.version.header.encoders)
         self.validation = Validation(held_out, settings, self.comm)
 

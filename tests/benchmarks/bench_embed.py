@@ -32,7 +32,7 @@ from pipelines.demo.encoders import train_clip, write_t5
 from pipelines.demo.scenes import draw
 from pipelines.spec.data import Source
 from pipelines.steps.embed import run
-from pipelines.steps.embed_stages import Whole
+from pipelines.steps.embed_stages import AllStages
 from pipelines.steps.embed_work import Job, Work
 from pipelines.store.artifacts import Store
 
@@ -90,10 +90,10 @@ def the_job(job: Job) -> tuple[float, float]:
 def a_loop(job: Job) -> float:
     """The same work, shard after shard, in this process; → seconds from the first to the last."""
     torch.set_num_threads(1)
-    whole, done = Whole(job), []
+    whole, done = AllStages(job), []
     for shard in list_shards(job.source):
         work = Work(shard)
-        whole.timed(work)
+        whole.run(work)
         done.append(time.perf_counter())
     return done[-1] - done[0]
 

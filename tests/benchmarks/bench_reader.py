@@ -96,7 +96,7 @@ def written(store: Store) -> Version:
         path = f"embeddings/bench/{i}.parquet"
         store.write(path, data)
         found = {"name": str(i), "path": path, "bytes": len(data), "sha256": sha256(data)}
-        entries.append(found | written.facts)
+        entries.append(found | written.record)
     return Version.write(store, "dataset", entries, header)
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pipelines.cli.drawing import find_model
-from pipelines.data.show import Pair, grid
+from pipelines.data.contact_sheet import Sample, draw_sheet
 from pipelines.demo.captions import parse, write
 from pipelines.demo.drawings import CONCEPTS
 from pipelines.demo.scenes import Item as Thing
@@ -64,8 +64,8 @@ def main() -> None:
         find_model("emoji-scenes", os.environ.get("EDIFFI_STORE", "ediffi-store"))
     )
     drawn = model.sample(PROMPTS, seed=[0] * len(PROMPTS))
-    pairs = [Pair(note(t), t, Image.fromarray(p)) for p, t in zip(drawn, PROMPTS, strict=True)]
-    save(grid(pairs, "twelve prompts at 64×64, one seed"), "prompts.png")
+    pairs = [Sample(note(t), t, Image.fromarray(p)) for p, t in zip(drawn, PROMPTS, strict=True)]
+    save(draw_sheet(pairs, "twelve prompts at 64×64, one seed"), "prompts.png")
 
     demo = load(ROOT / "pipelines" / "specs" / "demo.yaml")
     training = [draw(demo.seed, "train", i) for i in range(demo.data.train.rows)]
@@ -79,11 +79,11 @@ def main() -> None:
     for picture, caption, row in zip(made, captions, closest, strict=True):
         scene = training[row][0]
         things = " and ".join(CONCEPTS[i.concept].name for i in scene.items)
-        both.append(Pair("drawn", caption, Image.fromarray(picture)))
+        both.append(Sample("drawn", caption, Image.fromarray(picture)))
         told = f"{things}, on {scene.ground}, {scene.artist} style"
-        both.append(Pair(f"nearest: train-{row:06d}", told, Image.fromarray(training[row][1])))
+        both.append(Sample(f"nearest: train-{row:06d}", told, Image.fromarray(training[row][1])))
     title = "eight held-out captions, and the nearest training picture of each"
-    save(grid(both, title), "nearest.png")
+    save(draw_sheet(both, title), "nearest.png")
 
 
 def save(picture: Image.Image, name: str) -> None:

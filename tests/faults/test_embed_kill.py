@@ -40,8 +40,8 @@ class Own:
         """All rows are there once, as if nothing had happened."""
         bad = self.shards // 4
         assert pool.bytes() == self.undisturbed.bytes() and len(pool.bytes()) == self.shards
-        assert pool.facts() == self.undisturbed.facts()
-        assert sum(len(f["faults"]) for f in pool.facts().values()) == bad
+        assert pool.records() == self.undisturbed.records()
+        assert sum(len(f["faults"]) for f in pool.records().values()) == bad
         keys = pool.keys()
         assert len(keys) == len(set(keys)) == self.shards * self.rows - bad
         assert pool.strays() == []
@@ -57,7 +57,7 @@ def assert_sound(pool, undisturbed):
     """At any moment whatever has a shard's name is a whole shard."""
     for name, data in pool.bytes().items():
         assert data == undisturbed[name], name
-    pool.facts()
+    pool.records()
     assert pool.strays() == []
 
 
@@ -103,7 +103,7 @@ def test_kills_of_a_worker_an_actor_and_the_driver(own):
         safe |= first.until(shards(len(safe) + rng.randint(1, 3)), "some shards more")
         first.kill(workers=True)
     done = pool.done()
-    kept = sum(f["rows"] for f in pool.facts().values())
+    kept = sum(f["rows"] for f in pool.records().values())
     assert_sound(pool, undisturbed)
     assert len(done) < own.shards, "the kill never came before the end"
     assert {name: done[name] for name in safe} == safe

@@ -65,7 +65,7 @@ def test_bad_rows_are_quarantined_and_counted_but_a_split_of_nothing_else_is_a_m
 
     assert end.returncode == 2
     [line] = end.stderr.splitlines()
-    assert line.startswith("ediffi: embed/validation: not one row of")
+    assert line.startswith("ediffi: embed/validation: no row of")
     assert "(4 × image is damaged or cut short); see `faults` in" in line
     assert "Traceback" not in end.stdout
 

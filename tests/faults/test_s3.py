@@ -235,7 +235,7 @@ def test_a_late_listing_does_not_make_half_of_a_finished_node(s3):
     assert (whole / "t5/deep/weights").read_bytes() == b"t5/deep/weights"
     part = bucket.local("nodes/encoders/x/t5")
     assert sorted(p.name for p in part.rglob("*") if p.is_file()) == ["config.json", "weights"]
-    with pytest.raises(ValueError, match="clip is not there"):
+    with pytest.raises(ValueError, match="clip does not exist"):
         bucket.local("nodes/encoders/x/clip")
     assert bucket.local("nodes/encoders/x/t5/config.json").read_bytes() == b"t5/config.json"
 

@@ -1,4 +1,4 @@
-"""Rows as they are found in the wild: what is wrong with each, and how each format holds them."""
+"""Realistic bad rows, the reason that each is rejected for, and writers for each format."""
 
 import io
 import json
@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.data.captions import MAX_WORDS
-from pipelines.data.filters import sift
+from pipelines.data.filters import apply_filters
 from pipelines.data.pictures import decode
-from pipelines.data.rows import Bad, BadRow, Reason, Row
+from pipelines.data.rows import Reason, RejectedRow, Row, RowError
 from pipelines.data.sources import list_shards, read_shard
 from pipelines.spec.data import Filters, Source
 
@@ -36,7 +36,7 @@ def noise(size=(64, 64), mode="RGB", seed=0):
 
 
 def bomb(side=60_000):
-    """A PNG of a hundred bytes whose header promises gigabytes."""
+    """A PNG of a hundred bytes whose header claims gigabytes."""
 
     def chunk(name, data):
         return (
@@ -107,25 +107,25 @@ CAPTIONS = {
 CASES = {name: (image, b"a red square", reason) for name, (image, reason) in IMAGES.items()} | {
     name: (JPEG, caption, reason) for name, (caption, reason) in CAPTIONS.items()
 }
-"""Name → image, caption, and the reason to be refused for, if any."""
+"""Name → image, caption, and the reason to reject the row, or None."""
 
 EXPECTED_BAD = {name: reason for name, (_, _, reason) in CASES.items() if reason}
 EXPECTED_GOOD = {name for name, (_, _, reason) in CASES.items() if not reason}
 
 
-def harvest(source, filters=FILTERS):
-    """What a job makes of a data set: rows that decode, and Bads."""
-    rows, bads = [], []
+def collect_rows(source, filters=FILTERS):
+    """Read a data set as a job does; returns the rows that decode, and the rejected rows."""
+    rows, rejected = [], []
     for shard in list_shards(source):
         for found in read_shard(source, shard):
-            for item in sift(found, filters) if isinstance(found, Row) else [found]:
+            for item in apply_filters(found, filters) if isinstance(found, Row) else [found]:
                 if isinstance(item, Row):
                     try:
                         assert decode(item.image).mode == "RGB"
-                    except BadRow as bad:
-                        item = Bad(item.key, item.source, bad.reason, bad.detail)
-                (rows if isinstance(item, Row) else bads).append(item)
-    return rows, bads
+                    except RowError as bad:
+                        item = RejectedRow(item.key, item.source, bad.reason, bad.detail)
+                (rows if isinstance(item, Row) else rejected).append(item)
+    return rows, rejected
 
 
 def source_at(path, **settings):
@@ -133,7 +133,7 @@ def source_at(path, **settings):
 
 
 def write_parquet(path, rows, **options):
-    """``rows``: dicts; bytes for a caption are written as if they were UTF-8."""
+    """Write rows, given as dicts; captions of bytes are written as if they were UTF-8."""
     columns = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
@@ -156,5 +156,5 @@ def json_line(**fields):
     return json.dumps(fields).encode() + b"\n"
 
 
-def reasons(bads):
-    return {bad.key: bad.reason for bad in bads}
+def reasons(rejected):
+    return {bad.key: bad.reason for bad in rejected}

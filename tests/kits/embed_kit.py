@@ -1,6 +1,6 @@
-"""An embed node by itself: encoders of no worth, pictures of noise, and a spec that reads them.
+"""Run an embed node alone: random encoders, pictures of noise, and a spec that reads them.
 
-As a program it runs the node ``embed/train`` of a spec on Ray, to be watched and killed::
+As a program, it runs the node ``embed/train`` of a spec on Ray, for tests that kill it::
 
     python embed_kit.py SPEC --storage STORE
 """
@@ -30,7 +30,7 @@ WORDS = ["red", "green", "blue", "seven", "two", "cat", "dog", "night", "above",
 
 
 def write_encoders(folder, seed=0):
-    """A T5 and a CLIP with random weights, as ``t5`` and ``clip`` in a folder; → their places."""
+    """Write a T5 and a CLIP with random weights; returns their paths."""
     import open_clip
     import torch
     from safetensors.torch import save_file
@@ -57,10 +57,10 @@ def picture(rng, side=None):
 
 
 def write_source(path, seed, rows=3, **changes):
-    """A Parquet file of the user's, the same for the same seed.
+    """Write a Parquet file of image–caption pairs, the same for the same seed.
 
     Args:
-        changes: ``column=function(value)`` for the last row.
+        changes: ``column=function(value)``, applied to the last row.
     """
     rng = np.random.default_rng(seed)
     table = {
@@ -76,7 +76,7 @@ def write_source(path, seed, rows=3, **changes):
 
 
 def write_spec(to, source, encoders, embedding=None, cpus=2, **reading):
-    """A spec whose ``embed/train`` reads a folder with the encoders at hand."""
+    """Write a spec whose ``embed/train`` reads a folder with the given encoders."""
     raw = yaml.safe_load(SMOKE.read_text())
     raw |= {"name": "own", "cpus": cpus, "encoders": encoders, "embedding": embedding or {}}
     raw["data"] = {split: {"path": str(source), **reading} for split in ("train", "validation")}
@@ -95,10 +95,10 @@ def plan_of(spec, root):
 
 
 def embed(spec, root, start=None):
-    """Does the node's work if the plan says so; → the verdict, and the manifest.
+    """Run the node unless it is cached; returns the verdict and the manifest.
 
     Args:
-        start: called before there is work to do.
+        start: Called with the number of CPUs before any work.
     """
     from pipelines.executor.runner import Runner
     from pipelines.store.artifacts import Store
@@ -115,7 +115,7 @@ def embed(spec, root, start=None):
 
 
 class Pool:
-    """What lies in the pools of a store."""
+    """The files in the pools of a store."""
 
     def __init__(self, root):
         self.root = Path(root)
@@ -125,7 +125,7 @@ class Pool:
         return {p.name: p for p in self.folder.rglob(f"*.{ending}") if p.name[0] != "."}
 
     def done(self):
-        """Shard → when its two files were written and which they are, if they are complete."""
+        """Shard → time and inode of its shard file and record, if both exist."""
         shards, rows = self.files("parquet"), self.files("json")
         return {
             name: [
@@ -139,8 +139,8 @@ class Pool:
     def bytes(self):
         return {name: path.read_bytes() for name, path in self.files("parquet").items()}
 
-    def facts(self):
-        """Source shard → its row, without how long it took."""
+    def records(self):
+        """Source shard → its record, without timings."""
         read = [json.loads(path.read_text()) for path in self.files("json").values()]
         return {f["name"]: {k: v for k, v in f.items() if k != "seconds"} for f in read}
 
@@ -149,7 +149,7 @@ class Pool:
         return sorted(key for table in tables for key in table["key"].to_pylist())
 
     def strays(self):
-        """Whatever is neither a shard, nor its keys, contents or row, nor a temporary file."""
+        """Files that are neither shards, keys, sidecars or records, nor temporary."""
         known = {p for of in ("parquet", "keys", "rows", "json") for p in self.files(of).values()}
         return [
             p

@@ -1,13 +1,13 @@
-"""A small embedded data set, made by the job's last stage without Ray or encoders."""
+"""A small embedded data set, written by the job's last stage without Ray or encoders."""
 
 import numpy as np
 import torch
 
-from pipelines.data.earlier import content_of
-from pipelines.data.rows import Bad
+from pipelines.data.row_reuse import content_hash
+from pipelines.data.rows import RejectedRow
 from pipelines.runs.context import Context
 from pipelines.spec.data import Source
-from pipelines.steps.embed import assembled
+from pipelines.steps.embed import assemble
 from pipelines.steps.embed_stages import Write
 from pipelines.steps.embed_tally import Tally
 from pipelines.steps.embed_work import Job, Work
@@ -45,15 +45,15 @@ def job(store, pool="embeddings/tiny", path="/data"):
 def embed(
     of, shard, captions, *, keys=None, small=(), bad=(), seconds=None, batches=None, contents=None
 ):
-    """One source shard → its shard and row in the pool; the row.
+    """Write a source shard's embedded shard and record into the pool; returns the record.
 
-    A caption has as many T5 tokens as words, and two more of CLIP.
+    A caption has as many T5 tokens as words, and two more CLIP tokens.
 
     Args:
         keys: By default ``NAME-NUMBER``.
-        contents: By default one for each number and caption.
-        small: Rows without a picture of 16.
-        bad: For each fault its key, reason and detail.
+        contents: Content hashes; by default, of each row's number and caption.
+        small: Numbers of rows without a picture of 16.
+        bad: Key, reason and detail of each rejected row.
     """
     rng = np.random.default_rng(len(captions))
     rows, pictures = [], []
@@ -62,7 +62,7 @@ def embed(
         rows.append({"key": key, "source": shard.path, "caption": caption, "picture": i})
         rows[-1] |= {
             "at": (i, 0),
-            "content": contents[i] if contents else content_of(b"%d" % i, caption),
+            "content": contents[i] if contents else content_hash(b"%d" % i, caption),
             "scores": {"clip": 0.5},
         }
         tall = rng.integers(0, 256, (16 + 4 * (i % 2), 16, 3), np.uint8)
@@ -73,15 +73,16 @@ def embed(
     for name in ("clip_text_pooled", "clip_image"):
         texts[name] = [torch.ones(CLIP) for _ in lengths]
     work = Work(shard, rows, pictures, texts, ENCODERS)
-    work.bad = [Bad(key, shard.path, reason, detail) for key, reason, detail in bad]
+    work.rejected = [RejectedRow(key, shard.path, reason, detail) for key, reason, detail in bad]
     work.read, work.seconds = len(rows) + len(bad), seconds or {"decode": 0.5, "t5": 2.0}
     work.batches, work.encoded = batches or {}, len(rows)
     Write(of).work(work)
     return of.store.read_json(of.path(shard, "json"))
 
 
-def version(of, facts, *, name="train", fingerprint="f00d", settings=None):
-    """The node's result, as :func:`pipelines.executor.commit.commit` would leave it; its folder."""
+def version(of, record, *, name="train", fingerprint="f00d", settings=None):
+    """Write the node's result as :func:`pipelines.executor.commit.commit` does; returns its
+    folder."""
     folder = f"nodes/embed/{name}-{fingerprint}"
     ctx = Context(
         node=f"embed/{name}",
@@ -94,10 +95,10 @@ def version(of, facts, *, name="train", fingerprint="f00d", settings=None):
         board=None,
     )
     tally = Tally(of.pool)
-    for row in facts:
+    for row in record:
         tally.add(row)
-    result = assembled(ctx, of, tally)
+    result = assemble(ctx, of, tally)
     of.store.commit(folder, result.files, {"finished": "2026-11-24T18:00:00+00:00"})
-    word = {"fingerprint": fingerprint, "settings": settings or {}, "inputs": {}}
-    of.store.write_json(f"nodes/embed/{name}.latest.json", word)
+    latest = {"fingerprint": fingerprint, "settings": settings or {}, "inputs": {}}
+    of.store.write_json(f"nodes/embed/{name}.latest.json", latest)
     return folder

@@ -1,4 +1,4 @@
-"""An S3 that fails on purpose: moto's server behind a proxy that answers 500, 503 or not at all."""
+"""An S3 server with injected faults: moto behind a proxy that answers 500, 503 or not at all."""
 
 from __future__ import annotations
 
@@ -25,26 +25,25 @@ KINDS = ("500", "503", "reset", "lost", "cut")
 
 @dataclass
 class Faults:
-    """What goes wrong, and what has gone wrong. May be changed while the server runs."""
+    """Which faults to inject, and counts of those injected. May change while the server runs."""
 
     rate: float = 0.0
     """Share of the requests that fail."""
 
     kinds: tuple[str, ...] = KINDS
-    """``500``, ``503`` and, if asked for, ``403`` and ``404``: refused with that status.
-    ``reset``: the connection breaks before the request is looked at. ``lost``: it is done, then
-    the connection breaks. ``cut``: half of the answer comes."""
+    """``500``, ``503`` and, if listed, ``403`` and ``404``: refuse with that status. ``reset``:
+    reset the connection before handling the request. ``lost``: handle the request, then reset the
+    connection. ``cut``: send half of the answer."""
 
     methods: tuple[str, ...] = ("GET", "PUT", "HEAD", "POST", "DELETE")
     next: list[str | None] = field(default_factory=list)
-    """Kinds that the next requests of these methods fail with, whatever the rate; None: one that
-    does not."""
+    """Faults of the next requests with these methods, regardless of the rate; None: no fault."""
 
     lag_s: float = 0.0
     """How long a new object is missing from listings."""
 
     delay_s: float = 0.0
-    """How long every request takes that writes."""
+    """Extra duration of every write request."""
 
     seed: int = 0
     requests: Counter[str] = field(default_factory=Counter)
@@ -55,7 +54,7 @@ class Faults:
         self._born: dict[str, float] = {}
 
     def draw(self, method: str) -> str | None:
-        """What is to happen to a request; None if nothing."""
+        """The fault to inject into a request, or None."""
         with self._lock:
             self.requests[method] += 1
             if method not in self.methods:
@@ -74,7 +73,7 @@ class Faults:
             self._born.setdefault(key, time.monotonic())
 
     def late(self, listing: bytes) -> bytes:
-        """A listing without what is too new for it."""
+        """A listing without objects newer than the lag."""
 
         def keep(found: re.Match[bytes]) -> bytes:
             age = time.monotonic() - self._born.get(found[1].decode(), 0.0)
@@ -152,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.hang_up()
 
     def hang_up(self) -> None:
-        """The other side sees its connection reset."""
+        """Reset the connection."""
         with contextlib.suppress(OSError):
             self.wfile.flush()
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -163,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def handle(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # whoever asked has gone, or was sent away
+        with contextlib.suppress(OSError, ValueError):  # the client has disconnected
             super().handle()
 
     def finish(self) -> None:
@@ -214,7 +213,7 @@ AWS_VARIABLES = (
 
 
 def forget_connections() -> None:
-    """fsspec keeps file systems, with the credentials and addresses they were made with."""
+    """Clear fsspec's cached file systems, which keep their credentials and addresses."""
     from s3fs import S3FileSystem
 
     S3FileSystem.clear_instance_cache()
@@ -222,7 +221,7 @@ def forget_connections() -> None:
 
 @contextlib.contextmanager
 def running() -> Iterator[S3]:
-    """moto and the proxy before it; the bucket is there."""
+    """Run moto and the proxy in front of it, with one bucket."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
@@ -230,7 +229,7 @@ def running() -> Iterator[S3]:
     moto.start()
     upstream = moto.get_host_and_port()
     reset = http.client.HTTPConnection(*upstream)
-    reset.request("POST", "/moto-api/reset")  # its state is the process's, not the server's
+    reset.request("POST", "/moto-api/reset")  # moto's state belongs to the process, not the server
     reset.getresponse().read()
     reset.close()
     proxy = _Proxy(upstream, Faults())

@@ -1,4 +1,4 @@
-"""Rows, and the header of shards, of a size that a test can look through."""
+"""Rows and headers of shards small enough to check every value."""
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ ENCODERS = {"t5": {"name": "t5-tiny", "sha256": "ab" * 32, "dtype": "float32"}}
 
 
 def made_rows(count, *, name="a", sides=(4, 8), small=(), full=(), seed=0):
-    """Rows whose first pixel, and first token's first value, say which row it is.
+    """Rows whose first pixel, and first value of the first token, equal the row number.
 
     Args:
-        small: Rows without a picture for the largest stage.
+        small: Numbers of rows without a picture for the largest stage.
     """
     rng = np.random.default_rng(seed)
 

@@ -1,12 +1,12 @@
 """A folder of pictures, captioned by a ``.txt`` beside each or by one caption file at the root.
 
-The unit is a run of pictures in the order of their paths without endings, some ``SHARD_PICTURES``
-of them. Where a run ends is decided by the hash of the picture after it (content-defined chunking):
-a picture that is added or removed changes the run it falls into and at most a few behind it, and
-pictures whose names follow each other, such as a new day's, fall into few. Inside a run pictures
-are in the order of their names' hashes, for a folder often holds one kind of picture. The caption
-file is read once for the plan, and once for each run: for millions of pictures Parquet or
-WebDataset is the better home.
+The pictures, sorted by path without suffix, are cut into runs of about ``SHARD_PICTURES``; each run
+is a shard. The hash of a picture's name decides whether a new run starts there (content-defined
+chunking). So adding or removing a picture changes its own run and at most a few after it, and
+pictures with consecutive names, such as those of a new day, fall into few runs. Within a run,
+pictures are ordered by the hash of their name, since a folder often holds one kind of picture. The
+caption file is read once for the plan and once for each run: for millions of pictures, prefer
+Parquet or WebDataset.
 """
 
 from __future__ import annotations
@@ -16,72 +16,72 @@ from bisect import bisect_right
 from collections.abc import Iterable
 
 from pipelines.data import caption_file
-from pipelines.data.caption_file import Line, table
-from pipelines.data.captions import lines
+from pipelines.data.caption_file import Line, read_lines
+from pipelines.data.captions import caption_lines
 from pipelines.data.files import File, Folder
 from pipelines.data.formats.shard import (
-    Findings,
-    Found,
+    RawRow,
+    RawRows,
     SourceShard,
     is_image,
     is_text,
-    name_of,
+    shard_name,
     stem,
     utf8,
 )
 from pipelines.data.identity import identify_each
-from pipelines.data.rows import Bad, BadRow, Reason
+from pipelines.data.rows import Reason, RejectedRow, RowError
 from pipelines.spec.data import Source
 
 SHARD_PICTURES = 1024
-"""On average; a shard has from half to twice as many, the last one fewer."""
+"""Average size; a shard has from half to twice as many pictures, the last one fewer."""
 
 
 def shards(source: Source, home: Folder, *, coco: bool = False) -> list[SourceShard]:
-    """The runs of pictures.
+    """The shards of a folder: runs of pictures.
 
     Args:
-        coco: whether the caption file is one of COCO's.
+        coco: Whether the caption file is in COCO's format.
 
     Raises:
-        ValueError: There are two caption files, or the one captions no picture that is there.
+        ValueError: There are two caption files, or the caption file matches no picture.
     """
-    place, files = home.place, home.files
-    path = caption_file.find(place, files, coco=coco)
+    location, files = home.location, home.files
+    path = caption_file.find_caption_file(location, files, coco=coco)
     if not path and (source.key or source.scores):
         raise ValueError(
-            f"{place.folder} has no captions.jsonl or .csv for `key:` and `scores:` to be in; "
-            "add one, or remove the two"
+            f"{location.folder} has no captions.jsonl or captions.csv to read `key:` and `scores:` "
+            "from; add one, or remove these two settings"
         )
     pictures = [f for f in files if is_image(f.path)]
-    names, beside = {f.path for f in pictures}, ""
+    names, pictures_folder = {f.path for f in pictures}, ""
     texts = [] if path else [f for f in files if is_text(f.path)]
     if path and coco:
-        beside = caption_file.pictures_folder(source, place, path, names)
+        pictures_folder = caption_file.pictures_folder(source, location, path, names)
     starts = _starts(stem(f.path) for f in pictures)
     content: list[list[File]] = [[] for _ in starts]
     for file in [*pictures, *texts]:
         content[_run_of(stem(file.path), starts)].append(file)
-    said = [hashlib.sha256() for _ in starts]
-    spoken, used, first = set(), False, None
-    for line in table(source, place, path, beside) if path else ():
+    digests = [hashlib.sha256() for _ in starts]
+    captioned, used, first = set(), False, None
+    for line in read_lines(source, location, path, pictures_folder) if path else ():
         run = _run_of(line.belongs_to, starts)
-        said[run].update(utf8(f"{line}\n"))
-        spoken.add(run)
+        digests[run].update(utf8(f"{line}\n"))  # the repr: see Line
+        captioned.add(run)
         if not used:
             used = bool((line.file in names or "://" in line.file) and any(line.captions))
             first = first if first and not first.bad else line
     if path and not used:
-        raise caption_file.unused(place, path, first)
-    runs = [i for i, some in enumerate(content) if some or i in spoken]
-    identities = identify_each(place, [content[i] for i in runs])
+        raise caption_file.no_match_error(location, path, first)
+    runs = [i for i, some in enumerate(content) if some or i in captioned]
+    identities = identify_each(location, [content[i] for i in runs])
     return [
         SourceShard(
-            name="pictures-" + name_of(home.prefix + starts[i]).lstrip("-"),
-            folder=place.folder,
+            name="pictures-" + shard_name(home.prefix + starts[i]).lstrip("-"),
+            folder=location.folder,
             path=path or "",
-            beside=beside,
-            identity=identity + (f"+{said[i].hexdigest()}" if path else ""),
+            pictures_folder=pictures_folder,
+            identity=identity + (f"+{digests[i].hexdigest()}" if path else ""),
             bytes=sum(f.bytes for f in content[i]),
             prefix=home.prefix,
             files=tuple(f.path for f in content[i]),
@@ -92,7 +92,7 @@ def shards(source: Source, home: Folder, *, coco: bool = False) -> list[SourceSh
 
 
 def _starts(stems: Iterable[str]) -> list[str]:
-    """Where each run begins; the first one begins before everything."""
+    """Where each run starts; the first starts at the empty string."""
     starts, size = [""], 0
     for name in sorted(set(stems)):
         ends = size >= SHARD_PICTURES // 2 and _hash(name) % (SHARD_PICTURES // 2) == 0
@@ -112,53 +112,58 @@ def _hash(text: str) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-def _mixed(path: str) -> tuple[int, str]:
-    """Sorts pictures so that neighbours are of no kind; those of one stem stay together."""
+def _shuffle_key(path: str) -> tuple[int, str]:
+    """Sort key that mixes kinds of pictures, but keeps pictures of the same stem together."""
     return _hash(stem(path)), path
 
 
-def read(source: Source, shard: SourceShard) -> Findings:
-    return _captioned_by_table(source, shard) if shard.path else _captioned_by_text(source, shard)
+def read(source: Source, shard: SourceShard) -> RawRows:
+    """The rows of one run of pictures."""
+    return (
+        _read_with_caption_file(source, shard)
+        if shard.path
+        else _read_with_text_files(source, shard)
+    )
 
 
-def _captioned_by_text(source: Source, shard: SourceShard) -> Findings:
+def _read_with_text_files(source: Source, shard: SourceShard) -> RawRows:
     texts = {stem(path): path for path in shard.files if is_text(path)}
-    pictures = sorted((path for path in shard.files if is_image(path)), key=_mixed)
+    pictures = sorted((path for path in shard.files if is_image(path)), key=_shuffle_key)
     for path in pictures:
         key, text = shard.prefix + stem(path), texts.get(stem(path))
         try:
-            captions = lines(shard.place.fetch(text)) if text else [None]
-        except BadRow as bad:
-            yield Bad(key, text or path, Reason.CAPTION_MISSING, str(bad))
+            captions = caption_lines(shard.location.fetch(text)) if text else [None]
+        except RowError as bad:
+            yield RejectedRow(key, text or path, Reason.CAPTION_MISSING, str(bad))
             continue
-        yield Found(key=key, source=path, image=path, captions=captions)
+        yield RawRow(key=key, source=path, image=path, captions=captions)
     for lonely in sorted(texts.keys() - {stem(path) for path in pictures}):
-        yield Bad(shard.prefix + lonely, texts[lonely], Reason.IMAGE_MISSING)
+        yield RejectedRow(shard.prefix + lonely, texts[lonely], Reason.IMAGE_MISSING)
 
 
-def _captioned_by_table(source: Source, shard: SourceShard) -> Findings:
+def _read_with_caption_file(source: Source, shard: SourceShard) -> RawRows:
     first, beyond = shard.span
     found: dict[str, Line] = {}
-    for line in table(source, shard.place, shard.path, shard.beside):
+    for line in read_lines(source, shard.location, shard.path, shard.pictures_folder):
         if line.belongs_to < first or (beyond is not None and line.belongs_to >= beyond):
             continue
         if line.bad:
-            yield Bad(f"line {line.number}", shard.path, line.bad, line.detail)
+            yield RejectedRow(f"line {line.number}", shard.path, line.bad, line.detail)
         elif line.file in found:
             found[line.file].captions.extend(line.captions)
         else:
             found[line.file] = line
     there = {path for path in shard.files if is_image(path)}
-    for path in sorted(there | found.keys(), key=_mixed):
+    for path in sorted(there | found.keys(), key=_shuffle_key):
         key = shard.prefix + stem(path)
         if path not in found:
-            yield Bad(key, path, Reason.CAPTION_MISSING, f"{shard.path} does not name it")
+            yield RejectedRow(key, path, Reason.CAPTION_MISSING, f"{shard.path} does not name it")
         elif path not in there and "://" not in path:
             detail = f"line {found[path].number} of {shard.path} names it"
-            yield Bad(key, path, Reason.IMAGE_MISSING, detail)
+            yield RejectedRow(key, path, Reason.IMAGE_MISSING, detail)
         else:
             line = found[path]
-            yield Found(
+            yield RawRow(
                 key=line.key if source.key else key,
                 source=path,
                 image=path,

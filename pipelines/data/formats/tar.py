@@ -1,7 +1,7 @@
-"""The members of a tar file, in order, past whatever is damaged.
+"""Read the members of a tar file in order, skipping over damage.
 
-The standard library's reader ends without a word at the first header it cannot read; this one
-says so and goes on at the next it can.
+The standard library's reader stops silently at the first header it cannot read; this one reports
+the damage and continues at the next readable header.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ NO_CONTENT = (
     tarfile.DIRTYPE,
     tarfile.FIFOTYPE,
 )
-"""Whatever size their header says, nothing of it follows."""
+"""Types without content, whatever size their header gives."""
 
 DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a tar, or what is there instead of one."""
+    """A file in a tar, or a report of what is wrong there."""
 
     name: str
     data: bytes | None = None
-    """None if it is not wanted, or bad."""
+    """None if the member is not wanted, or bad."""
 
     bad: Reason | None = None
     detail: str = ""
 
 
 def members(handle: Any, wanted: Callable[[str], bool]) -> Iterator[Member]:
-    """The plain files in a tar, plain or gzipped, and what is damaged; folders are passed over.
+    """The plain files in a tar or gzipped tar, and reports of damage; folders are skipped.
 
     Args:
-        handle: The file, at its start; it is read once, onwards.
-        wanted: Whether a member of a name is read into memory.
+        handle: The open file, at its start; it is read once, forwards.
+        wanted: Whether to read the member of this name into memory.
     """
     stream = _Blocks(handle)
-    name = size = None  # of the next member, from an extended header
+    name = size = None  # of the next member, given by an extended header
     lost_at = None
     while True:
         at = stream.at
@@ -110,7 +110,7 @@ def members(handle: Any, wanted: Callable[[str], bool]) -> Iterator[Member]:
 
 
 def _extended(kind: bytes, data: bytes, size: int | None) -> tuple[str | None, int | None]:
-    """The name and size that a GNU or pax header gives the member after it."""
+    """The name and size that a GNU or pax header sets for the next member."""
     if kind == tarfile.GNUTYPE_LONGNAME:
         return data.rstrip(b"\0").decode("utf-8", "surrogateescape"), size
     path = re.search(rb"^\d+ path=(.*)$", data, re.MULTILINE)
@@ -122,7 +122,7 @@ def _extended(kind: bytes, data: bytes, size: int | None) -> tuple[str | None, i
 
 
 class _Blocks:
-    """Reads onwards, and knows where."""
+    """Reads forwards and tracks the position."""
 
     def __init__(self, handle: Any) -> None:
         magic = handle.read(2)
@@ -130,7 +130,7 @@ class _Blocks:
         self.handle = gzip.GzipFile(fileobj=handle) if magic == b"\x1f\x8b" else handle
         self.at = 0
         self.ended = False
-        """Whether the last block was one of the zeros that end a tar."""
+        """Whether the last block was all zeros, as at the end of a tar."""
 
     def read(self, size: int) -> bytes:
         parts = []
@@ -141,7 +141,11 @@ class _Blocks:
         return b"".join(parts)
 
     def take(self, size: int, keep: bool) -> bytes | None:
-        """A member's bytes, if kept, and past its padding; EOFError if it is cut short."""
+        """Read or skip a member and its padding; return its bytes if ``keep``.
+
+        Raises:
+            EOFError: The file ends first.
+        """
         end = self.at + size
         data = self.read(size) if keep else None
         while self.at < end and self.read(min(SKIP_BYTES, end - self.at)):

@@ -53,7 +53,7 @@ def examine(
         except ValueError as error:
             yield Check("spec", "fault", " ".join(str(error).split()), "correct it, and try again")
         else:
-            remote.use(loaded.s3.variables())
+            remote.export_settings(loaded.s3.variables())
             yield Check("spec", "ok", f"{spec} is valid")
     from pipelines.store.artifacts import Store
 

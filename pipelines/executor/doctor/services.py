@@ -18,7 +18,7 @@ from pipelines.executor.doctor import check
 from pipelines.executor.doctor.check import Check, Checks, Subject, connect, reason
 from pipelines.executor.doctor.machine import existing
 from pipelines.lineage.address import tracking_uri
-from pipelines.store.artifacts import Store, signature
+from pipelines.store.artifacts import Store, temp_suffix
 
 # -- Ray and MLflow ------------------------------------------------------------------------------
 
@@ -148,10 +148,10 @@ def _folder(path: Path) -> Check:
 
 
 def _bucket(target: Store) -> Check:
+    from pipelines.store.compare_and_swap import Snapshot, compare_and_swap, read_snapshot
     from pipelines.store.remote import StorageError
-    from pipelines.store.swap import Seen, look, swap
 
-    path = f".doctor{signature()}.tmp"
+    path = f".doctor{temp_suffix()}.tmp"
     try:
         Store.open(target.root)
         if not target.root.startswith(("s3://", "s3a://")):
@@ -162,11 +162,11 @@ def _bucket(target: Store) -> Check:
                 "start a pipeline from one machine only, or use S3",
             )
         try:
-            created = swap(target, path, Seen(), b"first")
-            again = swap(target, path, Seen(), b"second")
-            before = look(target, path)
-            changed = swap(target, path, before, b"third")
-            stale = swap(target, path, before, b"fourth")
+            created = compare_and_swap(target, path, Snapshot(), b"first")
+            again = compare_and_swap(target, path, Snapshot(), b"second")
+            before = read_snapshot(target, path)
+            changed = compare_and_swap(target, path, before, b"third")
+            stale = compare_and_swap(target, path, before, b"fourth")
         finally:
             with contextlib.suppress(OSError):
                 target.remove(path)

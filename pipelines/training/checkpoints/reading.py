@@ -82,7 +82,7 @@ def load(
         group.run(lambda: parts.copy_to(wanted))
     finally:  # every process is past the last read: they succeed or fail together
         for path in fetched.values():
-            store.forget(path)
+            store.evict(path)
     return Restored(manifest.images, manifest.note, files)
 
 

@@ -1,4 +1,4 @@
-"""A home of its own for the cache of identities."""
+"""A separate home folder for the identity cache."""
 
 import pytest
 

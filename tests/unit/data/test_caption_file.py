@@ -1,9 +1,9 @@
-"""What is wrong with a caption file as a whole is said by the plan, with what the file has."""
+"""The plan reports what is wrong with a whole caption file, and what the file has."""
 
 import json
 
 import pytest
-from dirty import JPEG, encoded, harvest, json_line, noise, source_at
+from dirty import JPEG, collect_rows, encoded, json_line, noise, source_at
 
 from pipelines.data.sources import list_shards
 
@@ -36,8 +36,8 @@ CASES = {
     "other keys": ("captions.jsonl", json_line(file_name="1.jpg", prompt="a"), "'prompt'; name"),
     "one JSON": ("captions.jsonl", '[{"file_name": "1.jpg",\n "text": "a"}]', "holds no record"),
     "blank": ("captions.jsonl", "\n \n", "holds no record"),
-    "pictures elsewhere": ("captions.csv", "file,text\nimg/1.jpg,a\n", "names no picture"),
-    "no ending": ("captions.csv", "file,text\n1,a dog\n", "such as '1' in line 2"),
+    "pictures elsewhere": ("captions.csv", "file,text\nimg/1.jpg,a\n", "matches no picture"),
+    "no ending": ("captions.csv", "file,text\n1,a dog\n", "line 2 names '1'"),
     "no text": ("captions.csv", "file,text\n1.jpg,\n", "has no text"),
     "nested": ("train/metadata.jsonl", json_line(file_name="1.jpg", text="a"), "/train, which"),
     "another name": ("labels.csv", "file,text\n1.jpg,a\n", "if labels.csv captions them, make it"),
@@ -47,12 +47,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("name", "text", "word"), CASES.values(), ids=CASES.keys())
-def test_a_caption_file_of_no_use_is_refused_by_the_plan(tmp_path, name, text, word):
+@pytest.mark.parametrize(("name", "text", "message"), CASES.values(), ids=CASES.keys())
+def test_a_caption_file_of_no_use_is_refused_by_the_plan(tmp_path, name, text, message):
     folder_of(tmp_path, PICTURE | {name: text})
     with pytest.raises(ValueError) as error:
         list_shards(source_at(tmp_path))
-    assert word in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert str(tmp_path) in str(error.value)
 
 
@@ -72,8 +72,8 @@ def test_a_column_that_is_asked_for_and_not_there(tmp_path, setting, name):
 def test_the_case_of_letters_in_a_name_does_not_matter(tmp_path, name):
     rows = {"csv": "file,text\na.JPG,a dog\n", "jsonl": json_line(file="a.JPG", text="a dog")}
     folder_of(tmp_path, {"a.JPG": JPEG, name: rows.get(name.lower().partition(".")[2], "a dog")})
-    rows, bads = harvest(source_at(tmp_path))
-    assert [(r.key, r.captions) for r in rows] == [("a", ("a dog",))] and not bads
+    rows, rejected = collect_rows(source_at(tmp_path))
+    assert [(r.key, r.captions) for r in rows] == [("a", ("a dog",))] and not rejected
 
 
 def test_half_an_emoji_in_a_name_costs_its_line_alone(tmp_path):
@@ -85,10 +85,10 @@ def test_half_an_emoji_in_a_name_costs_its_line_alone(tmp_path):
         b'{"file_name": "\xff.jpg", "caption": "x"}\n',
     ]
     folder_of(tmp_path, PICTURE | {"captions.jsonl": b"".join(lines)})
-    rows, bads = harvest(source_at(tmp_path))
+    rows, rejected = collect_rows(source_at(tmp_path))
     assert [row.key for row in rows] == ["1"]
-    assert sorted(bad.reason.name for bad in bads) == [*["IMAGE_MISSING"] * 3, "PATH_OUTSIDE"]
-    for bad in bads:
+    assert sorted(bad.reason.name for bad in rejected) == [*["IMAGE_MISSING"] * 3, "PATH_OUTSIDE"]
+    for bad in rejected:
         assert (bad.key + bad.source + bad.detail).encode()
 
 
@@ -100,9 +100,9 @@ def test_what_is_printed_of_a_row_has_no_control_characters(tmp_path):
         b"{\x1b[31m\x07\n",
     ]
     folder_of(tmp_path, PICTURE | {"captions.jsonl": b"".join(lines)})
-    bads = harvest(source_at(tmp_path))[1]
-    assert len(bads) == 2
-    assert all((bad.key + bad.source + bad.detail).isprintable() for bad in bads)
+    rejected = collect_rows(source_at(tmp_path))[1]
+    assert len(rejected) == 2
+    assert all((bad.key + bad.source + bad.detail).isprintable() for bad in rejected)
 
 
 def coco(images, annotations):
@@ -139,37 +139,37 @@ def test_coco_is_read_as_it_is_published(tmp_path):
     home = write_coco(tmp_path)
     with pytest.raises(ValueError, match=r"set `path:` to one of them.*captions_train2017\.json"):
         list_shards(source_at(home))
-    rows, bads = harvest(source_at(home / "annotations" / "captions_train2017.json"))
+    rows, rejected = collect_rows(source_at(home / "annotations" / "captions_train2017.json"))
     assert {row.source: row.captions for row in rows} == {
         "train2017/000000000001.jpg": ("a dog", "a dog again"),
         "train2017/000000000002.jpg": ("two cats",),
     }
-    assert sorted((bad.key, bad.reason.name) for bad in bads) == [
+    assert sorted((bad.key, bad.reason.name) for bad in rejected) == [
         ("line 5", "IMAGE_MISSING"),
         ("train2017/000000000003", "IMAGE_MISSING"),
         ("train2017/000000000004", "CAPTION_MISSING"),
     ]
-    rows, bads = harvest(source_at(home / "annotations" / "captions_val2017.json"))
-    assert [row.key for row in rows] == ["val2017/000000000005"] and not bads
+    rows, rejected = collect_rows(source_at(home / "annotations" / "captions_val2017.json"))
+    assert [row.key for row in rows] == ["val2017/000000000005"] and not rejected
 
 
 def test_coco_beside_its_pictures(tmp_path):
     home = write_coco(tmp_path)
     (home / "annotations" / "captions_val2017.json").unlink()
-    rows, bads = harvest(source_at(home))
+    rows, rejected = collect_rows(source_at(home))
     assert len(rows) == 2
-    assert {bad.key for bad in bads if bad.reason.name == "CAPTION_MISSING"} == {
+    assert {bad.key for bad in rejected if bad.reason.name == "CAPTION_MISSING"} == {
         "train2017/000000000004",
         "val2017/000000000005",
     }
     flat = folder_of(
         tmp_path / "flat", {"captions_x.json": coco({7: "1.jpg"}, [(7, "a dog")]), "1.jpg": JPEG}
     )
-    assert [row.key for row in harvest(source_at(flat))[0]] == ["1"]
+    assert [row.key for row in collect_rows(source_at(flat))[0]] == ["1"]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": []}', coco({1: "x.jpg"}, [(1, "a")])])
 def test_coco_of_no_use_is_refused_by_the_plan(tmp_path, text):
     folder_of(tmp_path, PICTURE | {"captions_train.json": text})
-    with pytest.raises(ValueError, match=r"train\.json (holds no record as|names no picture)"):
+    with pytest.raises(ValueError, match=r"train\.json (holds no record in|matches no picture)"):
         list_shards(source_at(tmp_path))

@@ -1,4 +1,4 @@
-"""A data set is found whole, or the plan says what of it could not be looked at."""
+"""A data set is listed completely, or the plan reports what could not be read."""
 
 import errno
 import functools
@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dirty import JPEG, harvest, source_at, write_parquet, write_tar
+from dirty import JPEG, collect_rows, source_at, write_parquet, write_tar
 
 from pipelines.data.sources import list_shards
 from pipelines.jobs.portability import is_relative
@@ -24,7 +24,7 @@ PAIR = [{"image": JPEG, "caption": "a cat"}]
 
 @pytest.fixture
 def open_folder():
-    """One that a stranger may enter, unlike pytest's."""
+    """A folder that other users may enter, unlike pytest's."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder
@@ -33,7 +33,7 @@ def open_folder():
 
 @pytest.fixture
 def stranger():
-    """Root may read everything."""
+    """Act as another user, since root may read everything."""
     if os.geteuid():
         yield
         return
@@ -53,7 +53,7 @@ def closed(open_folder):
 
 @pytest.mark.parametrize("mode", [0o000, 0o444])
 def test_a_folder_that_may_not_be_listed_or_entered_is_named(closed, mode, request):
-    """Left out without a word, the data set would be smaller, and its version another."""
+    """Silently skipped, it would make the data set smaller and its version different."""
     closed.chmod(mode)
     request.getfixturevalue("stranger")
     for path in (closed.parent, closed, closed / "deep", [closed.parent / "open", closed]):
@@ -62,8 +62,8 @@ def test_a_folder_that_may_not_be_listed_or_entered_is_named(closed, mode, reque
             list_shards(source)
 
 
-def test_a_disk_that_fails_is_no_fault_of_a_row(tmp_path, monkeypatch):
-    """Listed, read or looked at: an error that may pass is raised, and no row is refused."""
+def test_a_failing_disk_rejects_no_row(tmp_path, monkeypatch):
+    """A transient error while listing or reading is raised, and no row is rejected."""
     from pipelines.data.sources import read_shard
 
     write_parquet(tmp_path / "a.parquet", [{"image": "1.jpg", "caption": "a cat"}])
@@ -84,8 +84,8 @@ def test_a_disk_that_fails_is_no_fault_of_a_row(tmp_path, monkeypatch):
         list_shards(source)
 
 
-def test_what_spark_and_delta_leave_behind_is_no_data(tmp_path):
-    """Unlike a partition whose column begins with ``_``, and a picture wherever it is."""
+def test_files_that_spark_and_delta_leave_behind_are_skipped(tmp_path):
+    """But not a partition whose column begins with ``_``, nor pictures anywhere."""
     for name in (
         "part-0.parquet",
         "_x=1/part-1.parquet",
@@ -99,7 +99,7 @@ def test_what_spark_and_delta_leave_behind_is_no_data(tmp_path):
     kept = ["_x=1/part-1.parquet", "part-0.parquet", "x=1/_a.parquet"]
     assert [s.path for s in list_shards(source_at(tmp_path))] == kept
     named = Source(path=[str(tmp_path / "x=1" / "_staging"), str(tmp_path / "_x=1")])
-    assert len(list_shards(named)) == 2  # whoever names it means it
+    assert len(list_shards(named)) == 2  # a folder that is named explicitly is read
 
 
 def test_pictures_in_folders_of_any_name_are_read(tmp_path):
@@ -108,8 +108,8 @@ def test_pictures_in_folders_of_any_name_are_read(tmp_path):
         (tmp_path / folder / "_DSC1.jpg").write_bytes(JPEG)
         (tmp_path / folder / "_DSC1.txt").write_text("a cat")
     write_parquet(tmp_path / "_delta_log" / "a.parquet", PAIR)
-    rows, bads = harvest(source_at(tmp_path))
-    assert len(rows) == 2 and not bads
+    rows, rejected = collect_rows(source_at(tmp_path))
+    assert len(rows) == 2 and not rejected
 
 
 @pytest.mark.timeout(30)
@@ -120,9 +120,9 @@ def test_a_pipe_among_pictures_blocks_nothing(tmp_path):
     os.mkfifo(tmp_path / "b.jpg")
     (tmp_path / "c.jpg").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "c.txt")
-    rows, bads = harvest(source_at(tmp_path))
+    rows, rejected = collect_rows(source_at(tmp_path))
     assert [row.key for row in rows] == ["a"]
-    assert {bad.key: bad.reason.name for bad in bads} == {
+    assert {bad.key: bad.reason.name for bad in rejected} == {
         "b": "IMAGE_FETCH",
         "c": "CAPTION_MISSING",
     }
@@ -140,7 +140,7 @@ def test_a_pipe_instead_of_a_file_is_named(tmp_path, name):
 
 @pytest.fixture
 def served(tmp_path):
-    """A folder behind http, and its address."""
+    """A folder served over http, and its URL."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -163,9 +163,9 @@ def test_files_behind_http_one_or_a_folder_of_them(served):
     for name in ("a.parquet", "b.tar"):
         [shard] = list_shards(source_at(address + name))
         assert shard.bytes == (folder / name).stat().st_size
-        rows, bads = harvest(source_at(address + name))
-        assert (len(rows), bads) == (1, [])
-    rows, _ = harvest(source_at(address, format="parquet"))
+        rows, rejected = collect_rows(source_at(address + name))
+        assert (len(rows), rejected) == (1, [])
+    rows, _ = collect_rows(source_at(address, format="parquet"))
     assert len(rows) == 1
     with pytest.raises(ValueError, match="does not exist"):
         list_shards(source_at(address + "gone.parquet"))
@@ -177,12 +177,12 @@ def test_pictures_in_a_zip(tmp_path):
             archive.writestr(f"{name}.jpg", JPEG)
             archive.writestr(f"{name}.txt", "a cat")
     for within, keys in (("", ["x/1", "x/2"]), ("x", ["1", "2"])):
-        rows, bads = harvest(source_at(f"zip://{within}::{tmp_path}/a.zip"))
-        assert sorted(row.key for row in rows) == keys and not bads
+        rows, rejected = collect_rows(source_at(f"zip://{within}::{tmp_path}/a.zip"))
+        assert sorted(row.key for row in rows) == keys and not rejected
 
 
 @pytest.mark.parametrize(
-    ("address", "word"),
+    ("address", "message"),
     [
         ("gs://bucket/x", "gcsfs"),
         ("az://container/x", "adlfs"),
@@ -196,7 +196,7 @@ def test_pictures_in_a_zip(tmp_path):
         ("", "holds no"),
     ],
 )
-def test_an_address_that_leads_to_nothing_is_one_line(tmp_path, address, word, monkeypatch):
+def test_an_address_that_leads_to_nothing_is_one_line(tmp_path, address, message, monkeypatch):
     from pipelines.store import remote
 
     monkeypatch.setattr(remote, "FIRST_WAIT_S", 0)
@@ -206,7 +206,7 @@ def test_an_address_that_leads_to_nothing_is_one_line(tmp_path, address, word, m
         archive.writestr("x", "")
     with pytest.raises((ValueError, remote.StorageError)) as error:
         list_shards(source_at(address.format(tmp_path)))
-    assert word in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_zip_is_where_its_file_is():
@@ -214,7 +214,7 @@ def test_a_zip_is_where_its_file_is():
     assert not is_relative("zip://x::s3://bucket/pictures.zip")
 
 
-def test_a_listing_is_of_what_can_be_read(tmp_path):
+def test_broken_and_circular_links_do_not_break_a_listing(tmp_path):
     pq.write_table(pa.table({"image": [JPEG], "caption": ["a"]}), tmp_path / "a.parquet")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "nowhere.txt").symlink_to("nothing")

@@ -1,4 +1,4 @@
-"""Every kind of bad row is refused for its reason and every good one kept, in every format."""
+"""In every format, every kind of bad row is rejected for its reason and every good row is kept."""
 
 import csv
 
@@ -8,7 +8,7 @@ from dirty import (
     CASES,
     EXPECTED_BAD,
     EXPECTED_GOOD,
-    harvest,
+    collect_rows,
     json_line,
     reasons,
     source_at,
@@ -58,10 +58,10 @@ FORMATS = [as_parquet, as_webdataset, as_folder, as_csv]
 @pytest.mark.parametrize("write", FORMATS)
 def test_every_case_ends_where_it_should(tmp_path, write):
     write(tmp_path)
-    rows, bads = harvest(source_at(tmp_path))
-    assert reasons(bads) == EXPECTED_BAD
+    rows, rejected = collect_rows(source_at(tmp_path))
+    assert reasons(rejected) == EXPECTED_BAD
     assert {row.key for row in rows} == EXPECTED_GOOD
-    assert len(rows) + len(bads) == len(CASES)
+    assert len(rows) + len(rejected) == len(CASES)
     assert all(row.image == CASES[row.key][0] for row in rows)
 
 
@@ -71,9 +71,9 @@ def test_a_bucket_is_as_good_as_a_disk(tmp_path, write):
     memory = fsspec.filesystem("memory")
     memory.put(f"{tmp_path}/", f"/{write.__name__}/", recursive=True)
     try:
-        rows, bads = harvest(source_at(f"memory://{write.__name__}"))
-        assert reasons(bads) == EXPECTED_BAD
-        assert (len(rows), len(bads)) == (len(EXPECTED_GOOD), len(EXPECTED_BAD))
+        rows, rejected = collect_rows(source_at(f"memory://{write.__name__}"))
+        assert reasons(rejected) == EXPECTED_BAD
+        assert (len(rows), len(rejected)) == (len(EXPECTED_GOOD), len(EXPECTED_BAD))
     finally:
         memory.rm(f"/{write.__name__}", recursive=True)
 
@@ -82,9 +82,9 @@ def test_a_path_may_be_a_file_or_a_list(tmp_path):
     as_parquet(tmp_path)
     files = [str(tmp_path / name) for name in ("a.parquet", "b.parquet")]
     for some in (files[:1], files):
-        rows, _ = harvest(Source(path=some))
+        rows, _ = collect_rows(Source(path=some))
         assert {row.source for row in rows} == {file.rpartition("/")[2] for file in some}
-    assert harvest(Source(path=files[0])) == harvest(Source(path=files[:1]))
+    assert collect_rows(Source(path=files[0])) == collect_rows(Source(path=files[:1]))
 
 
 def test_json_lines_hold_scores_keys_and_several_captions(tmp_path):
@@ -105,13 +105,13 @@ def test_json_lines_hold_scores_keys_and_several_captions(tmp_path):
         + b"\n{broken\n[1]\n"
     )
     source = source_at(tmp_path, key="id", scores=["aesthetic"])
-    rows, bads = harvest(source)
+    rows, rejected = collect_rows(source)
     assert {row.key: row.captions for row in rows} == {
         "1": ("one", "two"),
         "6": ("first", "second"),
     }
     assert {row.key: row.scores for row in rows} == {"1": {"aesthetic": 5.5}, "6": {}}
-    assert sorted((bad.key, bad.reason.name) for bad in bads) == [
+    assert sorted((bad.key, bad.reason.name) for bad in rejected) == [
         ("", "KEY_MISSING"),
         ("1", "CAPTION_DROPPED"),
         ("2", "CAPTION_TYPE"),
@@ -124,9 +124,9 @@ def test_json_lines_hold_scores_keys_and_several_captions(tmp_path):
         ("line 13", "METADATA_BROKEN"),
         ("line 9", "PATH_OUTSIDE"),
     ]
-    first, bads = harvest(source.model_copy(update={"captions": "first"}))
+    first, rejected = collect_rows(source.model_copy(update={"captions": "first"}))
     assert {row.key: row.captions for row in first} == {"1": ("one",), "6": ("first",)}
-    assert "CAPTION_DROPPED" not in {bad.reason.name for bad in bads}
+    assert "CAPTION_DROPPED" not in {bad.reason.name for bad in rejected}
 
 
 def test_a_csv_row_with_a_comma_too_many_does_not_lose_half_its_caption(tmp_path):
@@ -135,9 +135,9 @@ def test_a_csv_row_with_a_comma_too_many_does_not_lose_half_its_caption(tmp_path
     (tmp_path / "captions.csv").write_bytes(
         b'\xef\xbb\xbffile,caption\na.png,a cat, on a mat\nb.png,fine\nb.png,also fine\nc.png,"open'
     )
-    rows, bads = harvest(source_at(tmp_path))
+    rows, rejected = collect_rows(source_at(tmp_path))
     assert {row.key: row.captions for row in rows} == {"b": ("fine", "also fine")}
-    assert sorted(bad.reason.name for bad in bads) == [
+    assert sorted(bad.reason.name for bad in rejected) == [
         "CAPTION_MISSING",
         "CAPTION_MISSING",
         "METADATA_BROKEN",
@@ -153,12 +153,12 @@ def test_pictures_and_texts_that_lack_each_other(tmp_path):
         (tmp_path / name).write_bytes(b"a cat\n\na dog\n")
     (tmp_path / "dangling.png").symlink_to("nowhere")
     (tmp_path / "dangling.txt").write_text("fine")
-    rows, bads = harvest(source_at(tmp_path))
+    rows, rejected = collect_rows(source_at(tmp_path))
     assert {row.source: row.captions for row in rows} == {
         "b.jpg": ("a cat", "a dog"),
         "sub/a.png": ("a cat", "a dog"),
     }
-    assert sorted((bad.source, bad.reason.name) for bad in bads) == [
+    assert sorted((bad.source, bad.reason.name) for bad in rejected) == [
         ("a.png", "CAPTION_MISSING"),
         ("b.png", "KEY_REPEATED"),
         ("dangling.png", "IMAGE_FETCH"),
@@ -167,7 +167,7 @@ def test_pictures_and_texts_that_lack_each_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "settings", "word"),
+    ("files", "settings", "message"),
     [
         ([], {}, "holds no"),
         (["a.md"], {}, "holds no"),
@@ -178,21 +178,21 @@ def test_pictures_and_texts_that_lack_each_other(tmp_path):
         (["a.parquet", "b.parquet"], {}, "no readable Parquet"),
     ],
 )
-def test_a_data_set_that_is_none(tmp_path, files, settings, word):
+def test_a_data_set_that_is_none(tmp_path, files, settings, message):
     for name in files:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError) as error:
-        harvest(source_at(tmp_path, **settings))
-    assert word in str(error.value)
+        collect_rows(source_at(tmp_path, **settings))
+    assert message in str(error.value)
 
 
 def test_a_path_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"does not exist.*braces"):
-        harvest(source_at(tmp_path / "{000..999}.tar"))
+        collect_rows(source_at(tmp_path / "{000..999}.tar"))
 
 
 def test_a_column_that_no_file_has(tmp_path):
     as_parquet(tmp_path)
     for setting in ({"image": "img"}, {"caption": "alt"}, {"key": "id"}, {"scores": ["s"]}):
         with pytest.raises(ValueError, match=r"has no column.*only key, image, caption"):
-            harvest(source_at(tmp_path, **setting))
+            collect_rows(source_at(tmp_path, **setting))

@@ -1,4 +1,4 @@
-"""A data set that grows keeps the names and the content of the shards that it had."""
+"""A data set that grows keeps the names and content of its existing shards."""
 
 import random
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dirty import JPEG, PNG, json_line, write_parquet, write_tar
 
-from pipelines.data.files import find_each
+from pipelines.data.files import list_folders
 from pipelines.data.formats import folder
 from pipelines.data.sources import list_shards, read_shard
 from pipelines.spec.data import Source
@@ -27,22 +27,22 @@ def rows(*paths, **settings):
     return [row for shard in list_shards(source) for row in read_shard(source, shard)]
 
 
-def as_parquet(home, word):
-    write_parquet(home / "part-0.parquet", [{"image": JPEG, "caption": word}])
+def as_parquet(home, caption):
+    write_parquet(home / "part-0.parquet", [{"image": JPEG, "caption": caption}])
 
 
-def as_tar(home, word):
-    write_tar(home / "0.tar", [("0.jpg", JPEG), ("0.txt", word.encode())])
+def as_tar(home, caption):
+    write_tar(home / "0.tar", [("0.jpg", JPEG), ("0.txt", caption.encode())])
 
 
-def as_pictures(home, word):
+def as_pictures(home, caption):
     (home / "0.jpg").write_bytes(JPEG)
-    (home / "0.txt").write_text(word)
+    (home / "0.txt").write_text(caption)
 
 
-def as_jsonl(home, word):
+def as_jsonl(home, caption):
     (home / "0.jpg").write_bytes(JPEG)
-    (home / "captions.jsonl").write_bytes(json_line(file="0.jpg", text=word))
+    (home / "captions.jsonl").write_bytes(json_line(file="0.jpg", text=caption))
 
 
 @pytest.fixture(params=[as_parquet, as_tar, as_pictures, as_jsonl])
@@ -81,7 +81,7 @@ def test_pictures_of_two_folders_have_keys_of_their_own(tmp_path):
 
 
 def test_paths_in_a_table_are_of_its_own_folder(tmp_path):
-    """Beside another folder they led to the one that both lie in, where nothing is."""
+    """Not of the parent folder, when another folder is listed too."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.jpg").write_bytes(JPEG if name == "a" else PNG)
@@ -104,23 +104,23 @@ def test_files_in_a_folder_that_is_listed_too_belong_to_it(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_parquet(tmp_path / name, [{"image": JPEG, "caption": name}])
     listed = [str(tmp_path / name) for name in ("deep", "a.parquet", "deep/b.parquet")]
-    [found] = find_each(listed)
+    [found] = list_folders(listed)
     assert [f.path for f in found.files] == ["a.parquet", "deep/b.parquet"]
-    assert (found.place.folder, found.prefix) == (str(tmp_path), "")
+    assert (found.location.folder, found.prefix) == (str(tmp_path), "")
 
 
 def test_prefixes_tell_any_folders_apart(tmp_path):
     """The shortest that do, and those of a list do not change as it grows."""
     places = ["x/a", "y/a", "z/y/a", "x", "a"]
-    for place in [*places, "x/a/a"]:
-        (tmp_path / place).mkdir(parents=True, exist_ok=True)
-        (tmp_path / place / "0.tar").write_bytes(b"")
-    listed = [str(tmp_path / place) for place in ("x/a", "y/a", "z/y/a", "a")]
-    found = [f.prefix for f in find_each(listed)]
+    for location in [*places, "x/a/a"]:
+        (tmp_path / location).mkdir(parents=True, exist_ok=True)
+        (tmp_path / location / "0.tar").write_bytes(b"")
+    listed = [str(tmp_path / location) for location in ("x/a", "y/a", "z/y/a", "a")]
+    found = [f.prefix for f in list_folders(listed)]
     # The first has a folder called "a" itself, in which there is a "0.tar" too.
     assert found == ["", "y/a/", "z/y/a/", f"{tmp_path.name}/a/"]
     for n in range(1, 5):
-        assert [f.prefix for f in find_each(listed[:n])] == found[:n]
+        assert [f.prefix for f in list_folders(listed[:n])] == found[:n]
 
 
 def sizes(found):
@@ -131,10 +131,10 @@ class Pictures:
     """A listing of a folder, without the folder."""
 
     def __init__(self, names, monkeypatch):
-        from pipelines.data.files import File, Folder, Place
+        from pipelines.data.files import File, Folder, Location
 
         self.names = set(names)
-        self.home = lambda files: Folder(Place("/data"), files)
+        self.home = lambda files: Folder(Location("/data"), files)
         self.file = lambda name: File(f"{name}.jpg", 1, ())
         monkeypatch.setattr(
             folder, "identify_each", lambda _, groups: [str([f.path for f in g]) for g in groups]
@@ -163,7 +163,8 @@ def test_runs_hold_every_picture_once_and_are_of_like_size(monkeypatch, seed):
 
 
 def test_new_pictures_land_in_few_runs(monkeypatch):
-    """By hash they landed in all of them; and a data set that doubled was dealt anew."""
+    """Assigned by hash, they would change all runs; a data set that doubles must not be
+    redistributed."""
     pictures = Pictures({f"{i:06d}" for i in range(3000)}, monkeypatch)
     assert len(pictures.shards()) > 2
     assert pictures.changed(lambda names: names.update(f"{i:06d}" for i in range(3000, 3300))) <= 2

@@ -1,4 +1,4 @@
-"""A shard's identity changes when, and only when, its content does."""
+"""A shard's identity changes if and only if its content does."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from dirty import JPEG, json_line, source_at, write_parquet, write_tar
 
 from pipelines.data import identity
-from pipelines.data.files import Place
+from pipelines.data.files import Location
 from pipelines.data.formats import folder
 from pipelines.data.sources import list_shards, read_shard
 
@@ -112,7 +112,7 @@ def test_a_picture_more_less_or_other_changes_one_shard(tmp_path, small_shards, 
     assert identities(home) == before
 
 
-def test_a_caption_file_counts_for_the_shards_it_speaks_of(tmp_path, small_shards):
+def test_a_caption_line_changes_only_the_shard_of_its_picture(tmp_path, small_shards):
     home = tmp_path / "set"
     write_pictures(home, 60)
     lines = [json_line(file=f"{i:03d}.jpg", text=f"cat {i}") for i in range(60)]
@@ -128,6 +128,16 @@ def test_a_caption_file_counts_for_the_shards_it_speaks_of(tmp_path, small_shard
     assert sorted(row.captions[0] for row in rows) == sorted(
         f"{'dog' if i == 17 else 'cat'} {i}" for i in range(60)
     )
+
+
+def test_a_caption_file_keeps_its_identity_from_release_to_release(tmp_path):
+    """The identity hashes the repr of each line, so renaming a field would orphan stored shards."""
+    (tmp_path / "captions.jsonl").write_bytes(
+        json_line(file="https://x/1.jpg", text="a cat", id=7, beauty=0.5) + b"broken\n"
+    )
+    [shard] = list_shards(source_at(tmp_path, key="id", scores=["beauty"]))
+    lines = "aabc6f8bd435d8c9c622dba1f8428cf7fa45d49baf051fea3eccf71dba872393"
+    assert shard.identity.rpartition("+")[2] == lines
 
 
 def test_a_bucket_with_checksums_is_not_read(hashed, monkeypatch):
@@ -155,7 +165,7 @@ def test_a_url_given_by_the_data_is_of_its_own_kind_or_the_web():
     memory = fsspec.filesystem("memory")
     memory.pipe("/other/a.jpg", JPEG)
     try:
-        assert Place("memory://ids").fetch("memory://other/a.jpg") == JPEG
+        assert Location("memory://ids").fetch("memory://other/a.jpg") == JPEG
     finally:
         memory.rm("/other", recursive=True)
 
@@ -166,7 +176,9 @@ def commits(monkeypatch):
 
     def traced(*args, **options):
         cache = connect(*args, **options)
-        cache.set_trace_callback(lambda said: found.append(said) if said == "COMMIT" else None)
+        cache.set_trace_callback(
+            lambda statement: found.append(statement) if statement == "COMMIT" else None
+        )
         return cache
 
     monkeypatch.setattr(identity.sqlite3, "connect", traced)
@@ -195,11 +207,11 @@ def test_a_plan_that_is_cut_short_has_not_read_in_vain(tmp_path, settled, monkey
     read = identity._read
     asked = []
 
-    def interrupted(place, file):
+    def interrupted(location, file):
         asked.append(file.path)
         if file.path == "c.tar" and asked.count("c.tar") == 1:
             raise KeyboardInterrupt
-        return read(place, file)
+        return read(location, file)
 
     monkeypatch.setattr(identity, "_read", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -1,12 +1,12 @@
-"""Parquet as others write it, and as it is when it is damaged."""
+"""Parquet files from other tools, and damaged ones."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dirty import JPEG, harvest, reasons, source_at, write_parquet
+from dirty import JPEG, collect_rows, reasons, source_at, write_parquet
 
 from pipelines.data.formats import parquet
-from pipelines.data.rows import Bad, Row
+from pipelines.data.rows import RejectedRow, Row
 from pipelines.data.sources import list_shards, read_shard
 
 
@@ -36,9 +36,9 @@ def test_cells_that_are_null_or_of_another_kind(tmp_path):
         ],
     )
     source = source_at(tmp_path, scores=["score"], filters={"scores": {"score": {"min": 0.75}}})
-    rows, bads = harvest(source, source.filters)
+    rows, rejected = collect_rows(source, source.filters)
     assert [(row.key, row.scores) for row in rows] == [("good", {"score": 1.0})]
-    assert sorted((bad.key, bad.reason.name) for bad in bads) == [
+    assert sorted((bad.key, bad.reason.name) for bad in rejected) == [
         ("", "KEY_MISSING"),
         ("good", "KEY_REPEATED"),
         ("low", "SCORE_BOUNDS"),
@@ -49,11 +49,13 @@ def test_cells_that_are_null_or_of_another_kind(tmp_path):
     ]
     wrong = cells(key=["ints", "text"], image=[JPEG, JPEG], caption=[{"en": "a"}, {"en": "b"}])
     pq.write_table(wrong, tmp_path / "b.parquet")
-    assert {b.reason.name for b in harvest(source_at(tmp_path / "b.parquet"))[1]} == {
+    assert {b.reason.name for b in collect_rows(source_at(tmp_path / "b.parquet"))[1]} == {
         "CAPTION_TYPE"
     }
     pq.write_table(cells(image=[1, 2], caption=["a", "b"]), tmp_path / "c.parquet")
-    assert {b.reason.name for b in harvest(source_at(tmp_path / "c.parquet"))[1]} == {"IMAGE_TYPE"}
+    assert {b.reason.name for b in collect_rows(source_at(tmp_path / "c.parquet"))[1]} == {
+        "IMAGE_TYPE"
+    }
 
 
 def test_pictures_beside_the_file_as_hugging_face_writes_them(tmp_path, monkeypatch):
@@ -91,13 +93,13 @@ def test_pictures_beside_the_file_as_hugging_face_writes_them(tmp_path, monkeypa
     for image in (paths, structs):
         table = cells(key=list(places), image=image, caption=["fine"] * len(places))
         pq.write_table(table, home / "a.parquet")
-        rows, bads = harvest(source_at(home, format="parquet"))
+        rows, rejected = collect_rows(source_at(home, format="parquet"))
         assert {row.key for row in rows} == {"within", "dotted", "absolute"}
-        assert {bad.key: bad.reason.name for bad in bads} == expected
-        assert "secret" not in next(bad.detail for bad in bads if bad.key == "gone")
+        assert {bad.key: bad.reason.name for bad in rejected} == expected
+        assert "secret" not in next(bad.detail for bad in rejected if bad.key == "gone")
     both = cells(image=[{"bytes": JPEG, "path": "../x"}], caption=[["one", "two"]])
     pq.write_table(both, home / "a.parquet")
-    (row,) = harvest(source_at(home, format="parquet"))[0]
+    (row,) = collect_rows(source_at(home, format="parquet"))[0]
     assert row.captions == ("one", "two")
 
 
@@ -106,9 +108,9 @@ def test_a_file_cut_short_is_one_bad_row_and_its_neighbours_are_whole(tmp_path):
         write_parquet(tmp_path / f"{name}.parquet", rows_of(20))
     data = (tmp_path / "b.parquet").read_bytes()
     (tmp_path / "b.parquet").write_bytes(data[: len(data) // 2])
-    rows, bads = harvest(source_at(tmp_path))
+    rows, rejected = collect_rows(source_at(tmp_path))
     assert len(rows) == 40
-    assert [(bad.source, bad.reason.name) for bad in bads] == [("b.parquet", "FILE_BROKEN")]
+    assert [(bad.source, bad.reason.name) for bad in rejected] == [("b.parquet", "FILE_BROKEN")]
 
 
 def test_a_damaged_row_group_costs_its_rows_alone(tmp_path):
@@ -125,7 +127,7 @@ def test_a_damaged_row_group_costs_its_rows_alone(tmp_path):
     found = list(read_shard(source_at(path), shard))
     keys = [item.key for item in found if isinstance(item, Row)]
     assert keys == [f"k{i}" for i in (*range(10), *range(20, 40))]
-    (bad,) = [item for item in found if isinstance(item, Bad)]
+    (bad,) = [item for item in found if isinstance(item, RejectedRow)]
     assert bad.reason.name == "FILE_BROKEN"
     assert bad.detail.startswith("rows 10 to 19")
 
@@ -133,9 +135,9 @@ def test_a_damaged_row_group_costs_its_rows_alone(tmp_path):
 def test_a_file_that_lacks_a_column_the_others_have(tmp_path):
     write_parquet(tmp_path / "a.parquet", rows_of(3))
     pq.write_table(cells(image=[JPEG]), tmp_path / "b.parquet")
-    rows, bads = harvest(source_at(tmp_path))
+    rows, rejected = collect_rows(source_at(tmp_path))
     assert len(rows) == 3
-    assert [(b.source, b.reason.name, b.detail) for b in bads] == [
+    assert [(b.source, b.reason.name, b.detail) for b in rejected] == [
         ("b.parquet", "COLUMN_MISSING", "caption")
     ]
 
@@ -144,7 +146,7 @@ def test_a_connection_that_breaks_is_raised_not_quarantined(tmp_path, monkeypatc
     path = tmp_path / "a.parquet"
     write_parquet(path, rows_of(40), row_group_size=10)
     (shard,) = list_shards(source_at(path))
-    opened = parquet.Place.open
+    opened = parquet.Location.open
 
     class Broken:
         def __init__(self, handle):
@@ -159,7 +161,9 @@ def test_a_connection_that_breaks_is_raised_not_quarantined(tmp_path, monkeypatc
         def __getattr__(self, name):
             return getattr(self.handle, name)
 
-    monkeypatch.setattr(parquet.Place, "open", lambda place, path: Broken(opened(place, path)))
+    monkeypatch.setattr(
+        parquet.Location, "open", lambda location, path: Broken(opened(location, path))
+    )
     with pytest.raises(ConnectionResetError):
         list(read_shard(source_at(path), shard))
 
@@ -168,15 +172,15 @@ def test_without_keys_a_row_is_named_by_its_place(tmp_path):
     for name in ("x/a.parquet", "x-a.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         pq.write_table(cells(image=[JPEG] * 2, caption=["a", "b"]), tmp_path / name)
-    rows, _ = harvest(source_at(tmp_path))
+    rows, _ = collect_rows(source_at(tmp_path))
     assert len({row.key for row in rows}) == 4
-    assert reasons(harvest(source_at(tmp_path))[1]) == {}
+    assert reasons(collect_rows(source_at(tmp_path))[1]) == {}
     names = [shard.name for shard in list_shards(source_at(tmp_path))]
     assert len(set(names)) == 2 and not any("/" in name for name in names)
 
 
 def test_rows_stream(tmp_path):
-    """Of a row group no more than some batches are in memory at a time."""
+    """Only a few batches of a row group are in memory at a time."""
     path = tmp_path / "a.parquet"
     rows = [r | {"image": JPEG + bytes([i]) * 2**20} for i, r in enumerate(rows_of(40))]
     pages = {"data_page_size": 2**18, "write_batch_size": 1}
@@ -190,7 +194,7 @@ def test_rows_stream(tmp_path):
 
 
 def test_two_columns_of_one_name_that_are_read(tmp_path):
-    """The plan refuses them in the first file; a later file is one bad row."""
+    """The plan refuses them in the first file; a later file becomes one rejected row."""
     columns = [pa.array([JPEG]), pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
     for twice in ("caption", "key", "id"):
         names = ["image", *dict.fromkeys(["caption", twice]), twice, "more"][:4]
@@ -200,22 +204,22 @@ def test_two_columns_of_one_name_that_are_read(tmp_path):
             list_shards(source_at(tmp_path, **settings))
         first = {"image": JPEG, "caption": "a cat", "id": "1"}
         write_parquet(tmp_path / "a.parquet", [first])
-        rows, bads = harvest(source_at(tmp_path, **settings))
+        rows, rejected = collect_rows(source_at(tmp_path, **settings))
         assert len(rows) == 1
-        assert [(b.source, b.reason.name, b.detail) for b in bads] == [
+        assert [(b.source, b.reason.name, b.detail) for b in rejected] == [
             ("b.parquet", "COLUMN_REPEATED", twice)
         ]
         (tmp_path / "a.parquet").unlink()
     names = ["image", "caption", "other", "other"]
     pq.write_table(pa.table(columns, names=names), tmp_path / "b.parquet")
-    assert len(harvest(source_at(tmp_path))[0]) == 1
+    assert len(collect_rows(source_at(tmp_path))[0]) == 1
 
 
-def test_parquet_without_a_row_is_said_when_planned(tmp_path):
+def test_parquet_without_rows_is_reported_by_the_plan(tmp_path):
     empty = pa.table({"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())})
     for name in "ab":
         pq.write_table(empty, tmp_path / f"{name}.parquet")
     with pytest.raises(ValueError, match="hold no row"):
         list_shards(source_at(tmp_path))
     write_parquet(tmp_path / "c.parquet", rows_of(1))
-    assert len(harvest(source_at(tmp_path))[0]) == 1
+    assert len(collect_rows(source_at(tmp_path))[0]) == 1

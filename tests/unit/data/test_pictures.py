@@ -1,4 +1,4 @@
-"""Pictures become upright 8-bit RGB whatever they were, and stay sharp and free of aliases."""
+"""Any picture becomes upright 8-bit RGB, sharp and without aliasing."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ from dirty import FRAMES, JPEG, bomb, encoded, noise
 from PIL import Image, PngImagePlugin
 
 from pipelines.data.pictures import centre_square, decode, for_clip, shortest_side, size_of
-from pipelines.data.rows import BadRow, Reason
+from pipelines.data.rows import Reason, RowError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
 
@@ -72,8 +72,8 @@ def test_exif_turns_the_picture_upright(orientation, kind):
 
 def test_a_broken_exif_costs_no_picture():
     whole = encoded(noise(), exif=Image.Exif())
-    spoilt = encoded(noise(), exif=b"Exif\0\0MM\0*\xff\xff\xff\xffgarbage")
-    assert (pixels(spoilt) == pixels(whole)).all()
+    damaged = encoded(noise(), exif=b"Exif\0\0MM\0*\xff\xff\xff\xffgarbage")
+    assert (pixels(damaged) == pixels(whole)).all()
 
 
 def test_cmyk_keeps_its_colours():
@@ -91,10 +91,10 @@ def test_of_an_animation_the_first_frame_is_taken(kind):
 
 def test_a_bomb_is_known_by_its_header():
     for read in (size_of, decode):
-        with pytest.raises(BadRow) as error:
+        with pytest.raises(RowError) as error:
             read(bomb())
         assert error.value.reason == Reason.IMAGE_PIXELS
-        with pytest.raises(BadRow) as error:
+        with pytest.raises(RowError) as error:
             read(JPEG, max_pixels=64 * 64 - 1)
         assert error.value.reason == Reason.IMAGE_PIXELS
     assert size_of(JPEG, max_pixels=64 * 64) == (64, 64)
@@ -107,12 +107,12 @@ def test_garbage_is_a_bad_row_and_nothing_else():
     refused = 0
     for data in whole:
         for _ in range(60):
-            spoilt = bytearray(data)
+            damaged = bytearray(data)
             for at in random.integers(0, min(200, len(data)), 3):
-                spoilt[at] = random.integers(256)
+                damaged[at] = random.integers(256)
             try:
-                assert decode(bytes(spoilt)).mode == "RGB"
-            except BadRow:
+                assert decode(bytes(damaged)).mode == "RGB"
+            except RowError:
                 refused += 1
     assert refused > 30
 
@@ -121,7 +121,7 @@ def test_garbage_is_a_bad_row_and_nothing_else():
 def test_a_png_that_lacks_its_last_bytes_is_cut_short(lost):
     """With 20 of them go the checksums of its pixels."""
     whole = encoded(noise(), "PNG")
-    with pytest.raises(BadRow) as error:
+    with pytest.raises(RowError) as error:
         decode(whole[:-lost])
     assert error.value.reason == Reason.IMAGE_BROKEN
     assert (pixels(whole + b"what some programs leave behind") == pixels(whole)).all()
@@ -199,9 +199,9 @@ def test_a_tail_of_zeros_is_no_picture(kind, options):
         options = {"save_all": True, "append_images": [gradient()]}
     whole = encoded(gradient(), kind, **options)
     assert (pixels(whole) == pixels(whole + bytes(1000))).all()
-    spoilt = whole[: len(whole) // 3] + bytes(len(whole)) if kind == "MPO" else preallocated(whole)
-    with pytest.raises(BadRow) as error:
-        decode(spoilt, side=32)
+    damaged = whole[: len(whole) // 3] + bytes(len(whole)) if kind == "MPO" else preallocated(whole)
+    with pytest.raises(RowError) as error:
+        decode(damaged, side=32)
     assert error.value.reason == Reason.IMAGE_BROKEN
 
 
@@ -219,7 +219,7 @@ def test_a_png_with_large_notes_is_its_pixels(kind):
     assert len(data) < 30_000
     assert (pixels(data) == np.asarray(picture)).all()
     assert size_of(data) == picture.size
-    with pytest.raises(BadRow):
+    with pytest.raises(RowError):
         decode(data[:-20])
 
 
@@ -276,7 +276,7 @@ def test_any_depth_up_to_sixteen_bits_has_white_for_its_largest_value(bits):
 def test_a_depth_that_would_be_read_wrongly_is_refused(bits):
     """PIL has 4,095 of 12 bits for 4,095 of 65,535: black instead of white."""
     for read in (decode, size_of) if bits == 12 else (decode,):
-        with pytest.raises(BadRow) as error:
+        with pytest.raises(RowError) as error:
             read(tiff(bits, 1, b"\xff" * (2 * bits)))
         assert error.value.reason == Reason.IMAGE_DEPTH
 
@@ -285,6 +285,6 @@ def test_a_jpeg_of_twelve_bits_is_refused_for_its_depth():
     data = bytearray(JPEG)
     at = data.index(b"\xff\xc0")
     data[at + 4] = 12
-    with pytest.raises(BadRow) as error:
+    with pytest.raises(RowError) as error:
         decode(bytes(data))
     assert error.value.reason == Reason.IMAGE_DEPTH

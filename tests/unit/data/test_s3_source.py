@@ -1,11 +1,11 @@
-"""A data set in a bucket whose server fails: the same rows, and none lost to it."""
+"""A data set in a bucket whose server fails: the same rows, and none lost."""
 
 import pytest
 import test_formats
 from dirty import CASES, EXPECTED_GOOD, source_at
 from s3 import KINDS
 
-from pipelines.data.files import find
+from pipelines.data.files import list_files
 from pipelines.data.sources import list_shards, read_shard
 from pipelines.store import remote
 from pipelines.store.artifacts import Store
@@ -17,7 +17,7 @@ def bucket(s3, tmp_path):
 
 
 @pytest.mark.parametrize("write", test_formats.FORMATS)
-def test_a_bad_day_costs_no_row(tmp_path, bucket, s3, monkeypatch, write):
+def test_server_failures_lose_no_row(tmp_path, bucket, s3, monkeypatch, write):
     few = dict(list(CASES.items())[::5])
     assert 1 < len(few.keys() & EXPECTED_GOOD) < len(few)
     monkeypatch.setattr(test_formats, "CASES", few)
@@ -39,19 +39,19 @@ def test_a_bad_day_costs_no_row(tmp_path, bucket, s3, monkeypatch, write):
     assert s3.faults.done.total() == len(KINDS) * len(shards)
 
 
-def test_one_file_is_found_on_a_bad_day(bucket, s3):
+def test_one_file_is_found_despite_server_failures(bucket, s3):
     bucket.write("data/a.parquet", b"1234")
     for kind in KINDS:
         s3.faults.next = [kind]
-        place, [file] = find(f"{bucket.root}/data/a.parquet")
-        assert (place.folder, file.path, file.bytes) == (f"{bucket.root}/data", "a.parquet", 4)
+        location, [file] = list_files(f"{bucket.root}/data/a.parquet")
+        assert (location.folder, file.path, file.bytes) == (f"{bucket.root}/data", "a.parquet", 4)
 
 
-def test_a_picture_that_cannot_be_had_now_is_no_bad_row(bucket, s3, monkeypatch):
+def test_an_unavailable_bucket_rejects_no_row(bucket, s3, monkeypatch):
     monkeypatch.setattr(remote, "ATTEMPTS", 2)
     bucket.write("data/a.jpg", b"1234")
-    place, _ = find(f"{bucket.root}/data")
-    assert place.fetch("a.jpg") == b"1234"
+    location, _ = list_files(f"{bucket.root}/data")
+    assert location.fetch("a.jpg") == b"1234"
     s3.faults.rate, s3.faults.kinds = 1.0, ("503",)
     with pytest.raises(remote.StorageError, match="2 attempts failed"):
-        place.fetch("a.jpg")
+        location.fetch("a.jpg")

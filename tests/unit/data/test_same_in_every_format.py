@@ -1,11 +1,11 @@
-"""The same pairs with the same defects: every format keeps the same rows and refuses the same."""
+"""Given the same pairs with the same defects, every format accepts and rejects the same rows."""
 
 import csv
 import json
 import random
 
 import pytest
-from dirty import CAPTIONS, IMAGES, JPEG, harvest, reasons, source_at, write_tar
+from dirty import CAPTIONS, IMAGES, JPEG, collect_rows, reasons, source_at, write_tar
 
 from pipelines.data.rows import Reason
 
@@ -122,12 +122,12 @@ def test_the_same_rows_are_kept_and_refused_for_the_same_reasons(tmp_path, seed)
         home.mkdir()
         write(home, pairs)
         settings = {"format": "folder"} if write is as_folder else {}
-        rows, bads = harvest(source_at(home, **settings))
-        refused = [bad for bad in bads if bad.reason != Reason.CAPTION_DROPPED]
+        rows, rejected = collect_rows(source_at(home, **settings))
+        refused = [bad for bad in rejected if bad.reason != Reason.CAPTION_DROPPED]
         assert len(rows) + len(refused) == len(pairs), write.__name__
         kept = {row.key: (row.image, row.captions) for row in rows}
         assert len(kept) == len(rows)
-        found[write.__name__] = (kept, reasons(bads))
+        found[write.__name__] = (kept, reasons(rejected))
     kept, refused = found["as_folder"]
     assert len(kept) > 10 and len(refused) > 10
     for name, outcome in found.items():

@@ -1,4 +1,4 @@
-"""What `ediffi data` says and draws of a version, whose every number is known."""
+"""`ediffi data` on a small version, of which every number is known."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines import cli
-from pipelines.data import show, stats
+from pipelines.data import contact_sheet, stats
 from pipelines.data.formats.shard import SourceShard
 from pipelines.data.rows import Reason
 from pipelines.store.artifacts import Store
@@ -39,12 +39,12 @@ def folder(tmp_path):
         ("b-9", Reason.CAPTION_EMPTY, ""),
         ("b-7", Reason.SCORE_BOUNDS, "0.1"),
     ]
-    facts = [
+    record = [
         embedded.embed(job, shard("a"), A, batches={"t5": 64, "clip_image": 8}),
         embedded.embed(job, shard("b"), B, small=(0,), bad=bad, batches={"t5": 8192}),
         embedded.embed(job, shard("c"), [], bad=[("c", Reason.FILE_BROKEN, "no footer")]),
     ]
-    embedded.version(job, facts)
+    embedded.version(job, record)
     return tmp_path / "store"
 
 
@@ -53,8 +53,8 @@ def called(*arguments):
 
 
 def test_every_number(folder):
-    said = called("stats", "--storage", folder, "--json", "--quarantined", 9)
-    found = json.loads(said.output)
+    result = called("stats", "--storage", folder, "--json", "--quarantined", 9)
+    found = json.loads(result.output)
     assert (found["read"], found["rows"], found["captions"]) == (14, 10, 9)
     assert found["usable"] == {"8": 10, "16": 9}
     sizes = [p.stat().st_size for p in sorted((folder / "embeddings/tiny").glob("*.parquet"))]
@@ -114,8 +114,8 @@ def test_the_page(folder):
 def test_repeated_keys_are_on_the_page(tmp_path):
     job = embedded.job(Store.at(str(tmp_path / "store")))
     keys = [f"k{i}" for i in range(4)]
-    facts = [embedded.embed(job, shard(n), B, keys=keys) for n in "ab"]
-    embedded.version(job, facts)
+    record = [embedded.embed(job, shard(n), B, keys=keys) for n in "ab"]
+    embedded.version(job, record)
     lines = called("stats", "--storage", tmp_path / "store").output.splitlines()
     at = lines.index("repeated    4 rows have a key that another shard has too")
     assert sorted(lines[at + 1 : at + 5]) == [f"            {key} in a and b" for key in keys]
@@ -123,37 +123,37 @@ def test_repeated_keys_are_on_the_page(tmp_path):
 
 def test_a_histogram_has_few_bins_of_equal_width_and_loses_no_row():
     lines = stats.histogram({1: 3, 2: 2, 62: 1})
-    assert len(lines) <= stats.BINS
+    assert len(lines) <= stats.MAX_BINS
     assert [line.split()[0] for line in lines][:2] == ["0–9", "10–19"]
-    assert lines[0].count("█") == stats.BAR
+    assert lines[0].count("█") == stats.BAR_WIDTH
     assert stats.bar(1e-9) == "▏"
     assert stats.bar(0) == ""
 
 
 def test_the_same_version_makes_the_same_picture(folder, tmp_path):
     for name in ("one.png", "two.png"):
-        said = called("show", "--storage", folder, "-n", 6, "-o", tmp_path / name)
-        assert f"{name}: 6 pictures\n" in said.output
+        result = called("show", "--storage", folder, "-n", 6, "-o", tmp_path / name)
+        assert f"{name}: 6 pictures\n" in result.output
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
 def test_pictures_are_spread_and_go_with_their_captions(folder):
     version = stats.find(Store.at(str(folder)), "train").version
-    assert show.spread(1000, 4) == [125, 375, 625, 875]
-    assert show.spread(3, 16) == [0, 1, 2]
-    all_of_8 = show.pairs(version, 8, 16)
+    assert contact_sheet.evenly_spaced(1000, 4) == [125, 375, 625, 875]
+    assert contact_sheet.evenly_spaced(3, 16) == [0, 1, 2]
+    all_of_8 = contact_sheet.samples(version, 8, 16)
     assert {(p.key, p.caption) for p in all_of_8} == {
         *((f"a-{i}", c) for i, c in enumerate(A)),
         *((f"b-{i}", c) for i, c in enumerate(B)),
     }
-    of_16 = show.pairs(version, 16, 16)
+    of_16 = contact_sheet.samples(version, 16, 16)
     assert "b-0" not in {p.key for p in of_16}
     assert {p.picture.size for p in of_16} == {(16, 16), (16, 20)}  # whole
     assert next(p for p in of_16 if p.key == "a-1").picture.size == (16, 20)
 
 
 def test_a_grid_leaves_few_gaps():
-    assert {n: show.columns_for(n) for n in (1, 2, 6, 8, 9, 10, 16)} == {
+    assert {n: contact_sheet.columns_for(n) for n in (1, 2, 6, 8, 9, 10, 16)} == {
         1: 1,
         2: 2,
         6: 3,
@@ -165,14 +165,16 @@ def test_a_grid_leaves_few_gaps():
 
 
 def test_captions_are_wrapped_and_cut(folder):
-    letters = show.font_for(LONG)
-    lines = show.wrapped(LONG, letters, show.SIDE, show.LINES)
-    assert len(lines) == show.LINES
+    letters = contact_sheet.font_for(LONG)
+    lines = contact_sheet.wrap(LONG, letters, contact_sheet.SIDE, contact_sheet.LINES)
+    assert len(lines) == contact_sheet.LINES
     assert lines[-1].endswith("very …")
-    assert show.shortened("x" * 99, letters, show.SIDE).endswith("x…")
-    assert max(letters.getlength(line) for line in lines) <= show.SIDE
-    assert show.wrapped("a fox", letters, show.SIDE, show.LINES) == ["a fox"]
-    whole = show.wrapped("山" * 40, letters, show.SIDE, show.LINES)
+    assert contact_sheet.truncate("x" * 99, letters, contact_sheet.SIDE).endswith("x…")
+    assert max(letters.getlength(line) for line in lines) <= contact_sheet.SIDE
+    assert contact_sheet.wrap("a fox", letters, contact_sheet.SIDE, contact_sheet.LINES) == [
+        "a fox"
+    ]
+    whole = contact_sheet.wrap("山" * 40, letters, contact_sheet.SIDE, contact_sheet.LINES)
     assert "".join(whole) == "山" * 40  # of a text without spaces nothing is lost either
 
 

@@ -1,11 +1,11 @@
-"""Tar files as others write them, and as they are when they are damaged."""
+"""Tar files from other tools, and damaged ones."""
 
 import gzip
 import io
 import tarfile
 
 import pytest
-from dirty import JPEG, PNG, harvest, json_line, source_at, write_tar
+from dirty import JPEG, PNG, collect_rows, json_line, source_at, write_tar
 
 from pipelines.data.formats.tar import members
 from pipelines.data.sources import list_shards, read_shard
@@ -20,8 +20,8 @@ def write_samples(path, count=SAMPLES, mode="w"):
 
 
 def outcome(path, **settings):
-    rows, bads = harvest(source_at(path, **settings))
-    return [row.key for row in rows], sorted((bad.key, bad.reason.name) for bad in bads)
+    rows, rejected = collect_rows(source_at(path, **settings))
+    return [row.key for row in rows], sorted((bad.key, bad.reason.name) for bad in rejected)
 
 
 def names(*numbers):
@@ -37,9 +37,9 @@ def test_a_header_that_is_damaged_costs_its_row_alone(tmp_path):
     data[at : at + 8] = b"damaged!"
     path.write_bytes(data)
     (shard,) = list_shards(source_at(path))
-    keys, bads = outcome(path)
+    keys, rejected = outcome(path)
     assert keys == names(*range(5), *range(6, SAMPLES))
-    assert bads == [("0005", "IMAGE_MISSING"), (shard.name, "FILE_BROKEN")]
+    assert rejected == [("0005", "IMAGE_MISSING"), (shard.name, "FILE_BROKEN")]
 
 
 @pytest.mark.parametrize("where", ["in a picture", "after a header", "between members"])
@@ -50,9 +50,9 @@ def test_a_tar_cut_short_gives_what_was_before(tmp_path, where):
         at = archive.getmember("0007.jpg").offset
     cut = at + {"in a picture": 3 * BLOCK, "after a header": BLOCK, "between members": 0}[where]
     path.write_bytes(path.read_bytes()[:cut])
-    keys, bads = outcome(path)
+    keys, rejected = outcome(path)
     assert keys == names(*range(7))
-    assert [reason for _, reason in bads] == ["FILE_BROKEN"]
+    assert [reason for _, reason in rejected] == ["FILE_BROKEN"]
 
 
 def test_a_gzipped_tar_whole_and_cut_short(tmp_path):
@@ -61,18 +61,18 @@ def test_a_gzipped_tar_whole_and_cut_short(tmp_path):
     assert outcome(path) == (names(*range(SAMPLES)), [])
     whole = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(whole, 0)[: len(whole) // 2])
-    keys, bads = outcome(path)
+    keys, rejected = outcome(path)
     assert 3 < len(keys) < 8
-    assert [reason for _, reason in bads][-1] == "FILE_BROKEN"
+    assert [reason for _, reason in rejected][-1] == "FILE_BROKEN"
 
 
 @pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, JPEG], ids=["empty", "text", "jpeg"])
 def test_what_is_no_tar_is_one_bad_row(tmp_path, data):
     write_samples(tmp_path / "a.tar")
     (tmp_path / "b.tar").write_bytes(data)
-    rows, bads = harvest(source_at(tmp_path))
+    rows, rejected = collect_rows(source_at(tmp_path))
     assert len(rows) == SAMPLES
-    assert [(bad.source, bad.reason.name) for bad in bads] == [("b.tar", "FILE_BROKEN")]
+    assert [(bad.source, bad.reason.name) for bad in rejected] == [("b.tar", "FILE_BROKEN")]
 
 
 def test_members_that_do_not_belong(tmp_path):
@@ -120,9 +120,9 @@ def test_members_that_do_not_belong(tmp_path):
         info.size = len(JPEG)
         archive.addfile(info, io.BytesIO(JPEG))
         archive.addfile(tarfile.TarInfo("last.txt"))
-    keys, bads = outcome(path)
+    keys, rejected = outcome(path)
     assert keys == [f"{deep}/deep", "seg", "twice", "json"]
-    assert bads == sorted(
+    assert rejected == sorted(
         [
             ("../evil.jpg", "PATH_OUTSIDE"),
             ("/etc/evil.jpg", "PATH_OUTSIDE"),
@@ -160,7 +160,7 @@ def test_members_are_those_of_the_standard_library(tmp_path, format):
     assert not any(m.bad for m in found)
 
 
-def test_two_tars_behind_one_another(tmp_path):
+def test_two_concatenated_tars(tmp_path):
     path = tmp_path / "a.tar"
     write_tar(tmp_path / "1", [("a.jpg", JPEG), ("a.txt", b"a cat")])
     write_tar(tmp_path / "2", [("b.jpg", JPEG), ("b.txt", b"a dog")])
@@ -179,9 +179,9 @@ def test_a_negative_size_is_damage(tmp_path):
     data[at + 148 : at + 156] = b" " * 8
     data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + BLOCK])
     path.write_bytes(data)
-    keys, bads = outcome(path)
+    keys, rejected = outcome(path)
     assert keys == names(0, 2)
-    assert [reason for _, reason in bads] == ["IMAGE_MISSING", "FILE_BROKEN"]
+    assert [reason for _, reason in rejected] == ["IMAGE_MISSING", "FILE_BROKEN"]
 
 
 def test_a_long_name_whose_header_is_lost_names_nothing_else(tmp_path):
@@ -195,12 +195,12 @@ def test_a_long_name_whose_header_is_lost_names_nothing_else(tmp_path):
     data = bytearray(path.read_bytes())
     data[2 * BLOCK : 2 * BLOCK + 8] = b"damaged!"
     path.write_bytes(data)
-    keys, bads = outcome(path)
-    assert (keys, [reason for _, reason in bads]) == (["b"], ["FILE_BROKEN"])
+    keys, rejected = outcome(path)
+    assert (keys, [reason for _, reason in rejected]) == (["b"], ["FILE_BROKEN"])
 
 
 def test_every_single_byte_overwritten_is_survived(tmp_path):
-    """Whatever byte of the headers is spoilt: no crash, and the other rows are there."""
+    """Whichever byte of a header is damaged: no crash, and all other rows are read."""
     path = tmp_path / "a.tar"
     write_samples(path, count=3)
     whole = path.read_bytes()
@@ -234,10 +234,10 @@ def test_dotted_keys_that_lack_something_are_counted(tmp_path):
         [("v1.5.jpg", JPEG), ("v1.6.txt", b"a cat"), ("v1.7.jpg", JPEG), ("v1.7.txt", b"a cat")]
         + [(f"v2.{i}.jpg", JPEG) for i in range(100)],
     )
-    keys, bads = outcome(tmp_path)
+    keys, rejected = outcome(tmp_path)
     assert keys == ["v1.7"]
-    lonely = [(f"v2.{i}", "CAPTION_MISSING") for i in range(100)]
-    assert bads == sorted([("v1.5", "CAPTION_MISSING"), ("v1.6", "IMAGE_MISSING"), *lonely])
+    incomplete = [(f"v2.{i}", "CAPTION_MISSING") for i in range(100)]
+    assert rejected == sorted([("v1.5", "CAPTION_MISSING"), ("v1.6", "IMAGE_MISSING"), *incomplete])
 
 
 def test_endings_of_two_parts_are_named_for_pictures_and_captions(tmp_path):
@@ -253,13 +253,13 @@ def test_endings_of_two_parts_are_named_for_pictures_and_captions(tmp_path):
         ],
     )
     source = source_at(tmp_path, image="input.jpg", caption="prompt.txt")
-    rows, bads = harvest(source)
+    rows, rejected = collect_rows(source)
     assert [(r.key, r.image, r.captions) for r in rows] == [
         ("1", JPEG, ("a cat",)),
         ("v1.5", JPEG, ("a frog",)),
     ]
-    assert not bads
-    assert [r.image for r in harvest(source_at(tmp_path, image="target.jpg"))[0]] == [PNG]
+    assert not rejected
+    assert [r.image for r in collect_rows(source_at(tmp_path, image="target.jpg"))[0]] == [PNG]
 
 
 def test_a_mask_belongs_to_its_picture_wherever_it_stands(tmp_path):
@@ -271,20 +271,20 @@ def test_a_mask_belongs_to_its_picture_wherever_it_stands(tmp_path):
         assert outcome(tmp_path) == (["1", "2"], [])
 
 
-def test_pictures_first_and_texts_after_them_are_refused_for_their_order(tmp_path):
+def test_a_tar_with_all_pictures_first_is_rejected_for_its_order(tmp_path):
     names = [f"{i:03d}" for i in range(20)]
     pictures, texts = [(f"{n}.jpg", JPEG) for n in names], [(f"{n}.txt", b"a cat") for n in names]
-    lonely = [("lonely.jpg", JPEG), ("lonely.jpg", JPEG)]
+    incomplete = [("lonely.jpg", JPEG), ("lonely.jpg", JPEG)]
     for content in (pictures + texts, texts + pictures):
-        write_tar(tmp_path / "a.tar", content + lonely)
-        rows, bads = harvest(source_at(tmp_path))
+        write_tar(tmp_path / "a.tar", content + incomplete)
+        rows, rejected = collect_rows(source_at(tmp_path))
         assert not rows
-        assert sorted((b.key, b.reason.name) for b in bads) == [
+        assert sorted((b.key, b.reason.name) for b in rejected) == [
             *((n, "MEMBER_ORDER") for n in names),
             ("lonely", "CAPTION_MISSING"),
             ("lonely", "CAPTION_MISSING"),
         ]
-        assert "--sort=name" in bads[0].detail
+        assert "--sort=name" in rejected[0].detail
 
 
 def test_json_nested_without_end_is_one_bad_row(tmp_path):
@@ -293,7 +293,7 @@ def test_json_nested_without_end_is_one_bad_row(tmp_path):
     assert outcome(tmp_path) == ([], [("1", "METADATA_BROKEN")])
 
 
-def test_a_tar_without_a_member_is_said_when_planned(tmp_path):
+def test_a_tar_without_members_is_reported_by_the_plan(tmp_path):
     for name, mode in (("a.tar", "w"), ("b.tar.gz", "w:gz")):
         write_tar(tmp_path / name, [], mode)
     with pytest.raises(ValueError, match="hold no row"):

@@ -1,4 +1,4 @@
-"""Pictures behind http: asked once if there, again if the server is away, and never for minutes."""
+"""Downloads over http: one request if the server answers, retries if not, and short timeouts."""
 
 import socket
 import threading
@@ -7,10 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dirty import JPEG, harvest, json_line, source_at
+from dirty import JPEG, collect_rows, json_line, source_at
 
 from pipelines.data import web
-from pipelines.data.rows import BadRow, Reason
+from pipelines.data.rows import Reason, RowError
 from pipelines.store import remote
 
 
@@ -18,7 +18,7 @@ from pipelines.store import remote
 def server(monkeypatch):
     """Answers a path with what ``answers`` has for it, one after the other, the last for ever."""
     monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.001)
-    monkeypatch.setattr(web, "_refusals", {})
+    monkeypatch.setattr(web, "_failures", {})
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -56,7 +56,7 @@ def whole(data=JPEG):
 
 
 def refusal(address):
-    with pytest.raises(BadRow) as error:
+    with pytest.raises(RowError) as error:
         web.fetch(address, 2**20)
     return error.value
 
@@ -124,9 +124,9 @@ def test_nobody_at_the_port_may_pass(server):
 @pytest.fixture
 def silent(monkeypatch):
     """A host that takes connections and says nothing; the connections it took."""
-    monkeypatch.setattr(web, "_refusals", {})
-    monkeypatch.setattr(web, "SILENCE_S", 0.05)
-    monkeypatch.setattr(web, "WITHIN_S", 0.12)
+    monkeypatch.setattr(web, "_failures", {})
+    monkeypatch.setattr(web, "READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(web, "TOTAL_TIMEOUT_S", 0.12)
     held = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
@@ -148,17 +148,17 @@ def test_a_silent_host_is_left_alone_after_some_pictures(silent):
     address, held = silent
     found = [refusal(f"{address}/{i}.jpg") for i in range(20)]
     assert {bad.reason for bad in found} == {Reason.IMAGE_AWAY}
-    assert "not asked" in found[-1].detail and "not asked" not in found[0].detail
-    assert len(held) <= web.AWAY_AFTER * remote.ATTEMPTS
+    assert "skipped" in found[-1].detail and "skipped" not in found[0].detail
+    assert len(held) <= web.FAILURES_BEFORE_SKIP * remote.ATTEMPTS
 
 
 def test_a_host_that_is_back_is_asked_again(server, monkeypatch):
-    monkeypatch.setattr(web, "AWAY_S", 0.0)
-    server.answers["/1.jpg"] = [503] * remote.ATTEMPTS * web.AWAY_AFTER + [whole()]
-    for _ in range(web.AWAY_AFTER):
+    monkeypatch.setattr(web, "SKIP_S", 0.0)
+    server.answers["/1.jpg"] = [503] * remote.ATTEMPTS * web.FAILURES_BEFORE_SKIP + [whole()]
+    for _ in range(web.FAILURES_BEFORE_SKIP):
         refusal(f"{server.at}/1.jpg")
     assert web.fetch(f"{server.at}/1.jpg", 2**20) == JPEG
-    assert not web._refusals
+    assert not web._failures
 
 
 def test_an_address_is_fetched_wherever_it_stands(server, tmp_path):
@@ -176,6 +176,6 @@ def test_an_address_is_fetched_wherever_it_stands(server, tmp_path):
     lines = [f"{k},{images[k]},a cat\n" for k in keys]
     (tmp_path / "csv" / "captions.csv").write_text("key,file,caption\n" + "".join(lines))
     for kind in ("parquet", "jsonl", "csv"):
-        rows, bads = harvest(source_at(tmp_path / kind, key="key"))
+        rows, rejected = collect_rows(source_at(tmp_path / kind, key="key"))
         assert [(row.key, row.image) for row in rows] == [("good", JPEG)]
-        assert {bad.key: bad.reason.name for bad in bads} == expected
+        assert {bad.key: bad.reason.name for bad in rejected} == expected

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from pipelines import cli
 from pipelines.dag import plan, sources
-from pipelines.data.earlier import content_of, picture_id
 from pipelines.data.formats import folder
-from pipelines.data.pool import pool_of
+from pipelines.data.row_reuse import content_hash, image_hash
 from pipelines.data.rows import Row
+from pipelines.data.shard_pool import pool_path
 from pipelines.data.sources import list_shards, read_shard
 from pipelines.planning import embedding
 from pipelines.reports import plan as plan_view
@@ -84,7 +84,7 @@ def embed(data, made):
     """Every shard of train in the pool, and a version of them."""
     settings = made.verdicts["embed/train"].node.settings
     source = made.spec.data.train
-    job = embedded.job(Store.at(str(data / "store")), pool_of(settings["recipe"], None))
+    job = embedded.job(Store.at(str(data / "store")), pool_path(settings["recipe"], None))
     facts = [embedded.embed(job, s, ["a red fox"] * 8) for s in list_shards(source)]
     embedded.version(job, facts, settings=json.loads(json.dumps(settings)))
 
@@ -136,11 +136,11 @@ def pairs(folder, count, first=0):
 def embed_pictures(data, made):
     """Embed as the job would, with the contents of the rows."""
     settings = made.verdicts["embed/train"].node.settings
-    job = embedded.job(Store.at(str(data / "store")), pool_of(settings["recipe"], None))
+    job = embedded.job(Store.at(str(data / "store")), pool_path(settings["recipe"], None))
     source, facts = made.spec.data.train, []
     for shard in list_shards(source):
         rows = [row for row in read_shard(source, shard) if isinstance(row, Row)]
-        contents = [content_of(picture_id(row.image), row.captions[0]) for row in rows]
+        contents = [content_hash(image_hash(row.image), row.captions[0]) for row in rows]
         captions = [row.captions[0] for row in rows]
         facts.append(embedded.embed(job, shard, captions, contents=contents))
     embedded.version(job, facts, settings=json.loads(json.dumps(settings)))

@@ -19,7 +19,7 @@ from pipelines.runs.lease import (
     path_of,
 )
 from pipelines.store.artifacts import Store
-from pipelines.store.swap import look, swap
+from pipelines.store.compare_and_swap import compare_and_swap, read_snapshot
 
 
 class Clock:
@@ -68,22 +68,22 @@ def aged(store, seconds, pipeline="smoke", **more):
 
 
 def test_a_swap_is_done_only_on_what_was_seen(store):
-    nothing = look(store, "a/file")
-    assert nothing.data is None and swap(store, "a/file", nothing, b"one")
-    assert not swap(store, "a/file", nothing, b"two")
-    seen = look(store, "a/file")
-    assert seen.data == b"one" and swap(store, "a/file", seen, b"two")
-    assert not swap(store, "a/file", seen, b"three")
+    nothing = read_snapshot(store, "a/file")
+    assert nothing.data is None and compare_and_swap(store, "a/file", nothing, b"one")
+    assert not compare_and_swap(store, "a/file", nothing, b"two")
+    seen = read_snapshot(store, "a/file")
+    assert seen.data == b"one" and compare_and_swap(store, "a/file", seen, b"two")
+    assert not compare_and_swap(store, "a/file", seen, b"three")
     assert store.read("a/file") == b"two"
 
 
 def test_of_many_that_swap_at_once_one_succeeds(store):
-    seen, won = look(store, "a/file"), []
+    seen, won = read_snapshot(store, "a/file"), []
     barrier = threading.Barrier(8)
 
     def work(i):
         barrier.wait()
-        if swap(store, "a/file", seen, str(i).encode()):
+        if compare_and_swap(store, "a/file", seen, str(i).encode()):
             won.append(i)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
@@ -97,9 +97,9 @@ def test_of_many_that_swap_at_once_one_succeeds(store):
 @pytest.mark.parametrize("kind", ["lost", "reset", "503"])
 def test_a_swap_whose_answer_is_lost_was_done_once(s3, bucket, kind):
     s3.faults.methods, s3.faults.next = ("PUT",), [kind]
-    assert swap(bucket, "a/file", look(bucket, "a/file"), b"one")
+    assert compare_and_swap(bucket, "a/file", read_snapshot(bucket, "a/file"), b"one")
     s3.faults.next = [kind]
-    assert swap(bucket, "a/file", look(bucket, "a/file"), b"two")
+    assert compare_and_swap(bucket, "a/file", read_snapshot(bucket, "a/file"), b"two")
     assert bucket.read("a/file") == b"two"
 
 
@@ -138,8 +138,8 @@ def test_a_lease_that_looks_stale_is_watched_for_one_renewal(bucket, clock):
 
     def renew_late():
         first.holder = replace(first.holder, beat=first.holder.beat + 1)
-        seen = look(bucket, path_of("another"))
-        assert swap(bucket, path_of("another"), seen, leases.serialize(first.holder))
+        seen = read_snapshot(bucket, path_of("another"))
+        assert compare_and_swap(bucket, path_of("another"), seen, leases.serialize(first.holder))
 
     clock.meanwhile = renew_late
     with pytest.raises(ValueError, match="is already running"):

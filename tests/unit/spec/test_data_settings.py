@@ -8,9 +8,9 @@ from dirty import JPEG
 from pydantic import ValidationError
 
 import pipelines.data
-from pipelines.data.captions import checked
-from pipelines.data.filters import sift
-from pipelines.data.rows import Bad, Reason, Row
+from pipelines.data.captions import clean_caption
+from pipelines.data.filters import apply_filters
+from pipelines.data.rows import Reason, RejectedRow, Row
 from pipelines.spec.data import Filters, Source
 from pipelines.spec.embedding import Embedding
 
@@ -35,7 +35,7 @@ def test_settings_that_make_no_sense(settings, word):
 
 
 def test_captions_that_look_the_same_are_the_same():
-    assert checked("  caf\u0065\u0301\n au\tlait ") == "caf\u00e9 au lait"
+    assert clean_caption("  caf\u0065\u0301\n au\tlait ") == "caf\u00e9 au lait"
 
 
 def row(*captions, **scores):
@@ -44,20 +44,21 @@ def row(*captions, **scores):
 
 def test_of_several_captions_those_that_fit_are_kept():
     filters = Filters.model_validate({"caption_characters": {"min": 3, "max": 5}})
-    kept, dropped = sift(row("abc", "abcdef"), filters)
+    kept, dropped = apply_filters(row("abc", "abcdef"), filters)
     assert kept == row("abc")
     assert (dropped.reason, dropped.key) == (Reason.CAPTION_DROPPED, "k")
-    (bad,) = sift(row("ab", "abcdef"), filters)
-    assert isinstance(bad, Bad) and bad.reason == Reason.CAPTION_LENGTH
+    (bad,) = apply_filters(row("ab", "abcdef"), filters)
+    assert isinstance(bad, RejectedRow) and bad.reason == Reason.CAPTION_LENGTH
 
 
 def test_bounds_include_their_ends():
     filters = Filters.model_validate({"min_side": 64, "scores": {"s": {"min": 1, "max": 2}}})
     for value, passes in ((1.0, True), (2.0, True), (0.99, False), (2.01, False)):
-        (found,) = sift(row("a cat", s=value), filters)
+        (found,) = apply_filters(row("a cat", s=value), filters)
         assert isinstance(found, Row) == passes
     assert isinstance(
-        sift(row("a cat", s=1.0), filters.model_copy(update={"min_side": 65}))[0], Bad
+        apply_filters(row("a cat", s=1.0), filters.model_copy(update={"min_side": 65}))[0],
+        RejectedRow,
     )
 
 

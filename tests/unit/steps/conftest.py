@@ -1,4 +1,4 @@
-"""An embed node on made data, and its job without Ray: shard by shard in this process."""
+"""Run embed nodes on generated data without Ray: shard by shard, in this process."""
 
 import embed_kit
 import pytest
@@ -7,13 +7,13 @@ import torch
 
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory, monkeypatch):
-    """Of its own, for the cache of identities."""
+    """A separate home folder, for the identity cache."""
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
 
 
 @pytest.fixture(autouse=True)
 def threads():
-    """The stages set them for their process."""
+    """Restore the number of threads, which the stages set."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -26,12 +26,12 @@ def encoders(tmp_path_factory):
 
 @pytest.fixture
 def here(monkeypatch):
-    """Makes ``embed.run`` do its work in this process."""
+    """Make ``embed.run`` work in this process."""
     from pipelines.steps import embed
-    from pipelines.steps.embed_stages import Whole
+    from pipelines.steps.embed_stages import AllStages
 
     def run(job, todo, embedding, cpus):
-        whole = todo and Whole(job)
+        whole = todo and AllStages(job)
         for shard in todo:
             work = passed(shard, [whole])
             if work.error:
@@ -42,7 +42,7 @@ def here(monkeypatch):
 
 
 def passed(shard, stages):
-    """What comes of a shard that goes through stages as it does in the job, pickled."""
+    """Pass a shard through stages, pickled in between as in the job; returns its work."""
     import pickle
 
     import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Who sits in an ensemble, and which of two ensembles is the better one."""
+"""Which experts an ensemble adopts, and which of two ensembles is better."""
 
 import json
 
@@ -7,8 +7,7 @@ import torch
 
 from pipelines.runs.context import Context
 from pipelines.spec.promotion import Promotion
-from pipelines.steps import adopt, gate
-from pipelines.steps import losses as kept
+from pipelines.steps import adopt, eval_losses, gate
 from pipelines.store.artifacts import Store
 
 
@@ -46,7 +45,7 @@ LINES = {
 }
 
 
-def test_a_seat_goes_to_the_nearest_that_beat_its_parent(tmp_path):
+def test_a_slot_goes_to_the_nearest_expert_that_beat_its_parent(tmp_path):
     found = adopt.step(context(tmp_path, EXPERTS), {"rule": "better", "seats": LINES}, {})
     assert found.info["seats"] == {"E2_3": "base/E1_1", "M_C": "base/E0_0", "E1_0": "base/E1_0"}
     assert found.info["refused"] == {
@@ -58,11 +57,11 @@ def test_a_seat_goes_to_the_nearest_that_beat_its_parent(tmp_path):
 
 def test_all_are_adopted_where_the_spec_says_so(tmp_path):
     found = adopt.step(context(tmp_path, EXPERTS), {"rule": "always", "seats": LINES}, {})
-    assert found.info["seats"] == {seat: line[0] for seat, line in LINES.items()}
+    assert found.info["seats"] == {slot: line[0] for slot, line in LINES.items()}
     assert found.info["refused"] == {}
 
 
-def test_whoever_fails_with_its_parents_leaves_the_seat_to_the_root(tmp_path):
+def test_if_all_candidates_fail_the_slot_goes_to_the_root(tmp_path):
     experts = {**EXPERTS, "base/E1_1": trained(0.0, -0.01)}
     found = adopt.step(context(tmp_path, experts), {"rule": "better", "seats": LINES}, {})
     assert found.info["seats"]["E2_3"] == "base/E0_0"
@@ -91,8 +90,8 @@ class Two:
         (self.root / folder).mkdir(parents=True)
         found = {"val_loss": losses, **others}
         (self.root / folder / "scores.json").write_text(json.dumps(found))
-        index, sigma = kept.strata_of(how).draw(64, pictures=64, seed=0)
-        kept.Losses(
+        index, sigma = eval_losses.strata_of(how).draw(64, pictures=64, seed=0)
+        eval_losses.Losses(
             how=how,
             experts={"E0_0": (0.0, float("inf"))},
             picture=index,
@@ -221,9 +220,9 @@ def test_a_model_that_diverged_loses_whatever_another_stage_gains(two, stages):
     for stage in stages:
         two.measured(f"champion/{stage}", losses())
         two.measured(f"ensemble/{stage}", losses(0.02))
-    spoilt = losses(0.02)
-    spoilt[3] = float("nan")
-    two.measured("ensemble/last", spoilt)
+    diverged = losses(0.02)
+    diverged[3] = float("nan")
+    two.measured("ensemble/last", diverged)
     two.measured("champion/last", losses())
     found = two.decide()
     assert not found["wins"] and "val_loss of last is worse" in found["why"]
@@ -239,8 +238,8 @@ def test_of_many_comparisons_none_is_lost_by_chance():
             theirs = torch.rand(64, generator=generator)
             mine = theirs + 0.05 * torch.randn(64, generator=generator) + (stage == 0)
             row = {"on": str(stage), "whole": True}
-            rows.append(row | gate.gained(mine, theirs, rule, 13))
-        refused += not gate.verdict(rows, "concepts")[0]
+            rows.append(row | gate.gain_row(mine, theirs, rule, 13))
+        refused += not gate.decide_winner(rows, "concepts")[0]
     assert refused / 400 < 0.05  # 2.5 % at most, not the 26 % of twelve single intervals
 
 
@@ -257,7 +256,7 @@ def test_a_measure_of_which_no_picture_was_asked_is_a_mistake(two):
     nothing = [None] * 64
     two.measured("ensemble/base", losses(), concepts=nothing)
     two.measured("champion/base", losses(), concepts=nothing)
-    with pytest.raises(ValueError, match="was asked of no picture of base"):
+    with pytest.raises(ValueError, match="applies to no picture of base"):
         two.decide(metric="concepts")
 
 
@@ -276,7 +275,7 @@ def test_mlflow_takes_the_names_of_all_gains(two):
 def test_a_metric_that_was_not_measured_is_a_mistake(two):
     two.measured("ensemble/base", losses())
     two.measured("champion/base", losses())
-    with pytest.raises(ValueError, match="concepts was not measured here; there are val_loss"):
+    with pytest.raises(ValueError, match="concepts was not measured here, only val_loss"):
         two.decide(metric="concepts")
 
 

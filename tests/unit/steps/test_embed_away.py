@@ -1,4 +1,4 @@
-"""Pictures whose web server was away: the version is made without them, the next one has them."""
+"""Pictures on an unreachable server: the version is made without them, and the next has them."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("here")
 def server(monkeypatch):
     """Has ``/0.png`` and ``/1.png``; the latter only once ``back`` is set."""
     monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.001)
-    monkeypatch.setattr(web, "_refusals", {})
+    monkeypatch.setattr(web, "_failures", {})
     pictures = [picture(np.random.default_rng(i)) for i in range(2)]
 
     class Handler(BaseHTTPRequestHandler):

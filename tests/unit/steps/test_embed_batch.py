@@ -1,13 +1,14 @@
-"""Batches found by trying: within the share, past what runs out of memory, never on a CPU."""
+"""Batch sizes found by trying: within the memory share, after running out of memory, not on a
+CPU."""
 
 import pytest
 import torch
 
-from pipelines.steps.embed_batch import SHARE, Batch, long_captions
+from pipelines.steps.embed_batch import MEMORY_SHARE, BatchSize, long_captions
 
 
 class Simulated:
-    """A device of some bytes; whatever runs takes ``fixed``, and ``each`` for every item."""
+    """A device with ``size`` bytes; a batch takes ``fixed`` bytes, plus ``each`` per item."""
 
     def __init__(self, size, each, fixed=0):
         self.size, self.each, self.fixed, self.tried = size, each, fixed, []
@@ -30,14 +31,14 @@ class Simulated:
 
 
 def found(memory, first=32, most=1024):
-    batch = Batch("auto", 64)
+    batch = BatchSize("auto", 64)
     batch.find(memory.run, memory, first, most)
     return batch.size
 
 
 def test_it_grows_to_the_share_of_what_is_free():
     memory = Simulated(1000, each=1)
-    assert found(memory) == 256 <= SHARE * 1000 < 2 * 256
+    assert found(memory) == 256 <= MEMORY_SHARE * 1000 < 2 * 256
     assert memory.tried == [32, 64, 128, 256]  # what would be too much is not even tried
     assert found(Simulated(10**9, each=1)) == 1024
     assert found(Simulated(10**9, each=1), most=1000) == 512
@@ -66,25 +67,25 @@ def test_it_shrinks_below_the_first_and_to_one():
 
 def test_what_the_spec_gives_is_not_tried():
     memory = Simulated(100, each=1)
-    batch = Batch(7, 64)
+    batch = BatchSize(7, 64)
     batch.find(memory.run, memory, 32, 1024)
     assert (batch.size, memory.tried) == (7, [])
     memory.size = 1
     with pytest.raises(torch.OutOfMemoryError):
-        batch.used(memory.run)
+        batch.run_with(memory.run)
 
 
 def test_a_found_batch_is_halved_where_memory_runs_out():
     memory = Simulated(100, each=1)
-    batch = Batch("auto", 64)
+    batch = BatchSize("auto", 64)
     batch.size = 256
-    batch.used(memory.run)
+    batch.run_with(memory.run)
     assert (memory.tried, batch.size) == ([256, 128, 64], 64)
-    batch.used(memory.run)
+    batch.run_with(memory.run)
     assert memory.tried[3:] == [64]  # it has learnt
     memory.size = 0
     with pytest.raises(torch.OutOfMemoryError):
-        batch.used(memory.run)
+        batch.run_with(memory.run)
 
 
 def test_captions_to_try_with_are_different_and_as_long_as_an_encoder_reads(encoders):

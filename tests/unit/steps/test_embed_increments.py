@@ -1,4 +1,4 @@
-"""What was encoded once is not encoded again, in whatever file it lies by now."""
+"""Rows are encoded only once, even if they move to other files."""
 
 import csv
 import io
@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from embed_kit import NODE, WORDS, Pool, embed, picture, plan_of, write_spec
 
-from pipelines.data import earlier
+from pipelines.data import row_reuse
 from pipelines.data.formats import folder
 from pipelines.store import columns
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
-from pipelines.store.shards import pixels_at
+from pipelines.store.shards import pixels_column
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -173,12 +173,12 @@ def grown(rows):
 @pytest.mark.parametrize("write", [as_text, as_csv, as_jsonl, as_parquet, as_parts, as_tar])
 def test_of_a_data_set_that_grew_only_what_is_new_is_encoded(write, encoders, tmp_path):
     own, rows = Own(tmp_path, encoders, write), pairs(ROWS)
-    _, told = own.embed(rows)
-    assert (told["rows"], told["encoded_now"], told["copied_now"]) == (ROWS, ROWS, 0)
+    _, metrics = own.embed(rows)
+    assert (metrics["rows"], metrics["encoded_now"], metrics["copied_now"]) == (ROWS, ROWS, 0)
     plan = own.planned(grown(rows))
-    version, told = own.embed(grown(rows))
-    assert (told["rows"], told["encoded_now"]) == (ROWS - 1 + ROWS // 6, 2 + ROWS // 6)
-    assert (plan["pairs"], plan["copied"]) == (told["encoded_now"], told["copied_now"])
+    version, metrics = own.embed(grown(rows))
+    assert (metrics["rows"], metrics["encoded_now"]) == (ROWS - 1 + ROWS // 6, 2 + ROWS // 6)
+    assert (plan["pairs"], plan["copied"]) == (metrics["encoded_now"], metrics["copied_now"])
     keys = table(version)["key"].to_pylist()
     assert len(set(keys)) == len(keys) and sum("renamed" in key for key in keys) == 1
     assert_same(version, own.anew(grown(rows)))
@@ -196,8 +196,8 @@ def test_what_is_packed_is_copied_as_it_is(packing, encoders, tmp_path):
     own, rows = Own(tmp_path, encoders, **packing), pairs(ROWS)
     before = {r["key"]: r for r in table(own.embed(rows)[0]).to_pylist()}
     more = {**pairs(5, seed=3), **rows}
-    version, told = own.embed(more)
-    assert told["encoded_now"] == 5
+    version, metrics = own.embed(more)
+    assert metrics["encoded_now"] == 5
     after = {r["key"]: r for r in table(version).to_pylist()}
     assert {key: after[key] for key in before} == before
     assert_same(version, own.anew(more))
@@ -207,11 +207,14 @@ def test_what_packing_changed_is_told_of_copies_too(encoders, tmp_path):
     own, rows = Own(tmp_path, encoders, precision="int8"), pairs(ROWS)
     own.embed(rows)
     more = {**rows, **pairs(2, seed=3)}
-    told = [
+    metrics = [
         v.store.read_json(f"{v.folder}/stats.json") for v in (own.embed(more)[0], own.anew(more))
     ]
-    assert told[0]["rms_error"] == pytest.approx(told[1]["rms_error"], rel=1e-4)
-    assert told[0]["tokens"] == told[1]["tokens"] and told[0]["captions"] == told[1]["captions"]
+    assert metrics[0]["rms_error"] == pytest.approx(metrics[1]["rms_error"], rel=1e-4)
+    assert (
+        metrics[0]["tokens"] == metrics[1]["tokens"]
+        and metrics[0]["captions"] == metrics[1]["captions"]
+    )
 
 
 def test_pairs_that_clip_found_apart_are_not_encoded_again(encoders, tmp_path):
@@ -219,15 +222,19 @@ def test_pairs_that_clip_found_apart_are_not_encoded_again(encoders, tmp_path):
     own, rows = Own(tmp_path, encoders), pairs(ROWS)
     scores = sorted(table(own.embed(rows)[0])["score_clip"].to_pylist())
     own.reading = {"filters": {"clip_score": (scores[ROWS // 2 - 1] + scores[ROWS // 2]) / 2}}
-    version, told = own.embed(rows)
-    assert (told["rows"], told["filtered"], told["encoded_now"]) == (ROWS // 2, ROWS // 2, ROWS)
+    version, metrics = own.embed(rows)
+    assert (metrics["rows"], metrics["filtered"], metrics["encoded_now"]) == (
+        ROWS // 2,
+        ROWS // 2,
+        ROWS,
+    )
     more = {**rows, **pairs(1, seed=3)}
-    version, told = own.embed(more)
-    assert told["encoded_now"] == 1 and told["copied_now"] == ROWS // 2
-    assert told["filtered"] in (ROWS // 2, ROWS // 2 + 1)
+    version, metrics = own.embed(more)
+    assert metrics["encoded_now"] == 1 and metrics["copied_now"] == ROWS // 2
+    assert metrics["filtered"] in (ROWS // 2, ROWS // 2 + 1)
     assert_same(version, own.anew(more))
-    _, told = own.embed({**more, **pairs(1, seed=4)})  # nor the time after
-    assert told["encoded_now"] == 1
+    _, metrics = own.embed({**more, **pairs(1, seed=4)})  # nor the time after
+    assert metrics["encoded_now"] == 1
 
 
 def test_of_several_captions_the_new_one_alone_is_encoded(encoders, tmp_path):
@@ -241,8 +248,8 @@ def test_of_several_captions_the_new_one_alone_is_encoded(encoders, tmp_path):
     assert own.embed(rows)[1]["encoded_now"] == 12
     key = next(iter(rows))
     later = {**rows, key: (rows[key][0], ["blue dog", *rows[key][1]])}
-    version, told = own.embed(later)
-    assert (told["rows"], told["encoded_now"]) == (13, 1)
+    version, metrics = own.embed(later)
+    assert (metrics["rows"], metrics["encoded_now"]) == (13, 1)
     assert_same(version, own.anew(later))
 
 
@@ -264,10 +271,10 @@ def test_stages_that_a_picture_is_too_small_for_stay_empty(encoders, tmp_path, m
     version, _ = own.embed(rows)
     assert 0 < version.usable(32).sum() < ROWS
     more = {**rows, **pairs(3, seed=3)}
-    version, told = own.embed(more)
-    assert told["encoded_now"] == 3
+    version, metrics = own.embed(more)
+    assert metrics["encoded_now"] == 3
     assert_same(version, own.anew(more))
-    assert pixels_at(32) in table(version).column_names
+    assert pixels_column(32) in table(version).column_names
 
 
 def harmed(path, change):
@@ -298,8 +305,8 @@ def test_what_is_damaged_is_not_copied(ending, change, encoders, tmp_path):
     [path] = Pool(own.store.root).files(ending).values()
     harmed(path, change) if change else path.unlink()
     more = {**rows, **pairs(1, seed=3)}
-    version, told = own.embed(more)
-    assert (told["rows"], told["encoded_now"]) == (13, 13)
+    version, metrics = own.embed(more)
+    assert (metrics["rows"], metrics["encoded_now"]) == (13, 13)
     assert_same(version, own.anew(more))
 
 
@@ -311,8 +318,8 @@ def test_a_store_of_before_is_read_and_grown(encoders, tmp_path):
         path.unlink()
     assert plan_of(own.spec(rows), own.store.root).verdicts[NODE].cached
     more = {**rows, **pairs(1, seed=3)}
-    _, told = own.embed(more)
-    assert told["encoded_now"] == 13
+    _, metrics = own.embed(more)
+    assert metrics["encoded_now"] == 13
 
 
 def test_a_killed_jobs_successor_copies_the_same(encoders, tmp_path, monkeypatch):
@@ -352,7 +359,7 @@ def test_weights_that_changed_under_their_name_are_not_mixed(encoders, tmp_path,
     own, rows = Own(tmp_path, encoders), pairs(6)
     own.embed(rows)
     monkeypatch.setattr(Frozen, "sha256", "f" * 64)
-    with pytest.raises(ValueError, match=r"now of sha256 ffffffffffff .*to embed all again"):
+    with pytest.raises(ValueError, match=r"now has sha256 ffffffffffff .*to embed all again"):
         own.embed({**rows, **pairs(1, seed=3)})
 
 
@@ -365,29 +372,29 @@ def test_an_index_too_small_for_all_rows_still_finds_their_shards(encoders, tmp_
             as_parquet(home, dict(few[i : i + 12]))
             (home / "a.parquet").rename(home / f"{len(few)}-{i}.parquet")
 
-    monkeypatch.setattr(earlier, "MOST_ROWS", ROWS // 2)
+    monkeypatch.setattr(row_reuse, "MAX_INDEXED_ROWS", ROWS // 2)
     own, rows = Own(tmp_path, encoders, write), pairs(ROWS)
     own.embed(rows)
-    _, told = own.embed({**rows, **pairs(2, seed=3)})
-    assert told["encoded_now"] == 2 and told["copied_now"] == ROWS
+    _, metrics = own.embed({**rows, **pairs(2, seed=3)})
+    assert metrics["encoded_now"] == 2 and metrics["copied_now"] == ROWS
 
 
 @pytest.mark.parametrize("most", [5, 64, 10**6])
 def test_the_index_knows_where_what_it_has_lies(most, monkeypatch):
-    monkeypatch.setattr(earlier, "MOST_ROWS", most)
+    monkeypatch.setattr(row_reuse, "MAX_INDEXED_ROWS", most)
     draw = random.Random(0)
     shards = [[draw.randbytes(16) for _ in range(draw.randint(0, 40))] for _ in range(12)]
-    heads = [
+    prefixes = [
         np.frombuffer(b"".join(c[:8] for c in contents), ">u8").astype(np.uint64)
         for contents in shards
     ]
-    found = earlier.Earlier({}, [str(i) for i in range(12)], *earlier._index(iter(heads)))
+    found = row_reuse.ReuseIndex({}, [str(i) for i in range(12)], *row_reuse._index(iter(prefixes)))
     rows = sum(map(len, shards))
-    assert len(found.heads) <= most and found.is_thin == (rows > most)
+    assert len(found.prefixes) <= most and found.is_sampled == (rows > most)
     for i, contents in enumerate(shards):
         for content in contents:
-            assert found.holding(content) in ([str(i)], [] if found.is_thin else [str(i)])
-    assert found.holding(draw.randbytes(16)) == []
+            assert found.shards_with(content) in ([str(i)], [] if found.is_sampled else [str(i)])
+    assert found.shards_with(draw.randbytes(16)) == []
 
 
 @pytest.mark.parametrize("rows", [[0], [4, 3, 11], list(range(12))])
@@ -401,11 +408,11 @@ def test_rows_are_copied_from_a_bucket_as_from_a_disk(rows, encoders, tmp_path):
     memory.put(own.store.root, "/copies", recursive=True)
     try:
         for store in (own.store, Store.at("memory://copies")):
-            header, found = earlier._rows(store, version.path(0), rows)
+            header, found = row_reuse._rows(store, version.path(0), rows)
             assert header == version.header and found.equals(table(version).take(rows))
-            contents = earlier.Contents.read(store, version.path(0))
+            contents = row_reuse.RowsSidecar.read(store, version.path(0))
             assert len(contents.contents) == 12
         with pytest.raises(FileNotFoundError):
-            earlier._rows(Store.at("memory://nowhere"), version.path(0), rows)
+            row_reuse._rows(Store.at("memory://nowhere"), version.path(0), rows)
     finally:
         memory.rm("/copies", recursive=True)

@@ -1,4 +1,4 @@
-"""What becomes of one source shard: the same in one actor or four, whole or not at all."""
+"""One source shard becomes the same embedded shard in one actor or four, written atomically."""
 
 import io
 from dataclasses import replace
@@ -13,7 +13,14 @@ from pipelines.data import sources
 from pipelines.data.sources import list_shards
 from pipelines.spec.data import Source
 from pipelines.steps import embed
-from pipelines.steps.embed_stages import STAGES, Decode, Pictures, Texts, Whole, Write
+from pipelines.steps.embed_stages import (
+    STAGES,
+    AllStages,
+    Decode,
+    EncodePictures,
+    EncodeTexts,
+    Write,
+)
 from pipelines.steps.embed_work import Job
 from pipelines.store import remote
 from pipelines.store.artifacts import Store
@@ -69,26 +76,26 @@ def rows_of(job, shard):
     return pq.read_table(job.store.full(job.path(shard, "parquet"))).to_pylist()
 
 
-def facts_of(job, shard):
+def record_of(job, shard):
     return job.store.read_json(job.path(shard, "json"))
 
 
 def test_stages_apart_and_in_one_actor_make_the_same_bytes(job, made, passed):
     apart, whole = (replace(job, pool=f"embeddings/{name}") for name in ("apart", "whole"))
     passed(made, [stage(apart) for stage in STAGES])
-    passed(made, [Whole(whole)])
+    passed(made, [AllStages(whole)])
     data = [j.store.read(j.path(made, "parquet")) for j in (apart, whole)]
     assert data[0] == data[1] and data[0]
-    facts = [facts_of(j, made) for j in (apart, whole)]
-    assert [sorted(f.pop("seconds")) for f in facts] == [["clip", "decode", "t5"]] * 2
-    assert [f.pop("path").rpartition("/")[0] for f in facts] == [apart.pool, whole.pool]
-    assert facts[0] == facts[1]
+    record = [record_of(j, made) for j in (apart, whole)]
+    assert [sorted(f.pop("seconds")) for f in record] == [["clip", "decode", "t5"]] * 2
+    assert [f.pop("path").rpartition("/")[0] for f in record] == [apart.pool, whole.pool]
+    assert record[0] == record[1]
 
 
 def test_neither_batches_nor_a_second_run_change_a_byte(job, made, passed):
     """How much an encoder is given at once is no part of the recipe, so it must not show."""
     for name, more in (("a", {}), ("b", {}), ("c", {"batch_tokens": 9999, "clip_batch": 64})):
-        passed(made, [Whole(replace(job, pool=f"embeddings/{name}", **more))])
+        passed(made, [AllStages(replace(job, pool=f"embeddings/{name}", **more))])
     pool = [
         job.store.read(replace(job, pool=f"embeddings/{n}").path(made, "parquet")) for n in "ab"
     ]
@@ -106,25 +113,25 @@ def test_batches_are_found_the_same_on_every_cpu(job, made, passed):
         )
     )
     for one in (given, found, few):
-        passed(made, [Whole(one)])
+        passed(made, [AllStages(one)])
     data = [j.store.read(j.path(made, "parquet")) for j in (given, found)]
     assert data[0] == data[1]
-    told = {"clip": 8192, "clip_image": 64, "t5": 8192}
-    assert facts_of(given, made)["batches"] == facts_of(found, made)["batches"] == told
-    assert facts_of(few, made)["batches"] == {"clip": 16, "clip_image": 2, "t5": 16}
+    metrics = {"clip": 8192, "clip_image": 64, "t5": 8192}
+    assert record_of(given, made)["batches"] == record_of(found, made)["batches"] == metrics
+    assert record_of(few, made)["batches"] == {"clip": 16, "clip_image": 2, "t5": 16}
 
 
 def test_the_row_says_what_came_of_the_shard(job, made, passed):
-    work = passed(made, [Whole(job)])
-    facts, rows = facts_of(job, made), rows_of(job, made)
-    assert (facts["read"], facts["rows"]) == (6, 5)
-    assert facts["quarantined"] == {"image is damaged or cut short": 1} and not facts["filtered"]
-    [fault] = facts["faults"]
+    work = passed(made, [AllStages(job)])
+    record, rows = record_of(job, made), rows_of(job, made)
+    assert (record["read"], record["rows"]) == (6, 5)
+    assert record["quarantined"] == {"image is damaged or cut short": 1} and not record["filtered"]
+    [fault] = record["faults"]
     assert (fault["key"], fault["source"]) == ("a-5", "a.parquet")
     assert sorted(r["key"] for r in rows) == [f"a-{i}" for i in range(5)]
-    assert facts["captions"] == len({r["caption"] for r in rows})
-    assert sum(facts["tokens"]["t5"].values()) == 5
-    assert facts["usable"][str(2 * SIDE)] == sum(r["pixels_32"] is not None for r in rows)
+    assert record["captions"] == len({r["caption"] for r in rows})
+    assert sum(record["tokens"]["t5"].values()) == 5
+    assert record["usable"][str(2 * SIDE)] == sum(r["pixels_32"] is not None for r in rows)
     assert not work.rows and not work.pictures and not work.embeddings  # little goes back
 
 
@@ -135,15 +142,15 @@ def test_every_size_of_picture_is_where_it_is_large_enough(job, shard, passed):
     found = shard(
         image=[picture(rng, s) for s in sides], caption=["a cat"] * 4, key=["16", "32", "15", "41"]
     )
-    passed(found, [Whole(job)])
-    rows, facts = rows_of(job, found), facts_of(job, found)
+    passed(found, [AllStages(job)])
+    rows, record = rows_of(job, found), record_of(job, found)
     assert [r["key"] for r in rows] == ["32", "41", "16"]
-    assert facts["usable"] == {"16": 3, "32": 2}
+    assert record["usable"] == {"16": 3, "32": 2}
     assert [r["pixels_32"] is None for r in rows] == [False, False, True]
     assert [r["pixels_32_height"] for r in rows] == [32, 32, None]
     assert all(r["pixels_32_width"] > 32 for r in rows[:2])
-    assert facts["filtered"] == {"image is too small": 1}
-    assert not facts["quarantined"] and not facts["faults"]  # not wanted is no fault
+    assert record["filtered"] == {"image is too small": 1}
+    assert not record["quarantined"] and not record["faults"]  # filtered rows are not quarantined
 
 
 def test_a_picture_with_several_captions_is_decoded_once(job, shard, passed):
@@ -156,16 +163,16 @@ def test_a_picture_with_several_captions_is_decoded_once(job, shard, passed):
     )
     work = passed(found, [Decode(job)])
     assert (len(work.pictures), len(work.rows), work.read) == (2, 3, 2)
-    passed(found, [Whole(job)])
+    passed(found, [AllStages(job)])
     rows = {r["key"]: r for r in rows_of(job, found)}
     assert {k: r["caption"] for k, r in rows.items()} == {"a": "a cat", "a#1": "a dog", "b": "two"}
     assert rows["a"]["clip_image"] == rows["a#1"]["clip_image"] != rows["b"]["clip_image"]
-    assert facts_of(job, found)["quarantined"] == {"one of several captions is left out": 1}
+    assert record_of(job, found)["quarantined"] == {"one of several captions is left out": 1}
 
 
 def test_pairs_that_clip_finds_apart_are_dropped(job, made, passed):
     """With their embeddings: what is left belongs to the rows that are left."""
-    passed(made, [Whole(job)])
+    passed(made, [AllStages(job)])
     before = {r["key"]: r for r in rows_of(job, made)}
     scores = sorted(r["score_clip"] for r in before.values())
     least = (scores[1] + scores[2]) / 2
@@ -173,21 +180,21 @@ def test_pairs_that_clip_finds_apart_are_dropped(job, made, passed):
     strict = replace(
         job, pool="embeddings/strict", source=job.source.model_copy(update={"filters": filters})
     )
-    passed(made, [Whole(strict)])
+    passed(made, [AllStages(strict)])
     after = {r["key"]: r for r in rows_of(strict, made)}
     assert after == {k: r for k, r in before.items() if r["score_clip"] >= least}
-    facts = facts_of(strict, made)
-    assert len(after) == 3 and facts["filtered"] == {"CLIP score is too low": 2}
+    record = record_of(strict, made)
+    assert len(after) == 3 and record["filtered"] == {"CLIP score is too low": 2}
 
 
 def test_a_shard_of_no_good_row_is_done_too(job, shard, passed):
     """It has a row that says so, and no file of its own."""
     found = shard(image=[b"<html>", b""], caption=["a cat", "a dog"], key=["a", "b"])
-    assert not passed(found, [Whole(job)]).error
+    assert not passed(found, [AllStages(job)]).error
     assert Pool(job.store.root).files("parquet") == {}
-    facts = facts_of(job, found)
-    assert facts["rows"] == 0 and len(facts["faults"]) == 2 and job.is_done(found)
-    assert [f["name"] for f in embed.done_before(job, [found])] == [found.name]
+    record = record_of(job, found)
+    assert record["rows"] == 0 and len(record["faults"]) == 2 and job.is_done(found)
+    assert [f["name"] for f in embed.completed(job, [found])] == [found.name]
 
 
 def test_what_is_done_is_not_done_again(job, made, passed):
@@ -201,32 +208,32 @@ def test_what_is_done_is_not_done_again(job, made, passed):
     again = passed(made, stages)
     assert again.done and again.read == 0
     begun_again = stages[3]
-    begun_again.timed(begun)
+    begun_again.run(begun)
     assert begun.done and not begun.rows
     assert Pool(job.store.root).done() == before and len(before) == 1
 
 
 @pytest.mark.parametrize("ending", ["parquet", "json"])
 def test_what_is_lost_or_cut_is_done_again(job, made, passed, ending):
-    passed(made, [Whole(job)])
+    passed(made, [AllStages(job)])
     whole = job.store.read(job.path(made, "parquet"))
     for damage in ("lost", "cut") if ending == "parquet" else ("lost",):
-        assert job.is_done(made) and embed.done_before(job, [made])
+        assert job.is_done(made) and embed.completed(job, [made])
         file = Pool(job.store.root).files(ending).popitem()[1]
         if damage == "cut":
             file.write_bytes(cut(file.read_bytes()))
         else:
             file.unlink()
-        assert not job.is_done(made) and not list(embed.done_before(job, [made]))
-        passed(made, [Whole(job)])
+        assert not job.is_done(made) and not list(embed.completed(job, [made]))
+        passed(made, [AllStages(job)])
         assert job.store.read(job.path(made, "parquet")) == whole
 
 
 def test_a_row_that_is_no_json_is_named(job, made, passed):
-    passed(made, [Whole(job)])
+    passed(made, [AllStages(job)])
     job.store.write(job.path(made, "json"), b"{")
     with pytest.raises(ValueError, match=r"embeddings/tiny/.*json is damaged .*remove it"):
-        list(embed.done_before(job, [made]))
+        list(embed.completed(job, [made]))
 
 
 class Flaky:
@@ -246,18 +253,18 @@ class Flaky:
 
 
 def test_a_source_that_breaks_off_is_read_again_from_the_start(job, made, passed, monkeypatch):
-    passed(made, [Whole(replace(job, pool="embeddings/calm"))])
+    passed(made, [AllStages(replace(job, pool="embeddings/calm"))])
     Flaky(monkeypatch, 3)
-    passed(made, [Whole(job)])
+    passed(made, [AllStages(job)])
     calm = job.store.read(replace(job, pool="embeddings/calm").path(made, "parquet"))
     assert job.store.read(job.path(made, "parquet")) == calm
-    assert facts_of(job, made)["read"] == 6
+    assert record_of(job, made)["read"] == 6
 
 
 def test_a_source_that_stays_away_is_an_error_and_writes_nothing(job, made, passed, monkeypatch):
     Flaky(monkeypatch, 99)
     with pytest.raises(StorageError, match=r"a\.parquet: \d attempts failed.*connection reset"):
-        passed(made, [Whole(job)])
+        passed(made, [AllStages(job)])
     assert not Pool(job.store.root).folder.exists()
 
 
@@ -267,7 +274,7 @@ def test_encoders_that_cannot_be_loaded_are_a_mistake_in_words(job, made, passed
     (tmp_path / "empty").mkdir()
     for role, other in (("t5", empty), ("clip", empty), ("clip", "nowhere/clip")):
         broken = replace(job, encoders={**job.encoders, role: other})
-        work = passed(made, [Whole(broken)])
+        work = passed(made, [AllStages(broken)])
         assert f"encoder {role} {other!r} cannot be loaded" in work.error
         assert f"`encoders.{role}`" in work.error
     assert not Pool(job.store.root).folder.exists()
@@ -282,7 +289,7 @@ def test_embeddings_are_the_encoders(job, made, passed):
     from pipelines.models.text_to_image import load_clip, load_t5
     from pipelines.store import columns
 
-    passed(made, [Whole(job)])
+    passed(made, [AllStages(job)])
     rows = rows_of(job, made)
     t5, clip = load_t5(job.encoders), load_clip(job.encoders)
     source = pq.read_table(made.url).to_pylist()
@@ -302,17 +309,17 @@ def test_embeddings_are_the_encoders(job, made, passed):
 
 def test_a_row_whose_embedding_is_not_finite_is_quarantined(job, made, passed):
     """And named, with the embedding; the others of its shard are kept."""
-    whole = Whole(job)
+    whole = AllStages(job)
     t5 = whole.stages[1].encoders["t5"][0]
     captions = pq.read_table(made.url)["caption"].to_pylist()[:5]
     ids = [set(t5.tokenizer(c).input_ids) for c in captions]
     [token, *_] = ids[2] - set().union(*ids[:2], *ids[3:])
     t5.model.shared.weight[token] = float("nan")
     passed(made, [whole])
-    facts = facts_of(job, made)
-    assert facts["rows"] == 4
-    assert facts["quarantined"]["embedding is not finite"] == 1
-    [fault] = [f for f in facts["faults"] if f["reason"] == "embedding is not finite"]
+    record = record_of(job, made)
+    assert record["rows"] == 4
+    assert record["quarantined"]["embedding is not finite"] == 1
+    [fault] = [f for f in record["faults"] if f["reason"] == "embedding is not finite"]
     assert fault["detail"].startswith("t5, for ") and captions[2][:40] in fault["detail"]
     assert captions[2] not in [row["caption"] for row in rows_of(job, made)]
 
@@ -322,39 +329,39 @@ RUNNING = {s.name: {"actors": None, "gpus": 0} for s in STAGES}
 
 def test_without_a_word_every_cpu_has_an_actor_that_does_it_all():
     for cpus, shards, actors in ((4, 9, 4), (4, 2, 2), (1, 9, 1)):
-        expected = [(Whole, {"actors": actors, "cpus": 1, "gpus": 0})]
-        assert embed.pools(RUNNING, cpus, shards) == expected
+        expected = [(AllStages, {"actors": actors, "cpus": 1, "gpus": 0})]
+        assert embed.actor_pools(RUNNING, cpus, shards) == expected
 
 
 def test_pools_as_the_spec_says_fit_the_cpus():
     """One actor where it says nothing; together they take no more CPUs than there are."""
     asked = {**RUNNING, "decode": {"actors": 3, "gpus": 0}, "clip": {"actors": None, "gpus": 0.5}}
     for cpus in (1, 2, 64):
-        found = embed.pools(asked, cpus, 99)
-        assert [stage for stage, _ in found] == [Decode, Texts, Pictures, Write]
+        found = embed.actor_pools(asked, cpus, 99)
+        assert [stage for stage, _ in found] == [Decode, EncodeTexts, EncodePictures, Write]
         assert [pool["actors"] for _, pool in found] == [3, 1, 1, 1]
         assert [pool["gpus"] for _, pool in found] == [0, 0, 0.5, 0]
         assert sum(pool["actors"] * pool["cpus"] for _, pool in found) <= cpus + 1e-9
         assert max(pool["cpus"] for _, pool in found) <= 1
     only_gpus = {**RUNNING, "t5": {"actors": None, "gpus": 1}}
-    assert len(embed.pools(only_gpus, 2, 9)) == 4
+    assert len(embed.actor_pools(only_gpus, 2, 9)) == 4
 
 
 def test_a_shard_says_of_its_encoders_what_the_spec_does(job, made, passed):
     """Or else training would refuse what it should read; a published name counts."""
     from pipelines.steps import embed_tally
-    from pipelines.store.dataset import Version, as_named
+    from pipelines.store.dataset import Version, encoders_from_spec
 
-    passed(made, [Whole(job)])
+    passed(made, [AllStages(job)])
     tally = embed_tally.Tally(job.pool)
-    for facts in embed.done_before(job, [made]):
-        tally.add(facts)
+    for record in embed.completed(job, [made]):
+        tally.add(record)
     version = Version.write(job.store, "nodes/embed/x", tally.table(), tally.header)
-    version.check_encoders(as_named(job.encoders))
+    version.check_encoders(encoders_from_spec(job.encoders))
     version.check_encoders(version.header.encoders)
     for other in ({"t5_dtype": "bfloat16"}, {"clip": "ViT-L-14"}):
         with pytest.raises(ValueError, match="embed again"):
-            version.check_encoders(as_named({**job.encoders, **other}))
+            version.check_encoders(encoders_from_spec({**job.encoders, **other}))
 
 
 def test_further_encoders_come_by_name_dimension_and_kind(made, job, encoders, passed):
@@ -369,7 +376,7 @@ def test_further_encoders_come_by_name_dimension_and_kind(made, job, encoders, p
         "gist": {"model": encoders["t5"], "dim": t5.dim, "kind": "pooled"},
     }
     both = replace(job, encoders={**encoders, "more": further})
-    assert passed(made, [Whole(both)]).error == ""
+    assert passed(made, [AllStages(both)]).error == ""
     path = both.store.full(both.path(made, "parquet"))
     header = Header.from_metadata(pq.read_schema(path).metadata)
     assert {e.name: (e.dim, e.kind) for e in header.embeddings}.items() >= {
@@ -395,15 +402,15 @@ def test_further_encoders_come_by_name_dimension_and_kind(made, job, encoders, p
 
 def test_a_further_encoder_of_another_width_is_refused(made, job, encoders, passed):
     wrong = {"words": {"model": encoders["t5"], "dim": 7, "kind": "sequence"}}
-    work = passed(made, [Whole(replace(job, encoders={**encoders, "more": wrong}))])
+    work = passed(made, [AllStages(replace(job, encoders={**encoders, "more": wrong}))])
     assert "write `dim: " in work.error and "instead of 7" in work.error
 
 
 def test_pictures_whose_server_was_away_are_asked_for_again(job, shard, passed, monkeypatch):
     """The shard is no final one, the version made of it stays whole, and no dead host for ever
     brings its shard back."""
-    from pipelines.data import pool
-    from pipelines.data.rows import BadRow, Reason
+    from pipelines.data import shard_pool
+    from pipelines.data.rows import Reason, RowError
 
     rng = np.random.default_rng(0)
     image, kept = picture(rng), picture(rng)
@@ -414,31 +421,31 @@ def test_pictures_whose_server_was_away_are_asked_for_again(job, shard, passed, 
             return image
         if address.endswith("/2.png"):
             return kept
-        raise BadRow(Reason.IMAGE_AWAY, "HTTP 503")
+        raise RowError(Reason.IMAGE_AWAY, "HTTP 503")
 
     monkeypatch.setattr("pipelines.data.web.fetch", fetched)
     found = shard(
         image=["https://x/1.png", "https://x/2.png"], caption=["a cat", "a dog"], key=["a", "b"]
     )
-    passed(found, [Whole(job)])
-    first = facts_of(job, found)
+    passed(found, [AllStages(job)])
+    first = record_of(job, found)
     assert (first["rows"], first["away"], first["asked"]) == (1, 1, 1)
     assert first["quarantined"] == {"image's server is away": 1}
-    assert not list(embed.done_before(job, [found])) and not job.is_done(found)
+    assert not list(embed.completed(job, [found])) and not job.is_done(found)
     before = job.store.read(first["path"])
     assert job.store.read_json(first["path"].removesuffix("parquet") + "json") == first
 
     away = False
-    passed(found, [Whole(job)])
-    second = facts_of(job, found)
+    passed(found, [AllStages(job)])
+    second = record_of(job, found)
     assert (second["rows"], second.get("away")) == (2, None) and not second["faults"]
-    assert [f["rows"] for f in embed.done_before(job, [found])] == [2]
+    assert [f["rows"] for f in embed.completed(job, [found])] == [2]
     assert job.store.read(first["path"]) == before and second["path"] != first["path"]
 
     dead = replace(job, pool="embeddings/dead")
     away = True
-    for asked in range(1, pool.ASKED_MOST + 1):
+    for asked in range(1, shard_pool.MAX_ATTEMPTS + 1):
         assert not dead.is_done(found)
-        passed(found, [Whole(dead)])
-        assert facts_of(dead, found)["asked"] == asked
+        passed(found, [AllStages(dead)])
+        assert record_of(dead, found)["asked"] == asked
     assert dead.is_done(found)

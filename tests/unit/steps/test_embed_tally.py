@@ -1,4 +1,4 @@
-"""A version's sums are those of its shards, in whatever order and in however many parts."""
+"""A version's totals are those of its shards, in any order and any number of parts."""
 
 import random
 
@@ -12,7 +12,7 @@ from pipelines.store.artifacts import Store
 
 
 @pytest.fixture
-def facts(tmp_path):
+def record(tmp_path):
     """Of nine shards, two of them without a row."""
     job = embedded.job(Store.at(str(tmp_path)))
     found = []
@@ -27,7 +27,7 @@ def facts(tmp_path):
     return found
 
 
-def test_neither_order_nor_parts_matter(facts, monkeypatch):
+def test_neither_order_nor_parts_matter(record, monkeypatch):
     def tallied(order, block):
         monkeypatch.setattr(embed_tally, "BLOCK", block)
         tally = Tally("embeddings/tiny")
@@ -35,23 +35,23 @@ def test_neither_order_nor_parts_matter(facts, monkeypatch):
             tally.add(f, now=f["name"] in ("s1", "s5"))
         return tally.table().sort_by("name"), tally.stats(), tally.totals
 
-    whole = tallied(facts, 4096)
-    shuffled = random.Random(1).sample(facts, len(facts))
+    whole = tallied(record, 4096)
+    shuffled = random.Random(1).sample(record, len(record))
     table, stats, totals = tallied(shuffled, 2)
     assert table.combine_chunks().equals(whole[0].combine_chunks())
     assert (stats, totals) == whole[1:]
-    assert stats["rows"] == sum(f["rows"] for f in facts) > 0
+    assert stats["rows"] == sum(f["rows"] for f in record) > 0
     assert stats["read"] == stats["rows"] + sum(stats["quarantined"].values())
-    assert totals["encoded_now"] == facts[1]["rows"] + facts[5]["rows"]
+    assert totals["encoded_now"] == record[1]["rows"] + record[5]["rows"]
     assert sum(stats["tokens"]["t5"].values()) == stats["rows"]
-    assert len(stats["empty"]) == sum(not f["rows"] for f in facts) >= 2
-    assert stats["rms_error"]["t5"] == max(f["rms_error"]["t5"] for f in facts if f["rows"])
+    assert len(stats["empty"]) == sum(not f["rows"] for f in record) >= 2
+    assert stats["rms_error"]["t5"] == max(f["rms_error"]["t5"] for f in record if f["rows"])
     assert len(table) + len(stats["empty"]) == 9
 
 
-def test_a_version_without_a_row_has_no_header(facts):
+def test_a_version_without_a_row_has_no_header(record):
     tally = Tally("embeddings/tiny")
-    for f in facts:
+    for f in record:
         if not f["rows"]:
             tally.add(f)
     assert tally.header is None and tally.stats()["read"] > 0

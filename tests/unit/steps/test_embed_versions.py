@@ -1,4 +1,4 @@
-"""Versions of a data set that share a pool: what changes is encoded, what is lost is restored."""
+"""Versions of a data set share a pool: changed rows are encoded, lost shards are restored."""
 
 import re
 
@@ -235,6 +235,6 @@ def test_data_that_changes_under_a_run_is_refused(own):
 def test_data_of_no_use_is_a_mistake_that_says_where_to_look(own):
     for file in own.source.iterdir():
         write_source(file, int(file.stem), rows=1, image=halved)
-    with pytest.raises(ValueError, match=r"not one row of .* \(4 × image is damaged.*`faults` in"):
+    with pytest.raises(ValueError, match=r"no row of .* \(4 × image is damaged.*`faults` in"):
         embed(own.spec, own.store.root)
     assert not own.verdict().cached

@@ -1,4 +1,4 @@
-"""What an evaluation's losses are measured on: the prompt alone, and one degradation."""
+"""An evaluation's losses are conditioned on the prompt only, and use one degradation."""
 
 import torch
 from torch import nn
@@ -65,7 +65,7 @@ def measured(sigma_data=0.5, **losses):
     return evaluate.validation(of, Shards(), settings, ctx), watching.seen
 
 
-def test_the_picture_s_own_embedding_is_not_told():
+def test_the_picture_s_own_embedding_is_not_passed():
     found, seen = measured()
     assert len(found.loss) == 40 and found.how["validation"] == "v"
     for cond in seen:
@@ -82,8 +82,8 @@ def test_small_pictures_are_degraded_as_the_measure_says():
     for a, b in zip(once[1], again[1], strict=True):
         assert torch.equal(a.low_res, b.low_res) and a.low_res.shape[2:] == (4, 4)
     assert not torch.equal(once[1][0].low_res, other[1][0].low_res)
-    assert evaluate.losses.unlike(once[0], again[0]) == ""
-    assert "super_resolution.degrade.probability: 0.0 → 1.0" in evaluate.losses.unlike(
+    assert evaluate.eval_losses.mismatch(once[0], again[0]) == ""
+    assert "super_resolution.degrade.probability: 0.0 → 1.0" in evaluate.eval_losses.mismatch(
         once[0], other[0]
     )
 

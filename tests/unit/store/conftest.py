@@ -26,7 +26,7 @@ def make_version(store):
             store.write(path, data)
             entries.append(
                 {"name": f"{i:04d}", "path": path, "bytes": len(data), "sha256": sha256(data)}
-                | written.facts
+                | written.record
             )
         return Version.write(store, folder, entries, head)
 

@@ -6,7 +6,7 @@ import pytest
 from tiny_shards import ENCODERS, header, made_rows
 
 from pipelines.spec.encoders import Encoders
-from pipelines.store.dataset import Version, as_named
+from pipelines.store.dataset import Version, encoders_from_spec
 
 
 def test_a_version_opens_as_it_was_written(store, version):
@@ -98,13 +98,13 @@ def test_how_an_encoder_works_counts_where_both_say_it(version):
 def test_what_a_spec_names_is_what_a_header_must_say(tmp_path):
     """As the embedding job names it: by name where it has one, and by its type."""
     spec = Encoders(t5_dtype="bfloat16", more={"byt5": {"model": "google/byt5-small", "dim": 8}})
-    assert as_named(spec.model_dump()) == {
+    assert encoders_from_spec(spec.model_dump()) == {
         "t5": {"name": "google/t5-v1_1-xxl", "dtype": "bfloat16"},
         "clip": {"name": "ViT-L-14", "dtype": "float32", "activation": "QuickGELU of its tag"},
         "byt5": {"name": "google/byt5-small", "dtype": "float32"},
     }
-    assert as_named({"t5": str(tmp_path), "more": {}}) == {"t5": {"dtype": "float32"}}
-    assert as_named({"more": {}}) == {}  # made ones
+    assert encoders_from_spec({"t5": str(tmp_path), "more": {}}) == {"t5": {"dtype": "float32"}}
+    assert encoders_from_spec({"more": {}}) == {}  # made ones
 
 
 def test_reasons_are_counted_over_all_shards(store, version):

@@ -1,4 +1,4 @@
-"""The reader: the right rows, whole, from disk and bucket, with few reads, and loud when not."""
+"""The reader returns the right rows from disk and bucket, with few reads, and clear errors."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from pipelines.store import remote, shard_file
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
 from pipelines.store.order import Order
-from pipelines.store.reader import Memory, Reader
+from pipelines.store.reader import BufferPool, Reader
 
 
 def same(a, b):
@@ -51,7 +51,7 @@ def test_rows_hold_what_was_written(store, make_version):
         assert not cond.sequences["t5"][i, len(tokens) :].any()
         assert torch.equal(cond.pooled["clip_image"][i], rows["clip_image"][kept[n]].half())
     assert len(reader) == 8
-    with pytest.raises(ValueError, match="rows 0 to 7 are there, got 0 to 8"):
+    with pytest.raises(ValueError, match="rows must be 0 to 7, got 0 to 8"):
         reader.rows([0, 8])
 
 
@@ -76,11 +76,11 @@ def test_a_batch_s_memory_is_its_own_while_any_view_of_it_is_left(store, version
 
 
 def test_memory_that_nothing_refers_to_is_lent_again():
-    memory = Memory()
+    memory = BufferPool()
     first = memory(1000)
     place = first.ctypes.data
     del first
-    others = [np.empty(1024, np.uint8) for _ in range(4)]  # would get what had been freed
+    others = [np.empty(1024, np.uint8) for _ in range(4)]  # would reuse freed memory
     second = memory(900)
     assert len(second) == 900 and second.ctypes.data == place
     assert memory(1000).ctypes.data not in {place, *(o.ctypes.data for o in others)}
@@ -238,22 +238,22 @@ def test_a_server_that_stays_down_is_named_with_the_shard(version, bucket, monke
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda data: data[:-100], "bytes are there"),
+        (lambda data: data[:-100], "it has .* bytes"),
         (lambda data: b"x" * len(data), "magic bytes"),
         (lambda data: data.replace(torch.tensor([7.0]).half().numpy().tobytes(), b"!!"), "CRC"),
     ],
     ids=["torn", "foreign", "rotten"],
 )
-def test_a_spoilt_shard_is_one_sentence(store, version, change, words):
+def test_a_damaged_shard_is_one_line(store, version, change, words):
     path = version.path(0)
     store.write(path, change(store.read(path)))
     with pytest.raises(ValueError, match=rf"shard .*0000.parquet cannot be used: .*{words}"):
         Reader(store, version, 8, checksums=True).rows(range(9))
 
 
-def test_a_shard_that_is_gone_is_one_sentence(store, tmp_path, version):
+def test_a_missing_shard_is_one_line(store, tmp_path, version):
     (tmp_path / version.path(0)).unlink()
-    with pytest.raises(ValueError, match=r"0000.parquet is not there; run its embed node again"):
+    with pytest.raises(ValueError, match=r"0000.parquet is missing; run its embed node again"):
         Reader(store, version, 8).rows([0])
 
 
@@ -262,7 +262,9 @@ def test_a_shard_of_other_encoders_is_refused(store, version):
     other = header()
     object.__setattr__(other, "encoders", {"t5": {"name": "another"}})
     mixed = Version.write(store, "nodes/embed/mixed", table, other)
-    with pytest.raises(ValueError, match=r"its encoders are .*t5-tiny.* its version's .*another"):
+    with pytest.raises(
+        ValueError, match=r"its encoders are .*t5-tiny.* the version's are .*another"
+    ):
         Reader(store, mixed, 8).rows([0])
 
 

@@ -1,4 +1,4 @@
-"""The store in a bucket whose server fails, lags or is not there."""
+"""The store in a bucket whose server fails, lags or is unreachable."""
 
 import pickle
 import re
@@ -11,7 +11,7 @@ import torch
 from paths import SMOKE
 from s3 import KEY, KINDS, SECRET, forget_connections
 
-from pipelines.data.files import find
+from pipelines.data.files import list_files
 from pipelines.store import artifacts, remote
 from pipelines.store.artifacts import Store, is_abandoned
 from pipelines.store.reader import Reader
@@ -82,7 +82,7 @@ def test_marks_of_folders_are_no_files(bucket):
     with arrow.open_output_stream(f"{path}/deep/file") as file:
         file.write(b"1")
     assert bucket.files("") == {"ray-train/one/deep/file": 1}
-    assert find(bucket.root)[1][0].path == "ray-train/one/deep/file"
+    assert list_files(bucket.root)[1][0].path == "ray-train/one/deep/file"
     bucket.remove_folder("ray-train/one")
     assert not [n for n in bucket.fs.find(bucket.root) if "/one" in n]
     bucket.remove_folder("ray-train/one")
@@ -148,7 +148,7 @@ def test_half_a_folder_is_not_taken_for_a_whole_one(bucket, monkeypatch, tmp_pat
 
 
 def test_what_is_not_there_is_said(bucket):
-    with pytest.raises(ValueError, match=r"s3://bucket/.*/nodes/x is not there"):
+    with pytest.raises(ValueError, match=r"s3://bucket/.*/nodes/x does not exist"):
         bucket.local("nodes/x")
 
 
@@ -175,7 +175,7 @@ def line_of(work):
 )
 def test_a_wrong_bucket(s3, work):
     assert "s3://no-such-bucket/store" in (line := line_of(work))
-    assert "there is no such bucket; make it, or correct its name" in line
+    assert "there is no such bucket; create it, or correct its name" in line
 
 
 def test_no_credentials(bucket, monkeypatch):
@@ -230,7 +230,7 @@ def test_a_spec_comes_before_the_environment(s3, monkeypatch):
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of another key")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     settings = S3.model_validate({"endpoint_url": s3.endpoint, "key": KEY, "secret": SECRET})
-    remote.use(settings.variables())
+    remote.export_settings(settings.variables())
     store = Store.open("s3://bucket/from-a-spec")
     store.write("a", b"1")
     assert store.read("a") == b"1"
@@ -248,7 +248,7 @@ def test_without_a_spec_the_environment_stays_as_it_is(s3):
     from pipelines.spec.s3 import S3
 
     before = dict(os.environ)
-    remote.use(S3().variables())
+    remote.export_settings(S3().variables())
     assert dict(os.environ) == before
 
 

@@ -1,4 +1,4 @@
-"""A shard's bytes: deterministic, no larger than they must be, and what was put in comes out."""
+"""Shards are deterministic and compact, and return what was written."""
 
 import io
 from dataclasses import replace
@@ -20,7 +20,7 @@ def test_the_same_rows_make_the_same_bytes():
 
 def test_a_stage_rows_are_the_first():
     written = write(made_rows(11, small=(0, 4, 10)), header())
-    data, summary = written.data, written.facts
+    data, summary = written.data, written.record
     assert summary["usable"] == {4: 11, 8: 8}
     table = pq.read_table(io.BytesIO(data))
     assert [p is not None for p in table["pixels_8"].to_pylist()] == [True] * 8 + [False] * 3
@@ -94,7 +94,7 @@ def test_what_precision_changes_is_bounded_and_told(precision, relative):
     assert ((kept - tokens).abs() <= bound + rounding).all()
 
     rows = made_rows(40) | {"t5": list(tokens[:, None])}
-    summary = write(rows, header(precision=precision)).facts
+    summary = write(rows, header(precision=precision)).record
     measured = ((kept - tokens).square().sum() / tokens.square().sum()).sqrt()
     assert summary["rms_error"]["t5"] == pytest.approx(float(measured), rel=1e-4)
 
@@ -112,8 +112,8 @@ def test_zero_tokens_stay_zero_in_int8():
             "t5 of row a-0: values that are not finite in fp16",
         ),
         ({"t5": [torch.full((1, 8), torch.nan)] * 3}, "t5 of row a-0: values that are not finite"),
-        ({"t5": [torch.zeros(1, 7)] * 3}, "t5 of row a-0: a sequence of width 8 is due"),
-        ({"pixels_8": [np.zeros((8, 9, 3), np.uint8)] * 3}, "pixels_8 of row a-0: 8×8"),
+        ({"t5": [torch.zeros(1, 7)] * 3}, "t5 of row a-0: expected a sequence of width 8"),
+        ({"pixels_8": [np.zeros((8, 9, 3), np.uint8)] * 3}, "pixels_8 of row a-0: expected 8×8"),
     ],
 )
 def test_a_row_that_does_not_fit_is_named(change, words):
@@ -128,7 +128,7 @@ def test_what_can_be_kept_is_finite_when_it_is_read(precision, largest):
     values = torch.ones(2, 8)
     values[1, 3] = largest
     fits = abs(largest) < (3e38 if precision == "bf16" else 65_504)
-    assert columns.holds(values, precision) == fits
+    assert columns.is_representable(values, precision) == fits
     if not fits:
         with pytest.raises(ValueError, match=f"not finite in {precision}"):
             columns.packed(values, precision)

@@ -1,4 +1,4 @@
-"""A version's pictures with their captions, as one picture to look at."""
+"""Draw pictures of a data set version, with captions and keys, on one contact sheet."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from PIL import Image, ImageDraw, ImageFont
 from pipelines.store import columns
 from pipelines.store.dataset import Version
 from pipelines.store.shard_file import ShardFiles
-from pipelines.store.shards import pixels_at
+from pipelines.store.shards import pixels_column
 
 SIDE, GAP, MARGIN = 288, 24, 32  # pixels
-CAPTION, KEY, TITLE = 17, 12, 20  # heights of the letters
-LINES = 5
+CAPTION, KEY, TITLE = 17, 12, 20  # font sizes, pixels
+LINES = 5  # of a caption, at most
 INK, FAINT, EDGE = "#1c1c1e", "#8e8e93", "#e5e5ea"
 
-FAMILIES = (
+FONT_FAMILIES = (
     "DejaVu Sans",
     "Noto Sans CJK JP",
     "Noto Sans CJK SC",
@@ -29,39 +29,47 @@ FAMILIES = (
     "WenQuanYi Zen Hei",
     "Arial Unicode MS",
 )
-"""The first that has all letters of a caption writes it; matplotlib brings DejaVu."""
+"""Fonts in order of preference: the first with all letters of a caption is used. matplotlib ships
+DejaVu."""
 
 
 @dataclass(frozen=True)
-class Pair:
+class Sample:
+    """One row on the sheet."""
+
     key: str
     caption: str
     picture: Any
-    """PIL."""
+    """PIL image."""
 
 
-def spread(rows: int, n: int) -> list[int]:
-    """Row numbers, each from the middle of an equal part."""
+def evenly_spaced(rows: int, n: int) -> list[int]:
+    """Up to ``n`` row numbers, each from the middle of an equal part of ``rows``."""
     n = min(n, rows)
     return [(2 * i + 1) * rows // (2 * n) for i in range(n)]
 
 
-def pairs(version: Version, resolution: int, n: int) -> list[Pair]:
-    """Some of a stage's rows; the same ones whenever asked.
+def samples(version: Version, resolution: int, n: int) -> list[Sample]:
+    """Pick rows of a stage, evenly spaced; the same ones every time.
+
+    Args:
+        version: The data set version.
+        resolution: Side of the stage's pictures, in pixels.
+        n: How many rows to pick at most.
 
     Raises:
-        ValueError: No picture of this resolution is there, or a shard is not.
+        ValueError: The version has no picture of this resolution, or a shard is missing.
     """
     usable = version.usable(resolution)
     starts = np.concatenate([[0], np.cumsum(usable)])
     if not starts[-1]:
         raise ValueError(f"{version.store.full(version.folder)} has no picture of {resolution}")
-    files, packing, name = ShardFiles(version), version.header.packing, pixels_at(resolution)
+    files, packing, name = ShardFiles(version), version.header.packing, pixels_column(resolution)
     full = resolution in packing.full
     wanted = [name, *((f"{name}_height", f"{name}_width") if full else ())]
     strings = lru_cache(maxsize=4)(files.strings)
     found = []
-    for number in spread(int(starts[-1]), n):
+    for number in evenly_spaced(int(starts[-1]), n):
         shard = int(np.searchsorted(starts, number, "right")) - 1
         row = number - int(starts[shard])
         group, at = divmod(row, packing.row_group_rows)
@@ -74,15 +82,15 @@ def pairs(version: Version, resolution: int, n: int) -> list[Pair]:
             )
         pixels = columns.decoded(values.value(name, at), packing.pictures, size)
         key, caption = (strings(shard, column)[row] for column in ("key", "caption"))
-        found.append(Pair(key, caption, Image.fromarray(np.ascontiguousarray(pixels))))
+        found.append(Sample(key, caption, Image.fromarray(np.ascontiguousarray(pixels))))
     return found
 
 
-def grid(found: list[Pair], title: str) -> Any:
-    """A PIL picture: the title, and under every picture its caption and its key."""
+def draw_sheet(found: list[Sample], title: str) -> Any:
+    """A PIL image with a title, and below every picture its caption and key."""
     across = columns_for(len(found))
     rows = [found[i : i + across] for i in range(0, len(found), across)]
-    texts = [[wrapped(p.caption, font_for(p.caption), SIDE, LINES) for p in row] for row in rows]
+    texts = [[wrap(p.caption, font_for(p.caption), SIDE, LINES) for p in row] for row in rows]
     line = CAPTION + 6
     heights = [SIDE + 12 + line * max(map(len, row)) + KEY + 10 + GAP for row in texts]
     top = MARGIN + TITLE + GAP
@@ -90,7 +98,7 @@ def grid(found: list[Pair], title: str) -> Any:
     canvas = Image.new("RGB", (width, top + sum(heights) + MARGIN - GAP), "white")
     draw = ImageDraw.Draw(canvas)
     heading = font("DejaVu Sans", TITLE)
-    [shown] = wrapped(title, heading, width - 2 * MARGIN, 1)
+    [shown] = wrap(title, heading, width - 2 * MARGIN, 1)
     draw.text((MARGIN, MARGIN - 4), shown, INK, heading)
     for row, captions, height in zip(rows, texts, heights, strict=True):
         for i, (pair, lines) in enumerate(zip(row, captions, strict=True)):
@@ -101,37 +109,39 @@ def grid(found: list[Pair], title: str) -> Any:
                 draw.text((x, y), text, INK, font_for(pair.caption))
                 y += line
             small = font("DejaVu Sans Mono", KEY)
-            draw.text((x, y + 2), shortened(pair.key, small, SIDE), FAINT, small)
+            draw.text((x, y + 2), truncate(pair.key, small, SIDE), FAINT, small)
         top += height
     return canvas
 
 
 def columns_for(n: int) -> int:
-    """About as many as rows, or a few more where that leaves fewer gaps."""
+    """Columns of a grid of ``n``: about as many as rows, or a few more if that leaves fewer
+    gaps."""
     root = math.ceil(math.sqrt(n))
     return min(range(root, max(root, round(root * 1.5)) + 1), key=lambda across: -n % across)
 
 
 def _place(canvas: Any, draw: Any, picture: Any, x: int, y: int) -> None:
-    """Whole, as large as fits; few pixels are shown as the squares they are."""
+    """Paste a whole picture as large as it fits; very small pictures stay pixelated."""
     scale = SIDE / max(picture.size)
     size = [max(1, round(side * scale)) for side in picture.size]
     how = Image.Resampling.NEAREST if scale >= 8 else Image.Resampling.LANCZOS
-    left, above = x, y + SIDE - size[1]  # beside its caption
+    left, above = x, y + SIDE - size[1]  # left and bottom aligned, next to the caption
     canvas.paste(picture.resize(size, how), (left, above))
     draw.rectangle((left - 1, above - 1, left + size[0], above + size[1]), outline=EDGE)
 
 
 @cache
 def font(family: str, height: int) -> Any:
+    """A PIL font of an installed family, or of matplotlib's default."""
     from matplotlib import font_manager
 
     return ImageFont.truetype(font_manager.findfont(family), height)
 
 
 @cache
-def _letters(family: str) -> frozenset[int] | None:
-    """The characters of an installed family; None if it is not there."""
+def _glyphs(family: str) -> frozenset[int] | None:
+    """Code points of an installed font family; None if it is not installed."""
     from matplotlib import font_manager, ft2font
 
     try:
@@ -142,25 +152,28 @@ def _letters(family: str) -> frozenset[int] | None:
 
 
 def font_for(caption: str) -> Any:
-    """Of the installed families the first that lacks fewest of the caption's letters."""
-    return font(_best(caption)[0], CAPTION)
+    """The first installed font that lacks the fewest of the caption's letters."""
+    return font(_best_family(caption)[0], CAPTION)
 
 
-def lacking(found: list[Pair]) -> int:
-    """Captions with letters that no font here has: drawn as empty boxes."""
-    return sum(_best(p.caption)[1] > 0 for p in found)
+def count_missing_glyphs(found: list[Sample]) -> int:
+    """How many captions have letters that no installed font has; these are drawn as boxes."""
+    return sum(_best_family(p.caption)[1] > 0 for p in found)
 
 
-def _best(caption: str) -> tuple[str, int]:
-    """A family, and how many of the caption's letters it lacks."""
+def _best_family(caption: str) -> tuple[str, int]:
+    """The best font family, and how many of the caption's letters it lacks."""
     letters = {ord(c) for c in caption if not c.isspace()}
-    lacks = {f: len(letters - had) for f in FAMILIES if (had := _letters(f)) is not None}
+    lacks = {f: len(letters - had) for f in FONT_FAMILIES if (had := _glyphs(f)) is not None}
     best = min(lacks, key=lambda f: lacks[f])
     return best, lacks[best]
 
 
-def wrapped(text: str, font: Any, width: int, most: int) -> list[str]:
-    """Lines that fit; a word that alone is too long is broken, what is too much ends in …"""
+def wrap(text: str, font: Any, width: int, most: int) -> list[str]:
+    """Wrap text to at most ``most`` lines of ``width`` pixels.
+
+    Words longer than a line are broken; text that does not fit ends in "…".
+    """
     lines, line = [], ""
     for word in text.split() or [""]:
         tried = f"{line} {word}" if line else word
@@ -171,28 +184,29 @@ def wrapped(text: str, font: Any, width: int, most: int) -> list[str]:
             lines.append(line)
         line = word
         while font.getlength(line) > width:
-            fit = _fitting(line, lambda part: font.getlength(part) <= width)
+            fit = _longest_fit(line, lambda part: font.getlength(part) <= width)
             lines.append(line[:fit])
             line = line[fit:]
         if len(lines) > most:
             break
     lines.append(line)
     if len(lines) > most:
-        lines = [*lines[: most - 1], shortened(f"{lines[most - 1]} …", font, width)]
+        lines = [*lines[: most - 1], truncate(f"{lines[most - 1]} …", font, width)]
     return lines
 
 
-def shortened(text: str, font: Any, width: int) -> str:
+def truncate(text: str, font: Any, width: int) -> str:
+    """Cut text to ``width`` pixels, ending in "…" if it does not fit."""
     if font.getlength(text) <= width:
         return text
     text = text.rstrip(" …")
-    text = text[: _fitting(text, lambda part: font.getlength(f"{part} …") <= width)]
-    whole = text.rpartition(" ")[0]  # a word in half only where there is no other
+    text = text[: _longest_fit(text, lambda part: font.getlength(f"{part} …") <= width)]
+    whole = text.rpartition(" ")[0]  # cut within a word only if nothing else fits
     return f"{whole} …" if len(whole) > len(text) // 2 else f"{text.rstrip()}…"
 
 
-def _fitting(text: str, fits: Callable[[str], bool]) -> int:
-    """How many of the first characters fit; at least one."""
+def _longest_fit(text: str, fits: Callable[[str], bool]) -> int:
+    """How many leading characters fit; at least one."""
     low, high = 1, len(text)
     while low < high:
         middle = (low + high + 1) // 2

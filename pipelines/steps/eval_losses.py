@@ -1,7 +1,7 @@
-"""Denoising losses of an evaluation, draw by draw: kept beside it, with how they were measured.
+"""Denoising losses of an evaluation: one per draw, stored with how they were measured.
 
-Two models are compared on the same pictures, σ and ε, over all noise levels and within the interval
-of each expert of either. Whatever differs in how they were measured is refused.
+Two models are compared on the same pictures, σ and ε, over all noise levels and within each
+expert's interval, of either model. Losses that were measured differently are not compared.
 """
 
 from __future__ import annotations
@@ -20,38 +20,41 @@ from ediffi_core.metrics import by_picture, validation_losses
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.strata import Strata
 from pipelines.dag.differences import difference
-from pipelines.steps.scores import from_json, kept, to_json
+from pipelines.steps.eval_scores import from_json, read_required_json, to_json
 from pipelines.store.artifacts import Store
 
 FILE = "losses.json"
 
 OVER_NOISE = "val_loss"
-"""The mean over p(σ)."""
+"""Name of the mean loss over p(σ)."""
 
 OVER_STEPS = f"{OVER_NOISE}/sampler"
-"""The mean over the sampler's steps."""
+"""Name of the mean loss over the sampler's steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
+    """Denoising losses of one ensemble."""
+
     how: Mapping[str, Any]
-    """Everything that the draws, the loss's weight and the degradation follow from."""
+    """All settings that determine the draws, the loss weight and the degradation; see
+    :func:`measure`."""
 
     experts: Mapping[str, tuple[float, float]]
-    """Whose losses they are: expert → its interval (σ_lo, σ_hi), the lowest noise first."""
+    """Expert of the measured ensemble → its interval (σ_lo, σ_hi), lowest noise first."""
 
     picture: Tensor
-    """[N] int64, the number of each draw's picture; the draws are in the order of the strata."""
+    """Picture number of each draw, in the order of the strata. [N] int64"""
 
     sigma: Tensor
-    """[N] float64"""
+    """Noise level of each draw. [N] float64"""
 
     loss: Tensor
-    """[N] float64, NaN where it is no finite number."""
+    """Loss of each draw; NaN where it is not finite. [N] float64"""
 
     @property
-    def cut(self) -> dict[str, tuple[float, float]]:
-        """Expert → (σ_lo, σ_hi) of the intervals that have equal draws."""
+    def expert_bounds(self) -> dict[str, tuple[float, float]]:
+        """Expert → (σ_lo, σ_hi) of the strata, which have equally many draws each."""
         noise = NoiseDistribution(**self.how["cut"])
         intervals = {name: Interval(*q) for name, q in self.how["experts"].items()}
         rising = sorted(intervals, key=lambda name: intervals[name].q_lo)
@@ -69,17 +72,20 @@ class Losses:
         return by_picture(self.loss[mine], self.picture[mine])
 
     def inside(self, bounds: tuple[float, float]) -> Tensor:
+        """Which draws are in an interval of σ. [N] bool"""
         return (self.sigma >= bounds[0]) & (self.sigma < bounds[1])
 
     def scores(self) -> dict[str, Tensor]:
-        """Measure → one value a picture: over p(σ), over the sampler's steps, in each interval."""
+        """Measure → one value per picture: over p(σ), over the sampler's steps, in each
+        interval."""
         found = {measure: self.over(measure) for measure in (OVER_NOISE, OVER_STEPS)}
-        for name, bounds in self.cut.items():
+        for name, bounds in self.expert_bounds.items():
             if self.inside(bounds).any():
                 found[f"{OVER_NOISE}/{name}"] = self.within(bounds)
         return found
 
     def write(self, store: Store, folder: str) -> None:
+        """Write :data:`FILE` into the evaluation's folder."""
         columns = {"picture": self.picture, "sigma": self.sigma, "loss": self.loss}
         rows = {name: to_json(column) for name, column in columns.items()}
         experts = {name: [low, _json(high)] for name, (low, high) in self.experts.items()}
@@ -91,8 +97,8 @@ def _json(high: float) -> float | None:
 
 
 def read(store: Store, folder: str) -> Losses:
-    """ValueError if they are lost."""
-    found = kept(store, folder, FILE)
+    """Read an evaluation's losses; ValueError if the file is missing."""
+    found = read_required_json(store, folder, FILE)
     inf = float("inf")
     return Losses(
         how=found["how"],
@@ -106,9 +112,10 @@ def read(store: Store, folder: str) -> Losses:
 
 
 def strata_of(how: Mapping[str, Any]) -> Strata:
-    cut = NoiseDistribution(**how["cut"])
+    """The strata of the draws; ``how`` as for :func:`measure`."""
+    expert_bounds = NoiseDistribution(**how["cut"])
     intervals = sorted((Interval(*q) for q in how["experts"].values()), key=lambda i: i.q_lo)
-    edges = (0.0, *(i.bounds(cut)[1] for i in intervals))
+    edges = (0.0, *(i.bounds(expert_bounds)[1] for i in intervals))
     return Strata(edges=edges, noise=NoiseDistribution(**how["noise"]))
 
 
@@ -120,13 +127,17 @@ def measure(
     pictures: int,
     batch: int,
 ) -> Losses:
-    """
+    """Measure an ensemble's denoising losses.
+
     Args:
-        batches: ``index [B] → (x, conditioning)`` on the ensemble's device, of picture
+        ensemble: The ensemble.
+        batches: ``index [B] → (x, conditioning)`` on the ensemble's device, for picture
             ``index % pictures``.
-        how: ``draws`` of each interval, ``experts`` name → its interval [q_lo, q_hi) of the p(σ)
-            ``cut``, the p(σ) ``noise`` and ``sigma_data`` of the measure, ``seed``, and whatever
-            else the pictures follow from.
+        how: Settings of the measurement: ``draws`` per interval; ``experts``, name → interval
+            [q_lo, q_hi) in quantiles of the p(σ) ``cut``; the p(σ) ``noise`` and ``sigma_data``
+            that weigh the loss; ``seed``; and all else that determines the pictures.
+        pictures: Number of validation pictures.
+        batch: Draws per forward pass.
     """
     index, sigma = strata_of(how).draw(how["draws"], pictures=pictures, seed=how["seed"])
     loss = validation_losses(
@@ -148,8 +159,8 @@ def measure(
     )
 
 
-def unlike(mine: Losses, theirs: Losses) -> str:
-    """In words, what differs in how two were measured; nothing if they can be compared."""
+def mismatch(mine: Losses, theirs: Losses) -> str:
+    """What differs in how two were measured, as text; empty if they can be compared."""
     changed = difference(theirs.how, mine.how)
     if changed:
         return "; ".join(changed[:3])
@@ -160,7 +171,11 @@ def unlike(mine: Losses, theirs: Losses) -> str:
 
 
 def intervals(mine: Losses, theirs: Losses) -> Iterator[tuple[str, tuple[float, float]]]:
-    """The intervals of the experts of both, each once and with draws: whose, and (σ_lo, σ_hi)."""
+    """The intervals of both ensembles' experts that have draws, without duplicates.
+
+    Yields:
+        The expert's name, prefixed by ``champion`` for the second, and (σ_lo, σ_hi).
+    """
     seen: set[tuple[float, float]] = set()
     for prefix, losses in (("", mine), ("champion ", theirs)):
         for name, bounds in losses.experts.items():

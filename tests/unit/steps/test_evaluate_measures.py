@@ -1,11 +1,15 @@
-"""What an evaluation measures by a CLIP, and when it keeps that to itself."""
+"""Measures of an evaluation that use CLIP, and when the CLIP score is not reported."""
 
 import numpy as np
 import pytest
 import torch
 
 from pipelines.runs.context import Context
-from pipelines.steps.evaluate import PICTURES_A_FEATURE, Judges, hide_inflated_clip_score
+from pipelines.steps.evaluate import (
+    FRECHET_PICTURES_PER_FEATURE,
+    Measures,
+    drop_inflated_clip_score,
+)
 from pipelines.store.artifacts import Store
 
 
@@ -25,8 +29,8 @@ class ByColour:
 
 
 @pytest.fixture
-def judges():
-    found = Judges.__new__(Judges)
+def measures():
+    found = Measures.__new__(Measures)
     found.metrics, found.clip = [], ByColour()
     return found
 
@@ -52,29 +56,29 @@ def pictures(count, seed, red=200):
     return grain + np.uint8([red, 0, 0])
 
 
-def test_pictures_are_likened_to_their_captions_one_by_one(judges):
+def test_pictures_are_likened_to_their_captions_one_by_one(measures):
     real, made = pictures(8, 0), pictures(8, 1, red=60)
-    found = judges.beside(made, real, ["red", "green"] * 4)
+    found = measures.reference_scores(made, real, ["red", "green"] * 4)
     assert found.keys() == {"kernel_distance", "clip_score"}
-    likeness = found["clip_score"]
-    assert likeness.shape == (8,) and likeness[::2].min() > likeness[1::2].max()
-    assert float(judges.likeness(real, ["red"] * 8)["clip_score"].min()) > 0.95
-    looked = judges.clip.looked
-    judges.beside(made, real, ["red"] * 8)
-    assert judges.clip.looked == looked  # each set is looked at once
+    text_alignment = found["clip_score"]
+    assert text_alignment.shape == (8,) and text_alignment[::2].min() > text_alignment[1::2].max()
+    assert float(measures.text_alignment(real, ["red"] * 8)["clip_score"].min()) > 0.95
+    looked = measures.clip.looked
+    measures.reference_scores(made, real, ["red"] * 8)
+    assert measures.clip.looked == looked  # each set is looked at once
 
 
-def test_a_score_above_that_of_real_pictures_is_not_kept(judges, ctx):
+def test_a_score_above_that_of_real_pictures_is_not_kept(measures, ctx):
     real, made = pictures(8, 0, red=60), pictures(8, 1)
     captions = ["red"] * 8
     for of, other, kept in ((made, real, False), (real, made, True)):
-        scores = judges.likeness(of, captions) | {"val_loss": torch.zeros(2)}
-        hide_inflated_clip_score(ctx, scores, judges.likeness(other, captions))
+        scores = measures.text_alignment(of, captions) | {"val_loss": torch.zeros(2)}
+        drop_inflated_clip_score(ctx, scores, measures.text_alignment(other, captions))
         assert ("clip_score" in scores) is kept and "val_loss" in scores
 
 
-def test_a_frechet_distance_needs_many_pictures(judges):
-    few, enough = 3 * PICTURES_A_FEATURE - 1, 3 * PICTURES_A_FEATURE
-    assert judges.distances(pictures(few, 0), pictures(few, 1)) == {}
-    found = judges.distances(pictures(enough, 0), pictures(enough, 1))
+def test_a_frechet_distance_needs_many_pictures(measures):
+    few, enough = 3 * FRECHET_PICTURES_PER_FEATURE - 1, 3 * FRECHET_PICTURES_PER_FEATURE
+    assert measures.distances(pictures(few, 0), pictures(few, 1)) == {}
+    found = measures.distances(pictures(enough, 0), pictures(enough, 1))
     assert found["frechet_distance_pictures"] == enough and found["frechet_distance"] >= 0

@@ -1,4 +1,4 @@
-"""A pool is read many files at a time, in order, and no further ahead than it is used."""
+"""A pool is read many files at a time, in order, and with bounded read-ahead."""
 
 import threading
 
@@ -6,23 +6,23 @@ import embedded
 import pytest
 
 from pipelines.data.formats.shard import SourceShard
-from pipelines.data.pool import AT_ONCE, each, whole_in
+from pipelines.data.shard_pool import CONCURRENT_READS, complete_shards, prefetch
 from pipelines.store.artifacts import Store
 
 
 def test_reading_ahead_is_bounded_and_in_order():
-    begun, meet = [], threading.Barrier(AT_ONCE)
+    begun, meet = [], threading.Barrier(CONCURRENT_READS)
 
     def read(i):
         begun.append(i)
-        if i < AT_ONCE:
+        if i < CONCURRENT_READS:
             meet.wait(30)  # passed only if all of them are read at the same time
         return i * i
 
-    found = each(range(1000), read)
+    found = prefetch(range(1000), read)
     for i in range(1000):
         assert next(found) == i * i
-        assert len(begun) <= i + 2 * AT_ONCE
+        assert len(begun) <= i + 2 * CONCURRENT_READS
     assert sorted(begun) == list(range(1000))
 
 
@@ -33,7 +33,7 @@ def test_what_reading_raises_is_raised():
         return i
 
     with pytest.raises(ValueError, match="row 70"):
-        list(each(range(500), read))
+        list(prefetch(range(500), read))
 
 
 def shard(name, identity="x"):
@@ -48,7 +48,7 @@ def test_what_is_whole_comes_in_the_order_asked(tmp_path):
     job.store.write(job.path(shards[1], "parquet"), b"torn")
     job.store.remove(job.path(shards[2], "json"))
     others = [shard("d", identity="of other content"), shard("new")]
-    found = list(whole_in(job.store, job.pool, [*others, *shards]))
+    found = list(complete_shards(job.store, job.pool, [*others, *shards]))
     assert [s.name for s, _ in found] == ["d", "c", "e"]
-    assert [facts["rows"] for _, facts in found] == [1, 0, 1]
-    assert list(whole_in(job.store, "embeddings/none", shards)) == []
+    assert [record["rows"] for _, record in found] == [1, 0, 1]
+    assert list(complete_shards(job.store, "embeddings/none", shards)) == []

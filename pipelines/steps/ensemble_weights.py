@@ -1,0 +1,37 @@
+"""Locate the weights for each slot of an ensemble, following the decisions of adopt nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.runs.context import Context
+
+
+def weights_of(
+    ctx: Context, stages: Sequence[Mapping[str, Any]], inputs: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Locate the weights of every slot of some stages.
+
+    Args:
+        ctx: Context of the node, with the manifests of its inputs.
+        stages: Stages of the cascade; ``experts`` names the slots of each.
+        inputs: Role → folder of the node's inputs.
+
+    Returns:
+        ``stage/slot`` → path, sha256, fingerprint and expert of the weights.
+    """
+    weights = {}
+    for stage in stages:
+        name = stage["name"]
+        adopted = ctx.manifests.get(f"adopt/{name}", {"info": {"seats": {}}})["info"]["seats"]
+        for slot in stage["experts"]:
+            role = adopted.get(slot, f"{name}/{slot}")
+            manifest = ctx.manifests[role]
+            weights[f"{name}/{slot}"] = {
+                "path": f"{inputs[role]}/ema.safetensors",
+                "sha256": manifest["info"]["weights_sha256"],
+                "fingerprint": manifest["fingerprint"],
+                "expert": manifest["settings"]["expert"],
+            }
+    return weights
