@@ -11,37 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ediffi_core import draws
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbeddingSpec:
-    """One input of the conditioning. A new encoder is one more of these, nothing else."""
-
-    name: str
-    """As in the shards: ``t5``, ``clip_text``, ``clip_text_pooled``, ``clip_image``."""
-
-    dim: int
-    """Width of a vector."""
-
-    kind: Literal["sequence", "pooled"]
-    """A sequence of token vectors (attended), or one vector (added to the time embedding)."""
-
-    source: str = ""
-    """What is dropped together: CLIP's text sequence and pooled vector are one ``clip_text``."""
-
-    attended: bool = False
-    """A pooled vector that is attended as one more token as well (eDiff-I: the CLIP image)."""
-
-    def __post_init__(self) -> None:
-        if self.dim < 1 or self.kind not in ("sequence", "pooled"):
-            raise ValueError(
-                f"embedding {self.name!r} needs dim >= 1 and kind 'sequence' or 'pooled', "
-                f"got dim={self.dim}, kind={self.kind!r}"
-            )
-
-    @property
-    def group(self) -> str:
-        return self.source or self.name
+from ediffi_core.embeddings import EmbeddingSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ The one module that imports transformers and open_clip, and only when an encoder
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -18,8 +17,10 @@ import torch
 from torch import Tensor
 
 from ediffi_core.checkpoint import weights_sha256
-from ediffi_core.conditioning import Conditioning, EmbeddingSpec
+from ediffi_core.conditioning import Conditioning
 from ediffi_core.control import TokenSpans
+from ediffi_core.embeddings import EmbeddingSpec
+from ediffi_core.published import located
 
 Kind = Literal["sequence", "pooled"]
 
@@ -28,29 +29,6 @@ MAX_TOKENS = 256
 
 BATCH_TOKENS = 8192
 """Tokens encoded together, padding counted: what bounds an encoder's memory."""
-
-
-PACKAGE = "package:"
-"""Begins the name of an encoder that lies in an installed Python package."""
-
-
-def located(source: str) -> str:
-    """A published name or a folder as it is; ``package:NAME/FOLDER`` as the folder it stands for.
-
-    Raises:
-        ValueError: No such package is installed, or it has no such folder.
-    """
-    if not source.startswith(PACKAGE):
-        return source
-    name, _, inside = source.removeprefix(PACKAGE).partition("/")
-    found = importlib.util.find_spec(name) if name.isidentifier() else None
-    places = (found.submodule_search_locations or []) if found else []
-    folders = [Path(place) / inside for place in places]
-    folder = next((f for f in folders if f.is_dir()), None)
-    if folder is None:
-        lacks = f"has no folder {inside!r}" if places else "is not installed here"
-        raise ValueError(f"{source!r} cannot be read: the package {name!r} {lacks}")
-    return str(folder)
 
 
 class Frozen:
@@ -82,7 +60,7 @@ class Frozen:
 class TextEncoder(Frozen):
     """A text encoder in the Hugging Face format: T5, mT5, ByT5, BERT …
 
-    By name, by folder, or by the package that holds it (:func:`located`).
+    By name, by folder, or by the package that holds it (:func:`ediffi_core.published.located`).
     """
 
     def __init__(self, source: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32):
@@ -327,38 +305,6 @@ def _follows_tag(model: str, pretrained: str | None) -> bool:
             "computes with QuickGELU; name the model without -quickgelu"
         )
     return wants and not has
-
-
-QUICK_GELU_TAGS = frozenset(
-    ("openai", "yfcc15m", "cc12m", "metaclip_400m", "metaclip_fullcc", "dfn2b", "dfn5b")
-)
-"""Tags whose weights need QuickGELU in every model that has them."""
-
-QUICK_GELU_PAIRS = frozenset(
-    (
-        ("ViT-B-32", "laion400m_e31"),
-        ("ViT-B-32", "laion400m_e32"),
-        ("ViT-H-14-worldwide", "metaclip2_worldwide"),
-    )
-)
-
-
-def tag_changes_activation(model: str, pretrained: str | None) -> bool:
-    """What :class:`CLIP` finds in OpenCLIP's tables, for a plan that does not import it (5 s)."""
-    config = published_clip(model)
-    if config is None or config.get("quick_gelu") or Path(model).is_dir():
-        return False
-    name, tag = model.replace("/", "-"), (pretrained or "").lower().replace("-", "_")
-    return tag in QUICK_GELU_TAGS or (name, tag) in QUICK_GELU_PAIRS
-
-
-def published_clip(model: str) -> dict[str, Any] | None:
-    """OpenCLIP's description of a model, without importing it; None if it has none."""
-    found = importlib.util.find_spec("open_clip")
-    places = (found.submodule_search_locations or []) if found else []
-    files = (Path(p, "model_configs", f"{model.replace('/', '-')}.json") for p in places)
-    file = next((f for f in files if f.is_file()), None)
-    return None if file is None else dict(json.loads(file.read_text()))
 
 
 def clip_side(source: str) -> int:

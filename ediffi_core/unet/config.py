@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
-from ediffi_core.conditioning import EmbeddingSpec
-from ediffi_core.unet.blocks import Norm, groups_of, heads_of
+from ediffi_core.embeddings import EmbeddingSpec
 
 Layout = Literal["adm", "efficient"]
+Norm = Literal["group", "pixel"]
+
+
+def groups_of(channels: int) -> int:
+    """Groups of a group norm; for a multiple of 4 they have at least 4 channels each."""
+    return math.gcd(32, channels // 4)
+
+
+def heads_of(channels: int, head_channels: int) -> int:
+    """Heads of an attention; one, where a head is wider than the level."""
+    return max(1, channels // head_channels)
 
 
 class FieldError(ValueError):

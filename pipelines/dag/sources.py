@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ediffi_core.encoders import PACKAGE, located
+from ediffi_core.published import PACKAGE, located
 from pipelines.data.files import find
 from pipelines.data.formats.shard import SourceShard
 from pipelines.data.identity import identify as content_of

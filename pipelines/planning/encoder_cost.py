@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ediffi_core.encoders import located, published_clip
+from ediffi_core.published import located, published_clip
 from pipelines.spec.gpus import ASSUMED, GPUS, Assumptions
 
 SECONDS_AN_HOUR = 3600

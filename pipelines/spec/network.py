@@ -8,8 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from ediffi_core.unet import PRESETS, FieldError, UNetConfig
-from ediffi_core.unet.blocks import Norm
-from ediffi_core.unet.config import Layout
+from ediffi_core.unet.config import Layout, Norm
 from pipelines.spec.base import Strict
 
 DEFAULT = "demo"

@@ -18,7 +18,7 @@ from pydantic import (
 
 from ediffi_core import tree
 from ediffi_core.noise import NoiseDistribution
-from ediffi_core.sampling import SOLVERS
+from ediffi_core.solver_names import SOLVER_NAMES
 from ediffi_core.unet import PRESETS, FieldError
 from pipelines.spec.adaptive import Adaptive
 from pipelines.spec.base import Labels, Strict
@@ -171,8 +171,9 @@ class Sampling(Strict):
 
     @model_validator(mode="after")
     def known(self) -> Self:
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver {self.solver!r} is unknown; there are {', '.join(SOLVERS)}")
+        if self.solver not in SOLVER_NAMES:
+            known = ", ".join(SOLVER_NAMES)
+            raise ValueError(f"solver {self.solver!r} is unknown; there are {known}")
         return self
 
 
