@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.dag.plan import Plan, Verdict, folder_of
-from pipelines.data.earlier import Copier, Earlier, content_of, picture_id
 from pipelines.data.filters import sift
 from pipelines.data.formats.shard import SourceShard, is_image
 from pipelines.data.pool import pool_of, whole_in
@@ -25,7 +24,10 @@ from pipelines.spec.data import Source
 from pipelines.spec.gpus import ASSUMED
 from pipelines.spec.pipeline import Embedding, Encoders, Spec
 from pipelines.store.artifacts import Store
-from pipelines.store.dataset import Version
+from pipelines.store.dataset import FILE, Version
+
+if TYPE_CHECKING:
+    from pipelines.data.earlier import Earlier
 
 READ_BYTES = 2**31
 """Of files whose rows are compared with earlier ones; they have just been read to be hashed."""
@@ -80,6 +82,8 @@ def _work(
     }
     if not todo:
         return work
+    from pipelines.data.earlier import Earlier
+
     encoders = plan.spec.encoders
     kept = last["rows"] / last["read"] if last.get("read") else 1.0
     earlier = Earlier.of(store, pool, shards, todo, Version.latest(store, verdict.node.id), there)
@@ -109,6 +113,8 @@ def _compared(
     """
     if not earlier.paths and not earlier.named:
         return {}
+    from pipelines.data.earlier import Copier, content_of, picture_id
+
     source: Source = getattr(plan.spec.data, verdict.node.name)
     filters = source.filters.for_sides(verdict.node.settings["recipe"]["resolutions"])
     found, left = {}, READ_BYTES
@@ -170,8 +176,6 @@ def _to_embed(
 
 def _last(store: Store, verdict: Verdict) -> dict[str, Any]:
     """What the version made last of this name teaches; empty if there is none."""
-    from pipelines.store.dataset import FILE
-
     pointer = store.read_json(f"nodes/{verdict.node.id}.latest.json")
     folder = folder_of(verdict.node, pointer["fingerprint"]) if pointer else ""
     stats = store.read_json(f"{folder}/stats.json") if pointer else None

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 Lender = Callable[[int], Bytes]
 """Gives so many bytes of memory, of any content, that are the caller's own."""
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+ITEM_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 SCALE_BYTES = 4  # of int8: every token is led by its float32 scale
 
 
@@ -27,11 +29,20 @@ def fresh(count: int) -> Bytes:
 # -- tokens and vectors ------------------------------------------------------------------------
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """The floating-point type of ``fp16``, ``bf16`` or ``fp32``."""
+    import torch
+
+    return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
 def packed(values: Tensor, precision: str) -> bytes:
     """[..., dim] → little-endian bytes; ValueError where the precision cannot hold a value.
 
     ``int8`` keeps a token as its largest magnitude / 127 (float32) and rounded multiples of it.
     """
+    import torch
+
     values = values.detach().cpu()
     if not holds(values, precision):
         raise ValueError(f"values that are not finite in {precision}")
@@ -40,25 +51,27 @@ def packed(values: Tensor, precision: str) -> bytes:
         scale = values.abs().amax(dim=-1, keepdim=True) / 127
         steps = (values / scale.clamp(min=torch.finfo(torch.float32).tiny)).round().to(torch.int8)
         return torch.cat([scale.view(torch.uint8), steps.view(torch.uint8)], -1).numpy().tobytes()
-    values = values.to(DTYPES[precision]).contiguous()
+    values = values.to(dtype_of(precision)).contiguous()
     return values.view(torch.uint8).numpy().tobytes()
 
 
 def holds(values: Tensor, precision: str) -> bool:
     """Whether values can be kept, and read again: finite, and no larger than the type's largest."""
-    dtype = torch.float16 if precision == "int8" else DTYPES[precision]  # what int8 is read as
+    dtype = dtype_of("fp16" if precision == "int8" else precision)  # what int8 is read as
     return bool(values.to(dtype).isfinite().all())
 
 
 def token_bytes(dim: int, precision: str) -> int:
-    return dim + SCALE_BYTES if precision == "int8" else dim * DTYPES[precision].itemsize
+    return dim + SCALE_BYTES if precision == "int8" else dim * ITEM_BYTES[precision]
 
 
 def unpacked(raw: Bytes, precision: str) -> Tensor:
     """The values of [..., bytes a token] uint8, in the stored dtype; float16 from ``int8``."""
+    import torch
+
     data = torch.from_numpy(raw)
     if precision != "int8":
-        return data.view(DTYPES[precision])
+        return data.view(dtype_of(precision))
     scale = data[..., :SCALE_BYTES].contiguous().view(torch.float32)
     return (data[..., SCALE_BYTES:].view(torch.int8) * scale).half()
 
@@ -67,6 +80,8 @@ def padded(
     rows: Sequence[Bytes], dim: int, precision: str, memory: Lender = fresh
 ) -> tuple[Tensor, Tensor]:
     """Packed rows of any length → tokens [N, L, dim], and the mask [N, L] of those that are."""
+    import torch
+
     width = token_bytes(dim, precision)
     lengths = [len(row) // width for row in rows]
     longest = max(lengths, default=0)
@@ -115,6 +130,8 @@ def square(pixels: Bytes, side: int, place: float) -> Bytes:
 
 def as_images(pixels: Bytes, memory: Lender = fresh) -> Tensor:
     """[N, H, W, 3] uint8 → [N, 3, H, W] float32 in [-1, 1]."""
+    import torch
+
     channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     x = torch.from_numpy(memory(4 * pixels.size)).view(torch.float32).view(channels_first.shape)
     return x.copy_(channels_first).div_(127.5).sub_(1)
