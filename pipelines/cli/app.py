@@ -59,12 +59,13 @@ def opened(
 def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) -> tuple[Any, Any]:
     """The store, and the execution that was asked for (the last one by default)."""
     from pipelines.runs.execution import by_id, latest
-    from pipelines.spec import pipeline as specs
-    from pipelines.store import remote
     from pipelines.store.artifacts import Store
 
     pipeline = None
     if spec is not None:
+        from pipelines.spec import pipeline as specs
+        from pipelines.store import remote
+
         loaded = specs.load(spec)
         remote.use(loaded.s3.variables())
         pipeline, storage = loaded.name, storage or loaded.storage
