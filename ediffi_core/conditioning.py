@@ -11,38 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ediffi_core import draws
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbeddingSpec:
-    """One embedding of the conditioning. Adding an encoder means adding one of these."""
-
-    name: str
-    """Name in the shards, such as ``t5``, ``clip_text``, ``clip_text_pooled``, ``clip_image``."""
-
-    dim: int
-    """Width of its vectors."""
-
-    kind: Literal["sequence", "pooled"]
-    """Token vectors for cross-attention, or one vector that is added to the noise embedding."""
-
-    source: str = ""
-    """Dropout group; empty for its own. CLIP's text sequence and pooled vector share one."""
-
-    attended: bool = False
-    """Whether a pooled vector is also a token for cross-attention (eDiff-I's CLIP image)."""
-
-    def __post_init__(self) -> None:
-        if self.dim < 1 or self.kind not in ("sequence", "pooled"):
-            raise ValueError(
-                f"embedding {self.name!r} needs dim >= 1 and kind 'sequence' or 'pooled', "
-                f"got dim={self.dim}, kind={self.kind!r}"
-            )
-
-    @property
-    def group(self) -> str:
-        """Name of the dropout group."""
-        return self.source or self.name
+from ediffi_core.embeddings import EmbeddingSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ediffi_core.ema_length import gamma_of
+
 Weights = Mapping[str, Tensor]
 
 
@@ -64,15 +66,6 @@ class PowerEMA:
         for length, gamma in self.gammas.items():
             keep = ((images - batch) / images) ** (gamma + 1)
             torch._foreach_lerp_(list(self.weights[length].values()), now, 1 - keep)
-
-
-def gamma_of(length: float) -> float:
-    """The exponent γ of an average of relative width σ_rel: ``σ_rel² = (γ+1)/((γ+2)²(γ+3))``."""
-    if not 0 < length < 12**-0.5:  # the longest is γ = 0, the plain mean
-        raise ValueError(f"a power average's length must lie in (0, 0.288), got {length}")
-    inverse = length**-2
-    roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
-    return float(roots.real.max())
 
 
 def reconstruct(

@@ -6,7 +6,6 @@ module imports transformers and open_clip, and only when an encoder is loaded.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -17,8 +16,10 @@ import torch
 from torch import Tensor
 
 from ediffi_core.checkpoint import weights_sha256
-from ediffi_core.conditioning import Conditioning, EmbeddingSpec
+from ediffi_core.conditioning import Conditioning
 from ediffi_core.control import TokenSpans
+from ediffi_core.embeddings import EmbeddingSpec
+from ediffi_core.published import resolve_source
 
 EmbeddingKind = Literal["sequence", "pooled"]
 """One vector per token, or one vector per text."""
@@ -28,29 +29,6 @@ MAX_TOKENS = 256
 
 BATCH_TOKENS = 8192
 """Tokens per batch, including padding; bounds an encoder's memory."""
-
-
-PACKAGE = "package:"
-"""Prefix of an encoder in an installed Python package: ``package:NAME/FOLDER``."""
-
-
-def resolve_source(source: str) -> str:
-    """Replace ``package:NAME/FOLDER`` by its folder; return a published name or folder unchanged.
-
-    Raises:
-        ValueError: The package is not installed, or lacks the folder.
-    """
-    if not source.startswith(PACKAGE):
-        return source
-    name, _, inside = source.removeprefix(PACKAGE).partition("/")
-    found = importlib.util.find_spec(name) if name.isidentifier() else None
-    roots = (found.submodule_search_locations or []) if found else []
-    folders = [Path(root) / inside for root in roots]
-    folder = next((f for f in folders if f.is_dir()), None)
-    if folder is None:
-        lacks = f"has no folder {inside!r}" if roots else "is not installed here"
-        raise ValueError(f"{source!r} cannot be read: the package {name!r} {lacks}")
-    return str(folder)
 
 
 class FrozenEncoder:
@@ -86,7 +64,7 @@ class TextEncoder(FrozenEncoder):
     def __init__(self, source: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32):
         """
         Args:
-            source: published name, folder or package; see :func:`resolve_source`.
+            source: published name, folder or package; see :mod:`ediffi_core.published`.
         """
         from transformers import AutoModelForTextEncoding, AutoTokenizer
 
@@ -172,7 +150,7 @@ class CLIP(FrozenEncoder):
     ):
         """
         Args:
-            source: OpenCLIP model name, folder or package; see :func:`resolve_source`.
+            source: OpenCLIP model name, folder or package; see :mod:`ediffi_core.published`.
             pretrained: tag of the weights; unused for a folder.
             follow_tag: False for the activation of the model's own configuration, even if the
                 weights need another. Older ensembles were trained that way.
@@ -338,39 +316,6 @@ def _follows_tag(model: str, pretrained: str | None) -> bool:
             "uses QuickGELU; name the model without -quickgelu"
         )
     return wants and not has
-
-
-QUICK_GELU_TAGS = frozenset(
-    ("openai", "yfcc15m", "cc12m", "metaclip_400m", "metaclip_fullcc", "dfn2b", "dfn5b")
-)
-"""Tags whose weights need QuickGELU in every model."""
-
-QUICK_GELU_PAIRS = frozenset(
-    (
-        ("ViT-B-32", "laion400m_e31"),
-        ("ViT-B-32", "laion400m_e32"),
-        ("ViT-H-14-worldwide", "metaclip2_worldwide"),
-    )
-)
-"""Further (model, tag) pairs whose weights need QuickGELU."""
-
-
-def tag_changes_activation(model: str, pretrained: str | None) -> bool:
-    """``CLIP.follows_tag`` without importing OpenCLIP, which takes 5 s."""
-    config = published_clip(model)
-    if config is None or config.get("quick_gelu") or Path(model).is_dir():
-        return False
-    name, tag = model.replace("/", "-"), (pretrained or "").lower().replace("-", "_")
-    return tag in QUICK_GELU_TAGS or (name, tag) in QUICK_GELU_PAIRS
-
-
-def published_clip(model: str) -> dict[str, Any] | None:
-    """OpenCLIP's configuration of a model, without importing OpenCLIP; None if unknown."""
-    found = importlib.util.find_spec("open_clip")
-    roots = (found.submodule_search_locations or []) if found else []
-    files = (Path(r, "model_configs", f"{model.replace('/', '-')}.json") for r in roots)
-    file = next((f for f in files if f.is_file()), None)
-    return None if file is None else dict(json.loads(file.read_text()))
 
 
 def clip_side(source: str) -> int:

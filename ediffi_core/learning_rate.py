@@ -1,4 +1,4 @@
-"""The learning rate of a step: a function of the clock of images alone."""
+"""The learning rate of a step: a function of the number of images seen and nothing else."""
 
 from __future__ import annotations
 
@@ -13,36 +13,40 @@ Schedule = Literal["constant", "cosine", "linear", "inverse_sqrt"]
 class LearningRate:
     """A warm-up from zero, then a schedule, over the images that one node trains on.
 
-    With s the images since ``begin`` at the start of a step, w the warm-up and L = end − begin:
+    Let s be the images seen since ``begin`` at the start of a step, w the warm-up, L = end − begin:
 
     - ``constant``: peak, until the end
-    - ``linear``: peak (1 − t), with t = (s − w) / (L − w) from the warm-up's end to the node's
+    - ``linear``: peak (1 − t), where t = (s − w) / (L − w) runs from 0 after the warm-up to 1
     - ``cosine``: peak (1 + cos πt) / 2
     - ``inverse_sqrt``: peak / √max(s / decay_images, 1) (EDM2, arXiv:2312.02696)
 
-    The warm-up multiplies by (s + batch) / w until that is 1. A node that continues another begins
-    where that one ended: its warm-up and its schedule start anew, as a child's do. Only
-    ``constant``, which has nothing to start anew, goes on from the clock's own zero.
+    The warm-up multiplies the rate by (s + batch) / w until that factor is 1. A node that continues
+    another has the other's end as its ``begin``, so its warm-up and schedule restart, as a child's
+    do. The exception is ``constant``: it has no schedule to restart, and counts s from image 0.
     """
 
     peak: float
+    """The highest rate."""
+
     end: int
-    """The clock at which the node ends."""
+    """Images seen when the node ends."""
 
     begin: int = 0
-    """The clock at which it begins: not 0 for one that continues another."""
+    """Images seen when the node begins; above 0 if it continues another."""
 
     schedule: Schedule = "constant"
     warmup_images: int = 0
+    """Images over which the rate rises from zero to the schedule; 0: no warm-up."""
+
     decay_images: int | None = None
-    """Images at the peak before ``inverse_sqrt`` falls."""
+    """Images at the peak rate before ``inverse_sqrt`` starts to fall; other schedules ignore it."""
 
     def __post_init__(self) -> None:
         if self.schedule == "inverse_sqrt" and not self.decay_images:
             raise ValueError("inverse_sqrt needs decay_images, from 1: the images at the peak")
 
     def at(self, images: int, batch: int) -> float:
-        """Of the step that takes the clock from ``images`` to ``images + batch``."""
+        """The learning rate of the step from ``images`` to ``images + batch`` images seen."""
         since = images if self.schedule == "constant" else images - self.begin
         warmup = self.warmup_images
         ramp = min(1.0, (since + batch) / warmup) if warmup else 1.0

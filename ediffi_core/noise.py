@@ -1,12 +1,19 @@
-"""The training noise p(σ), its quantiles and intervals, and the sampling grid. All in float64."""
+"""The training noise p(σ), its quantiles and intervals, and the sampling grid. All in float64.
+
+Plans and reports need only numbers: they import this module without torch. Methods that take
+tensors import torch when they are called.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from ediffi_core.normal import normal_quantile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +29,24 @@ class NoiseDistribution:
 
     def sigma(self, q: Tensor) -> Tensor:
         """σ at quantile q: ``exp(P_mean + P_std Φ⁻¹(q))``, float64; 0 at q = 0 and ∞ at q = 1."""
+        import torch
+
         return torch.exp(self.P_mean + self.P_std * torch.special.ndtri(q.double()))
+
+    def sigma_at(self, q: float) -> float:
+        """:meth:`sigma` of one quantile, without torch; the two agree to the last few bits."""
+        return math.exp(self.P_mean + self.P_std * normal_quantile(q))
 
     def quantile(self, sigma: Tensor) -> Tensor:
         """The share of p(σ) below σ, float64; the inverse of :meth:`sigma`."""
+        import torch
+
         return torch.special.ndtr((torch.log(sigma.double()) - self.P_mean) / self.P_std)
 
     def density(self, sigma: Tensor) -> Tensor:
         """p per unit of ln σ, float64."""
+        import torch
+
         z = (torch.log(sigma.double()) - self.P_mean) / self.P_std
         return torch.exp(-0.5 * z**2) / (self.P_std * math.sqrt(2 * math.pi))
 
@@ -38,7 +55,7 @@ class NoiseDistribution:
 class SamplerDensity:
     """Where a sampler on EDM's grid spends its steps: σ^(1/ρ) is uniform (EDM's equation 5).
 
-    Config D's ``E9_511`` has 0.2 % of p(σ), and a third of this.
+    The expert ``E9_511`` of eDiff-I's Config D covers 0.2 % of p(σ), but a third of the steps.
     """
 
     sigma_min: float = 0.002
@@ -59,11 +76,18 @@ class SamplerDensity:
         lo, hi = self._ends
         return ((sigma.double() ** (1 / self.rho) - lo) / (hi - lo)).clamp(0, 1)
 
+    def quantile_at(self, sigma: float) -> float:
+        """:meth:`quantile` of one σ (0 and ∞ too), without torch."""
+        lo, hi = self._ends
+        return min(max((sigma ** (1 / self.rho) - lo) / (hi - lo), 0.0), 1.0)
+
     def density(self, sigma: Tensor) -> Tensor:
-        """Per unit of ln σ, float64; 0 beyond the grid."""
+        """The density per unit of ln σ, float64; 0 beyond the grid."""
+        import torch
+
         lo, hi = self._ends
         root = sigma.double() ** (1 / self.rho)
-        # The roots of the ends themselves are rounded.
+        # The roots of the two ends are rounded too.
         inside = (root > lo * (1 - 1e-12)) & (root < hi * (1 + 1e-12))
         return torch.where(inside, root / (self.rho * (hi - lo)), 0.0)
 
@@ -86,18 +110,24 @@ class Interval:
             )
 
     def holds(self, other: Interval) -> bool:
-        """Whether the other is within this one."""
+        """Whether the other interval lies within this one."""
         return self.q_lo <= other.q_lo and other.q_hi <= self.q_hi
 
     def bounds(self, noise: NoiseDistribution) -> tuple[float, float]:
         """``(σ_lo, σ_hi)``: the expert works on σ_lo <= σ < σ_hi; 0 and inf at the ends."""
-        lo, hi = noise.sigma(torch.tensor([self.q_lo, self.q_hi], dtype=torch.float64)).tolist()
-        return lo, hi
+        return noise.sigma_at(self.q_lo), noise.sigma_at(self.q_hi)
 
     def draw(self, u: Tensor, noise: NoiseDistribution) -> Tensor:
-        """Maps ``u ~ U[0, 1)`` to ``σ ~ p(σ | this interval)``, float64 (float32 loses the top)."""
+        """Map ``u ~ U[0, 1)`` to ``σ ~ p(σ | this interval)``.
+
+        Args:
+            u: Uniform draws, of any shape.
+
+        Returns:
+            σ in float64, of u's shape (float32 would lose the highest noise levels).
+        """
         q = self.q_lo + (self.q_hi - self.q_lo) * u.double()
-        # A u next to 1 rounds up to q_hi. So that σ is never 0, infinite or the next expert's:
+        # A u next to 1 rounds up to q_hi. Clamping keeps σ finite, above 0 and in this interval.
         lo, hi = self.bounds(noise)
         return noise.sigma(q.clamp(2.0**-54, 1 - 2.0**-53)).clamp(lo, math.nextafter(hi, 0))
 
@@ -106,7 +136,7 @@ EVERYTHING = Interval(0.0, 1.0)
 
 
 def sigma_text(low: float, high: float) -> str:
-    """An interval of σ for people: ``0.3012 ≤ σ < 1.2``."""
+    """An interval of σ as text: ``0.3012 ≤ σ < 1.2``; "all σ" from 0 to infinity."""
     if low == 0 and high == math.inf:
         return "all σ"
     if low == 0:
@@ -117,7 +147,16 @@ def sigma_text(low: float, high: float) -> str:
 def edm_grid(
     num_steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> Tensor:
-    """EDM's noise levels (equation 5): ``num_steps`` falling values, then 0. [num_steps + 1]"""
+    """EDM's noise levels (equation 5): ``num_steps`` falling values, then 0.
+
+    Returns:
+        [num_steps + 1] float64.
+
+    Raises:
+        ValueError: Fewer than 1 step, or not 0 < sigma_min < sigma_max.
+    """
+    import torch
+
     if num_steps < 1:
         raise ValueError(f"a sampling grid needs at least 1 step, got {num_steps}")
     if not 0 < sigma_min < sigma_max:

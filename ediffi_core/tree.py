@@ -1,4 +1,8 @@
-"""The expert tree: names such as E2_3, the slice of p(σ) each stands for, complements, covers."""
+"""The expert tree: experts' names such as E2_3, their intervals of p(σ), and complements.
+
+Level l cuts p(σ) into 2^l equal shares (eDiff-I, section 4.1). An ensemble picks experts of any
+levels; the complement ``M_C`` covers what they leave. Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,23 @@ from ediffi_core.noise import EVERYTHING, Interval
 
 COMPLEMENT = "M_C"
 ROOT = "E0_0"
-_NAME = re.compile(r"E(0|[1-9][0-9]*)_(0|[1-9][0-9]*)")  # one name for one expert
+_NAME = re.compile(r"E(0|[1-9][0-9]*)_(0|[1-9][0-9]*)")  # no leading zeros: names are unique
 
 
 def level_and_index(name: str) -> tuple[int, int]:
-    """``"E2_3"`` → ``(2, 3)``; index 0 is the LOWEST noise of the level (eDiff-I section 4.1)."""
+    """Parse an expert's name: ``"E2_3"`` → ``(2, 3)``.
+
+    Returns:
+        Level, and index in the level; index 0 has the LOWEST noise (eDiff-I, section 4.1).
+
+    Raises:
+        ValueError: The name is not of this form, its index is not below 2^level, or its level is
+            above 50.
+    """
     match = _NAME.fullmatch(name)
     if not match:
         raise ValueError(
-            f"{name!r} names no expert; write E<level>_<index> such as E1_0, or {COMPLEMENT}"
+            f"{name!r} is not an expert's name; write E<level>_<index>, as E1_0, or {COMPLEMENT}"
         )
     level, index = int(match[1]), int(match[2])
     if level > 50:
@@ -30,7 +42,11 @@ def level_and_index(name: str) -> tuple[int, int]:
 
 
 def parent(name: str) -> str | None:
-    """The expert whose checkpoint this one starts from: E2_3 → E1_1 → E0_0 → None; M_C → E0_0."""
+    """The expert whose checkpoint this one starts from: E2_3 → E1_1 → E0_0 → None; M_C → E0_0.
+
+    Raises:
+        ValueError: This is not an expert's name.
+    """
     if name == COMPLEMENT:
         return ROOT
     level, index = level_and_index(name)
@@ -38,13 +54,21 @@ def parent(name: str) -> str | None:
 
 
 def interval(name: str) -> Interval:
-    """The equal-probability slice of a tree expert: level l has 2^l of them."""
+    """The interval of p(σ) that a tree expert covers: one of 2^level equal shares.
+
+    Raises:
+        ValueError: This is not a tree expert's name; for ``M_C`` see :func:`complement`.
+    """
     level, index = level_and_index(name)
     return Interval(index / 2**level, (index + 1) / 2**level)
 
 
 def complement(names: list[str]) -> Interval:
-    """What the named experts leave of p(σ): the interval of the complement model M_C."""
+    """The interval of the complement ``M_C``: the part of p(σ) that the named experts leave.
+
+    Raises:
+        ValueError: They leave nothing, or more than one interval, or they overlap.
+    """
     lo, hi = 0.0, 1.0
     for piece in sorted((interval(n) for n in names), key=lambda i: i.q_lo):
         if piece.q_lo == lo:
@@ -60,13 +84,21 @@ def complement(names: list[str]) -> Interval:
 
 
 def intervals_of(names: list[str]) -> dict[str, Interval]:
-    """Every named expert's interval, the complement's worked out from the others."""
+    """Expert → its interval; that of ``M_C``, if named, follows from the others.
+
+    Raises:
+        ValueError: A name is not an expert's, or the others leave no single interval to ``M_C``.
+    """
     others = [n for n in names if n != COMPLEMENT]
     return {n: complement(others) if n == COMPLEMENT else interval(n) for n in names}
 
 
 def check_cover(experts: Mapping[str, Interval]) -> None:
-    """Raises ValueError unless the intervals cover p(σ) exactly once."""
+    """Check that the intervals cover p(σ) exactly once.
+
+    Raises:
+        ValueError: There is a gap or an overlap; the message names the experts beside it.
+    """
     reached, last = EVERYTHING.q_lo, "the low end"
     for name, piece in sorted(experts.items(), key=lambda item: item[1].q_lo):
         if piece.q_lo > reached:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ediffi_core.conditioning import Tokens
-from ediffi_core.unet.blocks import Norm, heads_of, make_norm, zero_init
+from ediffi_core.unet.blocks import make_norm, zero_init
+from ediffi_core.unet.config import Norm, heads_of
 
 
 def split(x: Tensor, heads: int) -> Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ediffi_core.unet.config import Norm, groups_of
+
 Resample = Literal["none", "down", "up"]
-Norm = Literal["group", "pixel"]
 
 
 def zero_init(module: nn.Module) -> nn.Module:
@@ -34,16 +34,6 @@ class PixelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + 1e-6)
         return x * scale.to(x.dtype) * self.weight.to(x.dtype)[:, None, None]
-
-
-def groups_of(channels: int) -> int:
-    """Number of groups of a group norm: up to 32, of at least 4 channels each."""
-    return math.gcd(32, channels // 4)
-
-
-def heads_of(channels: int, head_channels: int) -> int:
-    """Number of attention heads of ``head_channels`` each, at least 1."""
-    return max(1, channels // head_channels)
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:

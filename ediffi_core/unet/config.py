@@ -1,21 +1,32 @@
-"""What fixes a network's weights and their meaning, and the paper's networks as presets."""
+"""Configurations of U-Nets, and the networks of the paper and of the demo as presets. No torch."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
-from ediffi_core.conditioning import EmbeddingSpec
-from ediffi_core.unet.blocks import Norm, groups_of, heads_of
+from ediffi_core.embeddings import EmbeddingSpec
 
 Layout = Literal["adm", "efficient"]
+Norm = Literal["group", "pixel"]
+
+
+def groups_of(channels: int) -> int:
+    """Groups of a group norm; for a multiple of 4 they have at least 4 channels each."""
+    return math.gcd(32, channels // 4)
+
+
+def heads_of(channels: int, head_channels: int) -> int:
+    """Heads of an attention; one, where a head is wider than the level."""
+    return max(1, channels // head_channels)
 
 
 class FieldError(ValueError):
-    """What is wrong with a field of a configuration, and which field it is."""
+    """A field of a configuration has a wrong value; ``field`` is its name."""
 
     def __init__(self, text: str, field: str = "") -> None:
         super().__init__(text)
@@ -24,49 +35,58 @@ class FieldError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    """Everything that fixes a network's weights and their meaning; stored in its checkpoints."""
+    """Everything that determines a network's weights and their meaning; stored in its checkpoints.
+
+    Raises:
+        FieldError: No such network can be built, or it would fail when it runs.
+    """
 
     resolution: int
-    """Side of the pictures (or crops) it is trained on; only the attention levels depend on it."""
+    """Side in pixels of the pictures (or crops) in training. It decides on which levels attention
+    takes place; the network accepts other sides too, see :attr:`factor`."""
 
     channels: int
-    """Width of the first level."""
+    """Channels of the first level."""
 
     channel_mult: tuple[int, ...]
-    """Width of every level, as a multiple of ``channels``; each level halves the side."""
+    """Channels of each level, as multiples of ``channels``; each level halves the side."""
 
     blocks: int | tuple[int, ...]
-    """Residual blocks a level on the way down, one number for all or one each."""
+    """Residual blocks of each level on the way down: one number for all levels, or one each."""
 
     layout: Layout = "adm"
-    """``adm``: resampling inside residual blocks, the first level at full resolution, one block
-    more on the way up. ``efficient``: every level halves the side before its blocks and doubles
-    it behind them, so that no block works at full resolution (Imagen's, shifted in depth)."""
+    """``adm``: residual blocks resample, the first level works at full resolution, and the way up
+    has one block more a level. ``efficient`` (after Imagen's Efficient U-Net): every level halves
+    the side before its blocks and doubles it after them, so no block works at full resolution."""
 
     self_attention: tuple[int, ...] = ()
-    """Sides at which blocks are followed by attention among pixels."""
+    """Sides at which attention among pixels follows the blocks."""
 
     cross_attention: tuple[int, ...] = ()
-    """Sides at which blocks are followed by attention to the tokens."""
+    """Sides at which attention to the tokens follows the blocks."""
 
     head_channels: int = 64
+    """Channels of an attention head."""
+
     token_dim: int = 256
     """Width of the tokens that cross-attention reads."""
 
     norm: Norm = "group"
-    """``pixel`` keeps the receptive field finite: what is trained on crops and run in tiles."""
+    """Normalization. ``pixel`` normalizes each pixel by itself, so the receptive field stays finite
+    and a network trained on crops can run in tiles; ``group`` is group normalization."""
 
     embeddings: tuple[EmbeddingSpec, ...] = ()
+    """The embeddings that the network is conditioned on."""
+
     image_channels: int = 3
     low_res: bool = False
-    """Super-resolution: reads a small picture beside the noisy one."""
+    """Super-resolution: the network reads a small picture beside the noisy one."""
 
     residual: bool = False
-    """Super-resolution: predicts the difference from the enlarged small picture (SRDiff, Li et al.
-    2022). ``sigma_data`` is then the standard deviation of that difference, about 0.1 to 0.2."""
+    """Super-resolution: predict the difference from the enlarged small picture (SRDiff,
+    Li et al. 2022); ``sigma_data`` is then the difference's standard deviation, 0.1 to 0.2."""
 
     def __post_init__(self) -> None:
-        """FieldError for a network that could not be built, or that would fail when it is run."""
         self._check_numbers()
         self._check_sides()
         self._check_widths()
@@ -117,7 +137,7 @@ class UNetConfig:
                 )
 
     def _check_widths(self) -> None:
-        """That heads and groups divide the channels of every layer that has them."""
+        """Check that heads and groups divide the channels of every layer that has them."""
         if self.channels % 2:
             raise FieldError(
                 f"channels must be even, for the sines and cosines of the noise level, got "
@@ -144,11 +164,12 @@ class UNetConfig:
 
     @property
     def levels(self) -> int:
+        """The number of levels."""
         return len(self.channel_mult)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of every level's blocks."""
+        """Channels of the blocks of each level."""
         return tuple(self.channels * m for m in self.channel_mult)
 
     @property
@@ -158,22 +179,23 @@ class UNetConfig:
 
     @property
     def factor(self) -> int:
-        """Sides of pictures must be multiples of this."""
+        """Number of which the sides of all pictures must be multiples."""
         return 2 ** (self.levels - (self.layout == "adm"))
 
     @property
     def sides(self) -> list[int]:
-        """Side of every level's blocks, at the training resolution."""
+        """Side in pixels of the blocks of each level, at the training resolution."""
         first = self.layout == "efficient"
         return [self.resolution >> (i + first) for i in range(self.levels)]
 
     @property
     def blocks_by_level(self) -> tuple[int, ...]:
+        """Residual blocks of each level on the way down."""
         return self.blocks if isinstance(self.blocks, tuple) else (self.blocks,) * self.levels
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON keeps it. A field that is younger than the first checkpoints is left out at its
-        default, so that their cards and fingerprints stay the same."""
+        """The configuration for JSON. ``residual`` is left out while it is False: checkpoints from
+        before it was added keep their model cards and fingerprints."""
         found = dataclasses.asdict(self)
         if not self.residual:
             del found["residual"]
@@ -181,13 +203,13 @@ class UNetConfig:
 
     @staticmethod
     def from_dict(d: Mapping[str, Any]) -> UNetConfig:
-        """The inverse of :meth:`to_dict`, also after JSON has made lists of the tuples."""
+        """The inverse of :meth:`to_dict`; tuples may have become lists in JSON."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
         values["embeddings"] = tuple(EmbeddingSpec(**e) for e in d["embeddings"])
         return UNetConfig(**values)
 
 
-# eDiff-I's three encoders; the order of the tokens is our default.
+# eDiff-I's three encoders; the order of the tokens is our choice.
 PAPER_EMBEDDINGS = (
     EmbeddingSpec(name="clip_text", dim=768, kind="sequence"),
     EmbeddingSpec(name="t5", dim=4096, kind="sequence"),
@@ -197,15 +219,16 @@ PAPER_EMBEDDINGS = (
 
 
 class Size(NamedTuple):
+    """A network's weights and the cost of running it."""
+
     parameters: int
     gflops: float
-    """Of a forward pass of one picture at the training resolution, its sequences of 77 tokens;
-    a multiplication and an addition are 2."""
+    """10⁹ operations of a forward pass: one picture at the training resolution, token sequences of
+    77. A multiplication and an addition count as 2."""
 
 
-# Widths and depths of the paper's networks are remembered or ours (paper.md section 4): settings,
-# chosen so that Configs A to D add up to the published totals. Parameters and GFLOPs of a forward
-# pass at the training resolution stand in SIZES, and a test measures them.
+# Not all widths and depths of the paper's networks are known (paper.md, section 4). These are set
+# so that Configs A to D add up to the published totals. SIZES lists each network's size.
 PRESETS: dict[str, UNetConfig] = {
     "base64": UNetConfig(
         resolution=64,
@@ -241,7 +264,7 @@ PRESETS: dict[str, UNetConfig] = {
         embeddings=PAPER_EMBEDDINGS,
         low_res=True,
     ),
-    # 16×16 pictures on two CPU cores
+    # The demo: 16×16 pictures, trained on two CPU cores.
     "demo": UNetConfig(
         resolution=16,
         channels=32,
@@ -264,7 +287,7 @@ PRESETS: dict[str, UNetConfig] = {
         norm="pixel",
         low_res=True,
     ),
-    # what the tests train
+    # What the tests train.
     "smoke-sr": UNetConfig(
         resolution=16,
         channels=16,
@@ -289,7 +312,7 @@ PRESETS: dict[str, UNetConfig] = {
     ),
 }
 
-# As measured by a test; operations to four digits.
+# A test measures these; operations are given to four digits.
 SIZES: dict[str, Size] = {
     "base64": Size(993_416_515, 690.8),
     "sr256": Size(276_199_555, 454.7),

@@ -109,12 +109,13 @@ def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) 
         ValueError: There is no such execution.
     """
     from pipelines.runs.execution import by_id, latest
-    from pipelines.spec.loading import load
-    from pipelines.store import remote
     from pipelines.store.artifacts import Store
 
     pipeline = None
     if spec is not None:
+        from pipelines.spec.loading import load
+        from pipelines.store import remote
+
         loaded = load(spec)
         remote.export_settings(loaded.s3.variables())
         pipeline, storage = loaded.name, storage or loaded.storage

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-import torch
-
 from ediffi_core import tree
 from ediffi_core.noise import NoiseDistribution, SamplerDensity
 from pipelines.spec.adaptive import Adaptive
@@ -197,8 +195,8 @@ class _Grower:
         piece = tree.interval(name)
         if self.settings.weighting == "noise":
             return piece.q_hi - piece.q_lo
-        ends = torch.tensor(piece.bounds(self.noise), dtype=torch.float64)
-        return float(SamplerDensity().quantile(ends).diff())
+        low, high = (SamplerDensity().quantile_at(sigma) for sigma in piece.bounds(self.noise))
+        return high - low
 
     def _best_side(self) -> Side | None:
         """The affordable side with the highest rate; None to stop."""

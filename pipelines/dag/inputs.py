@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ediffi_core.encoders import tag_changes_activation
+from ediffi_core.published import tag_changes_activation
 from pipelines.dag.node import Node
 from pipelines.spec.pipeline import Spec
 

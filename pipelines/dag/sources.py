@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ediffi_core.encoders import PACKAGE, resolve_source
+from ediffi_core.published import PACKAGE, resolve_source
 from pipelines.data.files import list_files
 from pipelines.data.formats.shard import SourceShard
 from pipelines.data.identity import identify as identify_files

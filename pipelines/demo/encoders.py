@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
 
 WIDTH = 128
 """Width of CLIP's towers and embeddings."""
@@ -39,6 +38,7 @@ PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
 
 def write_t5(folder: Path, captions: Sequence[str], *, seed: int) -> None:
     """Write a 2-layer T5 encoder with random weights and a tokenizer trained on the captions."""
+    import torch
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers.trainers import BpeTrainer
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -96,9 +96,12 @@ def train_clip(
     Returns:
         The loss of the last batch.
     """
+    import numpy as np
     import open_clip
+    import torch
     from open_clip.factory import add_model_config
     from safetensors.torch import save_file
+    from torch import nn
     from torchvision.transforms.functional import pil_to_tensor, resize
 
     scratch = folder / "tiny-clip.json"
@@ -147,8 +150,10 @@ def train_clip(
 
 def _encode(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     """OpenCLIP's ``encode_text`` for sequences shorter than the context."""
+    import torch
+
     n = tokens.shape[1]
     x = model.token_embedding(tokens) + model.positional_embedding[:n]
     x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:n, :n]))
     pooled = x[torch.arange(len(x)), tokens.argmax(dim=1)] @ model.text_projection
-    return nn.functional.normalize(pooled, dim=1)
+    return torch.nn.functional.normalize(pooled, dim=1)

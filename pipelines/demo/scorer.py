@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipelines.demo import scenes
 from pipelines.demo.captions import Ask, parse
 from pipelines.demo.drawings import ARTISTS, CONCEPTS, HELD_OUT_ARTIST
 from pipelines.demo.scenes import GROUNDS, PLACES, Scene
 from pipelines.metrics import Metric, Pictures, Progress, Values
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pipelines.demo.scorer_network import Network
 
 NOTHING = len(CONCEPTS)
 """Class of an empty place."""
@@ -58,42 +61,6 @@ class Reading:
     """[N] index of the ground, −1 if no named colour is close."""
 
 
-class Network(nn.Module):
-    """Classifier of images [N, 3, 64, 64] in [-1, 1]."""
-
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-
-        def layer(c_in: int, c_out: int, stride: int) -> nn.Sequential:
-            return nn.Sequential(
-                nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()
-            )
-
-        w = width
-        self.trunk = nn.Sequential(
-            nn.Conv2d(3, w, 4, 4),
-            nn.BatchNorm2d(w),
-            nn.ReLU(),
-            layer(w, w, 1),
-            layer(w, 2 * w, 2),
-            layer(2 * w, 2 * w, 1),
-            layer(2 * w, 4 * w, 2),
-            layer(4 * w, 4 * w, 1),
-        )
-        self.concepts = nn.Linear(4 * w * 16, len(PLACES) * (NOTHING + 1))
-        self.artists = nn.Linear(4 * w * 16, len(ARTISTS))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """→ logits of concepts [N, 3, 37] and artists [N, 5], and pooled features [N, 128]."""
-        h = self.trunk(x)
-        flat = F.dropout(h.flatten(1), 0.3, self.training)
-        return (
-            self.concepts(flat).unflatten(1, (len(PLACES), -1)),
-            self.artists(flat),
-            h.mean((2, 3)),
-        )
-
-
 class EmojiScenes(Metric):
     """Concepts, places, grounds and styles of EmojiScenes; see :meth:`score`."""
 
@@ -107,7 +74,8 @@ class EmojiScenes(Metric):
         if type(images) is not int or images < BATCH:
             raise ValueError(f"`images:` must be at least {BATCH}, got {images!r}")
         self.images = images
-        self.network = Network().eval()
+        self.network: Network
+        """After :meth:`fit` or :meth:`open`."""
 
     def fit(
         self, folder: Path, *, resolutions: list[int], seed: int, progress: Progress
@@ -121,6 +89,11 @@ class EmojiScenes(Metric):
         Raises:
             ValueError: A resolution does not divide 64.
         """
+        import torch
+        from safetensors.torch import save_file
+
+        from pipelines.demo.scorer_network import Network
+
         if wrong := [r for r in resolutions if SIDE % r]:
             raise ValueError(f"resolutions must divide 64, not {wrong[0]}")
         count = min(RENDERINGS, self.images)
@@ -143,6 +116,9 @@ class EmojiScenes(Metric):
         seed: int,
         progress: Progress,
     ) -> None:
+        import torch
+        from torch.nn import functional as F
+
         steps = max(2, self.images // BATCH)
         optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=3e-3, weight_decay=0.05, fused=True
@@ -176,6 +152,9 @@ class EmojiScenes(Metric):
         self, prefix: str, resolutions: list[int], seed: int, package: str | None
     ) -> dict[str, float]:
         """Shares of scenes that are recognised correctly."""
+        import torch
+        from torch.nn import functional as F
+
         shown = [scenes.compose(seed, "validation", i) for i in range(CHECKED)]
         pictures = as_input(
             np.stack(
@@ -206,14 +185,21 @@ class EmojiScenes(Metric):
 
     def open(self, folder: Path) -> None:
         """Load the weights that :meth:`fit` wrote."""
+        from safetensors.torch import load_file
+
+        from pipelines.demo.scorer_network import Network
+
+        self.network = Network()
         self.network.load_state_dict(load_file(folder / _WEIGHTS))
         self.network.eval()
 
-    @torch.inference_mode()
     def _outputs(self, pictures: Pictures) -> tuple[Tensor, Tensor, Tensor]:
-        x = as_input(pictures)
-        parts = [self.network(upsampled(part)) for part in x.split(256)]
-        concepts, artists, features = (torch.cat(list(p)) for p in zip(*parts))
+        import torch
+
+        with torch.inference_mode():
+            x = as_input(pictures)
+            parts = [self.network(upsampled(part)) for part in x.split(256)]
+            concepts, artists, features = (torch.cat(list(p)) for p in zip(*parts))
         return concepts, artists, features
 
     def read(self, pictures: Pictures) -> Reading:
@@ -252,6 +238,9 @@ def without_things(x: Tensor, random: torch.Generator) -> Tensor:
     Half of them have their blocks shuffled, which keeps colours and destroys shapes. A quarter are
     a bare ground, a quarter noise.
     """
+    import torch
+    from torch.nn import functional as F
+
     count, half = len(x), len(x) // 2
     side = SIDE // _BLOCKS
     blocks = x[:half].unflatten(2, (_BLOCKS, side)).unflatten(4, (_BLOCKS, side))
@@ -294,6 +283,8 @@ def grounds(pictures: Pictures) -> NDArray[np.int64]:
 
 def as_input(pictures: Pictures) -> Tensor:
     """uint8 [N, R, R, 3] → [N, 3, R, R] in [-1, 1]"""
+    import torch
+
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -307,11 +298,15 @@ def upsampled(x: Tensor) -> Tensor:
     """Upsample bilinearly to the network's 64 pixels."""
     if x.shape[2] == SIDE:
         return x
+    from torch.nn import functional as F
+
     return F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
 
 
 def _targets(shown: list[Scene]) -> tuple[Tensor, Tensor]:
     """Concepts [N, 3] and artists [N] of scenes."""
+    import torch
+
     concepts = torch.full((len(shown), len(PLACES)), NOTHING)
     for n, scene in enumerate(shown):
         for item in scene.items:

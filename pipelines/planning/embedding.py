@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.dag.plan import Plan, Verdict, folder_of
 from pipelines.data.filters import apply_filters
 from pipelines.data.formats.shard import SourceShard, is_image
-from pipelines.data.row_reuse import ReuseIndex, RowCopier, content_hash, image_hash
 from pipelines.data.rows import Row
 from pipelines.data.shard_pool import complete_shards, pool_path
 from pipelines.data.sources import read_shard
@@ -28,7 +27,10 @@ from pipelines.spec.encoders import Encoders
 from pipelines.spec.gpus import ASSUMED
 from pipelines.spec.pipeline import Spec
 from pipelines.store.artifacts import Store
-from pipelines.store.dataset import Version
+from pipelines.store.dataset import FILE, Version
+
+if TYPE_CHECKING:
+    from pipelines.data.row_reuse import ReuseIndex
 
 MAX_READ_BYTES = 2**31
 """Bytes of changed files whose rows are compared with earlier ones; these files have just been read
@@ -87,6 +89,8 @@ def _work(
     }
     if not todo:
         return work
+    from pipelines.data.row_reuse import ReuseIndex
+
     encoders = plan.spec.encoders
     kept = last["rows"] / last["read"] if last.get("read") else 1.0
     reuse = ReuseIndex.build(
@@ -119,6 +123,8 @@ def _compare_pairs(
     """
     if not reuse.paths and not reuse.by_name:
         return {}
+    from pipelines.data.row_reuse import RowCopier, content_hash, image_hash
+
     source: Source = getattr(plan.spec.data, verdict.node.name)
     filters = source.filters.for_sides(verdict.node.settings["recipe"]["resolutions"])
     found, left = {}, MAX_READ_BYTES
@@ -180,8 +186,6 @@ def _to_embed(
 
 def _last_version(store: Store, verdict: Verdict) -> dict[str, Any]:
     """Statistics of the latest version of this data set; empty if there is none."""
-    from pipelines.store.dataset import FILE
-
     pointer = store.read_json(f"nodes/{verdict.node.id}.latest.json")
     folder = folder_of(verdict.node, pointer["fingerprint"]) if pointer else ""
     stats = store.read_json(f"{folder}/stats.json") if pointer else None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ediffi_core.encoders import published_clip, resolve_source
+from ediffi_core.published import published_clip, resolve_source
 from pipelines.spec.gpus import ASSUMED, GPUS, Assumptions
 
 SECONDS_PER_HOUR = 3600

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from ediffi_core.conditioning import EmbeddingSpec
+from ediffi_core.embeddings import EmbeddingSpec
 from ediffi_core.unet import UNetConfig
 
 TOKENS = 77

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from ediffi_core.conditioning import EmbeddingSpec
+from ediffi_core.embeddings import EmbeddingSpec
 from ediffi_core.unet import UNetConfig
 from ediffi_core.unet.config import PAPER_EMBEDDINGS
 from pipelines.planning.encoder_cost import clip_size, t5_size

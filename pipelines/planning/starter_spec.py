@@ -209,7 +209,7 @@ def check_encoder(option: str, name: str) -> str:
     Raises:
         ValueError: It is a path to no folder, or a CLIP that OpenCLIP does not know.
     """
-    from ediffi_core.encoders import published_clip, resolve_source
+    from ediffi_core.published import published_clip, resolve_source
 
     folder = Path(resolve_source(name)).expanduser()
     if folder.is_dir():

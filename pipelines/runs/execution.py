@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.dag.plan import Plan
 from pipelines.store.artifacts import Store
+
+if TYPE_CHECKING:
+    from pipelines.dag.plan import Plan
 
 UNFINISHED = ("running", "interrupted")
 

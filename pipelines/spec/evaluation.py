@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from ediffi_core.noise import NoiseDistribution
-from pipelines.metrics import metric
 from pipelines.spec.base import Labels, Strict
 from pipelines.spec.renamed import Renamed
 
@@ -118,6 +117,10 @@ class Evaluate(Strict):
     @field_validator("metrics")
     @classmethod
     def installed(cls, metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if not metrics:
+            return metrics
+        from pipelines.metrics import metric
+
         for name, options in metrics.items():
             metric(name, options)
         return metrics

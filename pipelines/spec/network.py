@@ -9,8 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from ediffi_core.unet import PRESETS, FieldError, UNetConfig
-from ediffi_core.unet.blocks import Norm
-from ediffi_core.unet.config import Layout
+from ediffi_core.unet.config import Layout, Norm
 from pipelines.spec.base import Strict
 
 DEFAULT = "demo"

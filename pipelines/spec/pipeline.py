@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from ediffi_core.unet import PRESETS
+from ediffi_core.unet.config import PRESETS
 from pipelines.spec.base import Strict, did_you_mean
 from pipelines.spec.cluster import EMBEDDING, Cluster
 from pipelines.spec.data import Data

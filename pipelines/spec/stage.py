@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ediffi_core import tree
 from ediffi_core.noise import NoiseDistribution
-from ediffi_core.sampling import SOLVERS
+from ediffi_core.solver_names import SOLVER_NAMES
 from ediffi_core.unet import FieldError
 from pipelines.spec.adaptive import Adaptive
 from pipelines.spec.base import Strict, did_you_mean
@@ -44,7 +44,7 @@ class Sampling(Strict):
     steps: int = Field(25, ge=1)
     """Sampling steps."""
 
-    solver: str = Field("deis3", json_schema_extra={"enum": list(SOLVERS)})
+    solver: str = Field("deis3", json_schema_extra={"enum": list(SOLVER_NAMES)})
     """Solver of the sampling ODE. ``deis3`` is the paper's."""
 
     guidance: float = Field(0.0, ge=0)
@@ -53,8 +53,10 @@ class Sampling(Strict):
 
     @model_validator(mode="after")
     def known(self) -> Self:
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver {self.solver!r} is unknown; there are {', '.join(SOLVERS)}")
+        if self.solver not in SOLVER_NAMES:
+            raise ValueError(
+                f"solver {self.solver!r} is unknown; there are {', '.join(SOLVER_NAMES)}"
+            )
         return self
 
 

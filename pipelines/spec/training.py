@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ediffi_core.ema import gamma_of
+from ediffi_core.ema_length import gamma_of
 from ediffi_core.learning_rate import LearningRate, Schedule
 from pipelines.spec.base import LATER, Labels, Strict
 from pipelines.spec.renamed import Renamed

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ediffi_core.conditioning import EmbeddingSpec
+from ediffi_core.embeddings import EmbeddingSpec
 from ediffi_core.encoders import embedding_specs
 from pipelines.data.duplicate_keys import hash_keys, keys_path
 from pipelines.data.row_reuse import RowsSidecar

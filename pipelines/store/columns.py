@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 Allocator = Callable[[int], Bytes]
 """Number of bytes → uninitialized memory that the caller owns."""
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+ITEM_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 SCALE_BYTES = 4  # int8: each token is preceded by its float32 scale
 
 
@@ -27,6 +29,13 @@ def allocate(count: int) -> Bytes:
 # -- tokens and vectors ------------------------------------------------------------------------
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """The floating-point type of ``fp16``, ``bf16`` or ``fp32``."""
+    import torch
+
+    return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
 def packed(values: Tensor, precision: str) -> bytes:
     """Pack values [..., dim] into little-endian bytes.
 
@@ -36,6 +45,8 @@ def packed(values: Tensor, precision: str) -> bytes:
     Raises:
         ValueError: A value is not finite, or too large for the precision.
     """
+    import torch
+
     values = values.detach().cpu()
     if not is_representable(values, precision):
         raise ValueError(f"values that are not finite in {precision}")
@@ -44,19 +55,19 @@ def packed(values: Tensor, precision: str) -> bytes:
         scale = values.abs().amax(dim=-1, keepdim=True) / 127
         steps = (values / scale.clamp(min=torch.finfo(torch.float32).tiny)).round().to(torch.int8)
         return torch.cat([scale.view(torch.uint8), steps.view(torch.uint8)], -1).numpy().tobytes()
-    values = values.to(DTYPES[precision]).contiguous()
+    values = values.to(dtype_of(precision)).contiguous()
     return values.view(torch.uint8).numpy().tobytes()
 
 
 def is_representable(values: Tensor, precision: str) -> bool:
     """Whether the precision can store all values: finite, and in the range of its type."""
-    dtype = torch.float16 if precision == "int8" else DTYPES[precision]  # int8 is read as fp16
+    dtype = dtype_of("fp16" if precision == "int8" else precision)  # int8 is read as fp16
     return bool(values.to(dtype).isfinite().all())
 
 
 def token_bytes(dim: int, precision: str) -> int:
     """Bytes of one packed token of ``dim`` values."""
-    return dim + SCALE_BYTES if precision == "int8" else dim * DTYPES[precision].itemsize
+    return dim + SCALE_BYTES if precision == "int8" else dim * ITEM_BYTES[precision]
 
 
 def unpacked(raw: Bytes, precision: str) -> Tensor:
@@ -64,9 +75,11 @@ def unpacked(raw: Bytes, precision: str) -> Tensor:
 
     ``int8`` becomes float16.
     """
+    import torch
+
     data = torch.from_numpy(raw)
     if precision != "int8":
-        return data.view(DTYPES[precision])
+        return data.view(dtype_of(precision))
     scale = data[..., :SCALE_BYTES].contiguous().view(torch.float32)
     return (data[..., SCALE_BYTES:].view(torch.int8) * scale).half()
 
@@ -75,6 +88,8 @@ def padded(
     rows: Sequence[Bytes], dim: int, precision: str, memory: Allocator = allocate
 ) -> tuple[Tensor, Tensor]:
     """Unpack rows of any length, padded with zeros → tokens [N, L, dim] and their mask [N, L]."""
+    import torch
+
     width = token_bytes(dim, precision)
     lengths = [len(row) // width for row in rows]
     longest = max(lengths, default=0)
@@ -128,6 +143,8 @@ def square(pixels: Bytes, side: int, place: float) -> Bytes:
 
 def as_images(pixels: Bytes, memory: Allocator = allocate) -> Tensor:
     """[N, H, W, 3] uint8 → [N, 3, H, W] float32 in [-1, 1]."""
+    import torch
+
     channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     x = torch.from_numpy(memory(4 * pixels.size)).view(torch.float32).view(channels_first.shape)
     return x.copy_(channels_first).div_(127.5).sub_(1)

@@ -11,32 +11,33 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from ediffi_core.encoders import tag_changes_activation
+from ediffi_core.published import tag_changes_activation
 from pipelines.store.artifacts import Store
-from pipelines.store.shards import Header
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from pipelines.store.shards import Header
+
+    Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 FILE = "dataset.parquet"
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-
 _COLUMNS = {
-    "name": pa.string(),
-    "path": pa.string(),  # relative to the store's root
-    "rows": pa.int64(),
-    "bytes": pa.int64(),
-    "sha256": pa.string(),
-    "source": pa.string(),  # URL of the source file
-    "source_identity": pa.string(),
-    "quarantined": pa.string(),  # JSON, reason → rows
-    "filtered": pa.string(),  # likewise
+    "name": "string",
+    "path": "string",  # relative to the store's root
+    "rows": "int64",
+    "bytes": "int64",
+    "sha256": "string",
+    "source": "string",  # URL of the source file
+    "source_identity": "string",
+    "quarantined": "string",  # JSON, reason → rows
+    "filtered": "string",  # likewise
 }
+"""Column → its Arrow type, by Arrow's name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,9 @@ class Version:
         Raises:
             ValueError: There is no shard, or two have the same name.
         """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         table = shards if isinstance(shards, pa.Table) else table_of(shards, header)
         table = table.sort_by("name").combine_chunks()
         _check(table, f"{folder}/{FILE}")
@@ -85,6 +89,11 @@ class Version:
         data = store.read(path)
         if data is None:
             raise ValueError(f"there is no {store.full(path)}; run its embed node first")
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from pipelines.store.shards import Header
+
         try:
             # Not `read_table`, whose module is slow to import.
             table = pq.ParquetFile(pa.BufferReader(data)).read().combine_chunks()
@@ -143,20 +152,14 @@ class Version:
             files: Lists a folder; by default, the store does. Versions that share a pool may cache
                 it.
         """
-        folders = pc.unique(pc.replace_substring_regex(self.table["path"], "/[^/]*$", ""))
-        sizes: dict[str, int] = {}
-        for folder in folders.to_pylist():
+        # Lists, because Arrow imports pandas to make numpy arrays.
+        columns = (self.table[name].to_pylist() for name in ("name", "path", "bytes"))
+        names, paths, sizes = columns
+        there: dict[str, int] = {}
+        for folder in dict.fromkeys(path.rpartition("/")[0] for path in paths):
             found = (files or self.store.files)(folder)
-            sizes |= {f"{folder}/{file}": size for file, size in found.items()}
-        return [
-            name
-            for name, path, size in zip(
-                self.table["name"].to_pylist(),
-                self.table["path"].to_pylist(),
-                self.column("bytes").tolist(),
-            )
-            if sizes.get(path) != size
-        ]
+            there |= {f"{folder}/{file}": size for file, size in found.items()}
+        return [n for n, path, size in zip(names, paths, sizes) if there.get(path) != size]
 
     def check_encoders(self, expected: Mapping[str, Mapping[str, str]]) -> None:
         """Check that the embeddings were made by the expected encoders.
@@ -229,8 +232,9 @@ def _describe(encoder: Mapping[str, str] | None) -> str:
 
 def table_of(shards: Sequence[Mapping[str, Any]], header: Header) -> pa.Table:
     """One table row per shard record, some 300 bytes; see :meth:`Version.write`."""
+    import pyarrow as pa
 
-    def values(name: str, kind: pa.DataType) -> pa.Array:
+    def values(name: str, kind: str) -> pa.Array:
         if name in ("quarantined", "filtered"):
             return pa.array([json.dumps(s.get(name) or {}, sort_keys=True) for s in shards], kind)
         optional = name in ("source", "source_identity")

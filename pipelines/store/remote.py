@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import fsspec
-
 ATTEMPTS = 6
 FIRST_WAIT_S = 0.2  # doubles with each attempt
 REQUEST_ATTEMPTS = 3  # botocore's own, within each of our attempts
@@ -60,6 +58,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     Raises:
         ValueError: The URL's scheme needs a package that is not installed.
     """
+    import fsspec
+
     options: dict[str, Any] = {}
     if "::" not in url:
         options["use_listings_cache"] = False

@@ -21,16 +21,18 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import Tensor
 
-from ediffi_core.conditioning import EmbeddingSpec
+from ediffi_core.embeddings import EmbeddingSpec
 from pipelines.store import columns
 from pipelines.store.columns import Bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 3
 _META = b"ediffi"

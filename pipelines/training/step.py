@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ediffi_core import draws
-from ediffi_core.conditioning import Conditioning, EmbeddingSpec, draw_keep
+from ediffi_core.conditioning import Conditioning, draw_keep
+from ediffi_core.embeddings import EmbeddingSpec
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser, denoising_loss
 from pipelines.training.parallel import Communicator, full_tensor, no_sync

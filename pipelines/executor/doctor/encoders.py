@@ -48,7 +48,7 @@ def _encoder(key: str, name: str, config: str, remote: list[Remote] | str) -> Ch
         config: The file that makes a folder one of an encoder.
         remote: The files of a published one, any of which will do; or why there are none.
     """
-    from ediffi_core.encoders import PACKAGE, resolve_source
+    from ediffi_core.published import PACKAGE, resolve_source
 
     try:
         folder = Path(resolve_source(name))

@@ -16,8 +16,8 @@ from ediffi_core.encoders import (
     TextEncoder,
     _follows_tag,
     clip_side,
-    tag_changes_activation,
 )
+from ediffi_core.published import tag_changes_activation
 from pipelines.models.text_to_image import check_trained_with, load_clip
 
 TEXTS = ["", "a cat", "two dogs on a red sofa, by the window"]

@@ -8,7 +8,8 @@ import torch
 from scipy import stats
 
 from ediffi_core import draws
-from ediffi_core.noise import Interval, NoiseDistribution, edm_grid
+from ediffi_core.noise import Interval, NoiseDistribution, SamplerDensity, edm_grid
+from ediffi_core.normal import normal_quantile
 from ediffi_core.tree import complement, interval
 
 NOISE = NoiseDistribution()
@@ -60,6 +61,30 @@ def test_float32_quantiles_are_worked_out_in_float64():
     assert NOISE.sigma(torch.tensor([0.5])).dtype == torch.float64
     assert NOISE.quantile(torch.tensor([0.5])).dtype == torch.float64
     assert Interval(0.25, 0.5).draw(torch.tensor([0.5]), NOISE).dtype == torch.float64
+
+
+def test_numbers_without_torch_are_those_of_the_tensors():
+    random = torch.Generator().manual_seed(0)
+    u = torch.rand(500, generator=random, dtype=torch.float64)
+    q = torch.cat([u, u**40, 1 - u**12, f64(0, 0.5, 1), interval_ends()])
+    expected = torch.special.ndtri(q).tolist()
+    np.testing.assert_array_max_ulp([normal_quantile(x) for x in q.tolist()], expected, 8)
+    sigma = NOISE.sigma(q)
+    np.testing.assert_allclose([NOISE.sigma_at(x) for x in q.tolist()], sigma, rtol=1e-14)
+    steps = SamplerDensity()
+    shares = [steps.quantile_at(s) for s in sigma.tolist()]
+    np.testing.assert_allclose(shares, steps.quantile(sigma), rtol=0, atol=1e-15)
+
+
+def interval_ends():
+    """Of every expert of levels 1 to 9."""
+    return torch.arange(1, 512, dtype=torch.float64) / 512
+
+
+@pytest.mark.parametrize("q", [-0.1, 1.1, float("nan")])
+def test_a_quantile_lies_between_0_and_1(q):
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        normal_quantile(q)
 
 
 SLICES = {

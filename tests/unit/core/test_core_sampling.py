@@ -7,6 +7,7 @@ from torch import nn
 from ediffi_core.noise import edm_grid
 from ediffi_core.precond import Denoiser
 from ediffi_core.sampling import SOLVERS, adams_bashforth, deis
+from ediffi_core.solver_names import SOLVER_NAMES
 
 STEPS = [1, 2, 3, 4, 5, 6, 40]
 
@@ -148,3 +149,7 @@ def test_weights_integrate_polynomials_exactly_on_any_grid(order):
 def test_orders_that_do_not_exist_are_refused(order, x):
     with pytest.raises(ValueError, match=f"orders 1 to .*, got {order}"):
         deis(denoise, x, edm_grid(3), order=order)
+
+
+def test_the_names_that_specs_know_are_the_solvers():
+    assert tuple(SOLVERS) == SOLVER_NAMES

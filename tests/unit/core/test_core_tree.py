@@ -106,7 +106,7 @@ def test_gaps_and_overlaps_are_named(names, text):
         ("E51_0", "limit is level 50"),
         ("E99999999999_0", "limit is level 50"),
         *(
-            (name, "names no expert; write E<level>_<index>")
+            (name, "is not an expert's name; write E<level>_<index>")
             for name in (
                 "",
                 "e1_0",
