@@ -13,7 +13,7 @@ def gamma_of(length: float) -> float:
         ValueError: The length lies outside (0, 0.288).
     """
     if not 0 < length < 12**-0.5:  # γ = 0, the plain mean, is the longest
-        raise ValueError(f"a power average's length lies in (0, 0.288), got {length}")
+        raise ValueError(f"a power average's length must lie in (0, 0.288), got {length}")
     import numpy as np
 
     inverse = length**-2

@@ -153,7 +153,7 @@ def test_sample_with_a_model_that_is_unknown(sample, smoke, tmp_path):
     assert "smoke@retired" in sample("models:/smoke@retired", *place)
     assert "no.json" in sample(tmp_path / "no.json")
     (tmp_path / "bad.json").write_text("{}")
-    assert "no ensemble manifest" in sample(tmp_path / "bad.json")
+    assert "is not an ensemble manifest" in sample(tmp_path / "bad.json")
 
 
 def test_sample_with_an_unknown_solver(sample, smoke):

@@ -16,7 +16,7 @@ from plan_kit import finish
 
 from pipelines.dag import plan, sources
 from pipelines.runs.execution import begin
-from pipelines.spec import pipeline as specs
+from pipelines.spec.loading import load
 from pipelines.store.artifacts import Store, sha256
 from pipelines.store.dataset import Version
 from pipelines.store.shards import write
@@ -54,7 +54,7 @@ def run(script, *arguments):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A store in which every node of the smoke pipeline is done, its data set a real one."""
-    store, spec = Store.open(str(tmp_path_factory.mktemp("store"))), specs.load(SMOKE)
+    store, spec = Store.open(str(tmp_path_factory.mktemp("store"))), load(SMOKE)
     header = tiny_shards.header()
     written = write(tiny_shards.made_rows(3), header)
     store.write("embeddings/tiny/0000.parquet", written.data)

@@ -250,7 +250,8 @@ def test_a_network_is_refused_if_it_would_fail_and_only_then(layout, norm, monke
         return out.shape == (2, 3, 8, 8)
 
     outcomes = set()
-    for channels, mult, heads in product(range(1, 36), [(1, 1), (1, 3), (3, 2)], [1, 6, 64]):
+    widths = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 18, 20, 24, 30, 32, 34, 35)
+    for channels, mult, heads in product(widths, [(1, 1), (1, 3), (3, 2)], [1, 6, 64]):
         how = {"channels": channels, "channel_mult": mult, "head_channels": heads}
         how |= {"layout": layout, "norm": norm, "blocks": 1, "self_attention": (4,)}
         try:

@@ -354,11 +354,11 @@ def test_a_killed_jobs_successor_copies_the_same(encoders, tmp_path, monkeypatch
 
 def test_weights_that_changed_under_their_name_are_not_mixed(encoders, tmp_path, monkeypatch):
     """Nothing tells the plan, and a shard of both would be of neither."""
-    from ediffi_core.encoders import Frozen
+    from ediffi_core.encoders import FrozenEncoder
 
     own, rows = Own(tmp_path, encoders), pairs(6)
     own.embed(rows)
-    monkeypatch.setattr(Frozen, "sha256", "f" * 64)
+    monkeypatch.setattr(FrozenEncoder, "sha256", "f" * 64)
     with pytest.raises(ValueError, match=r"now has sha256 ffffffffffff .*to embed all again"):
         own.embed({**rows, **pairs(1, seed=3)})
 

@@ -111,9 +111,9 @@ def test_a_permutation_is_one_and_has_no_favourites(n):
         assert sorted(permuted(np.arange(n), n, key).tolist()) == list(range(n))
     if n > 5:
         return
-    trials = 3000
+    trials = 800
     counts = sum(np.eye(n)[permuted(np.arange(n), n, 7919 * k)] for k in range(trials))
-    assert np.abs(counts / trials - 1 / n).max() < 0.05
+    assert np.abs(counts / trials - 1 / n).max() < 0.06
 
 
 def test_a_billion_rows_in_a_million_shards():
