@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+AUXILIARY_SUFFIXES = ("_ci95", "_pictures")
+"""Endings of metric names whose values belong to another metric, such as its interval."""
+
 
 def duration(seconds: float) -> str:
     """A time span in hours, minutes or seconds: ``2.1 h``, ``49.0 min``, ``3 s``."""

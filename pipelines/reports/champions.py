@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.formatting import align_columns
+from pipelines.formatting import AUXILIARY_SUFFIXES, align_columns
 from pipelines.models.champions import SHORT_LENGTH, Registry
-from pipelines.reports.tree import AUXILIARY_SUFFIXES
 from pipelines.store.artifacts import MANIFEST, Store
 
 MAX_METRICS = 3

@@ -9,7 +9,7 @@ from typing import Any
 from ediffi_core.noise import Interval, NoiseDistribution, edm_grid, sigma_text
 from pipelines.dag.evaluation import BEFORE
 from pipelines.dag.plan import SINGLE, Plan
-from pipelines.formatting import align_columns
+from pipelines.formatting import AUXILIARY_SUFFIXES, align_columns
 from pipelines.spec.stage import Stage
 
 
@@ -228,9 +228,6 @@ COMMON_METRICS = {
 }
 """Metric → (heading, better direction), for metrics any pipeline may have. A pipeline's own
 metrics come before them; of those, more is better."""
-
-AUXILIARY_SUFFIXES = ("_ci95", "_pictures")
-"""Endings of values that belong to another metric."""
 
 
 def metric_columns(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

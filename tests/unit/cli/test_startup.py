@@ -17,6 +17,7 @@ from plan_kit import finish
 from pipelines.dag import plan, sources
 from pipelines.runs.execution import begin
 from pipelines.spec.loading import load
+from pipelines.spec.pipeline import Spec
 from pipelines.store.artifacts import Store, sha256
 from pipelines.store.dataset import Version
 from pipelines.store.shards import write
@@ -151,7 +152,7 @@ def test_a_tree_grows_without_torch(weighting, tmp_path):
     root = stage["experts"]["E0_0"]
     stage["experts"] = {"E0_0": root}
     stage["adaptive"] = {"budget": 640, "images": 64, "depth": 2, "weighting": weighting}
-    spec = specs.Spec.model_validate(raw)
+    spec = Spec.model_validate(raw)
     store = Store.open(str(tmp_path / "store"))
     made = plan.make(spec, store, {})
     for name in ("E1_0", "E1_1"):
