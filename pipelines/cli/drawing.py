@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -100,6 +99,8 @@ def sample(
     """Draw pictures for prompts with a trained ensemble."""
     import math
 
+    from pipelines.lineage.lookup import find_model
+
     writable(output)
     place = find_model(model, storage)
     from transformers.utils.logging import disable_progress_bar
@@ -123,52 +124,3 @@ def sample(
     columns = n if n > 1 and len(prompts) > 1 else math.ceil(math.sqrt(len(wanted)))
     grid(pictures, columns=columns, scale=scale).save(output)
     typer.echo(f"{output}: {len(wanted)} picture{'s' * (len(wanted) > 1)}")
-
-
-def find_model(model: str, storage: str | None) -> Path:
-    """The path of an ensemble's ``ensemble.json``.
-
-    Args:
-        model: The file itself, a pipeline's name, ``NAME@WHICH`` or ``models:/NAME@ALIAS``.
-        storage: The store; :data:`DEFAULT_STORAGE` if None.
-
-    Raises:
-        ValueError: There is no such ensemble.
-    """
-    from pipelines.models import champions
-    from pipelines.runs.execution import latest
-    from pipelines.store.artifacts import Store
-
-    if model.endswith(".json"):
-        return Path(model)
-    store = Store.at(storage or DEFAULT_STORAGE).check_access()
-    if model.startswith("models:/"):
-        return _registered(model, store)
-    name, at, which = model.rpartition("@")
-    if at:
-        entry = champions.read(store, name).find(name, which)
-        return store.local(f"{entry.folder}/ensemble.json")
-    execution = latest(store, model)
-    if execution is None:
-        raise ValueError(
-            f"{model!r} is neither an ensemble.json, nor a models:/ address, nor a pipeline in "
-            f"{store.root}"
-        )
-    record = execution.nodes.get(f"promote/{model}", {})
-    if record.get("state") not in ("done", "reused"):
-        raise ValueError(f"{model} has no finished ensemble yet; see `ediffi status`")
-    return store.local(f"{record['folder']}/ensemble.json")
-
-
-def _registered(model: str, store: Any) -> Path:
-    """The ``ensemble.json`` of a registered model. Nothing from the registry is executed."""
-    from pipelines.lineage import quiet_mlflow
-    from pipelines.lineage.sync import registry_uri
-
-    mlflow = quiet_mlflow()
-    uri = registry_uri(store, re.split("[@/]", model.removeprefix("models:/"))[0])
-    mlflow.set_tracking_uri(uri)
-    try:
-        return next(Path(mlflow.artifacts.download_artifacts(model)).rglob("ensemble.json"))
-    except (mlflow.exceptions.MlflowException, StopIteration) as error:
-        raise ValueError(f"{model} is not in the registry at {uri} ({error})") from error

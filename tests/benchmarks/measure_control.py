@@ -23,10 +23,10 @@ from ediffi_core.encoders import encode_prompts
 from ediffi_core.guidance import guided
 from ediffi_core.noise import edm_grid
 from ediffi_core.sampling import SOLVERS
-from pipelines.cli.drawing import find_model
 from pipelines.demo.drawings import ARTISTS, CONCEPTS
 from pipelines.demo.scenes import GROUNDS, PAIRED, PLACES, draw
 from pipelines.demo.scorer import EmojiScenes
+from pipelines.lineage.lookup import find_model
 from pipelines.models.painting import SIDE
 from pipelines.models.text_to_image import Pictures, TextToImage, grid
 

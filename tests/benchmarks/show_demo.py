@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.cli.drawing import find_model
 from pipelines.data.contact_sheet import Sample, draw_sheet
 from pipelines.demo.captions import parse, write
 from pipelines.demo.drawings import CONCEPTS
 from pipelines.demo.scenes import Item as Thing
 from pipelines.demo.scenes import draw, generator, is_trained
+from pipelines.lineage.lookup import find_model
 from pipelines.models.text_to_image import TextToImage
 from pipelines.spec.loading import load
 

@@ -177,7 +177,7 @@ def test_with_mlflow_away_the_store_has_it_all_the_same(models, client, capsys):
 
 
 def test_a_model_is_found_by_alias_version_and_in_mlflow(models):
-    from pipelines.cli.drawing import find_model
+    from pipelines.lineage.lookup import find_model
 
     root = str(models.root)
     one, two = models.manifest(models.one), models.manifest(models.two)
