@@ -42,7 +42,7 @@ def find_model(model: str, storage: str) -> Path:
     return store.local(f"{record['folder']}/ensemble.json")
 
 
-def _registered(model: str, store: Any) -> Path:
+def _registered(model: str, store: Store) -> Path:
     """The ``ensemble.json`` of a registered model. Nothing from the registry is executed."""
     from pipelines.lineage.address import quiet_mlflow
     from pipelines.lineage.sync import registry_uri
