@@ -51,7 +51,7 @@ def send(
         tries: how often to try.
         timeout_s: of each try, in seconds.
     """
-    if notify.webhook is None or execution.state not in notify.on:
+    if notify.webhook is None or execution.state not in notify.events:
         return
     url = notify.webhook.get_secret_value()
     body = json.dumps(message(execution, failed)).encode()

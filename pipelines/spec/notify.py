@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from pipelines.spec.base import Strict
+from pipelines.spec.renamed import Renamed
 
 
 class Notify(Strict):
@@ -17,10 +18,20 @@ class Notify(Strict):
     """URL that receives one POST of JSON: pipeline, run, state, seconds, and the failed nodes with
     their errors. It may hold a token, so it is never printed."""
 
-    on: list[Literal["done", "failed", "cancelled", "interrupted"]] = Field(
-        ["done", "failed", "cancelled", "interrupted"], min_length=1
-    )
+    events: Annotated[
+        list[Literal["done", "failed", "cancelled", "interrupted"]],
+        Field(min_length=1),
+        Renamed("on"),
+    ] = ["done", "failed", "cancelled", "interrupted"]  # noqa: RUF012, pydantic copies it
     """Final states of a run that send a notification."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def bare_on(cls, given: Any) -> Any:
+        """YAML 1.1 reads a key ``on`` without quotes as true."""
+        if isinstance(given, dict) and True in given:
+            return {"on" if key is True else key: value for key, value in given.items()}
+        return given
 
     @field_validator("webhook")
     @classmethod

@@ -31,6 +31,7 @@ RENAMED = {
     f"{SR}.degrade.shrink": ("downscale", 3.0),
     "evaluate.losses.degrade.shrink": ("downscale", 1.5),
     "embedding.pictures": ("image_format", "jpeg"),
+    "notify.on": ("events", ["failed"]),
 }
 """Path in a spec → the new name, and a value."""
 
@@ -75,6 +76,14 @@ def test_an_old_name_is_read_with_a_warning_that_names_the_new_one(path, tmp_pat
     with warnings.catch_warnings():
         warnings.simplefilter("error", SpecWarning)
         assert loaded == Spec.model_validate(other)
+
+
+def test_a_bare_on_is_not_taken_for_true(tmp_path):
+    """YAML 1.1 reads ``on`` as true, as it does in GitHub's workflows."""
+    text = SMOKE.read_text() + "\nnotify: {webhook: https://example.org/x, on: [failed]}\n"
+    (tmp_path / "spec.yaml").write_text(text)
+    with pytest.warns(SpecWarning, match="events"):
+        assert load(tmp_path / "spec.yaml").notify.events == ["failed"]
 
 
 @pytest.mark.parametrize("path", RENAMED)
