@@ -79,10 +79,10 @@ class Failure:
     kind: FailureKind
     cause: BaseException
     rank: int | None = None
-    """Rank of the worker; None for the training controller."""
+    """Rank of the worker; None for Ray Train's controller, or where Ray did not say whose it was."""
 
     def __str__(self) -> str:
-        who = "the training controller" if self.rank is None else f"rank {self.rank}"
+        who = "a training process" if self.rank is None else f"rank {self.rank}"
         return f"{who}: {one_line(self.cause)}"
 
 
