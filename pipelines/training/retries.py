@@ -79,10 +79,10 @@ class Failure:
     kind: FailureKind
     cause: BaseException
     rank: int | None = None
-    """Rank of the worker; None for Ray Train's controller, or where Ray did not say whose it was."""
+    """Rank of the worker; None if Ray did not say, or if it was Ray Train's controller."""
 
     def __str__(self) -> str:
-        who = "a training process" if self.rank is None else f"rank {self.rank}"
+        who = "training" if self.rank is None else f"rank {self.rank}"
         return f"{who}: {one_line(self.cause)}"
 
 

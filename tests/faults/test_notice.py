@@ -104,7 +104,7 @@ def test_workers_that_leave_are_lost_late_or_wrong_are_started_again(node):
     seen = (
         "rank 1: its process died (preemption); ",
         "rank 0: lost connection to another rank (",
-        "a training process: its process died (preemption); ",
+        "training: its process died (preemption); ",
     )
     assert lost.startswith(seen) and " (preemption); " in lost
     assert lost.endswith("attempt 2 of 2")
@@ -141,7 +141,7 @@ def test_workers_start_where_their_labels_say_and_wait_for_such_a_machine(node, 
     assert node.train(labels={"ray.io/node-id": here})["attempts"] == 1
     elsewhere = in_thread(lambda: node.train(labels={"ray.io/node-id": f"!{here}"}))
     [said, *_] = eventually(node.said)
-    assert said.startswith("a training process: the cluster has no room for 2 such workers yet")
+    assert said.startswith("training: the cluster has no room for 2 such workers yet")
     assert " (waiting for machines); " in said and said.endswith("attempt 1 of 9")
     node.ray.get(node.board.stop.remote("the test is over"))
     with pytest.raises(Preempted, match="the test is over"):

@@ -77,7 +77,7 @@ def test_errors_are_classified(error, kind):
         (of(rank0=LATE, rank1=CLOSED), 1, "rank 1: lost connection to another rank"),
         (of(rank0=LATE, rank1=KeyError("x"), rank2=DIED), 2, "rank 2: its process died"),
         (of(rank0=CLOSED, rank1=ValueError("write 8")), 1, "rank 1: ValueError: write 8"),
-        (rays.ActorDiedError(), None, "a training process: its process died"),
+        (rays.ActorDiedError(), None, "training: its process died"),
         (ControllerError(WorkerGroupStartupTimeoutError(8)), None, "no room for 8 such workers"),
     ],
 )
