@@ -77,6 +77,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ERRORS)
 def test_error_per_evaluation(solver, mixture, starts, ends):
     found = [

@@ -254,6 +254,7 @@ def test_an_mlflow_record_that_is_damaged(tmp_path):
 # -- buckets -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_bucket(s3):
     [result] = found(services.store, "s3://bucket/store")
     assert (result.level, result.found) == (
@@ -263,6 +264,7 @@ def test_a_bucket(s3):
     assert Store.at("s3://bucket/store").files("") == {}, "it leaves nothing behind"
 
 
+@pytest.mark.slow
 def test_a_bucket_without_conditional_writes(s3, monkeypatch):
     import s3 as kit
 

@@ -76,6 +76,7 @@ def completed(words):
     return found.stdout.split()
 
 
+@pytest.mark.slow
 def test_the_shell_completes_verbs_and_options():
     assert completed("ediffi pl") == ["plan"]
     assert completed("ediffi data s") == ["stats", "show"]

@@ -345,6 +345,7 @@ def test_data_that_cannot_be_split_is_refused_with_what_to_do(ediffi, tmp_path):
         assert not (tmp_path / "my.yaml").exists()
 
 
+@pytest.mark.slow
 def test_data_in_a_bucket(s3, init, tmp_path):
     data = parquet_files(tmp_path / "d", ["a.parquet", "b.parquet"])
     store = Store.at("s3://bucket/pairs")

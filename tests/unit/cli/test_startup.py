@@ -106,30 +106,35 @@ def test_status_of_a_run_imports_nothing_heavy(finished):
     assert not modules & (HEAVY | ARRAYS | {"yaml"})
 
 
+@pytest.mark.slow
 def test_status_of_a_spec_imports_nothing_heavy(finished):
     output, modules = run(SCRIPT, "status", SMOKE, "--storage", finished)
     assert "train/base/E0_0" in output
     assert not modules & (HEAVY | {"pyarrow"})
 
 
+@pytest.mark.slow
 def test_the_models_import_nothing_heavy(finished):
     output, modules = run(SCRIPT, "models", "--storage", finished)
     assert "candidate" in output
     assert not modules & (HEAVY | ARRAYS)
 
 
+@pytest.mark.slow
 def test_the_jobs_verbs_wait_with_ray_until_they_ask_a_server():
     script = SCRIPT.replace("main()", "from pipelines.jobs import client, submit", 1)
     _, modules = run(script)
     assert not modules & HEAVY
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_finished_pipeline_imports_arrow_for_the_lists_of_shards_alone(finished):
     output, modules = run(SCRIPT, "plan", SMOKE, "--storage", finished)
     assert "0 to run" in output
     assert not modules & HEAVY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [SMOKE, DEMO])
 def test_the_plan_of_a_pipeline_that_never_ran_imports_nothing_heavy(spec, tmp_path):
     output, modules = run(SCRIPT, "plan", spec, "--storage", tmp_path)
@@ -137,6 +142,7 @@ def test_the_plan_of_a_pipeline_that_never_ran_imports_nothing_heavy(spec, tmp_p
     assert not modules & (HEAVY | {"pyarrow"})
 
 
+@pytest.mark.slow
 def test_costs_on_a_cluster_are_reckoned_without_torch():
     output, modules = run(SCRIPT, "plan", DEMO.with_name("ediffi-d.yaml"), "--assume")
     assert "993,416,515 parameters" in output

@@ -50,6 +50,7 @@ def halves(make_net):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_draws_with_routed_experts(device, solver, halves, make_cond):
     seen = []
@@ -69,6 +70,7 @@ def test_churn_takes_noise_that_was_drawn_on_the_cpu(device, solver):
     assert out.device.type == device
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batched", "threshold"), [(True, static_threshold), (False, dynamic_threshold(0.9))]
 )
@@ -85,11 +87,13 @@ def test_guidance_in_an_interval_and_a_changed_prompt(
     assert out.device.type == device
 
 
+@pytest.mark.slow
 def test_rows_of_different_noise_go_to_their_experts(device, halves, make_cond):
     x, sigma = torch.ones(3, 3, 8, 8).to(device), torch.tensor([0.1, 5.0, 40.0])
     assert halves(device)(x, sigma, make_cond(3).to(device)).device.type == device
 
 
+@pytest.mark.slow
 def test_a_swapped_ensemble_fills_its_slot_on_the_device(device, make_net, make_cond):
     slot = Denoiser(make_net(0)).to(device)
     weights = {n: Denoiser(make_net(i)).state_dict() for i, n in enumerate(HALVES)}
@@ -109,6 +113,7 @@ def painted(cond, side=8):
     return paint_with_words([[Phrase("cat", mask)]] * len(cond), names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weight", "where"), [("max", "there"), ("std", "cpu")])
 def test_a_painted_cascade_with_style_and_tiles(gpu, weight, where, halves, make_cond, efficient):
     """GPU only: the finiteness check is read back, which ``meta`` does not support."""
@@ -171,6 +176,7 @@ def test_validation_takes_its_noise_levels_from_the_cpu(gpu, make_net, make_cond
     assert (loss.device.type, loss.shape) == ("cpu", (4,))
 
 
+@pytest.mark.slow
 def test_validation_of_an_ensemble(gpu, halves, make_cond):
     loss = validated(halves("cuda"), make_cond(2).to("cuda"), "cuda")
     assert (loss.device.type, loss.shape) == ("cpu", (4,))
@@ -191,6 +197,7 @@ def cascade_syncs(gpu, halves, efficient, cond, steps):
     return dict(gpu.syncs)
 
 
+@pytest.mark.slow
 def test_a_sampler_waits_for_the_gpu_as_often_for_many_steps_as_for_few(
     gpu, halves, efficient, make_cond
 ):
@@ -227,6 +234,7 @@ def test_one_sigma_gives_the_bits_of_one_for_each_row(sigma, make_net, make_cond
     assert torch.equal(denoiser(x, sigma, cond), denoiser(x, sigma.expand(3), cond))
 
 
+@pytest.mark.slow
 def test_a_grid_that_is_on_the_device_is_read_once(gpu, halves, make_cond):
     """A grid on the device of x is copied back once."""
     cond, x = make_cond(2).to("cuda"), torch.ones(2, 3, 8, 8, device="cuda")

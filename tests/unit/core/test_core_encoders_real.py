@@ -49,6 +49,7 @@ def without_values(encoder):
     return encoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_t5_xxl_is_read_from_its_config(dtype, t5_folder, tmp_path, monkeypatch):
     """The full-size encoder runs without values of its weights."""

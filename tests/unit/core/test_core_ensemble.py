@@ -50,6 +50,7 @@ def identical(names, denoiser):
     return Ensemble([Expert(n, pieces[n], copy.deepcopy(denoiser)) for n in names], NOISE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.0, 3.0])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_identical_experts_are_one_model_bit_for_bit(solver, scale, make_net, make_cond):

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import ediffi_core
 
 SCRIPT = """
@@ -34,6 +36,7 @@ print(" ".join(names))
 BLOCKED = ("ray", "mlflow", "pyarrow", "transformers", "open_clip", "pipelines", "pandas", "PIL")
 
 
+@pytest.mark.slow
 def test_every_module_imports_without_the_pipeline_s_packages():
     root = str(Path(ediffi_core.__file__).parents[1])
     script = SCRIPT.format(root=root, blocked=BLOCKED)

@@ -59,6 +59,7 @@ def resident(make_net):
 SAME, OTHER = dict.fromkeys(NAMES, 0), {n: i for i, n in enumerate(NAMES)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.0, 3.0])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_it_samples_as_resident_experts_do_bit_for_bit(

@@ -29,6 +29,7 @@ def test_every_preset_has_its_size():
     assert set(SIZES) == set(PRESETS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_sizes_are_as_measured(name):
     config = PRESETS[name]

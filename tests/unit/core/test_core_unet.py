@@ -154,6 +154,7 @@ def test_a_pixel_norm_network_sees_a_finite_surrounding(efficient, make_net, mak
     assert moved(dataclasses.replace(efficient, norm="group"))[64:].any()
 
 
+@pytest.mark.slow
 def test_the_forward_pass_has_no_graph_break(either, make_net, batch):
     """Compiles without graph breaks: fullgraph raises at the first one."""
     net = make_net(config=either)
@@ -168,6 +169,7 @@ def gradients(net, batch):
     return {k: p.grad.clone() for k, p in net.named_parameters()}
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_gives_the_same_gradients(either, make_net, batch):
     net, ran = make_net(config=either).train().requires_grad_(True), Counter()
     for stage in net.stages:
@@ -235,6 +237,7 @@ def test_impossible_networks_are_refused(change, text, config):
     assert found.value.field in ("resolution", *change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["adm", "efficient"])
 @pytest.mark.parametrize("norm", ["group", "pixel"])
 def test_a_network_is_refused_if_it_would_fail_and_only_then(layout, norm, monkeypatch):

@@ -156,6 +156,7 @@ def served(tmp_path):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_files_behind_http_one_or_a_folder_of_them(served):
     folder, address = served
     write_parquet(folder / "a.parquet", PAIR)

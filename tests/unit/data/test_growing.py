@@ -150,6 +150,7 @@ class Pictures:
         return len({(s.name, s.identity) for s in self.shards()} - before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_runs_hold_every_picture_once_and_are_of_like_size(monkeypatch, seed):
     draw = random.Random(seed)
@@ -162,6 +163,7 @@ def test_runs_hold_every_picture_once_and_are_of_like_size(monkeypatch, seed):
     assert 20_000 / len(found) == pytest.approx(folder.SHARD_PICTURES, rel=0.35)
 
 
+@pytest.mark.slow
 def test_new_pictures_land_in_few_runs(monkeypatch):
     """Assigned by hash, they would change all runs; a data set that doubles must not be
     redistributed."""
@@ -176,6 +178,7 @@ def test_new_pictures_land_in_few_runs(monkeypatch):
         assert len(before - {(s.name, s.identity) for s in pictures.shards()}) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_picture_anywhere_changes_the_runs_around_it_alone(monkeypatch, seed):
     draw = random.Random(seed)

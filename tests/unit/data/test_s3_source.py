@@ -16,6 +16,7 @@ def bucket(s3, tmp_path):
     return Store.open(f"s3://bucket/{tmp_path.name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", test_formats.FORMATS)
 def test_server_failures_lose_no_row(tmp_path, bucket, s3, monkeypatch, write):
     few = dict(list(CASES.items())[::5])

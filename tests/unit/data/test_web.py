@@ -61,23 +61,27 @@ def refusal(address):
     return error.value
 
 
+@pytest.mark.slow
 def test_a_picture_takes_one_request(server):
     server.answers["/1.jpg?a=b%20c"] = [whole()]
     assert web.fetch(f"{server.at}/1.jpg?a=b%20c", 2**20) == JPEG
     assert server.asked == ["/1.jpg?a=b%20c"]
 
 
+@pytest.mark.slow
 def test_a_file_that_is_too_large_is_not_read_to_its_end(server):
     server.answers["/1.jpg"] = [whole(bytes(2**20))]
     assert len(web.fetch(f"{server.at}/1.jpg", 1000)) == 1001
 
 
+@pytest.mark.slow
 def test_an_address_may_have_spaces_letters_of_any_script_and_redirects(server):
     server.answers["/a%20caf%C3%A9.jpg?q=%C3%A9"] = [(302, b"/there.jpg", 0)]
     server.answers["/there.jpg"] = [whole()]
     assert web.fetch(f"{server.at}/a café.jpg?q=é#part", 2**20) == JPEG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passing", [503, 429, 500, (200, JPEG[:100], len(JPEG))])
 def test_what_passes_is_asked_again(server, passing):
     """An answer cut short, too: a picture with its end missing would be refused for ever."""
@@ -86,12 +90,14 @@ def test_what_passes_is_asked_again(server, passing):
     assert len(server.asked) == 3
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_may_be_asked_another_time(server):
     server.answers["/1.jpg"] = [503]
     assert refusal(f"{server.at}/1.jpg").reason == Reason.IMAGE_AWAY
     assert len(server.asked) == remote.ATTEMPTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [404, 403, 410, 401, 501])
 def test_a_no_is_an_answer(server, status):
     server.answers["/1.jpg?secret=1"] = [status]
@@ -115,6 +121,7 @@ def test_what_is_no_address_is_refused_for_good(address):
     assert refusal(address).reason == Reason.IMAGE_FETCH
 
 
+@pytest.mark.slow
 def test_nobody_at_the_port_may_pass(server):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -152,6 +159,7 @@ def test_a_silent_host_is_left_alone_after_some_pictures(silent):
     assert len(held) <= web.FAILURES_BEFORE_SKIP * remote.ATTEMPTS
 
 
+@pytest.mark.slow
 def test_a_host_that_is_back_is_asked_again(server, monkeypatch):
     monkeypatch.setattr(web, "SKIP_S", 0.0)
     server.answers["/1.jpg"] = [503] * remote.ATTEMPTS * web.FAILURES_BEFORE_SKIP + [whole()]
@@ -161,6 +169,7 @@ def test_a_host_that_is_back_is_asked_again(server, monkeypatch):
     assert not web._failures
 
 
+@pytest.mark.slow
 def test_an_address_is_fetched_wherever_it_stands(server, tmp_path):
     """In Parquet as in caption files, and no other kind of address in any of them."""
     server.answers["/1.jpg"] = [whole()]

@@ -33,6 +33,7 @@ def test_what_is_written_is_read_back(split):
     assert all(0.7 < n / 3000 < 0.9 for n in named.values()), named
 
 
+@pytest.mark.slow
 def test_captions_have_from_3_to_60_words():
     lengths = [len(caption.split()) for _, caption in captions("train", 20_000)]
     assert min(lengths) == 3

@@ -47,6 +47,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("EDIFFI_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_what_was_fetched_is_kept_and_not_fetched_again(tmp_path, monkeypatch):
     lock = lock_of_one(tmp_path / "lock")
     folder = drawings(lock)
@@ -57,6 +58,7 @@ def test_what_was_fetched_is_kept_and_not_fetched_again(tmp_path, monkeypatch):
     assert [f.name for f in folder.parent.iterdir()] == [folder.name]
 
 
+@pytest.mark.slow
 def test_a_wrong_checksum_is_refused_and_nothing_is_kept(tmp_path):
     wrong = "sha512-" + base64.b64encode(bytes(64)).decode()
     with pytest.raises(ValueError, match="so it is refused"):
@@ -71,6 +73,7 @@ def test_without_npm_one_line_says_what_to_do(monkeypatch):
         drawings()
 
 
+@pytest.mark.slow
 def test_without_a_registry_one_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
     monkeypatch.setenv("npm_config_fetch_retries", "0")

@@ -14,6 +14,7 @@ from pipelines.demo.scenes import draw
 ARGUMENTS = {"split": "validation", "count": 25, "shards": 4, "seed": 7, "quiet": True}
 
 
+@pytest.mark.slow
 def test_the_same_arguments_write_the_same_bytes(tmp_path):
     first = write_parquet(tmp_path / "a", **ARGUMENTS)
     second = write_parquet(tmp_path / "b", **ARGUMENTS)

@@ -33,6 +33,7 @@ def run(store):
     return made
 
 
+@pytest.mark.slow
 def test_a_live_driver_sees_the_request(store, run):
     stop = Stop()
     with only_driver(store, "demo"), watch_for_cancel(store, run.id, stop):

@@ -100,6 +100,7 @@ def test_every_folder_that_a_volume_covers_is_the_user_s():
             assert place in re.search(r"mkdir -p (.*?) &&", made)[1].split()
 
 
+@pytest.mark.slow
 def test_the_database_s_driver_is_the_one_that_sqlalchemy_takes():
     from sqlalchemy.engine import make_url
 
@@ -152,6 +153,7 @@ def test_a_gpu_is_given_to_those_that_compute():
     assert set(GPU["services"]) == {"ediffi", "ray"}
 
 
+@pytest.mark.slow
 def test_the_bucket_that_is_made_is_the_one_that_is_used(server, s3, monkeypatch):
     python, flag = SERVICES["bucket"]["entrypoint"]
     assert (python, flag) == ("python", "-c")

@@ -18,6 +18,7 @@ def key(resource):
     return resource["kind"], resource["metadata"]["name"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_resource_fits_its_schema(folder):
     for resource in rendered(folder):

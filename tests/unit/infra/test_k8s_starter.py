@@ -106,6 +106,7 @@ def tick(kubernetes, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_job_is_made_of_the_template_and_waited_for(kubernetes, tick, capsys):
     assert tick("monday") == 0
     template, job = kubernetes.jobs[TEMPLATE], kubernetes.jobs[NAME]
@@ -121,18 +122,21 @@ def test_a_job_is_made_of_the_template_and_waited_for(kubernetes, tick, capsys):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "result"), [("Failed", "FAILED"), ("Complete", "STOPPED")])
 def test_a_job_that_did_not_end_well_fails_the_tick(kubernetes, tick, way, result):
     kubernetes.way, kubernetes.result = ["Running", way], result
     assert tick("monday") == 1
 
 
+@pytest.mark.slow
 def test_the_job_of_the_last_time_is_cleared_away(kubernetes, tick):
     kubernetes.put(NAME, "Failed", "last monday")
     assert tick("monday") == 0
     assert kubernetes.calls.count("DELETE") == kubernetes.calls.count("POST") == 1
 
 
+@pytest.mark.slow
 def test_a_pod_that_is_started_again_finds_its_job_and_starts_no_second(kubernetes, tick):
     kubernetes.put(NAME, "Running", "monday")
     kubernetes.ways[NAME] = ["Running", "Complete"]
@@ -142,6 +146,7 @@ def test_a_pod_that_is_started_again_finds_its_job_and_starts_no_second(kubernet
     assert set(kubernetes.calls) == {"GET"}
 
 
+@pytest.mark.slow
 def test_a_job_that_still_runs_from_before_is_waited_for(kubernetes, tick, capsys):
     kubernetes.put(NAME, "Running", "last monday")
     kubernetes.ways[NAME] = ["Running", "Complete"]
@@ -150,6 +155,7 @@ def test_a_job_that_still_runs_from_before_is_waited_for(kubernetes, tick, capsy
     assert "earlier tick" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_job_that_somebody_deletes_is_said_to_be_gone(kubernetes, tick, capsys, monkeypatch):
     kubernetes.way = [""] * 50
     later = kubernetes.further
@@ -170,6 +176,7 @@ def test_without_a_template_it_says_what_to_apply(kubernetes, tick):
         tick("monday")
 
 
+@pytest.mark.slow
 def test_the_token_is_read_anew(kubernetes, tick):
     """Kubernetes replaces it within the hour; a retraining takes longer."""
     assert tick("monday") == 0

@@ -127,6 +127,7 @@ def test_a_clock_that_is_set_back_repeats_nothing(tmp_path):
     assert night.keep() == [hours(1), hours(2), hours(3)]
 
 
+@pytest.mark.slow
 def test_a_changed_schedule_has_missed_nothing(tmp_path):
     Night(tmp_path).keep()
     daily = Schedule(
@@ -283,6 +284,7 @@ def ediffi(capsys, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_the_command_runs_until_stopped_and_lists_its_schedules(tmp_path, ediffi):
     mine = (SMOKE, "--storage", tmp_path, "--verb", "run")
     zone = ("--cron", "0 3 * * 1", "--timezone", "Europe/Berlin")

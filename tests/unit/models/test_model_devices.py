@@ -47,6 +47,7 @@ def slots(tmp_path):
     return store, {n: Slot(f"{n}.safetensors", n, i) for n, i in HALVES.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residency", ["all", "current", "disk"])
 def test_experts_from_a_store_draw_on_a_gpu(slots, residency):
     with FakeGPU() as gpu:

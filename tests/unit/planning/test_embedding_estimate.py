@@ -321,6 +321,7 @@ def test_a_bert_for_t5_and_further_encoders_are_counted(data, bert):
     assert said[4] == "no estimate of GPU-hours for far: size unknown"
 
 
+@pytest.mark.slow
 def test_no_estimate_stops_a_plan(data, bert, tmp_path):
     """Whatever a configuration contains, the command prints a plan."""
     for text in ("{", "[1]", "{}", json.dumps(BERT | {"num_hidden_layers": None})):

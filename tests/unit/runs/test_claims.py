@@ -34,6 +34,7 @@ def now():
     return Time()
 
 
+@pytest.mark.slow
 def test_one_builds_it_and_the_other_polls(store, now):
     with only_driver(store, "one") as first, only_driver(store, "two") as second:
         one, two = Claims(store, "one", first), Claims(store, "two", second, now)
@@ -54,6 +55,7 @@ def test_one_builds_it_and_the_other_polls(store, now):
         two.check(NODE)
 
 
+@pytest.mark.slow
 def test_what_a_dead_driver_claimed_is_taken_over(store, now):
     with only_driver(store, "two") as second:
         with only_driver(store, "one") as first:
@@ -62,6 +64,7 @@ def test_what_a_dead_driver_claimed_is_taken_over(store, now):
         assert Claims(store, "two", second, now).acquire(NODE) is None
 
 
+@pytest.mark.slow
 def test_a_pipelines_next_driver_takes_over_from_its_last(store):
     with only_driver(store, "one") as first:
         Claims(store, "one", first).acquire(NODE)
@@ -69,6 +72,7 @@ def test_a_pipelines_next_driver_takes_over_from_its_last(store):
         assert Claims(store, "one", second).acquire(NODE) is None
 
 
+@pytest.mark.slow
 def test_a_claim_in_a_bucket_is_valid_while_its_driver_renews(bucket, now):
     first, second = acquire(bucket, "one"), acquire(bucket, "two")
     one, two = Claims(bucket, "one", first), Claims(bucket, "two", second, now)
@@ -83,6 +87,7 @@ def test_a_claim_in_a_bucket_is_valid_while_its_driver_renews(bucket, now):
         one.check(NODE)
 
 
+@pytest.mark.slow
 def test_a_claim_of_a_driver_whose_clock_is_slow_is_respected(bucket, now):
     first, second = acquire(bucket, "one"), acquire(bucket, "two")
     Claims(bucket, "one", first).acquire(NODE)

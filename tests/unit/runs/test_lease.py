@@ -67,6 +67,7 @@ def aged(store, seconds, pipeline="smoke", **more):
     store.write_json(path_of(pipeline), record)
 
 
+@pytest.mark.slow
 def test_a_swap_is_done_only_on_what_was_seen(store):
     nothing = read_snapshot(store, "a/file")
     assert nothing.data is None and compare_and_swap(store, "a/file", nothing, b"one")
@@ -94,6 +95,7 @@ def test_of_many_that_swap_at_once_one_succeeds(store):
     assert [store.read("a/file")] == [str(i).encode() for i in won]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lost", "reset", "503"])
 def test_a_swap_whose_answer_is_lost_was_done_once(s3, bucket, kind):
     s3.faults.methods, s3.faults.next = ("PUT",), [kind]
@@ -114,6 +116,7 @@ def test_a_second_driver_is_refused_while_the_first_renews(bucket, clock):
     clock.acquire(bucket, "another")
 
 
+@pytest.mark.slow
 def test_a_driver_that_does_not_renew_is_taken_over_and_notices(bucket, clock):
     first = clock.acquire(bucket)
     first.check()
@@ -127,6 +130,7 @@ def test_a_driver_that_does_not_renew_is_taken_over_and_notices(bucket, clock):
     assert holder_of(bucket, "smoke").owner == second.owner
 
 
+@pytest.mark.slow
 def test_a_lease_that_looks_stale_is_watched_for_one_renewal(bucket, clock):
     """Its driver's clock may be slow; then it renews in that time."""
     first = clock.acquire(bucket)
@@ -153,6 +157,7 @@ def test_a_driver_of_this_machine_that_is_gone_is_not_waited_for(bucket, clock):
     assert clock.s == 0
 
 
+@pytest.mark.slow
 def test_a_released_lease_is_free_at_once(store, clock):
     with only_driver(store, "smoke") as first:
         assert is_driven(store, "smoke") and not is_driven(store, "another")
@@ -162,6 +167,7 @@ def test_a_released_lease_is_free_at_once(store, clock):
         assert second.holder.attempt == 2
 
 
+@pytest.mark.slow
 def test_of_many_drivers_at_once_one_works(store, monkeypatch):
     """In a bucket the others are refused at its next renewal, which comes soon here."""
     monkeypatch.setattr(leases, "RENEW_EVERY_S", 0.2)
@@ -187,6 +193,7 @@ def test_of_many_drivers_at_once_one_works(store, monkeypatch):
     assert len(at_work) == 1 and len(refused) == 5
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_for_a_while_ends_no_lease(s3, bucket, clock):
     mine = clock.acquire(bucket)
     s3.faults.rate, s3.faults.kinds = 0.3, ("500", "reset", "lost")
@@ -195,6 +202,7 @@ def test_a_store_that_fails_for_a_while_ends_no_lease(s3, bucket, clock):
     assert isinstance(mine, Lease) and mine.lost is None
 
 
+@pytest.mark.slow
 def test_a_damaged_record_names_no_holder(store, clock):
     store.write(path_of("smoke"), b"{half")
     assert holder_of(store, "smoke") is None

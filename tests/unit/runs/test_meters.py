@@ -14,6 +14,7 @@ from pipelines.runs.meters import MachineMeter, SystemMeter, metered
 linux = pytest.mark.skipif(not Path("/proc/stat").exists(), reason="reads /proc")
 
 
+@pytest.mark.slow
 def test_a_busy_process_shows_more_cpu_than_an_idle_one():
     meter = SystemMeter()
     time.sleep(0.3)

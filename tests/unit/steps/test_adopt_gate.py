@@ -228,6 +228,7 @@ def test_a_model_that_diverged_loses_whatever_another_stage_gains(two, stages):
     assert not found["wins"] and "val_loss of last is worse" in found["why"]
 
 
+@pytest.mark.slow
 def test_of_many_comparisons_none_is_lost_by_chance():
     """Twelve stages without a true difference, and one that is better for sure."""
     generator = torch.Generator().manual_seed(0)

@@ -49,6 +49,7 @@ def keys(version):
     return sorted(k for p in paths for k in pq.read_table(p)["key"].to_pylist())
 
 
+@pytest.mark.slow
 def test_the_next_version_has_what_this_one_lacks(tmp_path, encoders, server):
     source, store = tmp_path / "source", Store.at(str(tmp_path / "store"))
     source.mkdir()

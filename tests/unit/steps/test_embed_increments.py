@@ -170,6 +170,7 @@ def grown(rows):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [as_text, as_csv, as_jsonl, as_parquet, as_parts, as_tar])
 def test_of_a_data_set_that_grew_only_what_is_new_is_encoded(write, encoders, tmp_path):
     own, rows = Own(tmp_path, encoders, write), pairs(ROWS)
@@ -184,6 +185,7 @@ def test_of_a_data_set_that_grew_only_what_is_new_is_encoded(write, encoders, tm
     assert_same(version, own.anew(grown(rows)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "packing",
     [
@@ -203,6 +205,7 @@ def test_what_is_packed_is_copied_as_it_is(packing, encoders, tmp_path):
     assert_same(version, own.anew(more))
 
 
+@pytest.mark.slow
 def test_what_packing_changed_is_told_of_copies_too(encoders, tmp_path):
     own, rows = Own(tmp_path, encoders, precision="int8"), pairs(ROWS)
     own.embed(rows)
@@ -217,6 +220,7 @@ def test_what_packing_changed_is_told_of_copies_too(encoders, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_pairs_that_clip_found_apart_are_not_encoded_again(encoders, tmp_path):
     """They are in no shard; a filter that drops half would have half encoded at every growth."""
     own, rows = Own(tmp_path, encoders), pairs(ROWS)
@@ -237,6 +241,7 @@ def test_pairs_that_clip_found_apart_are_not_encoded_again(encoders, tmp_path):
     assert metrics["encoded_now"] == 1
 
 
+@pytest.mark.slow
 def test_of_several_captions_the_new_one_alone_is_encoded(encoders, tmp_path):
     def write(home, rows):
         table = {"key": list(rows), "image": [i for i, _ in rows.values()]}
@@ -253,6 +258,7 @@ def test_of_several_captions_the_new_one_alone_is_encoded(encoders, tmp_path):
     assert_same(version, own.anew(later))
 
 
+@pytest.mark.slow
 def test_stages_that_a_picture_is_too_small_for_stay_empty(encoders, tmp_path, monkeypatch):
     import yaml
 
@@ -287,6 +293,7 @@ def flipped(data):
     return data[:at] + bytes(b ^ 255 for b in data[at : at + 8]) + data[at + 8 :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "change"),
     [
@@ -310,6 +317,7 @@ def test_what_is_damaged_is_not_copied(ending, change, encoders, tmp_path):
     assert_same(version, own.anew(more))
 
 
+@pytest.mark.slow
 def test_a_store_of_before_is_read_and_grown(encoders, tmp_path):
     """Shards had no contents beside them: they are used whole, and what changes is made anew."""
     own, rows = Own(tmp_path, encoders, as_parts), pairs(12)
@@ -322,6 +330,7 @@ def test_a_store_of_before_is_read_and_grown(encoders, tmp_path):
     assert metrics["encoded_now"] == 13
 
 
+@pytest.mark.slow
 def test_a_killed_jobs_successor_copies_the_same(encoders, tmp_path, monkeypatch):
     """What the first got done is not done again, and the rest comes out as if it had gone on."""
     from pipelines.steps import embed as step
@@ -363,6 +372,7 @@ def test_weights_that_changed_under_their_name_are_not_mixed(encoders, tmp_path,
         own.embed({**rows, **pairs(1, seed=3)})
 
 
+@pytest.mark.slow
 def test_an_index_too_small_for_all_rows_still_finds_their_shards(encoders, tmp_path, monkeypatch):
     """Of files that all have new names, so that nothing else leads to them."""
 

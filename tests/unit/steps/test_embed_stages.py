@@ -406,6 +406,7 @@ def test_a_further_encoder_of_another_width_is_refused(made, job, encoders, pass
     assert "write `dim: " in work.error and "instead of 7" in work.error
 
 
+@pytest.mark.slow
 def test_pictures_whose_server_was_away_are_asked_for_again(job, shard, passed, monkeypatch):
     """The shard is no final one, the version made of it stays whole, and no dead host for ever
     brings its shard back."""

@@ -59,6 +59,7 @@ def keys(*files, rows=3):
     return sorted(f"{f}-{i}" for f in files for i in range(rows))
 
 
+@pytest.mark.slow
 def test_an_added_file_alone_is_encoded(own):
     old, why, encoded = own.embed()
     assert (why, encoded) == ("never done here", 12)
@@ -88,6 +89,7 @@ def test_a_changed_file_alone_is_encoded_and_the_old_version_stays(own):
     assert old.missing() == []
 
 
+@pytest.mark.slow
 def test_a_key_in_two_files_is_said_and_costs_no_row(own):
     """And counted anew for every version: the shards know nothing of each other."""
     own.embed()
@@ -125,6 +127,7 @@ def test_a_touched_or_moved_data_set_is_the_same(own):
     assert own.verdict().cached
 
 
+@pytest.mark.slow
 def test_a_bad_row_put_right_is_encoded_alone(own):
     write_source(own.source / "3.parquet", 3, image=halved)
     old, _, encoded = own.embed()
@@ -134,6 +137,7 @@ def test_a_bad_row_put_right_is_encoded_alone(own):
     assert encoded == 1 and new.counts("quarantined") == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["encoder", "filter"])
 def test_another_encoder_or_filter_makes_a_pool_of_its_own(own, other, encoders, tmp_path):
     old, *_ = own.embed()
@@ -162,6 +166,7 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lose, cut])
 @pytest.mark.parametrize(
     ("many", "why"), [(1, "1 of 4 shards is lost"), (3, "3 of 4 shards are lost")]
@@ -190,6 +195,7 @@ def test_a_lost_row_beside_a_shard_reruns_nothing(own):
     assert own.verdict().cached
 
 
+@pytest.mark.slow
 def test_a_damaged_version_is_made_again_of_the_shards_that_are_there(own):
     version, *_ = own.embed()
     before = own.pool.done()
@@ -201,6 +207,7 @@ def test_a_damaged_version_is_made_again_of_the_shards_that_are_there(own):
     assert encoded == 0 and file.read_bytes() == whole and own.pool.done() == before
 
 
+@pytest.mark.slow
 def test_a_plan_lists_each_pool_once(own, monkeypatch):
     """Both splits read it; with a million shards a listing takes a while."""
     from pipelines.dag import sources

@@ -136,6 +136,7 @@ def decide(tmp_path):
     return Gate(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_ensemble_whose_high_noise_expert_ignores_the_prompt_is_refused(
     decide, root, further, blind
 ):
@@ -226,6 +227,7 @@ def test_the_same_model_measured_in_two_ways_is_another_number(root, change):
     assert eval_losses.mismatch(once, again)
 
 
+@pytest.mark.slow
 def test_scores_are_of_pictures_and_add_up_to_the_whole(root):
     of = ensemble(dict.fromkeys(CONFIG_D, root))
     found = eval_losses.measure(of, held_out, how(CONFIG_D), pictures=PICTURES, batch=240)

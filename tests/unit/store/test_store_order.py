@@ -105,6 +105,7 @@ def test_rows_that_lie_together_are_spread():
     assert len(np.unique(first)) > 30  # eight windows of ten groups: 40 of 50 by chance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 64, 1000])
 def test_a_permutation_is_one_and_has_no_favourites(n):
     for key in range(5):

@@ -23,6 +23,7 @@ def bucket(s3, tmp_path, monkeypatch):
     return Store.open(f"s3://bucket/{tmp_path.name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_request_that_fails_is_made_again(bucket, s3, kind):
     data = np.random.default_rng(0).bytes(100_000)
@@ -40,6 +41,7 @@ def test_a_request_that_fails_is_made_again(bucket, s3, kind):
     assert s3.faults.done[kind] == 5
 
 
+@pytest.mark.slow
 def test_a_bad_day_changes_no_byte(bucket, s3):
     s3.faults.rate = 0.2
     files = {f"folder/{i}": np.random.default_rng(i).bytes(2000 * i) for i in range(12)}
@@ -73,6 +75,7 @@ def test_a_listing_is_never_remembered(bucket):
     assert other.files("a") == {}
 
 
+@pytest.mark.slow
 def test_marks_of_folders_are_no_files(bucket):
     """Arrow makes them for Ray Train, and people in consoles."""
     from pyarrow.fs import FileSystem
@@ -88,6 +91,7 @@ def test_marks_of_folders_are_no_files(bucket):
     bucket.remove_folder("ray-train/one")
 
 
+@pytest.mark.slow
 def test_a_late_listing_does_not_make_a_finished_node_unfinished(bucket, s3):
     s3.faults.lag_s = 60
     bucket.write("nodes/one/result", b"12345")
@@ -103,6 +107,7 @@ def test_a_late_listing_does_not_make_a_finished_node_unfinished(bucket, s3):
 # -- a path on this machine ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_was_fetched_is_kept_until_it_changes(bucket, s3):
     bucket.write("encoders/t5/config.json", b"{}")
     bucket.write("encoders/t5/deep/weights", b"1" * 1000)
@@ -178,6 +183,7 @@ def test_a_wrong_bucket(s3, work):
     assert "there is no such bucket; create it, or correct its name" in line
 
 
+@pytest.mark.slow
 def test_no_credentials(bucket, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

@@ -108,6 +108,7 @@ def assert_close(found, expected):
     assert norms == pytest.approx(their_norms, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "micro", "fsdp", "hybrid", "fsdp micro"])
 def test_two_processes_match_one(alone, results, strategy):
     for rank in range(2):
@@ -153,11 +154,13 @@ def hung():
         return comm.is_connection_error(error), str(heartbeat.stalled(error))
 
 
+@pytest.mark.slow
 def test_a_silent_worker_is_named():
     (lost, message), _ = together(2, hung)
     assert lost and "rank 1 was at 24" in message, message
 
 
+@pytest.mark.slow
 def test_a_stop_request_reaches_all_at_the_next_step():
     assert together(2, request_at_step_1) == [[False, False, True, False]] * 2
 

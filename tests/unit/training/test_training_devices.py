@@ -106,6 +106,7 @@ def two_steps(device, low_res, micro_batch):
     yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("low_res", [False, True])
 @pytest.mark.parametrize("micro_batch", [None, 2])
 def test_a_step_does_not_wait_for_the_gpu(gpu, low_res, micro_batch, gradients):
@@ -116,11 +117,13 @@ def test_a_step_does_not_wait_for_the_gpu(gpu, low_res, micro_batch, gradients):
     assert not gpu.syncs, dict(gpu.syncs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("low_res", [False, True])
 def test_whole_steps_on_a_device_without_values(low_res):
     assert [*two_steps("meta", low_res, 2)] == [None, None]
 
 
+@pytest.mark.slow
 def test_a_check_copies_one_tensor_back(gpu, gradients):
     """A check copies one tensor back for any number of steps."""
     model, state, options = made()
@@ -144,6 +147,7 @@ class Data:
         return torch.zeros(len(numbers), 3, 8, 8), conditioning(len(numbers))
 
 
+@pytest.mark.slow
 def test_validation_and_flops(gpu):
     model, _, _ = made()
     settings, comm = settings_of(), Communicator(device=torch.device("cuda"))
@@ -153,6 +157,7 @@ def test_validation_and_flops(gpu):
     assert flops_per_image(model, x, torch.ones(1), conditioning(1).to("cuda")) > 0
 
 
+@pytest.mark.slow
 def test_a_sheet_of_a_root_draws_and_denoises(gpu):
     model, _, _ = made()
     x = torch.zeros(2, 3, 8, 8).to("cuda")

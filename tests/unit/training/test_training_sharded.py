@@ -102,6 +102,7 @@ def folder(root, sharding, images=16):
     return root / sharding / NODE / "checkpoints" / f"{images:012d}"
 
 
+@pytest.mark.slow
 def test_every_process_writes_its_share(saved):
     root, _ = saved
     for sharding in SHARDINGS:
@@ -118,6 +119,7 @@ def test_one_process_resumes_what_four_saved(saved):
     assert messages == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["replicated", "sharded"])
 def test_two_processes_resume_what_four_saved(saved, target):
     root, states = saved
@@ -126,6 +128,7 @@ def test_two_processes_resume_what_four_saved(saved, target):
         assert messages == []
 
 
+@pytest.mark.slow
 def test_a_damaged_part_found_by_one_process_is_skipped_by_all(saved, tmp_path):
     _, states = saved
     shutil.copytree(saved[0], root := tmp_path / "store")
@@ -181,6 +184,7 @@ def fail_together(group, root):
     return errors, messages, counted, checkpoints.failures
 
 
+@pytest.mark.slow
 def test_a_failure_in_one_process_fails_in_all(tmp_path):
     first, second = run(2, fail_together, tmp_path)
     not_finite = "NonFinite: tensor 'ema/2.weight' holds values that are not finite"
