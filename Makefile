@@ -45,7 +45,7 @@ ui: $(READY) ## show the demo's record in MLflow, at http://127.0.0.1:$PORT
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(STORE)/mlflow.db --workers 1 --port $(PORT)
 
 test: $(READY) ## run all tests, offline (10 minutes on 2 cores); with FAST=1 the quick ones alone
-	@$(BIN)/pytest -n 3 --dist worksteal $(if $(FAST),-m "not slow and not soak" tests/unit tests/numerics)
+	@$(BIN)/pytest -n 2 --dist worksteal $(if $(FAST),-m "not slow and not soak" tests/unit tests/numerics)
 
 soak: $(READY) ## kill pipelines at random moments, run the demo in a bucket that fails (hours)
 	@$(BIN)/pytest -m soak tests
