@@ -44,7 +44,7 @@ ui: $(READY) ## show the demo's record in MLflow, at http://127.0.0.1:$PORT
 	@echo "the demo: http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning   (Ctrl-C ends it)"
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(STORE)/mlflow.db --workers 1 --port $(PORT)
 
-test: $(READY) ## run all tests, offline (10 minutes on 2 cores); with FAST=1 the quick ones alone
+test: $(READY) ## run all tests, offline (a quarter of an hour on 2 cores); with FAST=1 the quick ones alone
 	@$(BIN)/pytest -n 2 --dist worksteal $(if $(FAST),-m "not slow and not soak" tests/unit tests/numerics)
 
 soak: $(READY) ## kill pipelines at random moments, run the demo in a bucket that fails (hours)

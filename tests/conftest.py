@@ -1,6 +1,5 @@
 """What all tests share: the modules in `kits/`, and an S3 for those that ask for one."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -44,32 +43,9 @@ def s3(s3_server, monkeypatch, tmp_path):
 
 
 def pytest_collection_modifyitems(items):
-    """Order the tests so that all workers end at about the same time.
+    """Slow tests first, so that what is left at the end is short, and no worker waits for another.
 
-    `--dist worksteal` hands every worker an equal slice, in order, and lets idle ones take from the
-    ends of the others' slices. So every slice begins with its share of the slow tests, the longest
-    first; those of a module that share its fixtures stay together. The first slice begins with
-    those that need the shared smoke run, the others end with them, as that run is there by then.
+    They stay with one worker as long as the other has quick ones: two pipelines at once on two
+    cores take longer than one after the other.
     """
-    groups, quick = {}, []
-    for item in items:
-        if mark := item.get_closest_marker("slow"):
-            alone = item.originalname if "seconds" in mark.kwargs else ""
-            groups.setdefault((item.path, alone), []).append(item)
-        else:
-            quick.append(item)
-
-    def seconds(group):
-        return sum(item.get_closest_marker("slow").kwargs.get("seconds", 1) for item in group)
-
-    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-    slices = [[] for _ in range(count)]
-    for group in sorted(groups.values(), key=seconds, reverse=True):
-        min(slices, key=lambda mine: sum(map(seconds, mine))).append(group)
-    ordered, rest = [], iter(quick)
-    for at, mine in enumerate(slices):
-        mine.sort(key=lambda group: ("smoke" in group[0].fixturenames) == (at > 0))
-        slow = [item for group in mine for item in group]
-        size = len(items) * (at + 1) // count - len(items) * at // count
-        ordered += slow + [item for _, item in zip(range(size - len(slow)), rest)]
-    items[:] = [*ordered, *rest]
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

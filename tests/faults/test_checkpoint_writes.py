@@ -57,7 +57,7 @@ def save_on_and_on(root, begin, told):
         told.send(images)
 
 
-@pytest.mark.slow(seconds=28)
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_the_older_one(tmp_path):
     draw, begin, torn, done, kills = random.Random(0), 0, 0, 0, 0
     while kills < KILLS or not (torn and done):

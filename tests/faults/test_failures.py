@@ -21,7 +21,6 @@ def spoil(file, rows, change, column="image"):
     pq.write_table(pa.Table.from_pylist(table), file)
 
 
-@pytest.mark.slow(seconds=90)
 def test_bad_rows_are_quarantined_and_counted_but_a_split_of_nothing_else_is_a_mistake(
     smoke, tmp_path
 ):
@@ -71,7 +70,6 @@ def test_bad_rows_are_quarantined_and_counted_but_a_split_of_nothing_else_is_a_m
     assert "Traceback" not in end.stdout
 
 
-@pytest.mark.slow(seconds=50)
 def test_a_node_that_fails_stops_only_what_needs_it(smoke, tmp_path, capsys):
     """E1_1 cannot write its weights: its sibling E1_0 ends, the ensemble of both is skipped."""
     store = smoke.copy(

@@ -95,7 +95,6 @@ def stamp(file):
     return file.stat().st_ino, file.stat().st_mtime_ns
 
 
-@pytest.mark.slow(seconds=150)
 def test_kills_while_it_embeds_and_trains_and_between_nodes(smoke, spec, tmp_path, capsys):
     """Of a pod, of the driver while its workers live on, of a worker, and of the driver again."""
     trained = [f"train/base/{e}" for e in EXPERTS]

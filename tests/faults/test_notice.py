@@ -93,7 +93,6 @@ class Node:
         return {int(f.read_text()) for f in (self.root / "attempts").iterdir()}
 
 
-@pytest.mark.slow(seconds=80)
 def test_workers_that_leave_are_lost_late_or_wrong_are_started_again(node):
     """Each is told from the others, the rank is named, and no process of any attempt is left."""
     fates = ("SIGTERM", "SIGKILL", "late", "bug")
@@ -130,14 +129,12 @@ def test_a_driver_that_trains_often_leaves_no_file_open_and_no_shared_memory(nod
     assert held()[1] <= used + 2**20
 
 
-@pytest.mark.slow(seconds=15)
 def test_a_mistake_of_one_rank_ends_the_node_at_once(node):
     with pytest.raises(ValueError, match=r"^batch 3 is not a multiple of 2; write 4$"):
         node.train("mistake")
     assert node.said() == []
 
 
-@pytest.mark.slow(seconds=20)
 def test_workers_start_where_their_labels_say_and_wait_for_such_a_machine(node, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     here = node.ray.get_runtime_context().get_node_id()
@@ -151,7 +148,6 @@ def test_workers_start_where_their_labels_say_and_wait_for_such_a_machine(node, 
         elsewhere.result(PATIENCE_S)
 
 
-@pytest.mark.slow(seconds=27)
 def test_a_node_that_ray_will_take_away_is_left(ray, tmp_path):
     """In a cluster of its own, as on the drained node nothing can be started again."""
     ray.shutdown()
@@ -186,7 +182,6 @@ def is_left(node):
     assert said.startswith("rank 0: node of rank [0] is being drained (preemption); ")
 
 
-@pytest.mark.slow(seconds=30)
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGTERM, 143), (None, 3), pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak)],

@@ -112,7 +112,7 @@ def wait_for(url, process, log):
             time.sleep(0.2)
 
 
-@pytest.mark.slow(seconds=50)
+@pytest.mark.slow
 def test_drivers_that_write_at_once_have_everything_recorded_once(servers, tmp_path, monkeypatch):
     """Through several servers; each item is written twice."""
     names = [f"pipeline-{i}" for i in range(DRIVERS)]
