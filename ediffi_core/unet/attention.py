@@ -37,6 +37,7 @@ class SelfAttention(nn.Module):
         self.out = zero_init(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] plus what its pixels attend to in each other; the same shape."""
         q, k, v = (split(t, self.heads) for t in self.qkv(as_sequence(self.norm(x))).chunk(3, 2))
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return x + as_image(self.out(attended), x)
@@ -65,6 +66,7 @@ class CrossAttention(nn.Module):
         return split(k, self.heads), split(v, self.heads)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """x [N, C, H, W] plus what its pixels attend to in the tokens [N, L, D]; the same shape."""
         q, (k, v) = self.queries(x), self.keys_values(tokens.values)
         mask = attention_mask(q, k, tokens, x.shape[2:])
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -32,6 +32,7 @@ class PixelNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W], every pixel scaled to unit mean square, times a weight per channel."""
         scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + 1e-6)
         return x * scale.to(x.dtype) * self.weight.to(x.dtype)[:, None, None]
 
@@ -60,6 +61,7 @@ class NoiseEmbedding(nn.Module):
         )
 
     def forward(self, c_noise: Tensor) -> Tensor:
+        """c_noise [N] → embeddings [N, out_dim]."""
         angle = c_noise[:, None] * self.freqs
         return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
 
@@ -75,6 +77,7 @@ class UpConv(nn.Conv2d):
         super().__init__(c_in, c_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [N, c_in, H, W] → [N, c_out, 2H, 2W]."""
         w = self.weight.transpose(0, 1).flip(2, 3)
         pads = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
         kernel = torch.stack([F.pad(w, p) for p in pads]).sum(dim=0)
@@ -104,6 +107,8 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x [N, c_in, H, W] and the noise embedding [N, D] → [N, c_out, H, W]; H and W are halved or
+        doubled if the block resamples."""
         h = F.silu(self.norm1(x))
         if self.resample == "down":
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)

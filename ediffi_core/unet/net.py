@@ -39,6 +39,13 @@ class Stage(nn.Module):
         """Whether the input is concatenated with the last kept skip connection."""
 
     def forward(self, x: Tensor, emb: Tensor, tokens: Tokens) -> Tensor:
+        """The block, then self-attention and cross-attention where the layer has them.
+
+        Args:
+            x: features [N, C, H, W].
+            emb: noise embedding [N, D].
+            tokens: what cross-attention attends to, [N, L, D].
+        """
         x = self.block(x, emb) if isinstance(self.block, ResBlock) else self.block(x)
         if self.self_attention is not None:
             x = self.self_attention(x)
