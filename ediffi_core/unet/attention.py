@@ -66,7 +66,7 @@ class CrossAttention(nn.Module):
         return split(k, self.heads), split(v, self.heads)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
-        """x [N, C, H, W] plus what its pixels attend to in the tokens [N, L, D]; the same shape."""
+        """x [N, C, H, W] plus what its pixels attend to in tokens [N, L, D]; the same shape."""
         q, (k, v) = self.queries(x), self.keys_values(tokens.values)
         mask = attention_mask(q, k, tokens, x.shape[2:])
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

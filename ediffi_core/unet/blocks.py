@@ -32,7 +32,7 @@ class PixelNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W], every pixel scaled to unit mean square, times a weight per channel."""
+        """x [N, C, H, W] with pixels of unit mean square, times a weight per channel."""
         scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + 1e-6)
         return x * scale.to(x.dtype) * self.weight.to(x.dtype)[:, None, None]
 
@@ -107,8 +107,10 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x [N, c_in, H, W] and the noise embedding [N, D] → [N, c_out, H, W]; H and W are halved or
-        doubled if the block resamples."""
+        """x [N, c_in, H, W] and the noise embedding [N, D] → [N, c_out, H, W].
+
+        H and W are halved or doubled if the block resamples.
+        """
         h = F.silu(self.norm1(x))
         if self.resample == "down":
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
