@@ -47,7 +47,7 @@ class Entry:
     when: str = field(default_factory=_now)
     """UTC time in ISO format."""
 
-    what: Literal["offered", "crowned", "rolled back to"] = "offered"
+    what: Literal["offered", "promoted", "rolled back to"] = "offered"
     """As stored: "offered" made it the candidate, the other two made it the champion."""
 
     numbers: Mapping[str, float] = field(default_factory=dict)
@@ -136,7 +136,7 @@ def read(store: Store, model: str) -> Registry:
         return Registry(
             candidate=_entry(raw["candidate"]),
             champion=_entry(raw["champion"]),
-            history=tuple(Entry(**e) for e in raw["history"]),
+            history=tuple(_parsed(e) for e in raw["history"]),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(
@@ -158,7 +158,12 @@ def run_aliases(store: Store, model: str, nodes: Mapping[str, Any]) -> list[str]
 
 
 def _entry(raw: dict[str, Any] | None) -> Entry | None:
-    return Entry(**raw) if raw else None
+    return _parsed(raw) if raw else None
+
+
+def _parsed(raw: dict[str, Any]) -> Entry:
+    """An entry as stored; version 0.1.0 wrote "crowned" for "promoted"."""
+    return Entry(**{**raw, "what": "promoted" if raw["what"] == "crowned" else raw["what"]})
 
 
 def add_candidate(store: Store, model: str, entry: Entry) -> Registry:
@@ -228,12 +233,12 @@ def with_candidate(registry: Registry, entry: Entry) -> Registry:
 
 def with_champion(registry: Registry, entry: Entry) -> Registry:
     """The registry after a promotion; a run promotes an ensemble only once."""
-    promoted = {e.fingerprint for e in registry.history if e.what == "crowned"}
+    promoted = {e.fingerprint for e in registry.history if e.what == "promoted"}
     if registry.champion and registry.champion.fingerprint == entry.fingerprint:
         return registry
     if entry.by.startswith("run ") and entry.fingerprint in promoted:
         return registry
-    entry = replace(entry, what="crowned")
+    entry = replace(entry, what="promoted")
     return replace(registry, champion=entry, history=(*registry.history, entry))
 
 
@@ -252,7 +257,7 @@ def succession(history: tuple[Entry, ...]) -> list[Entry]:
     """The champions in order, without those that were rolled back; the last is the current one."""
     line: list[Entry] = []
     for entry in history:
-        if entry.what == "crowned":
+        if entry.what == "promoted":
             line.append(entry)
         elif entry.what == "rolled back to":
             line.pop()

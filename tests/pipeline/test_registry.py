@@ -100,7 +100,7 @@ def test_mlflow_is_brought_to_what_the_store_says(models, client):
     assert first.tags["ediffi.gate/fid"] == "0.25" and first.tags["ediffi.why"] == "better"
     assert [line.split()[1] for line in first.tags["ediffi.history"].splitlines()] == [
         "offered",
-        "crowned",
+        "promoted",
     ]
     versions = client.search_model_versions("name = 'smoke'")
     assert sorted(v.tags["ediffi.version"] for v in versions) == ["1", "2"]

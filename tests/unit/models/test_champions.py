@@ -69,7 +69,7 @@ def test_a_gates_numbers_are_kept(store):
     champions.add_candidate(store, "m", entry(A))
     registry = champions.promote(store, "m", A, "better", by="run smoke-1", numbers={"gain": 0.25})
     assert champions.read(store, "m").champion.numbers == {"gain": 0.25}
-    assert registry.champion.what == "crowned"
+    assert registry.champion.what == "promoted"
 
 
 def test_rollbacks_go_back_one_champion_each(filled):
@@ -108,7 +108,7 @@ def test_history_only_grows(filled):
     champions.promote(filled, "m", A, "the old one after all")
     after = champions.read(filled, "m").history
     assert after[: len(before)] == before
-    assert [e.what for e in after[len(before) :]] == ["rolled back to", "crowned"]
+    assert [e.what for e in after[len(before) :]] == ["rolled back to", "promoted"]
 
 
 def test_a_rerun_does_not_undo_a_persons_choice(filled):
@@ -170,3 +170,13 @@ def test_concurrent_writers_lose_no_entry(store):
     for thread in threads:
         thread.join()
     assert sorted(e.fingerprint for e in champions.read(store, "m").history) == fingerprints
+
+
+def test_a_registry_of_version_0_1_0_is_read(store):
+    entry = {"fingerprint": "f" * 16, "folder": "nodes/promote/m-f", "why": "better", "by": "run r"}
+    entry |= {"when": "2026-11-27T00:00:00+00:00", "what": "crowned", "numbers": {}}
+    raw = {"candidate": entry, "champion": entry, "history": [entry | {"what": "offered"}, entry]}
+    store.write_json(champions.registry_path("m"), raw)
+    found = champions.read(store, "m")
+    assert found.champion.what == "promoted"
+    assert [e.what for e in found.history] == ["offered", "promoted"]
