@@ -33,7 +33,7 @@ def identify_all(spec: Spec, assume: bool = False) -> dict[str, Any]:
     """
     splits = {"train": spec.data.train, "validation": spec.data.validation}
     found = {
-        split: assumed(source.pairs) if assume and source.pairs else identify(source)
+        split: _identify_or_assume(split, source) if assume else identify(source)
         for split, source in splits.items()
         if source.path
     }
@@ -42,6 +42,19 @@ def identify_all(spec: Spec, assume: bool = False) -> dict[str, Any]:
         named |= {**spec.encoders.settings({"t5", "clip"}), "scorer": spec.evaluate.clip}
     found["encoders"] = {role: identify_encoder(name) for role, name in named.items() if name}
     return found
+
+
+def _identify_or_assume(split: str, source: Source) -> dict[str, Any]:
+    if source.pairs:
+        return assumed(source.pairs)
+    try:
+        return identify(source)
+    except (ValueError, OSError) as e:
+        key = f"data.{split}.pairs"
+        raise ValueError(
+            f"`{key}:` is missing, and the data cannot be counted: {e}; write `{key}:` with the "
+            "number of pairs to plan without the data"
+        ) from e
 
 
 def identify_encoder(name: str) -> str:
