@@ -35,6 +35,16 @@ def difference(old: Any, new: Any, at: str = "") -> list[str]:
     return [] if old == new else [f"{at}: {short(old)} → {short(new)}"]
 
 
+def settings_count(old: Any, new: Any) -> int:
+    """Number of leaves that two nested values have together, as :func:`difference` counts them."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return sum(
+            settings_count(old[key], new[key]) if key in old and key in new else 1
+            for key in {*old, *new}
+        )
+    return 1
+
+
 def short(value: Any) -> str:
     """The value as text, cut to 40 characters."""
     text = str(value)

@@ -14,7 +14,7 @@ from functools import cache, partial
 from typing import Any
 
 from pipelines.dag.champion import Champion
-from pipelines.dag.differences import difference
+from pipelines.dag.differences import difference, settings_count
 from pipelines.dag.evaluation import champion_comparison_nodes
 from pipelines.dag.growth import Tree, grow
 from pipelines.dag.nodes import SINGLE, ExternalResult, Node, dag_of, interval_of, nodes_of
@@ -49,6 +49,10 @@ FORMATS = {
     "promote": 3,
     "gate": 2,
 }
+
+
+NOT_BUILT = "not built yet with these settings"
+"""Why a node must run whose latest result here is of other data or another pipeline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,19 +319,51 @@ def _reason_to_run(
     if before is None:
         return "never done here"
     was, now = before["settings"], json.loads(json.dumps(node.settings))
-    changed = data_changed(was.pop("source", None), now.pop("source", None))
-    changed += difference(was, now)
     old = {role: i["fingerprint"] for role, i in before["inputs"].items()}
     read = {role: (i, verdicts[i].fingerprint) for role, i in node.inputs.items()}
     read |= {role: (role, result.fingerprint) for role, result in node.external.items()}
-    changed += [
+    inputs_changed = [
         f"input {i} changed" for role, (i, is_now) in read.items() if old.get(role) != is_now
     ]
+    if _has_other_data(node, was, now, verdicts) or (
+        len(inputs_changed) == len(read) and _mostly_differ(was, now)
+    ):
+        return NOT_BUILT
+    changed = data_changed(was.pop("source", None), now.pop("source", None))
+    changed += difference(was, now)
+    changed += inputs_changed
     if not changed:
         return (
             "format of its result changed" if before["fingerprint"] != fingerprint else "files lost"
         )
     return "; ".join(changed[:2]) + (f" and {len(changed) - 2} more" if len(changed) > 2 else "")
+
+
+def _has_other_data(
+    node: Node, was: Mapping[str, Any], now: Mapping[str, Any], verdicts: Mapping[str, Verdict]
+) -> bool:
+    """Whether the latest result of a node's id rests on other data than the node does.
+
+    It does if the data or the encoders are made another way, if a user's data set takes the place
+    of one that a node makes, or the reverse, if a user's data and its encoders both changed, or if
+    this holds for a node that it reads.
+    """
+    if node.kind in ("data", "encoders") and was.get("make") != now.get("make"):
+        return True
+    if node.kind == "embed":
+        old, new = was.get("source"), now.get("source")
+        if bool(old) != bool(new):
+            return True
+        encoders = [of.get("recipe", {}).get("encoders") for of in (was, now)]
+        if old and old != new and encoders[0] != encoders[1]:
+            return True
+    return any(verdicts[i].why == NOT_BUILT for i in node.inputs.values())
+
+
+def _mostly_differ(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether more than half of two nodes' settings differ, and more than two."""
+    differing = len(difference(was, now))
+    return differing > max(2, settings_count(was, now) / 2)
 
 
 def data_changed(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> list[str]:

@@ -74,8 +74,9 @@ def _work(
     listing = store.files(pool)
     todo = _to_embed(store, pool, shards, listing)
     last = _last_version(store, verdict)
-    before = last.get("shards", {})
-    current = {s.name for s in shards}
+    before, current = last.get("shards", {}), {s.name for s in shards}
+    if before.keys().isdisjoint(current):  # another pipeline's data set
+        before = {}
     work: dict[str, Any] = {
         "pool": pool,
         "source_shards": len(shards),
