@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from pipelines.dag.plan import Plan, Verdict
-from pipelines.formatting import duration
+from pipelines.dag.plan import Plan, Verdict, images_to_train
+from pipelines.formatting import duration, number
 from pipelines.planning.cost import stage_of
 from pipelines.planning.findings import Finding, Findings, error, warning
 from pipelines.planning.lint_stage import STAGE_CHECKS
-from pipelines.planning.node_costs import evaluation
+from pipelines.planning.node_costs import evaluation, evaluation_flops
+from pipelines.planning.training_cost import measured_speeds, training
 from pipelines.spec.cluster import EMBEDDING, Cluster
 from pipelines.spec.pipeline import Spec
 
-MAX_EVALUATION_S = 12 * 3600
-"""An evaluation on CPUs that takes longer than this is reported."""
+MAX_CPU_S = 12 * 3600
+"""A stage's training, or an evaluation, that takes longer than this on CPUs is reported."""
 
 
 def check(spec: Spec, plan: Plan) -> list[Finding]:
@@ -36,7 +37,7 @@ def check(spec: Spec, plan: Plan) -> list[Finding]:
         if name in names:
             found += [f for each in STAGE_CHECKS for f in each(spec, name, stage)]
     if not any(f.is_error for f in found):  # it needs networks that can be built
-        found += slow_evaluation(spec, todo)
+        found += [*slow_training(spec, plan), *slow_evaluation(spec, todo)]
     return sorted(found, key=lambda f: f.level)
 
 
@@ -118,17 +119,68 @@ def slow_evaluation(spec: Spec, todo: list[Verdict]) -> Findings:
         if v.node.gpus:
             continue
         cost = evaluation(spec, v.node, spec.cluster or Cluster())
-        if cost.seconds > MAX_EVALUATION_S:
+        if cost.seconds <= MAX_CPU_S:
+            continue
+        parts, losses = evaluation_flops(spec, v.node), v.node.settings["losses"]
+        key, what = "evaluate.captions", f"draws {spec.evaluate.captions:,} images"
+        if parts.losses > parts.images:
+            draws = losses["draws"] * len(losses["experts"])
+            key, what = "evaluate.losses.draws", f"measures losses on {draws:,} draws"
+        cpus = f"{v.node.cpus} CPU" + ("" if v.node.cpus == 1 else "s")
+        gpu = "`evaluate.gpus: 1`" if spec.gpus else "`gpus: 1` and `evaluate.gpus: 1`"
+        yield warning(
+            v.node.id,
+            key,
+            f"{what}, which takes {cpus} about {duration(cost.seconds)}; write {gpu} on a machine "
+            f"with a GPU, or lower `{key}`",
+        )
+
+
+def slow_training(spec: Spec, plan: Plan) -> Findings:
+    """Stages whose training takes very long without a GPU; a cluster's costs are shown anyway."""
+    if spec.cluster is not None:
+        return
+    speeds, work, longest = measured_speeds(plan), dict[str, float](), dict[str, float]()
+    for verdict in plan.verdicts.values():
+        node, stage = verdict.node, stage_of(verdict.node)
+        if node.kind != "train" or verdict.cached or node.gpus or stage not in spec.stages:
+            continue
+        images = images_to_train(plan, node) or 0
+        seconds = training(plan.spec, node, images, Cluster(), speeds).seconds
+        work[stage] = work.get(stage, 0) + seconds * node.cpus / spec.cpus
+        longest[stage] = max(longest.get(stage, 0), seconds)
+    for stage, shared in work.items():
+        seconds = max(shared, longest[stage])
+        if seconds > MAX_CPU_S:
+            days = seconds / 86400
+            time = f"{number(days)} days" if days >= 2 else duration(seconds)
+            cpus = f"{spec.cpus:g} CPU" + ("" if spec.cpus == 1 else "s")
+            key = f"stages.{stage}.workers.gpus"
             yield warning(
-                v.node.id,
-                "evaluate.captions",
-                f"draws {spec.evaluate.captions:,} images, which takes {v.node.cpus} CPUs about "
-                f"{duration(cost.seconds)}; write `evaluate.gpus: 1`, or lower `evaluate.captions`",
+                stage,
+                key,
+                f"training takes about {time} on {cpus}; set `{key}` on a machine with a GPU, or "
+                f"a smaller `stages.{stage}.network.preset`",
             )
+
+
+def few_validation_pairs(spec: Spec, todo: list[Verdict]) -> Findings:
+    """More captions to evaluate than there are validation pairs."""
+    validation, captions = spec.data.validation, spec.evaluate.captions
+    pairs = validation.rows if validation.make else validation.pairs
+    if pairs and captions > pairs and any(v.node.kind == "evaluate" for v in todo):
+        yield warning(
+            "evaluate",
+            "evaluate.captions",
+            f"`evaluate.captions` is {captions:,}, but there are {pairs:,} validation pairs, so no "
+            f"more than {pairs:,} are drawn; write `evaluate.captions: {pairs}`, or add validation "
+            "data",
+        )
 
 
 SPEC_CHECKS: list[Callable[[Spec, list[Verdict]], Findings]] = [
     missing_gpus,
     limits_parallel_training,
     shared_folder,
+    few_validation_pairs,
 ]

@@ -14,6 +14,7 @@ reading data, Ray's start-up time for nodes that do not train, and all other kin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.dag.plan import Node, Plan, images_to_train
@@ -101,21 +102,39 @@ def _embedding(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]
     )
 
 
-def evaluation(spec: Spec, node: Node, cluster: Cluster) -> Cost:
-    """FLOPs = images × network calls of each stage × a forward pass at full resolution, doubled by
-    guidance; plus the validation loss at the training resolution."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFlops:
+    """FLOPs of an evaluation, by what it computes."""
+
+    losses: float
+    """Of the validation loss, at the training resolution."""
+
+    images: float
+    """Of drawing images: images × network calls of each stage × a forward pass at full resolution,
+    doubled by guidance."""
+
+
+def evaluation_flops(spec: Spec, node: Node) -> EvaluationFlops:
+    """FLOPs of an evaluate node."""
     s = node.settings
     pictures = s["captions"]
     if s["metrics"] and s["controls"]:
         pictures += min(UNTRAINED_CAPTIONS, s["captions"])
-    losses = s["losses"]
-    draws = losses["draws"] * len(losses["experts"])
-    flops = draws * size_of(config_of(spec, s["stages"][-1]["name"])).flops
+    draws = s["losses"]["draws"] * len(s["losses"]["experts"])
+    losses = draws * size_of(config_of(spec, s["stages"][-1]["name"])).flops
+    images = 0.0
     for stage in s["stages"]:
         sampling = stage["sampling"]
         calls = 2 * sampling["steps"] - 1 if sampling["solver"] == "heun" else sampling["steps"]
         one = size_of(config_of(spec, stage["name"]), stage["resolution"]).flops
-        flops += pictures * calls * one * (2 if sampling["guidance"] else 1)
+        images += pictures * calls * one * (2 if sampling["guidance"] else 1)
+    return EvaluationFlops(losses=losses, images=images)
+
+
+def evaluation(spec: Spec, node: Node, cluster: Cluster) -> Cost:
+    """Time = FLOPs of :func:`evaluation_flops` ÷ FLOP/s."""
+    parts = evaluation_flops(spec, node)
+    flops = parts.losses + parts.images
     power = power_of(node, cluster, "float32")
     seconds = flops / power.speed
     return Cost(
