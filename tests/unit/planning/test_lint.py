@@ -118,6 +118,30 @@ MISTAKES = {
         "evaluate.captions",
         "lower",
     ),
+    "long evaluation without a GPU": (
+        {"evaluate__captions": 10**8, "data__validation__rows": 10**8},
+        "evaluate/base/root",
+        "evaluate.captions",
+        "1 CPU about",
+    ),
+    "long losses": (
+        {"cluster": {}, "evaluate__losses": {"draws": 10**9}},
+        "evaluate/base/root",
+        "evaluate.losses.draws",
+        "`gpus: 1` and `evaluate.gpus: 1` on a machine with a GPU, or lower",
+    ),
+    "long training": (
+        {f"{SR}experts__E0_0__images": 10**9, "data__train__rows": 10**9},
+        "sr32",
+        "stages.sr32.workers.gpus",
+        "days on 2 CPUs",
+    ),
+    "captions without pairs": (
+        {"evaluate__captions": 1000, "data__validation__rows": 12},
+        "evaluate",
+        "evaluate.captions",
+        "evaluate.captions: 12",
+    ),
     "a folder": (
         {"cluster__groups": {"a": {"gpu": "A100", "count": 16}}},
         "storage",
@@ -199,6 +223,11 @@ def check(spec):
 def test_the_specs_that_come_with_it_have_no_error():
     for name in ("smoke", "demo", "adaptive", "ediffi-d"):
         assert [f for f in check(edited(name)) if f.is_error] == [], name
+
+
+def test_none_of_them_is_said_to_train_too_long():
+    for name in ("smoke", "demo", "adaptive", "ediffi-d"):
+        assert [f for f in check(edited(name)) if "training takes" in f.text] == [], name
 
 
 def test_the_smallest_pipeline_is_sound():
