@@ -22,6 +22,12 @@ def number(value: float) -> str:
     return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
+def join_words(words: Sequence[object], last: str) -> str:
+    """Join words by commas, the last two by ``last``: ``16, 32 or 64``."""
+    *first, end = map(str, words)
+    return f"{', '.join(first)} {last} {end}" if first else end
+
+
 def align_columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
     """Lay out a table as one line per row; columns without any text are left out.
 

@@ -149,7 +149,9 @@ def writable(output: Path, option: str = "--output") -> None:
     """Check that a file can be written before the work for it begins.
 
     Raises:
-        ValueError: Its folder is missing or read-only.
+        ValueError: It is a folder, or its folder is missing or read-only.
     """
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; name a file with {option}")
     if not os.access(output.parent, os.W_OK):
         raise ValueError(f"{output} cannot be written; give a writable path with {option}")

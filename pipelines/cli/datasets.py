@@ -78,11 +78,18 @@ def show(
     """Draw pictures of an embedded data set with their captions."""
     from pipelines.data import contact_sheet
     from pipelines.data.stats import find
+    from pipelines.formatting import join_words
     from pipelines.store.artifacts import Store
 
     writable(output)
     found = find(Store.at(storage), version).version
-    side = resolution or max(found.header.resolutions)
+    sides = sorted(found.header.resolutions)
+    side = resolution or sides[-1]
+    if side not in sides:
+        raise ValueError(
+            f"the data set has pictures of {join_words(sides, 'and')} pixels, none of {side}; "
+            f"choose --resolution {join_words(sides, 'or')}"
+        )
     pairs = contact_sheet.samples(found, side, n)
     rows = int(found.usable(side).sum())
     title = f"{found.folder.rpartition('/')[2]}: {len(pairs):,} of {rows:,} pictures of side {side}"

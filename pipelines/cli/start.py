@@ -79,9 +79,9 @@ def init(
     from pipelines.formatting import byte_size
     from pipelines.planning import starter_spec as starter
 
+    writable(spec, "SPEC")
     if spec.exists() and not force:
         raise ValueError(f"{spec} exists; overwrite it with --force, or choose another name")
-    writable(spec, "SPEC")
     encoders = {"t5": starter.check_encoder("--t5", t5)}
     encoders["clip"] = starter.check_encoder("--clip", clip)
     train, held, how = starter.look(
@@ -103,7 +103,7 @@ def init(
     typer.echo(f"{'validation':<12}{how}: {about}{held.pairs:,} pairs")
     chosen = ", ".join(f"{name} ({side} pixels)" for name, side, _ in starter.stages(train))
     typer.echo(f"{'stages':<12}{chosen}")
-    typer.echo(f"{spec} is written; next: `ediffi plan {spec}`")
+    typer.echo(f"{spec} is written; next: `ediffi doctor {spec}`, then `ediffi plan {spec}`")
 
 
 @app.command(

@@ -38,6 +38,9 @@ FIRST_MEMBERS = 64
 MEMBER_BYTES = 1536
 """Headers and padding in a tar, of a picture and its caption; for an estimate."""
 
+SHOWN = 40
+"""Characters of a binary caption that an error shows."""
+
 FORMATS = {
     "parquet": "Parquet",
     "folder": "a folder of pictures",
@@ -400,7 +403,10 @@ def _no_row(source: Source, home: Folder, columns: list[str], sample: _Sample) -
     if not sample.read:
         return ValueError(f"{home.location.folder} holds no row")
     reason, _ = sample.bad.most_common(1)[0]
-    detail = f" ({sample.examples[reason]})" if sample.examples[reason] else ""
+    example = sample.examples[reason]
+    if reason in (Reason.CAPTION_ENCODING, Reason.CAPTION_CONTROL) and len(example) > SHOWN:
+        example = f"{example[: SHOWN - 1]}…"  # of a binary column
+    detail = f" ({example})" if example else ""
     there = f"; it has {', '.join(columns[:20])}: name yours with --image and --caption"
     return ValueError(
         f"none of the {sample.read} rows read from {home.location.folder} can be used: "
@@ -464,6 +470,9 @@ def lines(found: Inspection, size: Callable[[float], str]) -> list[tuple[str, st
         for key in ("image", "caption")
         if key in found.source.model_fields_set
     }
+    if "image" in named and "caption" not in named:
+        there = [name for name in caption_fields(found.source) if name in found.columns]
+        named |= {"caption": there[0]} if there else {}
     if named:
         told.append(("columns", ", ".join(f"{key}: {name}" for key, name in named.items())))
     told.append(("pictures", f"shortest side {_range(found.sides)} pixels{rows}"))

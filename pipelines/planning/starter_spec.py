@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,10 +188,41 @@ def look(
             f"{data[0]} is inside another file and cannot be split by files; give validation data "
             "with --validation"
         )
-    split = Split(_one(data), _one(validation), "as given") if validation else named_split(data)
-    if split is None:
-        split = held_out(inspect(_one(data), **columns))
-    return inspect(split.train, **columns), inspect(split.validation, **columns), split.how
+    for path in validation:
+        if absolute(path).rstrip("/") in {absolute(p).rstrip("/") for p in data}:
+            raise ValueError(
+                f"--validation {path} is given as --data too; name other data, which is not "
+                "trained on"
+            )
+    with _errors_name("--data"):
+        split = Split(_one(data), _one(validation), "as given") if validation else named_split(data)
+        if split is None:
+            split = held_out(inspect(_one(data), **columns))
+        train = inspect(split.train, **columns)
+    with _errors_name("--validation" if validation else "--data"):
+        return train, inspect(split.validation, **columns), split.how
+
+
+@contextlib.contextmanager
+def _errors_name(option: str) -> Iterator[None]:
+    """Replace a spec's keys by options of ``ediffi init`` in the errors of the readers.
+
+    Args:
+        option: The option that names the data.
+    """
+    names = {
+        "`image:`, `caption:`, `key:` and `scores:` beside `path:`": "--image and --caption",
+        "set `path:` to": f"set {option} to",
+        "`path:`": option,
+        "`format:`": "--format",
+    }
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for key, name in names.items():
+            message = message.replace(key, name)
+        raise ValueError(message) from error
 
 
 def _one(paths: Sequence[str]) -> str | list[str]:

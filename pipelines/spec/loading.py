@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
 
 from pipelines.spec.base import Strict, did_you_mean, nested
-from pipelines.spec.pipeline import Spec
+from pipelines.spec.pipeline import NAME_PATTERN, Spec
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 def load(path: str | Path) -> Spec:
@@ -18,10 +22,16 @@ def load(path: str | Path) -> Spec:
         ValueError: There is no such file, or the spec is not valid; the message is one line.
     """
     file = Path(path)
+    if file.is_dir():
+        raise ValueError(f"{path} is a folder; name the spec's YAML file")
     if not file.is_file():
         raise ValueError(f"there is no spec at {path}; pipelines/specs/ has some to start from")
     try:
-        raw = yaml.safe_load(file.read_text())
+        raw = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text file; name the spec's YAML file") from None
+    except _DuplicateKeyError as error:
+        raise ValueError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {_where(error)}") from None
     if not isinstance(raw, dict):
@@ -40,24 +50,69 @@ def _where(error: yaml.YAMLError) -> str:
     return f"{message} (line {error.problem_mark.line + 1})"
 
 
+class _DuplicateKeyError(Exception):
+    """A mapping has the same key twice."""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuse a key that a mapping has twice. PyYAML itself keeps the last one."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                same = lines[name] == line
+                where = f"line {line}" if same else f"lines {lines[name]} and {line}"
+                raise _DuplicateKeyError(f"`{key.value}` is given twice ({where}); keep one")
+            lines[name] = line
+        return node
+
+
+MAX_ERRORS = 3
+"""Number of validation errors that a message names."""
+
+PATTERNS = {NAME_PATTERN: "write lower-case letters, digits and hyphens"}
+"""Pattern of a field → what to write, in words."""
+
+MISSING = {
+    f"data.{split}": f"write `{split}: {{path: ...}}` below `data:`"
+    for split in ("train", "validation")
+}
+"""Required key → what to write if it is missing."""
+
+
 def explain(error: ValidationError) -> str:
-    """Return the first of a spec's validation errors in one line, and how many more there are."""
-    first = error.errors()[0]
-    field = getattr(first.get("ctx", {}).get("error"), "field", "")
-    key = ".".join(str(part) for part in (*first["loc"], field) if part != "")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(first["loc"][:-1])
-        hint = did_you_mean(str(first["loc"][-1]), known) or f"; known are {', '.join(known)}"
-        return f"unknown key `{key}`{hint}{more}"
-    if first["type"] == "missing":
-        return f"`{key}` is missing{more}"
+    """Return a spec's validation errors in one line: the first three, and how many more.
+
+    Unknown keys come first, since a misspelt key often causes the errors after it.
+    """
+    found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    more = f" (and {len(found) - MAX_ERRORS} more)" if len(found) > MAX_ERRORS else ""
+    return "; ".join(map(_explain_one, found[:MAX_ERRORS])) + more
+
+
+def _explain_one(error: ErrorDetails) -> str:
+    field = getattr(error.get("ctx", {}).get("error"), "field", "")
+    key = ".".join(str(part) for part in (*error["loc"], field) if part != "")
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(error["loc"][:-1])
+        hint = did_you_mean(str(error["loc"][-1]), known) or f"; known are {', '.join(known)}"
+        return f"unknown key `{key}`{hint}"
+    if error["type"] == "missing":
+        hint = f"; {MISSING[key]}" if key in MISSING else ""
+        return f"`{key}` is missing{hint}"
     at = f"`{key}`: " if key else ""
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{at}{message}{more}"
-    got = "" if key.split(".")[0] == "s3" else f", got {first['input']!r:.60}"  # a secret perhaps
-    return f"{at}{message[:1].lower()}{message[1:]}{got}{more}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{at}{message}"
+    if error["type"] == "string_pattern_mismatch":
+        message = PATTERNS.get(error.get("ctx", {}).get("pattern", ""), message)
+    got = "" if key.split(".")[0] == "s3" else f", got {error['input']!r:.60}"  # a secret perhaps
+    return f"{at}{message[:1].lower()}{message[1:]}{got}"
 
 
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:

@@ -18,11 +18,14 @@ from pipelines.spec.promotion import Promotion, Retraining
 from pipelines.spec.s3 import S3
 from pipelines.spec.stage import Stage
 
+NAME_PATTERN = r"^[a-z0-9][a-z0-9-]*$"
+"""Pattern of a pipeline's name."""
+
 
 class Spec(Strict):
     """One pipeline, from the data to the champion."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: str = Field(pattern=NAME_PATTERN)
     """Name of the pipeline and of its model in the registry: lower-case letters, digits and
     hyphens."""
 

@@ -95,8 +95,10 @@ class Version:
         from pipelines.store.shards import Header
 
         try:
-            # Not `read_table`, whose module is slow to import.
-            table = pq.ParquetFile(pa.BufferReader(data)).read().combine_chunks()
+            # Not `read_table`, whose module is slow to import. Without threads, because Arrow's
+            # sometimes abort the process when it exits soon after, as after a wrong option.
+            file = pq.ParquetFile(pa.BufferReader(data))
+            table = file.read(use_threads=False).combine_chunks()
             header = Header.from_metadata(table.schema.metadata)
         except (ValueError, OSError) as error:
             raise ValueError(f"{store.full(path)} cannot be read: {error}") from error

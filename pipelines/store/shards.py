@@ -130,8 +130,9 @@ class Header:
     def columns(self, resolution: int) -> list[str]:
         """The columns that a stage reads; ValueError if there are no pictures for it."""
         if resolution not in self.resolutions:
+            sides = ", ".join(map(str, self.resolutions))
             raise ValueError(
-                f"has pictures of {', '.join(map(str, self.resolutions))}, none of {resolution}; "
+                f"the data set has pictures of {sides} pixels, none of {resolution}; "
                 "add it to the resolutions and embed again"
             )
         names = [e.name for e in self.embeddings] + [pixels_column(resolution)]

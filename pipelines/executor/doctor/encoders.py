@@ -69,7 +69,8 @@ def _encoder(key: str, name: str, config: str, remote: list[Remote] | str) -> Ch
         return Check(key, "fault", remote, "correct its name in the spec")
     if any(_is_cached(*one) for one in remote):
         return Check(key, "ok", f"{name} is in the cache")
-    offline = "copy its folder to this machine, and name that in the spec"
+    setting = f"{key}.model" if key.startswith("encoders.more.") else key
+    offline = f"copy its folder to this machine, and name the folder in `{setting}:`"
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         return Check(key, "fault", f"{name} is not here, and HF_HUB_OFFLINE is set", offline)
     errors = [_unavailable(*one) for one in remote]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.executor.doctor import encoders, machine, services
+from pipelines.executor.doctor import data, encoders, machine, services
 from pipelines.executor.doctor.check import Check, Subject
 
 ALL = {
@@ -19,6 +19,7 @@ ALL = {
     "Ray": (services.ray, 8.0),
     "MLflow": (services.mlflow, 10.0),
     "store": (services.store, 20.0),
+    "data": (data.paths, 10.0),
     "encoders": (encoders.encoders, 40.0),
     "demo": (encoders.demo, 5.0),
 }
@@ -27,6 +28,7 @@ ALL = {
 REMEDIES = {
     "store": "check that the address is right, and that it can be reached from here",
     "MLflow": "check that the address is right, and that it can be reached from here",
+    "data": "a mounted disk does not answer; `df` shows which",
     "encoders": "check the network, or name folders in the spec",
     "disk": "a mounted disk does not answer; `df` shows which",
 }

@@ -15,7 +15,7 @@ from kit import SMOKE
 from servers import free_port
 
 from pipelines import cli
-from pipelines.executor.doctor import check, encoders, machine, services
+from pipelines.executor.doctor import check, data, encoders, machine, services
 from pipelines.executor.doctor.check import Check, Subject
 from pipelines.executor.doctor.report import ALL, examine
 from pipelines.spec import loading as specs
@@ -66,8 +66,8 @@ def spec_of(tmp_path, **changes):
 
 
 def own_data(tmp_path, **encoders):
-    data = {split: {"path": "/data"} for split in ("train", "validation")}
-    return specs.load(spec_of(tmp_path, data=data, encoders=encoders))
+    sources = {split: {"path": "/data"} for split in ("train", "validation")}
+    return specs.load(spec_of(tmp_path, data=sources, encoders=encoders))
 
 
 class Server(ThreadingHTTPServer):
@@ -324,6 +324,19 @@ def test_servers_that_never_answer_do_not_keep_the_command(s3, tmp_path):
 # -- encoders and the demo -----------------------------------------------------------------------
 
 
+def test_data_paths(tmp_path):
+    split = {"path": [str(tmp_path), "/no/such/data"]}
+    whole = {"train": split, "validation": {"path": str(tmp_path)}}
+    train, validation = found(data.paths, tmp_path, specs.load(spec_of(tmp_path, data=whole)))
+    assert (train.name, train.level) == ("data.train", "fault")
+    assert train.found == "/no/such/data does not exist"
+    assert train.remedy == "set `data.train.path`"
+    assert (validation.level, validation.found) == ("ok", f"{tmp_path} exists")
+    remote = {s: {"path": "s3://bucket/x"} for s in ("train", "validation")}
+    assert found(data.paths, tmp_path, specs.load(spec_of(tmp_path, data=remote))) == []
+    assert found(data.paths) == []
+
+
 def test_encoders_in_folders(tmp_path):
     for name, config in (("t5", "config.json"), ("clip", "open_clip_config.json")):
         (tmp_path / name).mkdir()
@@ -354,7 +367,8 @@ def test_encoders_by_name(tmp_path, monkeypatch, serve):
     server.status = 404
     assert "HTTP 404" in found(encoders.encoders, tmp_path, spec)[0].found
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "HF_HUB_OFFLINE is set" in found(encoders.encoders, tmp_path, spec)[0].found
+    offline = found(encoders.encoders, tmp_path, spec)[0]
+    assert "HF_HUB_OFFLINE is set" in offline.found and "`encoders.t5:`" in offline.remedy
 
 
 def test_encoders_in_the_cache(tmp_path, monkeypatch):

@@ -324,6 +324,42 @@ def test_nothing_is_overwritten_without_force(ediffi, tmp_path):
     assert (code, out) == (2, "") and "--force" in err and file.read_text() == "mine"
 
 
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_a_folder_is_no_spec(ediffi, tmp_path, force):
+    code, out, err = ediffi("init", tmp_path, "--data", tmp_path, *force)
+    assert (code, out, err) == (2, "", f"ediffi: {tmp_path} is a folder; name a file with SPEC\n")
+
+
+def test_errors_name_the_options(ediffi, tmp_path):
+    data = parquet_files(tmp_path / "d", ["a.parquet", "b.parquet"])
+    file = tmp_path / "my.yaml"
+    for options, words in (
+        (("--data", data, "--image", "jpg"), "name yours with --image and --caption"),
+        (("--data", tmp_path / "none"), "does not exist; set --data to"),
+        (("--data", data, "--validation", tmp_path / "none"), "set --validation to"),
+        (("--data", data, "--validation", f"{data}/"), "is given as --data too"),
+    ):
+        code, out, err = ediffi("init", file, *options)
+        assert (code, out, err.count("\n")) == (2, "", 1) and words in err, err
+
+
+def test_a_binary_caption_is_shortened(ediffi, tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in ("a", "b"):
+        made = [{"image": jpeg(0), "caption": "\x00" * 500}]
+        write_parquet(tmp_path / "d" / f"{name}.parquet", made)
+    code, _, err = ediffi("init", tmp_path / "my.yaml", "--data", tmp_path / "d")
+    assert code == 2 and "…)" in err and err.count("x00") < 11
+
+
+def test_the_report_ends_with_what_is_next(ediffi, tmp_path):
+    data, file = tmp_path / "d", tmp_path / "my.yaml"
+    parquet_files(data, ["a.parquet", "b.parquet"], image="jpg")
+    _, out, _ = ediffi("init", file, "--data", data, "--gpus", 0)
+    assert "columns     image: jpg, caption: caption\n" in out
+    assert out.endswith(f"next: `ediffi doctor {file}`, then `ediffi plan {file}`\n")
+
+
 def test_data_that_cannot_be_split_is_refused_with_what_to_do(ediffi, tmp_path):
     single = parquet_files(tmp_path / "one", ["a.parquet"])
     folder = pictures(tmp_path / "two", range(3))

@@ -184,7 +184,9 @@ def test_captions_are_wrapped_and_cut(folder):
         (("stats", "test"), "no data set 'test' in"),
         (("stats", "test"), "there are train"),
         (("stats", "nodes/embed/gone"), "run its embed node first"),
-        (("show", "--resolution", "64"), "has pictures of 8, 16, none of 64"),
+        (("show", "--resolution", "64"), "ediffi: the data set has pictures of 8 and 16 pixels"),
+        (("show", "--resolution", "64"), "none of 64; choose --resolution 8 or 16"),
+        (("show", "-o", "/"), "/ is a folder; name a file with --output"),
         (("show", "-o", "/nowhere/grid.png"), "cannot be written"),
     ],
 )

@@ -269,7 +269,7 @@ def test_a_shard_of_other_encoders_is_refused(store, version):
 
 
 def test_a_stage_without_pictures_is_told_which_there_are(store, version, make_version):
-    with pytest.raises(ValueError, match="has pictures of 4, 8, none of 16"):
+    with pytest.raises(ValueError, match="has pictures of 4, 8 pixels, none of 16"):
         Reader(store, version, 16)
     small = make_version([made_rows(3, small=(0, 1, 2))])
     with pytest.raises(ValueError, match=r"no row of .* has a picture of 8"):
