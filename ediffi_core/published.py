@@ -30,6 +30,11 @@ def resolve_source(source: str) -> str:
     return str(folder)
 
 
+def is_path(source: str) -> bool:
+    """Whether an encoder is written as a path, which no published name looks like."""
+    return source.startswith(("/", "./", "../", "~"))
+
+
 QUICK_GELU_TAGS = frozenset(
     ("openai", "yfcc15m", "cc12m", "metaclip_400m", "metaclip_fullcc", "dfn2b", "dfn5b")
 )

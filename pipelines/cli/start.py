@@ -75,9 +75,8 @@ def init(
     import os
 
     from pipelines.data.inspect import lines
-    from pipelines.executor.doctor.machine import count_gpus
-    from pipelines.formatting import byte_size
     from pipelines.planning import starter_spec as starter
+    from pipelines.runs.meters import gpu_count
 
     writable(spec, "SPEC")
     if spec.exists() and not force:
@@ -93,11 +92,11 @@ def init(
         held,
         how,
         cpus=os.cpu_count() or 2,
-        gpus=count_gpus() if gpus is None else gpus,
+        gpus=gpu_count() if gpus is None else gpus,
         **encoders,
     )
     spec.write_text(written, encoding="utf-8")
-    for label, found in lines(train, byte_size):
+    for label, found in lines(train):
         typer.echo(f"{label:<12}{found}")
     about = "" if held.exact else "about "
     typer.echo(f"{'validation':<12}{how}: {about}{held.pairs:,} pairs")

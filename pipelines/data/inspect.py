@@ -11,7 +11,7 @@ import json
 import posixpath
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +24,7 @@ from pipelines.data.formats.tar import members
 from pipelines.data.pictures import size_of
 from pipelines.data.rows import Reason, RejectedRow, Row, RowError
 from pipelines.data.sources import TAR_SUFFIXES, find_format, read_shard
+from pipelines.formatting import byte_size
 from pipelines.spec.data import Source
 
 SAMPLE_ROWS = 512
@@ -453,16 +454,14 @@ def _rows_of(shard: SourceShard) -> int | None:
 # -- in words ------------------------------------------------------------------------------------
 
 
-def lines(found: Inspection, size: Callable[[float], str]) -> list[tuple[str, str]]:
-    """What was found, as labels and texts.
-
-    Args:
-        size: Bytes as text.
-    """
+def lines(found: Inspection) -> list[tuple[str, str]]:
+    """What was found, as labels and texts."""
     files = len(found.files)
     holds = f"{files:,} file{'s' * (files != 1)}" if files else f"{found.pictures:,} pictures"
     about = "" if found.exact else "about "
-    text = f"{FORMATS[found.format]}, {holds}, {size(found.bytes)}, {about}{found.pairs:,} pairs"
+    text = (
+        f"{FORMATS[found.format]}, {holds}, {byte_size(found.bytes)}, {about}{found.pairs:,} pairs"
+    )
     rows = "" if found.complete else f", in a sample of {found.sampled:,} rows"
     told = [("found", text)]
     named = {

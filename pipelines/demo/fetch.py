@@ -31,14 +31,19 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ediffi"
 
 
+def cached_drawings(lock: Path = LOCK) -> Path:
+    """Where the packages that ``lock`` names are cached, whether or not they are there."""
+    names = (lock / "package-lock.json").read_bytes()
+    return cache() / f"emoji-{hashlib.sha256(names).hexdigest()[:16]}"
+
+
 def drawings(lock: Path = LOCK) -> Path:
     """Folder of the packages that ``lock`` names; fetched if the cache lacks it.
 
     Raises:
         ValueError: npm is missing, cannot reach its registry, or a checksum does not match.
     """
-    names = (lock / "package-lock.json").read_bytes()
-    folder = cache() / f"emoji-{hashlib.sha256(names).hexdigest()[:16]}"
+    folder = cached_drawings(lock)
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

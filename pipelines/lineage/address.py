@@ -69,9 +69,15 @@ class Runs:
         parts = urlsplit(self.uri)
         if parts.scheme not in ("http", "https"):
             return ""
-        place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         run = f"/#/experiments/{self.experiment}/runs/{self.run_ids[node]}"
-        return f"{place}{run}?workflowType=machine_learning"  # else shown as a language model
+        # Without the workflow's type MLflow shows a run as a language model's.
+        return f"{without_credentials(self.uri)}{run}?workflowType=machine_learning"
+
+
+def without_credentials(uri: str) -> str:
+    """A server's address to be shown: without user, password, query and final slash."""
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
 
 def quiet_mlflow() -> Any:

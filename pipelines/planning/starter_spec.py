@@ -241,12 +241,12 @@ def check_encoder(option: str, name: str) -> str:
     Raises:
         ValueError: It is a path to no folder, or a CLIP that OpenCLIP does not know.
     """
-    from ediffi_core.published import published_clip, resolve_source
+    from ediffi_core.published import is_path, published_clip, resolve_source
 
     folder = Path(resolve_source(name)).expanduser()
     if folder.is_dir():
         return name if resolve_source(name) != name else str(folder.absolute())
-    if name.startswith(("/", "./", "../", "~")):
+    if is_path(name):
         raise ValueError(f"{option} {name} is no folder; give an encoder's folder, or its name")
     if option == "--clip" and published_clip(name) is None:
         raise ValueError(

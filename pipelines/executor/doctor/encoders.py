@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import urllib.error
 import urllib.request
@@ -48,7 +47,7 @@ def _encoder(key: str, name: str, config: str, remote: list[Remote] | str) -> Ch
         config: The file that makes a folder one of an encoder.
         remote: The files of a published one, any of which will do; or why there are none.
     """
-    from ediffi_core.published import PACKAGE, resolve_source
+    from ediffi_core.published import PACKAGE, is_path, resolve_source
 
     try:
         folder = Path(resolve_source(name))
@@ -63,7 +62,7 @@ def _encoder(key: str, name: str, config: str, remote: list[Remote] | str) -> Ch
             f"{name} has no {config}",
             "copy the whole folder of the published model",
         )
-    if name.startswith((PACKAGE, "/", "./", "../", "~")):
+    if name.startswith(PACKAGE) or is_path(name):
         return Check(key, "fault", f"there is no folder {name}", "correct the path in the spec")
     if isinstance(remote, str):
         return Check(key, "fault", remote, "correct its name in the spec")
@@ -84,7 +83,9 @@ def _weights_of_clip(name: str, tag: str) -> list[Remote] | str:
 
     Empty for a folder.
     """
-    if Path(name).is_dir() or name.startswith(("/", "./", "../", "~", "package:")):
+    from ediffi_core.published import PACKAGE, is_path
+
+    if Path(name).is_dir() or name.startswith(PACKAGE) or is_path(name):
         return []
     from open_clip import get_pretrained_cfg, list_models, list_pretrained_tags_by_model
 
@@ -141,8 +142,7 @@ def demo(subject: Subject) -> Checks:
 
     if subject.spec and not (subject.spec.data.train.make or subject.spec.data.validation.make):
         return
-    lock = (fetch.LOCK / "package-lock.json").read_bytes()
-    if (fetch.cache() / f"emoji-{hashlib.sha256(lock).hexdigest()[:16]}").is_dir():
+    if fetch.cached_drawings().is_dir():
         return
     level: Level = "fault" if subject.spec else "warning"
     try:

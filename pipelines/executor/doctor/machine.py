@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipelines.executor.doctor.check import Check, Checks, Level, Subject
 from pipelines.formatting import byte_size
+from pipelines.runs.meters import gpu_count
 
 PYTHON = (3, 11)
 LOW_DISK, VERY_LOW_DISK = 10e9, 1e9
@@ -28,16 +29,6 @@ def python(_: Subject) -> Checks:
         yield Check("Python", "ok", found)
 
 
-def count_gpus() -> int:
-    """The CUDA GPUs of this machine, without importing torch."""
-    import pynvml
-
-    with contextlib.suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetCount())
-    return 0
-
-
 def device(subject: Subject) -> Checks:
     import torch
 
@@ -51,7 +42,7 @@ def device(subject: Subject) -> Checks:
         more = f"; the spec asks for {wanted:g}" if remedy else ""
         yield Check("device", has, f"{name}, {shown}, {threads} CPU threads{more}", remedy)
         return
-    if count_gpus():
+    if gpu_count():
         yield Check(
             "device",
             "fault",

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pipelines.executor.doctor import check
 from pipelines.executor.doctor.check import Check, Checks, Subject, connect, reason
 from pipelines.executor.doctor.machine import existing
-from pipelines.lineage.address import tracking_uri
+from pipelines.lineage.address import tracking_uri, without_credentials
 from pipelines.store.artifacts import Store, temp_suffix
 
 # -- Ray and MLflow ------------------------------------------------------------------------------
@@ -71,10 +71,9 @@ def mlflow(subject: Subject) -> Checks:
 
 
 def _mlflow_server(uri: str, installed: str) -> Check:
-    parts = urlsplit(uri)
-    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    shown = without_credentials(uri)
     remedy = "start it, or correct `tracking:` in the spec or MLFLOW_TRACKING_URI"
-    request = urllib.request.Request(f"{shown}/version", headers=_credentials(parts.netloc))
+    request = urllib.request.Request(f"{shown}/version", headers=_credentials(urlsplit(uri).netloc))
     try:
         with urllib.request.urlopen(request, timeout=check.ANSWER_S) as answer:
             told = answer.read(64).decode("utf-8", "replace").strip()

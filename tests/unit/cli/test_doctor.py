@@ -185,13 +185,13 @@ def test_a_spec_that_asks_for_gpus_on_a_machine_without(tmp_path, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(machine, "count_gpus", lambda: 0)
+    monkeypatch.setattr(machine, "gpu_count", lambda: 0)
     spec = specs.load(spec_of(tmp_path, gpus=2))
     [result] = found(machine.device, tmp_path, spec)
     assert result.level == "fault" and "the spec asks for 2" in result.found
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert [r.level for r in found(machine.device, tmp_path, spec)] == ["ok"]
-    monkeypatch.setattr(machine, "count_gpus", lambda: 1)
+    monkeypatch.setattr(machine, "gpu_count", lambda: 1)
     [result] = found(machine.device, tmp_path)
     assert result.level == "fault" and "does not use this machine's GPUs" in result.found
 
