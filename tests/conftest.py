@@ -18,7 +18,7 @@ def s3_server():
 
 @pytest.fixture
 def s3(s3_server, monkeypatch, tmp_path):
-    """A sound S3 that this process's environment leads to, and a home of its own.
+    """A sound S3 with an empty bucket that this process's environment leads to; a home of its own.
 
     In this process nothing waits before it asks again; how often it asks stays as it is.
     """
@@ -37,6 +37,7 @@ def s3(s3_server, monkeypatch, tmp_path):
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.0)
     monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
     s3_server.faults.__init__()
+    s3_server.empty()
     kit.forget_connections()
     yield s3_server
     kit.forget_connections()

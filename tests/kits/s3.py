@@ -189,6 +189,16 @@ class S3:
 
     endpoint: str
     faults: Faults
+    upstream: tuple[str, int]
+
+    def empty(self) -> None:
+        """Leave one bucket with nothing in it. moto's state outlives its server."""
+        for method, path in (("POST", "/moto-api/reset"), ("PUT", "/bucket")):
+            asked = http.client.HTTPConnection(*self.upstream)
+            asked.request(method, path, headers={"Authorization": f"AWS {KEY}:none"})
+            answer = asked.getresponse()
+            assert answer.status == 200, answer.read()
+            asked.close()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -228,25 +238,14 @@ def running() -> Iterator[S3]:
     moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     moto.start()
     upstream = moto.get_host_and_port()
-    reset = http.client.HTTPConnection(*upstream)
-    reset.request("POST", "/moto-api/reset")  # moto's state belongs to the process, not the server
-    reset.getresponse().read()
-    reset.close()
     proxy = _Proxy(upstream, Faults())
     thread = threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
-        found = S3(f"http://127.0.0.1:{proxy.server_port}", proxy.faults)
-        _make_bucket(proxy.server_port)
+        found = S3(f"http://127.0.0.1:{proxy.server_port}", proxy.faults, upstream)
+        found.empty()
         yield found
     finally:
         proxy.shutdown()
         proxy.server_close()
         moto.stop()
-
-
-def _make_bucket(port: int) -> None:
-    made = http.client.HTTPConnection("127.0.0.1", port)
-    made.request("PUT", "/bucket", headers={"Authorization": f"AWS {KEY}:none"})
-    assert made.getresponse().read() is not None
-    made.close()

@@ -1,5 +1,6 @@
 """`ediffi doctor`: every fault is found, with a remedy; the exit code; nothing hangs."""
 
+import contextlib
 import json
 import os
 import socket
@@ -7,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
+import web_server
 import yaml
 from kit import SMOKE
 from servers import free_port
@@ -70,14 +72,12 @@ def own_data(tmp_path, **encoders):
     return specs.load(spec_of(tmp_path, data=sources, encoders=encoders))
 
 
-class Server(ThreadingHTTPServer):
+class Server(web_server.Server):
     """Answers ``GET /version`` and ``HEAD`` with a status and a text."""
 
     def __init__(self, status=200, text=b"3.1.0", wait_s=0.0):
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.status, self.text, self.wait_s, self.asked = status, text, wait_s, []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -98,16 +98,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve():
-    servers = []
-
-    def make(*args, **options):
-        servers.append(Server(*args, **options))
-        return servers[-1]
-
-    yield make
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with contextlib.ExitStack() as servers:
+        yield lambda *a, **b: servers.enter_context(Server(*a, **b).running())
 
 
 # -- the report ----------------------------------------------------------------------------------

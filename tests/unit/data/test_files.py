@@ -6,7 +6,6 @@ import http.server
 import os
 import shutil
 import tempfile
-import threading
 import zipfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from dirty import JPEG, collect_rows, source_at, write_parquet, write_tar
+from web_server import Server
 
 from pipelines.data.sources import list_shards
 from pipelines.jobs.portability import is_relative
@@ -149,11 +149,8 @@ def served(tmp_path):
     folder = tmp_path / "served"
     folder.mkdir()
     handler = functools.partial(Quiet, directory=str(folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
+    with Server(handler).running() as server:
+        yield folder, server.url + "/"
 
 
 @pytest.mark.slow

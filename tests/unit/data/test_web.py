@@ -2,12 +2,13 @@
 
 import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from dirty import JPEG, collect_rows, json_line, source_at
+from web_server import Server
 
 from pipelines.data import web
 from pipelines.data.rows import Reason, RowError
@@ -41,14 +42,11 @@ def server(monkeypatch):
         def log_message(self, *_):
             pass
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd = Server(Handler)
     httpd.asked, httpd.answers = [], {}
-    httpd.at = f"http://127.0.0.1:{httpd.server_port}"
-    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
-    thread.start()
-    yield httpd
-    httpd.shutdown()
-    httpd.server_close()
+    httpd.at = httpd.url
+    with httpd.running():
+        yield httpd
 
 
 def whole(data=JPEG):

@@ -1,10 +1,10 @@
 """A webhook on a real server is notified of a run's end, and failures are logged."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
+import web_server
 from pydantic import ValidationError
 
 from pipelines.executor import notify
@@ -14,13 +14,13 @@ from pipelines.spec.notify import Notify
 TOKEN = "/hooks/a-token-that-nobody-shall-see"
 
 
-class Server(HTTPServer):
+class Server(web_server.Server):
     """Answers with these statuses, then with 200."""
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.statuses, self.got = [], []
-        self.url = f"http://127.0.0.1:{self.server_port}{TOKEN}"
+        self.url += TOKEN
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -37,11 +37,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
+    with Server().running() as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture

@@ -2,23 +2,21 @@
 
 import importlib.util
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
+import web_server
 from manifests import K8S, find
 
 NAME, TEMPLATE = "ediffi-retrain", "ediffi-retrain-template"
 ROOT = "/apis/ray.io/v1/namespaces/ediffi/rayjobs"
 
 
-class Kubernetes(ThreadingHTTPServer):
+class Kubernetes(web_server.Server):
     """Keeps RayJobs; a job comes one state further each time somebody looks at it."""
 
-    daemon_threads = True
-
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Answer)
+        super().__init__(Answer)
         self.jobs = {TEMPLATE: find("RayJob", TEMPLATE, "retrain")}
         self.ways = {}  # name → states to come
         self.way = ["", "Initializing", "Running", "Complete"]
@@ -80,12 +78,8 @@ class Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def kubernetes():
-    server = Kubernetes()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with Kubernetes().running() as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """Pictures on an unreachable server: the version is made without them, and the next has them."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from embed_kit import NODE, embed, picture, plan_of, write_source, write_spec
+from web_server import Server
 
 from pipelines.data import web
 from pipelines.store import remote
@@ -36,12 +36,10 @@ def server(monkeypatch):
         def log_message(self, *_):
             pass
 
-    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found = Server(Handler)
     found.back = False
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield found
-    found.shutdown()
-    found.server_close()
+    with found.running():
+        yield found
 
 
 def keys(version):
@@ -53,7 +51,7 @@ def keys(version):
 def test_the_next_version_has_what_this_one_lacks(tmp_path, encoders, server):
     source, store = tmp_path / "source", Store.at(str(tmp_path / "store"))
     source.mkdir()
-    urls = [f"http://127.0.0.1:{server.server_port}/{i}.png" for i in range(2)]
+    urls = [f"{server.url}/{i}.png" for i in range(2)]
     table = {"key": ["web-0", "web-1"], "image": urls, "caption": ["a cat", "a dog"]}
     pq.write_table(pa.table(table), source / "web.parquet")
     spec = write_spec(tmp_path / "spec.yaml", source, encoders)
