@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning
+from ediffi_core.ensemble import Ensemble
 from ediffi_core.guidance import ConditionalDenoise, Scale, Threshold, guided
 from ediffi_core.noise import edm_grid
-from ediffi_core.sampling import SOLVERS, Callback
+from ediffi_core.sampling import SOLVERS, Callback, Churn
+from ediffi_core.solver_names import MULTISTEP, SINGLE_STEP
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Names of the types in which a network may compute → the type for autocast."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +41,19 @@ class CascadeStage:
     threshold: Threshold | None = None
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+    rho: float = 7.0
+    """Exponent of EDM's grid: the higher, the more steps at low noise."""
+
+    churn: Callable[[Callable[[int], Tensor]], Churn] | None = None
+    """Makes the churn of a single-step solver from a function of the step that draws its noise,
+    which :func:`sample` provides."""
+
+    history: Literal["keep", "drop"] = "keep"
+    """Whether a multistep solver keeps its history where another expert takes over."""
+
+    precision: str = "float32"
+    """Type in which the network computes, a key of :data:`PRECISIONS`. x stays in float32."""
+
     tile: int | None = None
     """Side of the tiles to sample in, to bound memory; None for the whole image at once."""
 
@@ -44,6 +64,15 @@ class CascadeStage:
         if self.solver not in SOLVERS:
             raise ValueError(
                 f"solver {self.solver!r} is unknown; choose one of {', '.join(SOLVERS)}"
+            )
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}"
+            )
+        if self.churn and self.solver not in SINGLE_STEP:
+            raise ValueError(
+                f"solver {self.solver} keeps a history, which churn would make useless; choose "
+                f"{' or '.join(SINGLE_STEP)}, or no churn"
             )
 
 
@@ -78,17 +107,21 @@ def sample(
             f"the conditioning's {name} has values that are not finite in row {first + row} (and "
             f"{len(bad) - 1} more such); encode it again, in float32 if it was in another type"
         )
+    numbers = (seed, first, len(cond))
     for stage in stages:
-        sigmas = edm_grid(stage.steps, sigma_min=stage.sigma_min, sigma_max=stage.sigma_max)
-        shape = (3, stage.resolution, stage.resolution)
-        noise = _noise(seed, f"sample/{stage.name}", first, len(cond), shape)
-        x = noise.to(cond.device) * stage.sigma_max
-        denoiser = stage.denoiser
+        sigmas = edm_grid(
+            stage.steps, sigma_min=stage.sigma_min, sigma_max=stage.sigma_max, rho=stage.rho
+        )
+        noise = partial(_noise, *numbers, (3, stage.resolution, stage.resolution))
+        x = noise(f"sample/{stage.name}").to(cond.device) * stage.sigma_max
+        denoiser = _in_precision(stage)
         if stage.tile and stage.tile < stage.resolution:
             denoiser = Tiled(denoiser, stage.tile, stage.overlap)
         denoise = guided(denoiser, cond, stage.guidance, threshold=stage.threshold)
+        options = _solver_options(stage, noise)
         step_callback = callback(stage.name) if callback else None
-        pictures = SOLVERS[stage.solver](denoise, x, sigmas, step_callback)
+        solver: Callable[..., Tensor] = SOLVERS[stage.solver]
+        pictures = solver(denoise, x, sigmas, step_callback, **options)
         finite = pictures.isfinite().flatten(1).all(dim=1)
         if not bool(finite.all()):
             row = first + int((~finite).nonzero()[0])
@@ -102,8 +135,31 @@ def sample(
         cond = replace(cond, low_res=pictures, paint=None)
 
 
+def _in_precision(stage: CascadeStage) -> ConditionalDenoise:
+    """The stage's denoiser under autocast, unless it computes in float32."""
+    dtype = PRECISIONS[stage.precision]
+    if dtype is None:
+        return stage.denoiser
+
+    def denoise(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        with torch.autocast(x.device.type, dtype):
+            return stage.denoiser(x, sigma, cond).to(x.dtype)
+
+    return denoise
+
+
+def _solver_options(stage: CascadeStage, noise: Callable[[str], Tensor]) -> dict[str, Any]:
+    """The solver's arguments beyond those that all have; ``noise`` draws for a purpose."""
+    if stage.churn:
+        return {"churn": stage.churn(lambda step: noise(f"churn/{stage.name}/{step}"))}
+    edges = stage.denoiser.edges if isinstance(stage.denoiser, Ensemble) else []
+    if stage.history == "drop" and stage.solver in MULTISTEP:
+        return {"restart_at": edges}
+    return {}
+
+
 def _noise(
-    seed: int | Sequence[int], purpose: str, first: int, rows: int, shape: tuple[int, ...]
+    seed: int | Sequence[int], first: int, rows: int, shape: tuple[int, ...], purpose: str
 ) -> Tensor:
     if isinstance(seed, int):
         return draws.normal(seed, purpose, torch.arange(first, first + rows), shape)

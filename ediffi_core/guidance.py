@@ -69,11 +69,17 @@ def per_expert(ensemble: Ensemble, scales: Mapping[str, float], default: float) 
     return lambda sigma: scales.get(ensemble.expert_at(sigma).name, default)
 
 
-def on_interval(scale: float, sigma_lo: float, sigma_hi: float) -> Scale:
+def on_interval(scale: Scale, sigma_lo: float, sigma_hi: float) -> Scale:
     """Guidance for ``σ_lo <= σ < σ_hi`` (arXiv:2404.07724); elsewhere none, at half the cost."""
     if not 0 <= sigma_lo < sigma_hi:
         raise ValueError(f"guidance needs 0 <= sigma_lo < sigma_hi, got {sigma_lo} and {sigma_hi}")
-    return lambda sigma: scale if sigma_lo <= sigma < sigma_hi else 0.0
+
+    def inside(sigma: float) -> float:
+        if not sigma_lo <= sigma < sigma_hi:
+            return 0.0
+        return scale(sigma) if callable(scale) else scale
+
+    return inside
 
 
 def static_threshold(x: Tensor) -> Tensor:

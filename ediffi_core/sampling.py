@@ -146,7 +146,7 @@ def deis(
         if following == 0:
             x = denoised
         else:
-            if step and any(sigma < edge <= sigmas[step - 1] for edge in restart_at):
+            if step and _crosses(sigmas[step - 1], sigma, restart_at):
                 history = []
             history = [(x - denoised) / float(sigma), *history[:order]]
             nodes = sigmas[step - len(history) + 1 : step + 1].flip(0).double()
@@ -156,6 +156,11 @@ def deis(
         if callback:
             callback({"step": step, "sigma": float(sigma), "x": x, "denoised": denoised})
     return x
+
+
+def _crosses(before: Tensor, sigma: Tensor, edges: Sequence[float]) -> bool:
+    """Whether a step from one noise level to the next, lower one passes below an edge."""
+    return any(sigma < edge <= before for edge in edges)
 
 
 # Two-point Gauss–Legendre integrates cubics exactly, and DEIS needs degree 3 at most.
@@ -175,9 +180,18 @@ def adams_bashforth(nodes: Tensor, start: float, stop: float) -> Tensor:
 
 
 def dpm_pp_2m(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, callback: Callback | None = None
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    callback: Callback | None = None,
+    *,
+    restart_at: Sequence[float] = (),
 ) -> Tensor:
-    """DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2): second-order multistep on D in ``ln σ``."""
+    """DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2): second-order multistep on D in ``ln σ``.
+
+    Args:
+        restart_at: as in :func:`deis`.
+    """
     before: Tensor | None = None
     sigmas = sigmas.cpu()
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
@@ -185,6 +199,8 @@ def dpm_pp_2m(
         if following == 0:
             x = denoised
         else:
+            if step and _crosses(sigmas[step - 1], sigma, restart_at):
+                before = None
             h = float(torch.log(sigma / following))
             ahead = denoised
             if before is not None:

@@ -1,3 +1,9 @@
 """Names of the solvers in :mod:`ediffi_core.sampling`. Does not import torch."""
 
-SOLVER_NAMES = ("euler", "heun", "deis1", "deis2", "deis3", "dpm++2m")
+SINGLE_STEP = ("euler", "heun")
+"""Solvers without history: they take churn."""
+
+MULTISTEP = ("deis1", "deis2", "deis3", "dpm++2m")
+"""Solvers with history: it may be dropped where another expert takes over."""
+
+SOLVER_NAMES = (*SINGLE_STEP, *MULTISTEP)

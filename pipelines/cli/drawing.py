@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,31 +30,23 @@ def sample(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="PNG file to write.")
     ] = Path("out.png"),
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a sampling setting, such as guidance=5, steps=40, solver=heun, "
+            "threshold=dynamic, or sr256.steps=20 for another stage than the base. Repeat the "
+            "option for more. pipelines/docs/spec.md lists all keys of `sampling`.",
+            show_default="the spec's",
+        ),
+    ] = None,
     guidance: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SCALE",
-            min=0,
-            help="Guidance scale; 0 turns guidance off.",
-            show_default="the spec's",
-        ),
+        float | None, typer.Option(metavar="SCALE", help="As --set guidance=SCALE.")
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Sampling steps of the base stage.",
-            show_default="the spec's",
-        ),
-    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="As --set steps=N.")] = None,
     solver: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Solver of the base stage: euler, heun, deis1, deis2, deis3 or dpm++2m.",
-            show_default="the spec's",
-        ),
+        str | None, typer.Option(metavar="NAME", help="As --set solver=NAME.")
     ] = None,
     style: Annotated[
         list[Path] | None,
@@ -102,6 +95,10 @@ def sample(
     from pipelines.lineage.lookup import find_model
 
     writable(output)
+    shorthands = {"guidance": guidance, "steps": steps, "solver": solver}
+    changes = parse_settings(settings or ()) | {
+        key: value for key, value in shorthands.items() if value is not None
+    }
     place = find_model(model, storage)
     from transformers.utils.logging import disable_progress_bar
 
@@ -113,9 +110,7 @@ def sample(
     wanted = [p for p in prompts for _ in range(n)]
     pictures = TextToImage.load(place, residency).sample(
         wanted,
-        guidance=guidance,
-        steps=steps,
-        solver=solver,
+        sampling=changes,
         seed=seed,
         style=[open_image(p) for p in style or ()],
         paint=painting.parse_phrases(paint, wanted, strength) if paint else None,
@@ -124,3 +119,27 @@ def sample(
     columns = n if n > 1 and len(prompts) > 1 else math.ceil(math.sqrt(len(wanted)))
     grid(pictures, columns=columns, scale=scale).save(output)
     typer.echo(f"{output}: {len(wanted)} picture{'s' * (len(wanted) > 1)}")
+
+
+def parse_settings(given: Sequence[str]) -> dict[str, Any]:
+    """Dotted keys → values, of ``KEY=VALUE`` arguments whose values are YAML.
+
+    Raises:
+        ValueError: An argument is malformed, or a key is given twice.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"--set {text!r} sets nothing: write KEY=VALUE, as guidance=5")
+        if key.strip() in found:
+            raise ValueError(f"--set {key.strip()} is given twice; keep one")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(
+                f"--set {text!r}: the value is not valid YAML; write it as in a spec"
+            ) from None
+    return found

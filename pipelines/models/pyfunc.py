@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -17,11 +17,14 @@ from typing import Any
 import pandas as pd
 
 from ediffi_core.control import Phrase
-from ediffi_core.sampling import SOLVERS
 from pipelines.models import painting
 from pipelines.models.text_to_image import Pictures, TextToImage
+from pipelines.spec.sampling import Sampling, with_changes
 
-OPTIONS = ("seed", "guidance", "steps", "solver", "paint", "style")
+SHORTHANDS = ("guidance", "steps", "solver")
+"""Columns for the same settings of the base stage, without `sampling`."""
+
+OPTIONS = ("seed", "sampling", *SHORTHANDS, "paint", "style")
 """Columns besides ``prompt``.
 
 The MLflow signature leaves their types open, and this module checks them: MLflow would refuse
@@ -36,9 +39,9 @@ EXACT = 2**53
 class Options:
     """Sampling options; None for the ensemble's own. Rows with equal options share a batch."""
 
-    guidance: float | None = None
-    steps: int | None = None
-    solver: str | None = None
+    sampling: str = "{}"
+    """Changes of the sampling settings, as JSON with sorted keys."""
+
     style: str | None = None
     is_painted: bool = False
 
@@ -78,7 +81,7 @@ class EnsembleModel:
         from mlflow.exceptions import MlflowException
 
         try:
-            requests = parse_requests(data)
+            requests = parse_requests(data, self.model.sampling)
             with self.lock:
                 pictures = draw(self.model, requests, (params or {}).get("stage"))
         except ValueError as error:  # the server answers this with status 400
@@ -107,9 +110,7 @@ def draw(
         pictures = model.sample(
             [r.prompt for r in mine],
             seed=[r.seed for r in mine],
-            guidance=options.guidance,
-            steps=options.steps,
-            solver=options.solver,
+            sampling=json.loads(options.sampling),
             style=[painting.decode_image(options.style)] if options.style else (),
             paint=[r.paint for r in mine] if options.is_painted else None,
             up_to=stage,
@@ -118,40 +119,47 @@ def draw(
     return [found[row] for row in range(len(requests))]
 
 
-def parse_requests(data: pd.DataFrame) -> list[Request]:
-    """Validate the rows of a data frame; ValueError names the row and the column."""
+def parse_requests(data: pd.DataFrame, sampling: Mapping[str, Sampling]) -> list[Request]:
+    """Validate the rows of a data frame.
+
+    Args:
+        sampling: stage → the ensemble's own settings.
+
+    Raises:
+        ValueError: A row is invalid; the message names it and the column or setting.
+    """
     found = []
     for number, row in enumerate(data.to_dict("records"), 1):
         given = {str(k): v for k, v in row.items() if not _is_missing(v)}
         try:
-            found.append(_request(given))
+            found.append(_request(given, sampling))
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from error
     return found
 
 
-def _request(given: dict[str, Any]) -> Request:
+def _request(given: dict[str, Any], own: Mapping[str, Sampling]) -> Request:
     prompt = given.get("prompt")
     if not isinstance(prompt, str):
         raise ValueError(f"`prompt` is {prompt!r}; write a text")
-    solver = given.get("solver")
-    if solver is not None and solver not in SOLVERS:
-        raise ValueError(f"`solver` {solver!r} is unknown; there are {', '.join(SOLVERS)}")
     style = given.get("style")
     if style is not None:
         painting.decode_image(str(style))
     paint = _phrases(given.get("paint"))
-    guidance, steps = _number(given, "guidance"), _whole(given, "steps")
-    if guidance is not None and guidance < 0:
-        raise ValueError(f"`guidance` is {guidance}; write a number of 0 or more")
-    if steps is not None and steps < 1:
-        raise ValueError(f"`steps` is {steps}; write a whole number of 1 or more")
+    sampling = _mapping(given, "sampling")
+    shorthands = {
+        "guidance": _number(given, "guidance"),
+        "steps": _whole(given, "steps"),
+        "solver": given.get("solver"),
+    }
+    sampling |= {name: value for name, value in shorthands.items() if value is not None}
+    with_changes(own, sampling)
     return Request(
         prompt=prompt,
         seed=_whole(given, "seed") or 0,
         paint=paint,
         options=Options(
-            guidance=guidance, steps=steps, solver=solver, style=style, is_painted=bool(paint)
+            sampling=json.dumps(sampling, sort_keys=True), style=style, is_painted=bool(paint)
         ),
     )
 
@@ -180,6 +188,18 @@ def _whole(given: dict[str, Any], name: str) -> int | None:
     if number != int(number) or abs(number) > EXACT:
         raise ValueError(f"`{name}` is {value!r}; write a whole number, exact up to {EXACT}")
     return int(number)
+
+
+def _mapping(given: dict[str, Any], name: str) -> dict[str, Any]:
+    """A mapping, or the same as JSON."""
+    value = given.get(name, {})
+    try:
+        raw = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"`{name}` {value[:80]!r} is not a JSON object ({error})") from error
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise ValueError(f"`{name}` {str(value)[:80]!r} is not a mapping; write {{setting: value}}")
+    return dict(raw)
 
 
 def _phrases(given: Any) -> list[Phrase]:

@@ -257,6 +257,20 @@ def odd_steps(_: Spec, name: str, stage: Stage) -> Findings:
         yield warning(name, key, f"{steps} sampling steps are no better than 50; write `{key}: 50`")
 
 
+def ineffective_sampling(_: Spec, name: str, stage: Stage) -> Findings:
+    """Sampling settings without effect, and guidance for experts that the ensemble lacks."""
+    sampling = stage.sampling
+    for field, why in sampling.ineffective(resolution=stage.resolution, experts=stage.ensemble):
+        key = _key(name, "sampling", field)
+        yield warning(name, key, f"`{key}` has no effect {why}")
+    key = _key(name, "sampling", "guidance", "experts")
+    unknown = sorted(set(sampling.guidance.experts) - set(stage.ensemble))
+    if unknown and not stage.adaptive:
+        yield error(
+            name, key, f"`{key}` names {unknown[0]}; the ensemble has {', '.join(stage.ensemble)}"
+        )
+
+
 def few_draws(_: Spec, name: str, stage: Stage) -> Findings:
     """Too few validation draws per noise bin, or more than there are."""
     draws, bins = stage.cadence.validate_draws, stage.cadence.validate_bins
@@ -341,6 +355,7 @@ STAGE_CHECKS: list[Callable[[Spec, str, Stage], Findings]] = [
     undegraded_low_res,
     wide_residual,
     odd_steps,
+    ineffective_sampling,
     few_draws,
     network_fits,
     unused_network_keys,

@@ -25,6 +25,7 @@ from pipelines.planning.training_cost import measured_speeds, training
 from pipelines.spec.cluster import Cluster
 from pipelines.spec.evaluation import UNTRAINED_CAPTIONS
 from pipelines.spec.pipeline import Spec
+from pipelines.spec.sampling import Sampling
 
 
 def costs_of(plan: Plan, cluster: Cluster, embed_work: Mapping[str, Any]) -> dict[str, Cost]:
@@ -124,10 +125,9 @@ def evaluation_flops(spec: Spec, node: Node) -> EvaluationFlops:
     losses = draws * size_of(config_of(spec, s["stages"][-1]["name"])).flops
     images = 0.0
     for stage in s["stages"]:
-        sampling = stage["sampling"]
-        calls = 2 * sampling["steps"] - 1 if sampling["solver"] == "heun" else sampling["steps"]
+        calls = Sampling.from_settings(stage["sampling"]).network_calls
         one = size_of(config_of(spec, stage["name"]), stage["resolution"]).flops
-        images += pictures * calls * one * (2 if sampling["guidance"] else 1)
+        images += pictures * calls * one
     return EvaluationFlops(losses=losses, images=images)
 
 

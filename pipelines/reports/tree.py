@@ -91,12 +91,15 @@ def build(plan: Plan, execution: Any, manifests: Mapping[str, Any]) -> dict[str,
 
 def stage_settings(stage: Stage) -> dict[str, Any]:
     """A stage's resolution, noise distribution p(σ), and sampler with its σ at every step."""
+    how = stage.sampling
     return {
         "resolution": stage.resolution,
         "noise": {"P_mean": stage.P_mean, "P_std": stage.P_std},
         "sampling": {
-            **stage.sampling.settings(),
-            "sigmas": edm_grid(stage.sampling.steps)[:-1].tolist(),
+            **how.settings(),
+            "sigmas": edm_grid(
+                how.steps, sigma_min=how.sigma_min, sigma_max=how.sigma_max, rho=how.rho
+            )[:-1].tolist(),
         },
     }
 

@@ -16,13 +16,13 @@ from pipelines.spec.data import Range
 from pipelines.spec.encoders import MoreText
 from pipelines.spec.evaluation import Losses
 from pipelines.spec.pipeline import Spec
-from pipelines.spec.stage import Sampling
+from pipelines.spec.sampling import Churn, Guidance
 from pipelines.spec.training import BadLoss, Dropout, Retries
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE, SCHEMA = ROOT / "docs" / "spec.md", ROOT / "specs" / "schema.json"
 
-INLINE = {BadLoss, Dropout, Group, Losses, MoreText, Range, Retries, Sampling}
+INLINE = {BadLoss, Churn, Dropout, Group, Guidance, Losses, MoreText, Range, Retries}
 """Models without a section of their own: their keys are in the section of the model they are in."""
 
 EACH = {"stages": "STAGE", "experts": "EXPERT", "groups": "GROUP"}
@@ -185,7 +185,8 @@ def rows(
         if inner:
             where = f"[section]({links[inner]})" if inner in links else "keys below"
             each = f"{EACH.get(name, 'name').lower()} → " if many else ""
-            kind = each + where
+            bare = any(k.get("type") == "number" for k in key.get("anyOf", ()))
+            kind = f"number, or {where}" if bare else each + where
         if inner in INLINE:
             _, _, more = plain(inspect.getdoc(inner) or "").partition("\n\n")
             meaning += f" {more}" if more else ""

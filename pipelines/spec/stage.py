@@ -8,13 +8,13 @@ from pydantic import Field, model_validator
 
 from ediffi_core import tree
 from ediffi_core.noise import NoiseDistribution
-from ediffi_core.solver_names import SOLVER_NAMES
 from ediffi_core.unet import FieldError
 from pipelines.spec.adaptive import Adaptive
 from pipelines.spec.base import Strict, did_you_mean
 from pipelines.spec.evaluation import Degrade
 from pipelines.spec.network import Network
 from pipelines.spec.renamed import Renamed
+from pipelines.spec.sampling import Sampling
 from pipelines.spec.training import Cadence, Overrides, Training, Workers
 
 EXPERT = r"^(E\d+_\d+|M_C)$"
@@ -36,28 +36,6 @@ class Expert(Overrides):
     optimizer: Literal["fresh", "carried"] = "fresh"
     """Whether a child starts with a fresh optimiser, or carries on with its parent's state, which
     needs ``start: raw``."""
-
-
-class Sampling(Strict):
-    """Default settings for sampling from a stage. ``ediffi sample`` can override them."""
-
-    steps: int = Field(25, ge=1)
-    """Sampling steps."""
-
-    solver: str = Field("deis3", json_schema_extra={"enum": list(SOLVER_NAMES)})
-    """Solver of the sampling ODE. ``deis3`` is the paper's."""
-
-    guidance: float = Field(0.0, ge=0)
-    """Guidance scale w of ``D = D_c + w (D_c − D_u)``, where D_c and D_u are the denoisers with and
-    without the caption. 0 is no guidance. The ``guidance_scale`` of diffusers is w + 1."""
-
-    @model_validator(mode="after")
-    def known(self) -> Self:
-        if self.solver not in SOLVER_NAMES:
-            raise ValueError(
-                f"solver {self.solver!r} is unknown; there are {', '.join(SOLVER_NAMES)}"
-            )
-        return self
 
 
 class Stage(Strict):

@@ -71,7 +71,7 @@ class Decode(Stage):
     name = "decode"
 
     def load(self) -> None:
-        from pipelines.models.text_to_image import encoder_sources, side_for_clip
+        from pipelines.models.encoders import encoder_sources, side_for_clip
 
         self.clip_side = side_for_clip(
             encoder_sources(self.job.store, self.job.encoders_folder, self.job.encoders)
@@ -189,7 +189,7 @@ class EncoderStage(Stage):
         """Choose the device; returns where the encoders are."""
         import torch
 
-        from pipelines.models.text_to_image import encoder_sources
+        from pipelines.models.encoders import encoder_sources
 
         torch.set_num_threads(self.job.threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -235,7 +235,7 @@ class EncodeTexts(EncoderStage):
     name = "t5"
 
     def load(self) -> None:
-        from pipelines.models.text_to_image import load_extra_encoders, load_t5
+        from pipelines.models.encoders import load_extra_encoders, load_t5
 
         paths = self.set_up()
         self.names = {"t5": str(self.job.encoders.get("t5", "made"))}
@@ -261,7 +261,7 @@ class EncodePictures(EncoderStage):
     name = "clip"
 
     def load(self) -> None:
-        from pipelines.models.text_to_image import load_clip, side_for_clip
+        from pipelines.models.encoders import load_clip, side_for_clip
 
         paths = self.set_up()
         self.clip = load_clip(paths, self.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.models.champions import MANIFEST
-from pipelines.models.text_to_image import load_stages
+from pipelines.models.stages import load_stages
 from pipelines.runs.context import Context, Result
 from pipelines.steps.ensemble_weights import weights_of
 

@@ -210,7 +210,7 @@ def test_what_mlflow_loads_draws_what_the_ensemble_draws(models):
     found = [pixels(png) for png in model.predict(frame)["png"]]
     ensemble = TextToImage.load(models.manifest(models.one))
     assert np.array_equal(found[0], ensemble.sample([FROG], seed=3)[0])
-    assert np.array_equal(found[1], ensemble.sample([ROCKET], seed=4, guidance=3)[0])
+    assert np.array_equal(found[1], ensemble.sample([ROCKET], seed=4, sampling={"guidance": 3})[0])
     assert not np.array_equal(found[2], found[0])  # it is painted
     small = model.predict(frame[:1], params={"stage": "base"})["png"][0]
     assert pixels(small).shape == (16, 16, 3)

@@ -57,6 +57,15 @@ def html(
     )
 
 
+def _guidance(stored: Any) -> str:
+    """Guidance as nodes store it: a scale, or a mapping."""
+    if not isinstance(stored, dict):
+        return f"{stored:g}"
+    scales = [f"{stored['scale']:g}", *(f"{w:g} in {e}" for e, w in stored["experts"].items())]
+    low, high = stored["interval"] or (None, None)
+    return ", ".join(scales) + (f" at σ from {low:g} to {high:g}" if stored["interval"] else "")
+
+
 def _stage(
     name: str, stage: Mapping[str, Any], links: Links, pictures: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -68,7 +77,7 @@ def _stage(
     return {
         "name": name,
         "facts": f"{side}×{side} pixels, {sampling['steps']} steps of "
-        f"{sampling['solver']}, guidance {sampling['guidance']:g}",
+        f"{sampling['solver']}, guidance {_guidance(sampling['guidance'])}",
         "colours": colours,
         "curve": _curve(stage, axis, colours, by_step),
         "labels": axis.labels(),

@@ -18,7 +18,7 @@ from ediffi_core.encoders import (
     clip_side,
 )
 from ediffi_core.published import tag_changes_activation
-from pipelines.models.text_to_image import check_trained_with, load_clip
+from pipelines.models.encoders import check_trained_with, load_clip
 
 TEXTS = ["", "a cat", "two dogs on a red sofa, by the window"]
 PAIRS = [(model, tag) for model, tags in _PRETRAINED.items() for tag in tags]

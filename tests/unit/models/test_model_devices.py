@@ -10,7 +10,7 @@ from ediffi_core.conditioning import Conditioning, EmbeddingSpec
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet, UNetConfig
-from pipelines.models.text_to_image import Slot, draw, load_ensemble
+from pipelines.models.stages import Slot, draw, load_ensemble
 from pipelines.store.artifacts import Store
 
 SPECS = (EmbeddingSpec(name="clip_image", dim=6, kind="pooled", attended=True),)

@@ -8,6 +8,9 @@ import pytest
 
 from pipelines.models import painting
 from pipelines.models.pyfunc import Options, draw, parse_requests
+from pipelines.spec.sampling import Sampling
+
+OWN = {"base": Sampling(), "sr32": Sampling(steps=5)}
 
 PICTURE = painting.encode_png(np.zeros((4, 4, 3), np.uint8))
 PAINT = [{"phrase": "a cat", "where": [0, 0, 0.5, 1]}]
@@ -15,7 +18,7 @@ PAINT = [{"phrase": "a cat", "where": [0, 0, 0.5, 1]}]
 
 def one(**columns):
     (found,) = parse_requests(
-        pd.DataFrame({"prompt": ["a cat"]} | {k: [v] for k, v in columns.items()})
+        pd.DataFrame({"prompt": ["a cat"]} | {k: [v] for k, v in columns.items()}), OWN
     )
     return found
 
@@ -37,10 +40,10 @@ def test_a_missing_value_means_the_ensembles_own():
             "paint": [PAINT, None],
         }
     )
-    first, second = parse_requests(frame)
+    first, second = parse_requests(frame, OWN)
     assert (first.seed, second.seed) == (0, 7) and isinstance(second.seed, int)
-    assert first.options == Options(guidance=3.0, style=PICTURE, is_painted=True)
-    assert second.options == Options(steps=5, solver="heun")
+    assert first.options == Options(sampling='{"guidance": 3.0}', style=PICTURE, is_painted=True)
+    assert second.options == Options(sampling='{"solver": "heun", "steps": 5}')
 
 
 def test_a_list_and_its_json_paint_the_same():
@@ -56,10 +59,14 @@ def test_a_list_and_its_json_paint_the_same():
         ({"seed": 1e17}, "write a whole number, exact up to"),
         ({"seed": True}, "`seed` is True"),
         ({"guidance": "strong"}, "row 1: `guidance` is 'strong'; write a number"),
-        ({"guidance": -1}, "`guidance` is -1"),
+        ({"guidance": -1}, "row 1: `guidance.scale` is -1"),
         ({"guidance": float("inf")}, "`guidance` is inf"),
         ({"steps": 0}, "`steps` is 0"),
-        ({"solver": "ddim"}, "`solver` 'ddim' is unknown; there are euler"),
+        ({"sampling": {"sr32.steps": 0}}, "row 1: `sr32.steps` is 0"),
+        ({"sampling": '{"stesp": 3}'}, "row 1: there is no sampling setting `stesp`; did you"),
+        ({"sampling": "steps=3"}, "row 1: `sampling` 'steps=3' is not a JSON object"),
+        ({"sampling": [3]}, "row 1: `sampling` '.3.' is not a mapping"),
+        ({"solver": "ddim"}, "solver 'ddim' is unknown; there are euler"),
         ({"style": "picture.png"}, "row 1: 'picture.png' is not an image"),
         ({"paint": "a cat=0,0,1,1"}, "is not a JSON list"),
         ({"paint": "{}"}, "is not a list"),
@@ -93,12 +100,12 @@ def test_rows_with_equal_options_share_a_batch_and_keep_their_order():
         }
     )
     model = Recorded()
-    found = draw(model, parse_requests(frame), "base")
+    found = draw(model, parse_requests(frame, OWN), "base")
     assert [p for p, _, _ in model.calls] == [["a", "c"], ["b"], ["d"]]
-    assert [o["guidance"] for _, _, o in model.calls] == [1.0, 2.0, None]
+    assert [o["sampling"] for _, _, o in model.calls] == [{"guidance": 1.0}, {"guidance": 2.0}, {}]
     assert {o["up_to"] for _, _, o in model.calls} == {"base"}
     assert [int(p.item()) for p in found] == [4, 3, 2, 1]
 
 
 def test_no_rows_give_no_images():
-    assert draw(Recorded(), parse_requests(pd.DataFrame({"prompt": []}))) == []
+    assert draw(Recorded(), parse_requests(pd.DataFrame({"prompt": []}), OWN)) == []

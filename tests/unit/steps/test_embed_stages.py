@@ -286,7 +286,7 @@ def test_embeddings_are_the_encoders(job, made, passed):
     from PIL import Image
 
     from pipelines.data.pictures import for_clip
-    from pipelines.models.text_to_image import load_clip, load_t5
+    from pipelines.models.encoders import load_clip, load_t5
     from pipelines.store import columns
 
     passed(made, [AllStages(job)])
@@ -367,7 +367,7 @@ def test_a_shard_says_of_its_encoders_what_the_spec_does(job, made, passed):
 def test_further_encoders_come_by_name_dimension_and_kind(made, job, encoders, passed):
     """What the spec names is in the shard, is what the encoder gives, and conditions a network."""
     from ediffi_core.encoders import T5, encode_prompts
-    from pipelines.models.text_to_image import load_clip, load_extra_encoders, load_t5
+    from pipelines.models.encoders import load_clip, load_extra_encoders, load_t5
     from pipelines.store.shards import Header
 
     t5 = T5(encoders["t5"])
