@@ -10,7 +10,7 @@ LAYERS = ("ediffi_core", "pipelines", "notebooks")
 ENCODERS = Path("ediffi_core/encoders.py")
 
 FLOORS = (
-    ("formatting", "metrics"),
+    ("formatting", "layout", "metrics"),
     ("demo", "spec", "store"),
     ("data", "models"),
     ("dag",),
