@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +27,7 @@ from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
 from ediffi_core.residency import Load, SwappedEnsemble
 from ediffi_core.sampling import Churn
-from pipelines.spec.sampling import Guidance, Sampling, SamplingWarning
+from pipelines.spec.sampling import Guidance, Sampling
 from pipelines.store.artifacts import Store
 
 Residency = Literal["all", "current", "disk"]
@@ -135,8 +134,7 @@ def configured(stage: CascadeStage, sampling: Sampling) -> CascadeStage:
     """
     ensemble = stage.denoiser if isinstance(stage.denoiser, Ensemble) else None
     experts = [e.name for e in ensemble.experts] if ensemble else []
-    for name, why in sampling.ineffective(resolution=stage.resolution, experts=experts):
-        warnings.warn(f"{stage.name}: `{name}` has no effect {why}", SamplingWarning, stacklevel=2)
+    sampling.warn_ineffective(stage.name, resolution=stage.resolution, experts=experts)
     churn = partial(_churn, sampling.churn.settings()) if sampling.churn else None
     return replace(
         stage,
@@ -179,6 +177,7 @@ def draw(
     cond: Conditioning,
     *,
     seed: int | Sequence[int],
+    first: int = 0,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
@@ -186,8 +185,9 @@ def draw(
 
     Args:
         cond: conditioning of N images.
-        seed: one seed for all, then image i depends on (seed, i) alone; or one seed per image, then
-            it depends on its seed alone.
+        seed: one seed for all, then image i depends on (seed, first + i) alone; or one seed per
+            image, then it depends on its seed and ``first`` alone.
+        first: number of the first image.
         batch: images generated at once.
         progress: called with the number of finished images.
 
@@ -197,8 +197,10 @@ def draw(
     found: dict[str, list[Tensor]] = {stage.name: [] for stage in stages}
     for at in range(0, len(cond), batch):
         rows = cond[slice(at, at + batch)]
-        mine, first = (seed, at) if isinstance(seed, int) else (seed[at : at + batch], 0)
-        for name, x in cascade.sample(stages, rows, seed=mine, first=first):
+        mine, number = (
+            (seed, first + at) if isinstance(seed, int) else (seed[at : at + batch], first)
+        )
+        for name, x in cascade.sample(stages, rows, seed=mine, first=number):
             found[name].append(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
         if progress:
             progress(at + len(rows))

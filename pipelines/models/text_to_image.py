@@ -75,6 +75,7 @@ class TextToImage:
         prompts: Sequence[str],
         *,
         seed: int | Sequence[int] = 0,
+        first: int = 0,
         sampling: Mapping[str, Any] | None = None,
         style: Sequence[Any] = (),
         paint: Sequence[Sequence[Phrase]] | None = None,
@@ -85,6 +86,8 @@ class TextToImage:
         Args:
             seed: one seed for all, then equal prompts give different images; or one seed per
                 prompt, then an image does not depend on the other prompts.
+            first: number of the first image, to go on with a seed: image i of a call depends on
+                (seed, first + i).
             sampling: changes of the ensemble's own settings, as for
                 :func:`~pipelines.spec.sampling.with_changes`, such as ``{"sr256.steps": 20}``.
             style: PIL images whose style all images take, in equal parts.
@@ -116,29 +119,7 @@ class TextToImage:
             tokens = {n: e for n, (e, kind) in self.more.items() if kind == "sequence"}
             spans |= {name: encoder.spans(prompts) for name, encoder in tokens.items()}
             cond = replace(cond, paint=paint_with_words(paint, spans))
-        out: Pictures = draw(stages, cond.to(self.device), seed=seed)[stages[-1].name].numpy()
+        out: Pictures = draw(stages, cond.to(self.device), seed=seed, first=first)[
+            stages[-1].name
+        ].numpy()
         return out
-
-
-def grid(pictures: Pictures, *, columns: int, scale: int, gap: int = 4) -> Any:
-    """Lay out images, uint8 [N, R, R, 3], in rows on white.
-
-    Args:
-        columns: images per row.
-        scale: factor by which every image is enlarged, bicubic.
-        gap: white pixels between images.
-
-    Returns:
-        A PIL image.
-    """
-    from PIL import Image
-
-    side = pictures.shape[1] * scale
-    rows = -(-len(pictures) // columns)
-    columns = min(columns, len(pictures))
-    size = (columns * (side + gap) + gap, rows * (side + gap) + gap)
-    canvas = Image.new("RGB", size, "white")
-    for i, picture in enumerate(pictures):
-        big = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
-        canvas.paste(big, (gap + i % columns * (side + gap), gap + i // columns * (side + gap)))
-    return canvas

@@ -29,8 +29,8 @@ from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet
 from pipelines.metrics import Metric, Pictures, metric
 from pipelines.models.encoders import encoder_sources, load_clip
+from pipelines.models.sheet import grid
 from pipelines.models.stages import draw, load_stages
-from pipelines.models.text_to_image import grid
 from pipelines.runs.context import Context, Result
 from pipelines.spec.evaluation import UNTRAINED_CAPTIONS
 from pipelines.steps import eval_losses

@@ -28,7 +28,8 @@ from pipelines.demo.scenes import GROUNDS, PAIRED, PLACES, draw
 from pipelines.demo.scorer import EmojiScenes
 from pipelines.lineage.lookup import find_model
 from pipelines.models.painting import SIDE
-from pipelines.models.text_to_image import Pictures, TextToImage, grid
+from pipelines.models.sheet import grid
+from pipelines.models.text_to_image import Pictures, TextToImage
 
 matplotlib.use("Agg")
 COUNT, SEED = 96, 11
