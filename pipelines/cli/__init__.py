@@ -34,14 +34,24 @@ def one_line(error: BaseException) -> str:
 
 
 def show_warning(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
-    """Print a warning about the user's spec as one line; others as Python does."""
-    if issubclass(category, SpecWarning):
+    """Print a warning about the user's spec or settings as one line; others as Python does.
+
+    A setting without effect is told once, however many batches are drawn.
+    """
+    from pipelines.spec.sampling import SamplingWarning  # imports pydantic
+
+    if issubclass(category, SamplingWarning):
+        if (note := one_line(message)) not in _noted:
+            _noted.add(note)
+            sys.stderr.write(f"note: {note}\n")
+    elif issubclass(category, SpecWarning):
         sys.stderr.write(f"ediffi: warning: {one_line(message)}\n")
     else:
         _python_shows(message, category, *where, **more)
 
 
 _python_shows = warnings.showwarning
+_noted: set[str] = set()
 
 
 def main() -> None:
@@ -52,6 +62,7 @@ def main() -> None:
     """
     from pipelines.store.remote import StorageError
 
+    _noted.clear()
     warnings.showwarning = show_warning
     if os.environ.get("EDIFFI_DEBUG"):
         app()

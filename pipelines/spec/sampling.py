@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -208,6 +209,12 @@ class Sampling(Strict):
             self.churn.sigma_min < self.sigma_max and self.churn.sigma_max > self.sigma_min
         ):
             yield "churn", "outside the noise levels that are sampled"
+
+    def warn_ineffective(self, stage: str, *, resolution: int, experts: Collection[str]) -> None:
+        """Warn of each setting of a stage that has no effect, with a :class:`SamplingWarning`."""
+        for name, why in self.ineffective(resolution=resolution, experts=experts):
+            message = f"{stage}: `{name}` has no effect {why}"
+            warnings.warn(message, SamplingWarning, stacklevel=3)
 
 
 def with_changes(stages: Mapping[str, Sampling], changes: Mapping[str, Any]) -> dict[str, Sampling]:
