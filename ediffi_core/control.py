@@ -292,7 +292,7 @@ class Keep:
 
     def at(self, side: int) -> Keep:
         """The same at a stage's resolution, with a soft seam inside the drawn region."""
-        drawn = _resized(self.drawn, side, "bilinear")
+        drawn = _resized(self.drawn, side, "area")
         radius = max(1, side // SEAM)
         edges = F.pad(drawn, [radius] * 4, mode="replicate")
         soft = F.avg_pool2d(edges, 2 * radius + 1, stride=1)
@@ -319,10 +319,10 @@ def _check_picture(picture: Tensor) -> None:
         )
 
 
-def _resized(x: Tensor, side: int, mode: Literal["bilinear", "bicubic"]) -> Tensor:
+def _resized(x: Tensor, side: int, mode: Literal["area", "bicubic"]) -> Tensor:
     if x.shape[2:] == (side, side):
         return x
-    return F.interpolate(x, size=(side, side), mode=mode, antialias=True)
+    return F.interpolate(x, size=(side, side), mode=mode, antialias=mode == "bicubic")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -187,5 +187,5 @@ def _mask(mask: Any, side: int) -> Tensor:
     from PIL import Image, ImageOps
 
     bright = mask.convert("L").point(lambda value: 255 * (value > 127))
-    square = ImageOps.fit(bright, (side, side), Image.Resampling.BILINEAR)
+    square = ImageOps.fit(bright, (side, side), Image.Resampling.BOX)
     return torch.from_numpy(np.array(square))[None, None].float() / 255
