@@ -106,6 +106,80 @@ def sample(
             rich_help_panel=WHAT,
         ),
     ] = None,
+    negative: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Guide away from this prompt.",
+            show_default="none",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    then: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Switch to this prompt midway, at --switch or --switch-sigma.",
+            show_default="none",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    switch: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="Share of the base's steps after which --then takes over, as 0.3.",
+            show_default="--switch-sigma",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    switch_sigma: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SIGMA",
+            help="Noise level at which --then takes over.",
+            show_default="--switch",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Start from this picture plus noise (image-to-image); with --mask, keep a part "
+            "of it (inpainting).",
+            show_default="pure noise",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    sigma: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SIGMA",
+            help="Noise level at which --image starts: the higher, the less of it is left.",
+            show_default="an eighth of the base's pixels; all noise with --mask",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw where this picture is bright, and keep --image where it is dark.",
+            show_default="nothing kept",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    variation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw variations of this picture, by CLIP's embedding of it; prompts may be left "
+            "out.",
+            show_default="none",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
     style: Annotated[
         list[str] | None,
         typer.Option(
@@ -149,13 +223,27 @@ def sample(
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(metavar="SCALE", help="As --set guidance=SCALE.", rich_help_panel=HOW),
+        typer.Option(
+            metavar="SCALE",
+            help="As --set guidance=SCALE.",
+            show_default="the spec's",
+            rich_help_panel=HOW,
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(metavar="N", help="As --set steps=N.", rich_help_panel=HOW)
+        int | None,
+        typer.Option(
+            metavar="N", help="As --set steps=N.", show_default="the spec's", rich_help_panel=HOW
+        ),
     ] = None,
     solver: Annotated[
-        str | None, typer.Option(metavar="NAME", help="As --set solver=NAME.", rich_help_panel=HOW)
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="As --set solver=NAME.",
+            show_default="the spec's",
+            rich_help_panel=HOW,
+        ),
     ] = None,
     stage: Annotated[
         str | None,
@@ -250,9 +338,17 @@ def sample(
         n=n,
         seed=seed,
         seeds=seeds,
+        negative=negative,
+        image=image,
+        sigma=sigma,
+        mask=mask,
+        variation=variation,
         style=style or (),
         paint=paint or (),
         strength=strength,
+        then=then,
+        switch=switch,
+        switch_sigma=switch_sigma,
         settings=parse_settings(settings or ()) | given,
         stage=stage,
     )

@@ -12,7 +12,7 @@ from pipelines.cli.sample_output import note
 
 if TYPE_CHECKING:
     from pipelines.models.metadata import Metadata
-    from pipelines.models.request import Mask, Painted, Picture, Request, Start, Style, Then
+    from pipelines.models.request import Painted, Picture, Request, Start, Style, Then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def make_request(
         ValueError: An option is invalid.
     """
     from pipelines.models.manifest import check_sampling, own_sampling
-    from pipelines.models.request import BATCH, Reference, Request
+    from pipelines.models.request import BATCH, Mask, Reference, Request
     from pipelines.spec.sampling import with_changes
 
     before = like.request if like else None
@@ -89,11 +89,12 @@ def make_request(
     if options.negative is not None:
         mine["negative"] = options.negative or None
     if options.variation:
-        mine["variation"] = Reference.of(options.variation)
+        mine |= {"variation": Reference.of(options.variation), "style": []}
     if options.style:
-        mine["style"] = [_style(text) for text in options.style]
+        mine |= {"style": [_style(text) for text in options.style]}
+        mine |= {} if options.variation else {"variation": None}
     if options.mask:
-        mine["mask"] = _mask(options.mask)
+        mine["mask"] = Mask.read(options.mask)
     mine |= {
         "image": _start(options, before),
         "then": _then(options, before),
@@ -195,12 +196,6 @@ def _style(text: str) -> Style:
     return Style.of(file, weight=value)
 
 
-def _mask(file: Path, side: int | None = None) -> Mask:
-    from pipelines.models.request import Mask
-
-    return Mask.read(file, side)
-
-
 def _start(options: Options, before: Request | None) -> Start | None:
     from pipelines.models.request import Start
 
@@ -236,7 +231,9 @@ def _paint(options: Options, before: Request | None) -> list[Painted]:
 
     old = before.paint if before else []
     if options.paint:
-        strength = 0.4 if options.strength is None else options.strength
+        from pipelines.models.painting import STRENGTH  # imports torch
+
+        strength = STRENGTH if options.strength is None else options.strength
         return [_painted(text, strength) for text in options.paint]
     if options.strength is None:
         return list(old)
@@ -248,14 +245,12 @@ def _paint(options: Options, before: Request | None) -> list[Painted]:
 def _painted(text: str, strength: float) -> Painted:
     """A painted phrase from ``PHRASE=WHERE``."""
     from pipelines.models import painting
-    from pipelines.models.request import Painted
+    from pipelines.models.request import Mask, Painted
 
-    words, equals, where = (part.strip() for part in text.rpartition("="))
-    if not equals or not words:
-        raise ValueError(f"{text!r} paints nothing: write PHRASE=WHERE, as 'a cat=0,0,0.5,1'")
+    words, where = painting.split_argument(text)
     parts = where.split(",")
     if len(parts) != 4:
-        mask = _mask(Path(where), painting.SIDE)
+        mask = Mask.read(where, painting.SIDE)
         return Painted(phrase=words, where=mask, strength=strength)
     painting.box_mask(parts)
     return Painted(phrase=words, where=[float(p) for p in parts], strength=strength)

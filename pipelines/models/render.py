@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ediffi_core.control import Phrase, occurrences
+from ediffi_core.control import Phrase
 from pipelines.models import painting
+from pipelines.models.controls import check_options
 from pipelines.models.request import Painted, Request
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def open_inputs(request: Request, beside: Path | None = None) -> Inputs:
         beside: the picture that the request comes from; files are searched in its folder as well.
 
     Raises:
-        ValueError: A file is gone, has changed or is no picture; or a phrase is in no prompt.
+        ValueError: A file is gone, has changed or is no picture; options do not fit each other; or
+            a phrase is in no prompt.
     """
 
     def opened(reference: Any, option: str) -> Any:
@@ -59,28 +61,33 @@ def open_inputs(request: Request, beside: Path | None = None) -> Inputs:
             "switch": request.then.switch,
             "switch_sigma": request.then.switch_sigma,
         }
-    return Inputs({k: v for k, v in found.items() if v is not None}, _placed(request))
+    options = {name: value for name, value in found.items() if value is not None}
+    _check(options, request)
+    return Inputs(options, _placed(request))
+
+
+def _check(options: Mapping[str, Any], request: Request) -> None:
+    base = next(iter(request.sampling.values()))
+    checked = {k: v for k, v in options.items() if k not in ("style", "negative")}
+    check_options(
+        **checked,
+        styles=len(request.style),
+        sigma_min=base.sigma_min,
+        sigma_max=base.sigma_max,
+    )
 
 
 def _placed(request: Request) -> list[list[Phrase]]:
     """The painted phrases of each picture: those that one of its prompts has as whole words."""
     if not request.paint:
         return []
-    found: list[list[Phrase]] = [[] for _ in request.pictures]
-    second = [request.then.prompt] if request.then else []
+    prompts = [picture.prompt for picture in request.pictures]
+    then = request.then.prompt if request.then else None
+    found: list[list[Phrase]] = [[] for _ in prompts]
     for painted in request.paint:
         phrase = Phrase(painted.phrase, _mask(painted), painted.strength)
-        holders = [
-            row
-            for row, picture in zip(found, request.pictures, strict=True)
-            if any(occurrences(painted.phrase, text) for text in (picture.prompt, *second))
-        ]
-        if not holders:
-            raise ValueError(
-                f"phrase {painted.phrase!r} is in no prompt; paint whole words as a prompt has them"
-            )
-        for row in holders:
-            row.append(phrase)
+        for i in painting.holders(painted.phrase, prompts, then):
+            found[i].append(phrase)
     return found
 
 

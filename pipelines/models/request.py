@@ -121,7 +121,7 @@ class Painted(Strict):
     where: list[float] | Mask
     """A box (left, top, right, bottom) in fractions of the sides, or a mask."""
 
-    strength: float = Field(0.4, ge=0)
+    strength: float = Field(ge=0)
 
 
 class Then(Strict):

@@ -14,6 +14,7 @@ from ediffi_core import cascade
 from ediffi_core.cascade import CascadeStage
 from ediffi_core.checkpoint import read_checked
 from ediffi_core.conditioning import Conditioning
+from ediffi_core.control import Control
 from ediffi_core.ensemble import Ensemble, Expert
 from ediffi_core.guidance import (
     Scale,
@@ -180,6 +181,7 @@ def draw(
     first: int = 0,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
+    control: Control | None = None,
 ) -> dict[str, Tensor]:
     """Generate images with every stage of a cascade.
 
@@ -190,6 +192,7 @@ def draw(
         first: number of the first image.
         batch: images generated at once.
         progress: called with the number of finished images.
+        control: as for :func:`ediffi_core.cascade.sample`.
 
     Returns:
         Stage name → images, uint8 [N, R, R, 3].
@@ -200,7 +203,9 @@ def draw(
         mine, number = (
             (seed, first + at) if isinstance(seed, int) else (seed[at : at + batch], first)
         )
-        for name, x in cascade.sample(stages, rows, seed=mine, first=number):
+        steered = control and control[slice(at, at + batch)]
+        drawn = cascade.sample(stages, rows, seed=mine, first=number, control=steered)
+        for name, x in drawn:
             found[name].append(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
         if progress:
             progress(at + len(rows))

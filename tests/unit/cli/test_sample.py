@@ -138,6 +138,45 @@ def test_painted_words_and_styles_are_kept(sample, tmp_path):
     assert "style.png is gone" in refused(sample("--like", "out.png", "-o", "again.png"))
 
 
+def test_all_that_steers_is_kept(sample, tmp_path):
+    half = np.zeros((16, 16), np.uint8)
+    half[:, :8] = 255
+    Image.fromarray(half).save("mask.png")
+    Image.new("RGB", (16, 16), "green").save("start.png")
+    steered = {
+        "image": ("--image", "start.png", "--sigma", 3),
+        "mask": ("--image", "start.png", "--mask", "mask.png"),
+        "variation": ("--variation", "start.png"),
+        "style": ("--style", "mask.png=0.3", "--style", "start.png=0.7"),
+        "then": ("--then", "a rocket", "--switch", 0.3),
+        "negative": ("--negative", "a rocket"),
+    }
+    sample("tiny@1", "a frog", "-o", "plain.png")
+    for name, options in steered.items():
+        out = f"{name}.png"
+        assert sample("tiny@1", "a frog", *options, "-o", out)[::2] == (0, "")
+        assert not np.array_equal(pixels(out), pixels("plain.png")), name
+        assert sample("--like", out, "-o", "again.png")[2] == ""
+        assert np.array_equal(pixels("again.png"), pixels(out)), name
+    kept = pixels("mask.png")[10:240, 140:250]
+    assert abs(kept.astype(int) - (0, 128, 0)).mean() < 3
+
+
+def test_options_that_do_not_fit_are_refused_before_weights_are_loaded(sample, monkeypatch):
+    monkeypatch.delattr(TextToImage, "load")
+    for name, side in (("a", 16), ("b", 8)):
+        Image.new("RGB", (side, side)).save(f"{name}.png")
+    line = refused(sample("tiny@1", "a frog", "--image", "a.png", "--mask", "b.png"))
+    assert "`mask` has 8×8 pixels and `image` 16×16" in line
+    assert "-1" in refused(sample("tiny@1", "a frog", "--image", "a.png", "--sigma", -1))
+    assert "`mask` is given without `image`" in refused(
+        sample("tiny@1", "a frog", "--mask", "a.png")
+    )
+    assert "'a dog' is in no prompt" in refused(
+        sample("tiny@1", "a frog", "--paint", "a dog=0,0,1,1")
+    )
+
+
 def test_no_metadata(sample):
     sample("tiny@1", "a frog", "--no-metadata")
     assert Image.open("out.png").text == {}

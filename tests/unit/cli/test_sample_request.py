@@ -1,5 +1,7 @@
 """The options of `ediffi sample` as a request; what is drawn when a picture is the model."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,6 +72,12 @@ def test_all_settings_of_the_stages_that_run_are_kept():
         ({"paint": ["a cat=0,0,2,1"]}, "is empty or leaves the picture"),
         ({"paint": ["a cat=no.png"]}, "no.png is not a readable image"),
         ({"strength": 1.0}, "--strength is given without --paint"),
+        ({"sigma": 1.0}, "--sigma is given without --image"),
+        ({"image": Path("no.png")}, r"no.png cannot be read \(No such file"),
+        ({"mask": Path("no.png")}, "no.png is not a readable image"),
+        ({"switch": 0.3}, "--switch is given without --then, the prompt to switch to"),
+        ({"switch_sigma": 3.0}, "--switch-sigma is given without --then"),
+        ({"then": "b", "switch": 0.3, "switch_sigma": 3.0}, "are both given; keep one"),
     ],
 )
 def test_a_mistake_is_one_line(options, message):
@@ -138,6 +146,34 @@ def test_the_painted_places_stay_and_their_strength_changes():
     [painted] = made(like=png(before), strength=2.0).paint
     assert (painted.where, painted.strength) == ([0.0, 0.0, 0.5, 1.0], 2.0)
     assert made(like=png(before), seed=3).paint == before.paint
+
+
+def test_what_steers_is_kept_and_changed_piece_by_piece(tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(file)
+    before = made(prompts=["a"], then="b", switch=0.3, image=file, sigma=2.0, negative="x")
+    like = png(before)
+    assert made(like=like, seed=1).then == before.then
+    assert made(like=like, switch_sigma=1.0).then.model_dump() == {
+        "prompt": "b",
+        "switch": None,
+        "switch_sigma": 1.0,
+    }
+    assert made(like=like, then="c").then.switch == 0.3
+    found = made(like=like, sigma=3.0, negative="").image
+    assert (found.sha256, found.sigma) == (before.image.sha256, 3.0)
+    assert made(like=like, negative="").negative is None
+
+
+def test_a_variation_takes_the_place_of_a_style(tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(file)
+    before = made(prompts=["a"], style=[str(file)])
+    found = made(like=png(before), variation=file)
+    assert found.style == [] and found.variation.file == str(file)
+    found = made(like=png(found), style=[str(file)])
+    assert len(found.style) == 1 and found.variation is None
+    assert noise(made(variation=file)) == [("", 0, 0)]
 
 
 def test_another_model_takes_the_settings_of_stages_that_it_has(capsys):

@@ -50,7 +50,7 @@ def test_what_is_written_is_read(tmp_path):
         mask=mask,
         then=Then(prompt="a rocket", switch=0.3),
         paint=[
-            Painted(phrase="Kröte", where=[0.0, 0.0, 0.5, 1.0]),
+            Painted(phrase="Kröte", where=[0.0, 0.0, 0.5, 1.0], strength=0.4),
             Painted(phrase="山", where=Mask.read(tmp_path / "mask.png", 64), strength=1.0),
         ],
     )
