@@ -391,7 +391,8 @@ def sample(
             destination.add(rows, pictures)
             progress.update(len(rows))
     destination.finish()
-    if isinstance(destination, File) and like and repeats:
+    is_the_same = like and seen and repeats and seen.model.manifest == drawn_by.manifest
+    if isinstance(destination, File) and like and is_the_same:
         compare(destination.image, like)
     count = len(job.shown)
     typer.echo(f"{target}{'/' * is_folder(output)}: {count} picture{'s' * (count > 1)}")

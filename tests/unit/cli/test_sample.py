@@ -1,6 +1,7 @@
 """`ediffi sample` with a tiny ensemble: files, what they say, and the same pixels again."""
 
 import functools
+import io
 import sys
 
 import ensemble_kit
@@ -196,6 +197,22 @@ def test_a_model_that_is_another_is_told(sample, store, tmp_path):
     assert np.array_equal(pixels("again.png"), pixels("out.png"))  # with the settings of before
     line = refused(sample("--like", "out.png", "-o", "x.png", "--storage", str(tmp_path)))
     assert "tiny (version 1, 01234567), which drew the picture, is not in" in line
+
+
+def test_pixels_that_differ_are_told(sample):
+    sample("tiny@1", "a frog", "--scale", 1)
+    found = metadata.read("out.png")
+    image = Image.open("out.png")
+    image.putpixel((3, 3), tuple((v + 9) % 256 for v in image.getpixel((3, 3))))
+    image.save("out.png", pnginfo=found.chunks())
+    code, _, err = sample("--like", "out.png", "-o", "again.png")
+    assert code == 0 and err.startswith("note: pixels differ from out.png by up to ")
+
+
+def test_prompts_from_standard_input_in_a_format_without_metadata(sample, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a frog\na rocket\n")))
+    assert sample("tiny@1", "--prompts", "-", "-o", "out.jpg")[1] == "out.jpg: 2 pictures\n"
+    assert Image.open("out.jpg").format == "JPEG"
 
 
 def test_the_picture_of_like_is_not_overwritten_by_accident(sample):
