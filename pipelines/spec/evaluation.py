@@ -144,6 +144,11 @@ class FeatureNetwork(Strict):
             raise ValueError(f"`{extra[0]}:` has no meaning for {what}; remove it")
         if lacking := sorted(needed[self.kind] - given):
             raise ValueError(f"features of kind {what} need `{lacking[0]}:`")
+        if "://" in (self.weights or ""):
+            raise ValueError(
+                f"`weights: {self.weights}` is an address; write the path of a file that all "
+                "machines have"
+            )
         if self.kind == "network" and not self.is_torchscript:
             library, _, name = (self.model or "").partition(":")
             if library not in ("torchvision", "timm") or not name:
