@@ -10,12 +10,23 @@ import sys
 import warnings
 from typing import Any
 
-from pipelines.cli import datasets, drawing, jobs, models, planning, running, schedules, start
+from pipelines.cli import (
+    averages,
+    datasets,
+    drawing,
+    jobs,
+    models,
+    planning,
+    running,
+    schedules,
+    start,
+)
 from pipelines.cli.app import app
 from pipelines.spec.renamed import SpecWarning
 
 __all__ = [
     "app",
+    "averages",
     "datasets",
     "drawing",
     "jobs",
