@@ -28,7 +28,10 @@ KEYS = {"phrase", "where", "strength"}
 
 
 def parse_phrases(
-    painted: Sequence[str], prompts: Sequence[str], strength: float
+    painted: Sequence[str],
+    prompts: Sequence[str],
+    strength: float,
+    then: Sequence[str] | None = None,
 ) -> list[list[Phrase]]:
     """Parse ``PHRASE=WHERE`` arguments of a command line.
 
@@ -36,6 +39,7 @@ def parse_phrases(
         painted: such as ``a cat=0,0,0.5,1``, or with the path of a mask image.
         prompts: every phrase is painted in all prompts that contain it as whole words.
         strength: w' of all phrases.
+        then: second prompt of each picture, which may have the phrase instead.
 
     Returns:
         The phrases of each prompt.
@@ -49,7 +53,8 @@ def parse_phrases(
         if not equals or not words.strip():
             raise ValueError(f"{text!r} paints nothing: write PHRASE=WHERE, as 'a cat=0,0,0.5,1'")
         phrase = Phrase(words.strip(), mask(where.strip()), strength)
-        holders = [i for i, p in enumerate(prompts) if occurrences(words, p)]
+        texts = [prompts] if then is None else [prompts, then]
+        holders = [i for i, each in enumerate(zip(*texts, strict=True)) if _holds(words, each)]
         if not holders:
             raise ValueError(
                 f"phrase {words.strip()!r} is in no prompt; paint whole words as a prompt has them"
@@ -57,6 +62,10 @@ def parse_phrases(
         for i in holders:
             found[i].append(phrase)
     return found
+
+
+def _holds(words: str, texts: Sequence[str]) -> bool:
+    return any(occurrences(words, text) for text in texts)
 
 
 def phrases_from_json(painted: Sequence[Mapping[str, Any]]) -> list[Phrase]:
@@ -124,25 +133,32 @@ def _quoted(parts: Any) -> str:
 
 
 def open_image(path: Path) -> Any:
-    """Open an image file as RGB; ValueError if it cannot be read."""
-    from PIL import Image, UnidentifiedImageError
+    """Open an image file as upright RGB; ValueError if it cannot be read."""
+    from PIL import Image
 
     try:
-        return Image.open(path).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+        return _upright(Image.open(path))
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable image ({error})") from error
 
 
 def decode_image(text: str) -> Any:
-    """Decode a base64 PNG, JPEG or WebP as RGB; ValueError for anything else."""
+    """Decode a base64 PNG, JPEG or WebP as upright RGB; ValueError for anything else."""
     from PIL import Image
 
     try:
-        return Image.open(io.BytesIO(base64.b64decode(text)), formats=FORMATS).convert("RGB")
+        return _upright(Image.open(io.BytesIO(base64.b64decode(text)), formats=FORMATS))
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{text[:40]!r} is not an image ({error}); give a PNG, JPEG or WebP as base64"
         ) from error
+
+
+def _upright(image: Any) -> Any:
+    """As RGB, turned as its Exif data says."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def encode_png(pixels: Any) -> str:

@@ -15,6 +15,7 @@ from ediffi_core import cascade
 from ediffi_core.cascade import CascadeStage
 from ediffi_core.checkpoint import read_checked
 from ediffi_core.conditioning import Conditioning
+from ediffi_core.control import Control
 from ediffi_core.ensemble import Ensemble, Expert
 from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
@@ -140,6 +141,7 @@ def draw(
     seed: int | Sequence[int],
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
+    control: Control | None = None,
 ) -> dict[str, Tensor]:
     """Generate images with every stage of a cascade.
 
@@ -149,6 +151,7 @@ def draw(
             it depends on its seed alone.
         batch: images generated at once.
         progress: called with the number of finished images.
+        control: as for :func:`ediffi_core.cascade.sample`.
 
     Returns:
         Stage name → images, uint8 [N, R, R, 3].
@@ -157,7 +160,9 @@ def draw(
     for at in range(0, len(cond), batch):
         rows = cond[slice(at, at + batch)]
         mine, first = (seed, at) if isinstance(seed, int) else (seed[at : at + batch], 0)
-        for name, x in cascade.sample(stages, rows, seed=mine, first=first):
+        steered = control and control[slice(at, at + batch)]
+        drawn = cascade.sample(stages, rows, seed=mine, first=first, control=steered)
+        for name, x in drawn:
             found[name].append(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
         if progress:
             progress(at + len(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +13,18 @@ import numpy as np
 import torch
 
 from ediffi_core.cascade import CascadeStage
-from ediffi_core.control import Phrase, paint_with_words, with_style
+from ediffi_core.conditioning import Conditioning, Paint
+from ediffi_core.control import Control, Phrase, Switch, paint_with_words, with_style
 from ediffi_core.encoders import CLIP, T5, EmbeddingKind, TextEncoder, encode_prompts
 from pipelines.models.champions import MANIFEST
+from pipelines.models.controls import (
+    check_options,
+    ineffective,
+    phrases_of,
+    picture_controls,
+    split_phrases,
+    texts_of,
+)
 from pipelines.models.encoders import (
     check_trained_with,
     encoder_sources,
@@ -23,7 +33,7 @@ from pipelines.models.encoders import (
     load_t5,
 )
 from pipelines.models.stages import Residency, configured, draw, load_stages
-from pipelines.spec.sampling import Sampling, with_changes
+from pipelines.spec.sampling import Sampling, SamplingWarning, with_changes
 from pipelines.store.artifacts import Store
 
 Pictures = np.ndarray[Any, np.dtype[np.uint8]]
@@ -76,7 +86,16 @@ class TextToImage:
         *,
         seed: int | Sequence[int] = 0,
         sampling: Mapping[str, Any] | None = None,
+        negative: str | Sequence[str] | None = None,
+        image: Any = None,
+        sigma: float | None = None,
+        mask: Any = None,
+        variation: Any = None,
         style: Sequence[Any] = (),
+        style_weights: Sequence[float] | None = None,
+        then: str | Sequence[str] | None = None,
+        switch: float | None = None,
+        switch_sigma: float | None = None,
         paint: Sequence[Sequence[Phrase]] | None = None,
         up_to: str | None = None,
     ) -> Pictures:
@@ -87,8 +106,23 @@ class TextToImage:
                 prompt, then an image does not depend on the other prompts.
             sampling: changes of the ensemble's own settings, as for
                 :func:`~pipelines.spec.sampling.with_changes`, such as ``{"sr256.steps": 20}``.
-            style: PIL images whose style all images take, in equal parts.
-            paint: painted phrases of each prompt; may be empty.
+            negative: negative prompts, for all or for each prompt: guidance leads away from them.
+                ``""`` has no effect.
+            image: PIL image to start from or, with ``mask``, to keep a part of. Its centre square
+                is used, as in training.
+            sigma: noise level at which the base stage starts from ``image`` plus noise, instead of
+                from pure noise. The default without ``mask`` is
+                :func:`~pipelines.models.controls.default_sigma`.
+            mask: PIL image of the size of ``image``: bright where to draw, dark where to keep.
+            variation: PIL image to make variations of, by CLIP's embedding of it; then ``""`` is
+                no prompt.
+            style: PIL images whose style all images take.
+            style_weights: of the ``style`` images, in equal parts by default.
+            then: second prompts, for all or for each prompt: the base stage switches to them.
+            switch: fraction of the base's steps after which it switches.
+            switch_sigma: noise level at which it switches, instead of ``switch``.
+            paint: painted phrases of each prompt; may be empty. With ``then``, a phrase is painted
+                in whichever of the two prompts has it.
             up_to: name of the last stage to run; all stages by default.
 
         Returns:
@@ -107,17 +141,59 @@ class TextToImage:
         if sampling:
             changed = with_changes(self.sampling, sampling)
             stages = [configured(stage, changed[stage.name]) for stage in stages]
+        base, count = stages[0], len(prompts)
+        check_options(
+            image=image,
+            sigma=sigma,
+            mask=mask,
+            variation=variation,
+            styles=len(style),
+            style_weights=style_weights,
+            then=then,
+            switch=switch,
+            switch_sigma=switch_sigma,
+            sigma_min=base.sigma_min,
+            sigma_max=base.sigma_max,
+        )
+        references = [variation] if variation is not None else style
+        embedding = self.clip.image(references) if references else None
 
-        cond = encode_prompts(self.t5, self.clip, prompts, self.more)
-        if style:
-            cond = with_style(cond, self.clip.image(style))
-        if paint is not None:
-            spans = {"t5": self.t5.spans(prompts), "clip_text": self.clip.spans(prompts)}
-            tokens = {n: e for n, (e, kind) in self.more.items() if kind == "sequence"}
-            spans |= {name: encoder.spans(prompts) for name, encoder in tokens.items()}
-            cond = replace(cond, paint=paint_with_words(paint, spans))
-        out: Pictures = draw(stages, cond.to(self.device), seed=seed)[stages[-1].name].numpy()
+        def conditioned(texts: Sequence[str], phrases: Sequence[Sequence[Phrase]]) -> Conditioning:
+            cond = self._encoded(texts, empty_is_absent=variation is not None)
+            if embedding is not None:
+                cond = with_style(cond, embedding, style_weights)
+            return replace(cond, paint=self._painted(phrases, texts))
+
+        first, second, negatives = (
+            phrases_of(paint, count),
+            None,
+            texts_of("negative", negative, count),
+        )
+        if then is not None:
+            texts = texts_of("then", then, count)
+            first, after = split_phrases(first, prompts, texts)
+            second = Switch(cond=conditioned(texts, after), fraction=switch, sigma=switch_sigma)
+        avoided = self._encoded(negatives, empty_is_absent=True) if any(negatives) else None
+        start, keep = picture_controls(image, mask, sigma, base, self.stages[-1].resolution)
+        control = Control(negative=avoided, switch=second, start=start, keep=keep)
+        for message in ineffective(control, stages):
+            warnings.warn(message, SamplingWarning, stacklevel=2)
+        cond = conditioned(prompts, first).to(self.device)
+        out: Pictures = draw(stages, cond, seed=seed, control=control)[stages[-1].name].numpy()
         return out
+
+    def _encoded(self, texts: Sequence[str], *, empty_is_absent: bool) -> Conditioning:
+        cond = encode_prompts(self.t5, self.clip, texts, self.more)
+        absent = torch.tensor([empty_is_absent and not text.strip() for text in texts])
+        return cond.with_absent(absent) if absent.any() else cond
+
+    def _painted(self, phrases: Sequence[Sequence[Phrase]], prompts: Sequence[str]) -> Paint | None:
+        if not any(phrases):
+            return None
+        spans = {"t5": self.t5.spans(prompts), "clip_text": self.clip.spans(prompts)}
+        tokens = {n: e for n, (e, kind) in self.more.items() if kind == "sequence"}
+        spans |= {name: encoder.spans(prompts) for name, encoder in tokens.items()}
+        return paint_with_words(phrases, spans)
 
 
 def grid(pictures: Pictures, *, columns: int, scale: int, gap: int = 4) -> Any:
