@@ -74,7 +74,7 @@ def _churn(settings: Mapping[str, float], noise: Callable[[int], Tensor]) -> Chu
 
 def _scale(stage: CascadeStage, guidance: float | Mapping[str, Any]) -> Scale:
     """Guidance given as a number, or as ``{scale, experts, interval}``."""
-    g = guidance if isinstance(guidance, Mapping) else {"scale": guidance}
+    g: Mapping[str, Any] = guidance if isinstance(guidance, Mapping) else {"scale": guidance}
     _check_known("guidance.", g, ("scale", "experts", "interval"))
     scale: Scale = g.get("scale", 0.0)
     if g.get("experts"):
