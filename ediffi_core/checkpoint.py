@@ -112,7 +112,7 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], Card]:
     if (found := weights_sha256(weights)) != card.weights_sha256:
         raise ValueError(
             f"{path} is damaged: its weights hash to {found[:12]}…, its header says "
-            f"{card.weights_sha256[:12]}…; delete its node and run the pipeline again"
+            f"{card.weights_sha256[:12]}…; delete the file and run again"
         )
     return weights, card
 

@@ -11,6 +11,7 @@ import warnings
 from typing import Any
 
 from pipelines.cli import (
+    averages,
     datasets,
     drawing,
     exporting,
@@ -26,6 +27,7 @@ from pipelines.spec.renamed import SpecWarning
 
 __all__ = [
     "app",
+    "averages",
     "datasets",
     "drawing",
     "exporting",

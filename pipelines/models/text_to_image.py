@@ -32,7 +32,7 @@ from pipelines.models.encoders import (
     load_extra_encoders,
     load_t5,
 )
-from pipelines.models.stages import Residency, configured, draw, load_stages
+from pipelines.models.stages import Residency, StageLoader, configured, draw
 from pipelines.spec.sampling import Sampling, SamplingWarning, with_changes
 from pipelines.store.artifacts import Store
 
@@ -53,6 +53,9 @@ class TextToImage:
     more: Mapping[str, tuple[TextEncoder, EmbeddingKind]] = field(default_factory=dict)
     """Further text encoders: embedding name → encoder, and ``sequence`` or ``pooled``."""
 
+    loader: StageLoader | None = None
+    """Loads the weights for another ``ema_length``."""
+
     @staticmethod
     def load(manifest: str | Path, residency: Residency = "all") -> TextToImage:
         """Load an ``ensemble.json`` that a promote node wrote, onto a GPU if there is one.
@@ -67,7 +70,8 @@ class TextToImage:
         try:
             d = json.loads(file.read_text())
             store = Store.at(d["store"])
-            stages = load_stages(store, d["stages"], d["weights"], residency, device)
+            loader = StageLoader(store, d["stages"], d["weights"], residency, device)
+            stages = loader.load()
             sources = encoder_sources(store, d["encoders_folder"], d["encoders"])
             trained_with = d.get("trained_with") or {}
             sampling = {s["name"]: Sampling.from_settings(s["sampling"]) for s in d["stages"]}
@@ -78,7 +82,7 @@ class TextToImage:
         check_trained_with(
             {"t5": t5, "clip": clip, **{n: e for n, (e, _) in more.items()}}, trained_with
         )
-        return TextToImage(stages, t5, clip, device, sampling, more)
+        return TextToImage(stages, t5, clip, device, sampling, more, loader)
 
     def sample(
         self,
@@ -138,8 +142,11 @@ class TextToImage:
         if up_to is not None and up_to not in names:
             raise ValueError(f"there is no stage {up_to!r}; the cascade has {', '.join(names)}")
         stages = self.stages[: names.index(up_to) + 1] if up_to else self.stages
+        changed = with_changes(self.sampling, sampling) if sampling else self.sampling
+        if self.loader:
+            for stage in stages:
+                self.loader.set_length(stage, changed[stage.name].ema_length)
         if sampling:
-            changed = with_changes(self.sampling, sampling)
             stages = [configured(stage, changed[stage.name]) for stage in stages]
         base, count = stages[0], len(prompts)
         check_options(

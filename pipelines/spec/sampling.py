@@ -137,6 +137,11 @@ class Sampling(Strict):
     precision: Annotated[Literal["float32", "bfloat16", "float16"], LATER] = "float32"
     """Type in which the networks compute. ``float16`` is for GPUs."""
 
+    ema_length: Annotated[float | None, Field(gt=0, lt=0.288), LATER] = None
+    """Length of the weights' average as EDM2's σ_rel (arXiv:2312.02696): its width as a share of
+    the training. It is made from the snapshots of ``training.snapshot_images``, which every expert
+    of the stage must have. By default the weights are those of ``ema_halflife_images``."""
+
     @model_validator(mode="after")
     def consistent(self) -> Self:
         if self.solver not in SOLVER_NAMES:
