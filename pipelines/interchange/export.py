@@ -27,7 +27,7 @@ from ediffi_core.stage_settings import DEFAULTS
 from pipelines.formatting import byte_size
 from pipelines.interchange import model_card
 from pipelines.interchange.encoders import ENCODERS, export_encoders
-from pipelines.models.champions import MANIFEST
+from pipelines.models import averages
 from pipelines.spec.sampling import Sampling
 from pipelines.store.artifacts import Store, temp_suffix
 from pipelines.store.remote import StorageError
@@ -99,7 +99,7 @@ def export(
     """
     options = options or Options()
     tell = progress or (lambda part: None)
-    d = read_manifest(manifest)
+    d = averages.read_manifest(manifest)
     store = Store.at(d["store"])
     _check_target(folder, force)
     scratch = folder.absolute().with_name(f".{folder.absolute().name}{temp_suffix()}.tmp")
@@ -119,18 +119,6 @@ def export(
         size = sum(f.stat().st_size for f in scratch.rglob("*") if f.is_file())
         _put(scratch, folder)
     return size
-
-
-def read_manifest(manifest: Path) -> dict[str, Any]:
-    """Read an ``ensemble.json``; ValueError if it is missing or something else."""
-    if not manifest.is_file():
-        raise ValueError(f"there is no ensemble at {manifest}; give the path of its {MANIFEST}")
-    try:
-        d: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
-        needed = [d[key] for key in ("model", "store", "stages", "weights", "encoders")]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{manifest} is not an ensemble manifest ({error!r})") from error
-    return d if needed else {}
 
 
 def _check_target(folder: Path, force: bool) -> None:
@@ -199,11 +187,12 @@ def _export_cascade(
     options: Options,
     tell: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Write the experts and ``cascade/config.json``. → the stages as in that file, with cards"""
+    """Write the experts and ``cascade/config.json``. → the stages as in that file, and more"""
     stages: list[dict[str, Any]] = []
     cards: dict[str, dict[str, Card]] = {}
     for stage in d["stages"]:
         name, slots = stage["name"], {}
+        sampling = Sampling.from_settings(stage["sampling"])
         places: dict[str, str] = {}
         cards[name] = {}
         for slot, quantiles in stage["experts"].items():
@@ -213,19 +202,21 @@ def _export_cascade(
             target = folder / place
             if not target.exists():
                 tell(f"{name}/{slot}")
-                card = _export_expert(store, weights, interval, target, options.dtype)
+                source = _weights_file(store, weights, sampling.ema_length)
+                card = _export_expert(source, weights["expert"], interval, target, options.dtype)
+                store.evict(source)
             else:  # the slot shares its weights with another
                 card = cards[name][target.name]
                 check_interval(target / WEIGHTS, card, interval)
             cards[name][slot] = card
             slots[slot] = {"expert": weights["expert"], "interval": quantiles, "folder": place}
-        sampling = Sampling.from_settings(stage["sampling"]).model_dump(mode="json")
+        settings = sampling.model_dump(mode="json")
         stages.append(
             {
                 "name": name,
                 "resolution": stage["resolution"],
                 "experts": slots,
-                "sampling": {key: sampling[key] for key in DEFAULTS},
+                "sampling": {key: settings[key] for key in DEFAULTS},
             }
         )
     config = {
@@ -236,27 +227,37 @@ def _export_cascade(
         "stages": stages,
     }
     _write_json(folder / CONFIG, config)
-    return [{**stage, "cards": cards[stage["name"]]} for stage in stages]
+    lengths = {s["name"]: s["sampling"].get("ema_length") for s in d["stages"]}
+    return [
+        {**stage, "cards": cards[stage["name"]], "ema_length": lengths[stage["name"]]}
+        for stage in stages
+    ]
 
 
-def _export_expert(
-    store: Store, weights: Mapping[str, Any], interval: Interval, folder: Path, dtype: DTypeName
-) -> Card:
-    """Write an expert's weights and card."""
+def _weights_file(store: Store, weights: Mapping[str, Any], ema_length: float | None) -> Path:
+    """The local file of an expert's weights, or of their average of another length."""
+    if ema_length is not None:
+        return averages.file_of(store, weights["path"], ema_length)
     if store.size(weights["path"]) is None:
         raise ValueError(
             f"{store.full(weights['path'])} is missing, which is expert {weights['expert']}; run "
             "the pipeline again"
         )
+    return store.local(weights["path"])
+
+
+def _export_expert(
+    source: Path, expert: str, interval: Interval, folder: Path, dtype: DTypeName
+) -> Card:
+    """Write an expert's weights and card."""
     folder.mkdir(parents=True)
-    source, target = store.local(weights["path"]), folder / WEIGHTS
+    target = folder / WEIGHTS
     if dtype == "float32":
         shutil.copyfile(source, target)
-        _, card = read_checked(target, expert=weights["expert"], interval=interval)
+        _, card = read_checked(target, expert=expert, interval=interval)
     else:
-        found, card = read_checked(source, expert=weights["expert"], interval=interval)
-        card = _save(found, card, target, getattr(torch, dtype))
-    store.evict(source)
+        weights, card = read_checked(source, expert=expert, interval=interval)
+        card = _save(weights, card, target, getattr(torch, dtype))
     _write_json(folder / CONFIG, expert_config(card))
     return card
 

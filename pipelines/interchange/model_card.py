@@ -42,7 +42,7 @@ def text(
 
     Args:
         d: the ensemble's manifest.
-        stages: name, resolution, experts, sampling and ``cards`` of every stage.
+        stages: name, resolution, experts, sampling, ``cards`` and ``ema_length`` of every stage.
         license: identifier of the license of the weights; None if unknown.
         dtype: type of the weights in the folder.
     """
@@ -207,7 +207,8 @@ def _data(store: Store, d: Mapping[str, Any]) -> str:
         made = manifest.get("inputs", {}).get("data")
         maker = _manifest(store, _folder(made) if made else None).get("settings", {}).get("make")
         makers.add(maker)
-        counts = (f"{int(metrics[k]):,}" for k in ("rows", "filtered", "quarantined", "repeated"))
+        keys = ("rows", "filtered", "quarantined", "repeated")
+        counts = (f"{int(metrics[k]):,}" if k in metrics else "–" for k in keys)
         source = f"made by ediffi (`{maker}`)" if maker else "the trainer's own pairs"
         rows.append((split, source, *counts))
     encoders = _encoders(d)
@@ -264,15 +265,15 @@ def _training(store: Store, d: Mapping[str, Any], stages: Sequence[Mapping[str, 
             how = manifest.get("settings", {}).get("training")
             if how is None:
                 continue
-            parameters = manifest.get("info", {}).get("parameters")
+            rate, schedule = how.get("learning_rate"), how.get("schedule")
             row = (
                 f"{stage['name']}/{card.expert}",
-                f"{parameters:,}" if parameters else "–",
-                f"{how['batch']:,}",
-                f"{how['learning_rate']:g}, {how.get('schedule', 'constant')}",
-                f"{how['weight_decay']:g}",
-                str(how["precision"]),
-                f"{how['ema_halflife_images']:,}" if how.get("ema_halflife_images") else "–",
+                _count(manifest.get("info", {}).get("parameters")),
+                _count(how.get("batch")),
+                ", ".join(_shown(v) for v in (rate, schedule) if v is not None) or "–",
+                _shown(how.get("weight_decay")) or "–",
+                _shown(how.get("precision")) or "–",
+                _count(how.get("ema_halflife_images")),
             )
             if row not in rows:
                 rows.append(row)
@@ -282,10 +283,20 @@ def _training(store: Store, d: Mapping[str, Any], stages: Sequence[Mapping[str, 
         "AdamW on the denoising loss of EDM (arXiv:2206.00364), with the noise levels "
         f"ln σ ~ N(P_mean, P_std²) ({told}). The weights are averages over training (EMA)."
     )
+    for stage in stages:
+        if length := stage["ema_length"]:
+            intro += (
+                f" Those of {stage['name']} are power averages of length σ_rel = {length:g} "
+                "(arXiv:2312.02696), in place of the half-life below."
+            )
     if not rows:
         return intro + " The store no longer has the settings of the trainings."
     head = ("expert", "parameters", "batch", "learning rate", "weight decay", "precision")
     return f"{intro}\n\n" + table((*head, "EMA half-life, images"), rows)
+
+
+def _count(value: int | None) -> str:
+    return f"{value:,}" if value else "–"
 
 
 def _evaluation(

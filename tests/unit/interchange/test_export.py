@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ensemble_kit
 import pytest
+import snapshot_kit
 import torch
 
 from ediffi_core.cascade import sample
@@ -16,8 +17,11 @@ from ediffi_core.checkpoint import read
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.pretrained import load_cascade
 from pipelines.interchange import export as exporting
-from pipelines.interchange.export import Options, export, read_manifest
+from pipelines.interchange.export import Options, export
+from pipelines.models import averages
+from pipelines.models.averages import read_manifest
 from pipelines.models.stages import load_stages
+from pipelines.store.artifacts import Store
 
 EXPERTS = ("base/E1_0", "base/E1_1", "sr16/E0_0")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -126,6 +130,25 @@ def test_a_slot_that_an_ancestor_serves_shares_its_weights(store, manifest, tmp_
     low, high = stage.denoiser.experts
     assert low.name == "E1_0" and low.denoiser is high.denoiser
     assert "**E0_0**, serves E1_0 and E1_1" in (tmp_path / "model/README.md").read_text()
+
+
+def test_an_average_of_another_length_is_what_is_exported(store, tmp_path):
+    own = Store.at(str(tmp_path / "store"))
+    snapshot_kit.write_ensemble(own, snapshot_kit.CONFIG)
+    d = read_manifest(own.local("ensemble.json"))
+    shutil.copytree(store.local("nodes/encoders"), own.local("nodes/encoders"))
+    d |= {"model": "wandering", "encoders_folder": "nodes/encoders/tiny", "encoders": {}}
+    d["stages"][0]["sampling"]["ema_length"] = 0.07
+    (tmp_path / "ensemble.json").write_text(json.dumps(d))
+    export(tmp_path / "ensemble.json", tmp_path / "model")
+    for name in ("E1_0", "E1_1"):
+        found, _ = read(tmp_path / f"model/cascade/base/{name}" / WEIGHTS)
+        path = d["weights"][f"base/{name}"]["path"]
+        expected, _ = read(averages.file_of(own, path, 0.07))
+        assert all(torch.equal(found[k], expected[k]) for k in expected)
+    assert "ema_length" not in (tmp_path / "model/cascade/config.json").read_text()
+    assert "of length σ_rel = 0.07" in (tmp_path / "model/README.md").read_text()
+    assert len(load_cascade(tmp_path / "model")) == 1
 
 
 ALONE = """
