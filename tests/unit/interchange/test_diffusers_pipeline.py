@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from fake_gpu import FakeGPU
 
 from pipelines.models.text_to_image import TextToImage
 
@@ -221,3 +222,13 @@ def test_another_encoder_than_that_of_the_training_is_refused(exported, tmp_path
     file.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"encoder t5 differs .* not up to 3 tokens"):
         load(tmp_path / "model")
+
+
+def test_it_draws_on_a_gpu(exported):
+    pipe = load(exported)
+    with FakeGPU():
+        pipe.cascade.to("cuda")  # the encoders' tokens need real numbers
+        assert pipe.device.type == "cuda"
+        options = {"guidance_scale": 3.0, "negative_prompt": "a rocket", "output_type": "pt"}
+        found = pipe(PROMPTS, seed=1, **options).images
+        assert (found.device.type, tuple(found.shape)) == ("cuda", (2, 3, 16, 16))

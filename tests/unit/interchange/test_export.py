@@ -11,6 +11,7 @@ import ensemble_kit
 import pytest
 import snapshot_kit
 import torch
+from fake_gpu import FakeGPU
 
 from ediffi_core.cascade import sample
 from ediffi_core.checkpoint import read
@@ -336,3 +337,13 @@ def test_the_verb_exports(store, tmp_path, capsys, monkeypatch):
     assert error.startswith(f"ediffi: {tmp_path / 'model'} is not empty; name another folder, or")
     assert call("export", "unknown", *where) == 2
     assert "'unknown' is neither an ensemble.json" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("residency", ["all", "current", "disk"])
+def test_it_draws_on_a_gpu(exported, residency):
+    with FakeGPU():
+        stages = load_cascade(exported, "cuda", residency=residency)
+        pictures = dict(sample(stages, conditioning().to("cuda"), seed=3))
+        assert {p.device.type for s in stages for p in s.denoiser.parameters()} == {"cuda"}
+        assert [tuple(x.shape) for x in pictures.values()] == [(2, 3, 8, 8), (2, 3, 16, 16)]
