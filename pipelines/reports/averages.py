@@ -31,7 +31,8 @@ def listing(store: Store, manifest: Mapping[str, Any], stages: Sequence[str]) ->
         if settings["name"] not in stages:
             continue
         experts = {}
-        for slot, at in slots_of(settings, manifest["weights"]).items():
+        slots = slots_of(settings, manifest["weights"])
+        for slot, at in sorted(slots.items(), key=lambda item: -item[1].interval.q_lo):
             trained = Trained.of(store, at.path)
             experts[slot] = {
                 "expert": trained.name,
@@ -52,7 +53,7 @@ def listing_text(found: Mapping[str, Any]) -> str:
     for name, stage in found["stages"].items():
         own = stage["ema_length"]
         lines += ["", f"{name}: {_weights(own)}"] if lines else [f"{name}: {_weights(own)}"]
-        rows = [["slot", "expert", "snapshots", "at images", "of", "lengths", "size"]]
+        rows = [["slot", "expert", "images", "snapshots", "at", "lengths", "size"]]
         missing = False
         for slot, expert in stage["experts"].items():
             snapshots = expert["snapshots"]
@@ -64,14 +65,14 @@ def listing_text(found: Mapping[str, Any]) -> str:
                 [
                     slot,
                     expert["expert"],
+                    f"{expert['images']:,}",
                     f"{len(times)}",
                     span,
-                    f"{expert['images']:,}",
                     ", ".join(f"{length:g}" for length in lengths),
                     byte_size(sum(s["bytes"] for s in snapshots)) if snapshots else "",
                 ]
             )
-        lines += [f"  {line}" for line in align_columns(rows, right={2, 4, 6})]
+        lines += [f"  {line}" for line in align_columns(rows, right={2, 3, 6})]
         if missing:
             lines.append(
                 f"  an expert without snapshots has its stored weights only; for others, set "
@@ -96,14 +97,14 @@ def losses_text(found: Mapping[str, Any]) -> str:
         found: JSON of :class:`pipelines.steps.ema_losses.Found`.
     """
     lines = [
-        f"{found['stage']}: denoising loss of {found['draws']:,} draws per expert, "
-        f"{found['pictures']:,} validation pictures"
+        f"{found['stage']}: denoising loss, the mean over p(σ) of {found['draws']:,} draws per "
+        f"expert, {found['pictures']:,} validation pictures"
     ]
     parts = {
         f"{name}  {interval_text(expert)}": expert for name, expert in found["experts"].items()
     }
     if len(parts) > 1:
-        parts["all  mean over p(σ)"] = found["overall"]
+        parts["all experts"] = found["overall"]
     rough = False
     for title, part in parts.items():
         rows = [["length", "loss", "±", "gain over the stored weights", "error", ""]]
@@ -169,7 +170,7 @@ def plot(found: Mapping[str, Any]) -> bytes:
 
     parts = {f"{n}, {interval_text(e)}": e for n, e in found["experts"].items()}
     if len(parts) > 1:
-        parts["all, mean over p(σ)"] = found["overall"]
+        parts["all experts"] = found["overall"]
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(0, color="0.4", linewidth=1)

@@ -1,7 +1,8 @@
 """Denoising losses of an ensemble's experts over the length of their averages, for ``ediffi ema``.
 
 Every length is measured on the same validation pictures, σ and ε, so gains over the stored weights
-are paired. Conditioning is text only, as in an evaluation.
+are paired. A loss is the mean over p(σ) in the expert's interval. Conditioning is text only, as in
+an evaluation.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from torch import Tensor
 
 from ediffi_core.checkpoint import build_denoiser, read_checked
 from ediffi_core.conditioning import Conditioning
-from ediffi_core.metrics import Estimate, paired_gain, validation_losses
+from ediffi_core.metrics import Estimate, by_picture, paired_gain, validation_losses
 from ediffi_core.noise import NoiseDistribution
 from pipelines.models import averages
 from pipelines.models.averages import Trained
 from pipelines.models.stages import Slot, slots_of
-from pipelines.steps.eval_losses import OVER_NOISE, Losses, strata_of
+from pipelines.steps.eval_losses import strata_of
 from pipelines.store.artifacts import Store
 from pipelines.store.reader import Reader
 from pipelines.training.validation import validation_batch
@@ -145,7 +146,8 @@ def measure(
         "seed": like["seed"],
         **{k: settings[k] for k in ("super_resolution",) if k in settings},
     }
-    index, sigma = strata_of(how).draw(draws, pictures=len(reader), seed=how["seed"])
+    strata = strata_of(how)
+    index, sigma = strata.draw(draws, pictures=len(reader), seed=how["seed"])
     bounds = _bounds(slots, NoiseDistribution(**like["noise"]))
     every = [STORED, *lengths]
     losses = {length: torch.empty(len(index), dtype=torch.float64) for length in every}
@@ -172,24 +174,22 @@ def measure(
             measured += 1
             if progress:
                 progress(measured, len(slots) * len(every))
-    tables = {
-        length: Losses(
-            how=how, experts=bounds, picture=index % len(reader), sigma=sigma, loss=losses[length]
-        )
-        for length in every
-    }
+    picture, weight = index % len(reader), strata.weights(sigma, strata.noise)
+
+    def over_noise(low: float, high: float) -> dict[float | None, Tensor]:
+        """Length → one value per picture, whose mean is that over p(σ) in an interval."""
+        mine = (sigma >= low) & (sigma < high)
+        return {le: by_picture(of[mine], picture[mine], weight[mine]) for le, of in losses.items()}
+
     falling = sorted(slots, key=lambda name: -bounds[name][0])
     return Found(
         stage=stage,
         draws=draws,
         pictures=min(draws, len(reader)),
         sigma={name: bounds[name] for name in falling},
-        rows={
-            name: _rows({le: t.within(bounds[name]) for le, t in tables.items()}, mixes[name])
-            for name in falling
-        },
+        rows={name: _rows(over_noise(*bounds[name]), mixes[name]) for name in falling},
         overall=_rows(
-            {length: t.over(OVER_NOISE) for length, t in tables.items()},
+            over_noise(0.0, math.inf),
             {length: max(errors[length] for errors in mixes.values()) for length in lengths},
         ),
     )

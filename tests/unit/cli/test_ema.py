@@ -37,7 +37,7 @@ def test_without_lengths_it_lists_the_snapshots(made):
     lines = run(made).splitlines()
     assert lines[0] == "base: draws with the stored weights"
     assert [line.split()[:8] for line in lines[2:]] == [
-        [slot, f"base/{slot}", "3", "32", "to", "96", "96", "0.05,"] for slot in ("E1_0", "E1_1")
+        [slot, f"base/{slot}", "96", "3", "32", "to", "96", "0.05,"] for slot in ("E1_1", "E1_0")
     ]
     data = json.loads(run(made, "--json"))
     snapshots = data["stages"]["base"]["experts"]["E1_1"]["snapshots"]
@@ -99,7 +99,7 @@ def test_an_expert_without_snapshots_is_listed_and_refused(tmp_path):
     said = run(made)
     assert "set `stages.base.training.snapshot_images`" in said
     assert [line.split() for line in said.splitlines() if "base/E1_1" in line] == [
-        ["E1_1", "base/E1_1", "0", "96"]
+        ["E1_1", "base/E1_1", "96", "0"]
     ]
     to = tmp_path / "longer.json"
     assert "base/E1_1 was trained without snapshots" in refused(made, "--write", 0.1, "-o", to)

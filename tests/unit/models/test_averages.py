@@ -9,9 +9,11 @@ from snapshot_kit import CONFIG, HALVES, IMAGES, read_json, write_ensemble, writ
 from ediffi_core.checkpoint import read, to_bytes
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.ema import reconstruct
-from pipelines.models import averages
+from pipelines.models import averages, text_to_image
 from pipelines.models.averages import Trained
 from pipelines.models.stages import StageLoader, draw, load_stages
+from pipelines.models.text_to_image import TextToImage
+from pipelines.spec.sampling import Sampling
 from pipelines.store.artifacts import Store
 
 
@@ -241,6 +243,21 @@ def test_experts_are_checked_as_without_a_length(store):
     wider = [{**manifest["stages"][0], "experts": {"E1_0": [0.0, 0.6], "E1_1": [0.6, 1.0]}}]
     with pytest.raises(ValueError, match=r"was trained on .*, but should serve"):
         load_stages(store, wider, manifest["weights"])
+
+
+def test_a_call_may_ask_for_another_length_and_the_next_has_the_ensembles_own(store, monkeypatch):
+    own = loader(store)
+    monkeypatch.setattr(text_to_image, "encode_prompts", lambda *given: COND)  # no T5 nor CLIP here
+    model = TextToImage(
+        own.load(), None, None, torch.device("cpu"), {"base": Sampling(steps=4)}, loader=own
+    )
+    first = model.sample(["a frog"])
+    longer = model.sample(["a frog"], sampling={"ema_length": 0.07})
+    assert not (longer == first).all()
+    assert (model.sample(["a frog"]) == first).all()
+    assert (model.sample(["a frog"], sampling={"base.ema_length": 0.07}) == longer).all()
+    with pytest.raises(ValueError, match="`ema_length` is"):
+        model.sample(["a frog"], sampling={"ema_length": 0.4})
 
 
 def test_a_node_of_a_store_is_named_by_length_and_content(store, path):

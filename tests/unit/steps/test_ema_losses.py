@@ -4,7 +4,7 @@ import pytest
 import torch
 from snapshot_kit import CONFIG, read_json, write_ensemble, write_expert, write_validation
 
-from ediffi_core.metrics import Estimate, paired_gain
+from ediffi_core.metrics import Estimate, by_picture, paired_gain
 from pipelines.models.stages import load_ensemble, slots_of
 from pipelines.steps import ema_losses, eval_losses
 from pipelines.store.artifacts import Store
@@ -52,10 +52,12 @@ def test_they_are_those_of_the_whole_ensemble_on_the_same_draws(made, found):
     }
     stored = measured[None]
     assert list(found.rows) == ["E1_1", "E1_0"] and found.pictures == 12
-    of = {**{n: stored.expert_bounds[n] for n in found.rows}, "all": None}
-    for name, bounds in of.items():
+    strata = eval_losses.strata_of(how)
+    weight = strata.weights(stored.sigma, strata.noise)
+    for name in (*found.rows, "all"):
+        mine = stored.inside(stored.expert_bounds.get(name, (0, float("inf"))))
         values = {
-            length: losses.within(bounds) if bounds else losses.over("val_loss")
+            length: by_picture(losses.loss[mine], losses.picture[mine], weight[mine])
             for length, losses in measured.items()
         }
         for row in found.rows.get(name, found.overall):
@@ -66,6 +68,12 @@ def test_they_are_those_of_the_whole_ensemble_on_the_same_draws(made, found):
                 paired = paired_gain(values[None], values[row.length], comparisons=2)
                 assert gain.mean == pytest.approx(paired.mean, abs=1e-6)
                 assert gain.low == pytest.approx(paired.low, abs=1e-5)
+
+
+def test_the_whole_is_the_mean_of_equal_halves(found):
+    for high, low, both in zip(*found.rows.values(), found.overall, strict=True):
+        halves = (high.loss.mean + low.loss.mean) / 2
+        assert both.loss.mean == pytest.approx(halves, rel=0.1)  # weights are normalised together
 
 
 def test_a_length_that_is_stored_has_no_error_and_others_have(found):
