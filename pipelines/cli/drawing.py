@@ -42,11 +42,15 @@ def sample(
         ),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(metavar="SCALE", help="As --set guidance=SCALE.")
+        float | None,
+        typer.Option(metavar="SCALE", help="As --set guidance=SCALE.", show_default="the spec's"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="As --set steps=N.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="As --set steps=N.", show_default="the spec's")
+    ] = None,
     solver: Annotated[
-        str | None, typer.Option(metavar="NAME", help="As --set solver=NAME.")
+        str | None,
+        typer.Option(metavar="NAME", help="As --set solver=NAME.", show_default="the spec's"),
     ] = None,
     style: Annotated[
         list[Path] | None,
