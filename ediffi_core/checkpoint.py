@@ -135,12 +135,18 @@ def read_checked(
             f"{path} holds expert {card.expert}, but {expert} was asked for; "
             "name the right checkpoint or train this expert"
         )
-    if interval is not None and not card.interval.holds(interval):
+    if interval is not None:
+        check_interval(path, card, interval)
+    return weights, card
+
+
+def check_interval(path: Path | str, card: Card, interval: Interval) -> None:
+    """Raise ValueError if the weights of a card were not trained on all of an interval."""
+    if not card.interval.holds(interval):
         raise ValueError(
             f"{path} was trained on {card.interval}, but should serve {interval}; "
             "name the right checkpoint or train this expert"
         )
-    return weights, card
 
 
 def load_denoiser(

@@ -11,7 +11,7 @@ VERBS = {
     "Start": ("init", "doctor"),
     "Run": ("plan", "run", "retrain", "status", "cancel", "diff"),
     "Look": ("tree", "sample", "ema"),
-    "Models": ("models", "promote", "rollback"),
+    "Models": ("models", "promote", "rollback", "export"),
     "Data": ("data stats", "data show"),
     "Clusters and schedules": ("submit", "jobs", "logs", "stop", "schedule"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,20 +17,12 @@ from ediffi_core.checkpoint import read_checked
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.control import Control
 from ediffi_core.ensemble import Ensemble, Expert
-from ediffi_core.guidance import (
-    Scale,
-    Threshold,
-    dynamic_threshold,
-    on_interval,
-    per_expert,
-    static_threshold,
-)
 from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
 from ediffi_core.residency import Load, SwappedEnsemble
-from ediffi_core.sampling import Churn
+from ediffi_core.stage_settings import DEFAULTS, with_settings
 from pipelines.models import averages
-from pipelines.spec.sampling import Guidance, Sampling
+from pipelines.spec.sampling import Sampling
 from pipelines.store.artifacts import Store
 
 Residency = Literal["all", "current", "disk"]
@@ -228,41 +220,8 @@ def configured(stage: CascadeStage, sampling: Sampling) -> CascadeStage:
     ensemble = stage.denoiser if isinstance(stage.denoiser, Ensemble) else None
     experts = [e.name for e in ensemble.experts] if ensemble else []
     sampling.warn_ineffective(stage.name, resolution=stage.resolution, experts=experts)
-    churn = partial(_churn, sampling.churn.settings()) if sampling.churn else None
-    return replace(
-        stage,
-        steps=sampling.steps,
-        solver=sampling.solver,
-        guidance=_scale(stage, sampling.guidance),
-        threshold=_threshold(sampling),
-        sigma_min=sampling.sigma_min,
-        sigma_max=sampling.sigma_max,
-        rho=sampling.rho,
-        churn=churn,
-        history=sampling.history,
-        tile=sampling.tile,
-        overlap=sampling.overlap,
-        precision=sampling.precision,
-    )
-
-
-def _churn(settings: Mapping[str, float], noise: Callable[[int], Tensor]) -> Churn:
-    return Churn(**settings, noise=noise)
-
-
-def _scale(stage: CascadeStage, guidance: Guidance) -> Scale:
-    scale: Scale = guidance.scale
-    if guidance.experts:
-        if not isinstance(stage.denoiser, Ensemble):
-            raise ValueError(f"stage {stage.name} has no experts to guide one by one")
-        scale = per_expert(stage.denoiser, guidance.experts, guidance.scale)
-    return on_interval(scale, *guidance.interval) if guidance.interval else scale
-
-
-def _threshold(sampling: Sampling) -> Threshold | None:
-    if sampling.threshold == "dynamic":
-        return dynamic_threshold(sampling.percentile)
-    return static_threshold if sampling.threshold == "static" else None
+    given = sampling.model_dump()
+    return with_settings(stage, {name: given[name] for name in DEFAULTS})
 
 
 def draw(

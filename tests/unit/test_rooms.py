@@ -16,7 +16,7 @@ FLOORS = (
     ("dag",),
     ("runs",),
     ("planning", "training"),
-    ("reports", "steps"),
+    ("interchange", "reports", "steps"),
     ("lineage",),
     ("executor",),
     ("jobs",),
@@ -94,6 +94,12 @@ def test_layers_import_downwards_only():
 def test_only_the_encoders_import_encoder_libraries():
     users = {p for p, t in MODULES if {"transformers", "open_clip"} & set(imports(p, t))}
     assert {p for p in users if p.parts[0] == "ediffi_core"} == {ENCODERS}
+
+
+def test_one_module_imports_diffusers_and_none_imports_it():
+    users = {p for p, t in MODULES if "diffusers" in t and "diffusers" in imports(p, t)}
+    assert users == {Path("ediffi_core/diffusers_pipeline.py")}
+    assert not [p for p, t in MODULES if "import diffusers_pipeline" in t]
 
 
 def test_the_encoders_import_them_when_asked_only():
