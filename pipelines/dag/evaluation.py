@@ -253,9 +253,11 @@ def evaluate_node(
             "encoders": encoders.named,
             "scoring_clip": spec.evaluate.clip,
             "gpus": spec.evaluate.gpus,
+            "labels": spec.evaluate.labels,
+            "actors": spec.evaluate.workers,
         },
-        cpus=spec.evaluate.cpus,
-        gpus=spec.evaluate.gpus,
+        cpus=spec.evaluate.workers * spec.evaluate.cpus,
+        gpus=spec.evaluate.workers * spec.evaluate.gpus,
         labels=spec.evaluate.labels,
     )
 

@@ -179,6 +179,7 @@ def draw(
     cond: Conditioning,
     *,
     seed: int | Sequence[int],
+    first: int = 0,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
@@ -188,6 +189,7 @@ def draw(
         cond: conditioning of N images.
         seed: one seed for all, then image i depends on (seed, i) alone; or one seed per image, then
             it depends on its seed alone.
+        first: number of the first image, with one seed for all.
         batch: images generated at once.
         progress: called with the number of finished images.
 
@@ -197,8 +199,8 @@ def draw(
     found: dict[str, list[Tensor]] = {stage.name: [] for stage in stages}
     for at in range(0, len(cond), batch):
         rows = cond[slice(at, at + batch)]
-        mine, first = (seed, at) if isinstance(seed, int) else (seed[at : at + batch], 0)
-        for name, x in cascade.sample(stages, rows, seed=mine, first=first):
+        mine, number = (seed, first + at) if isinstance(seed, int) else (seed[at : at + batch], 0)
+        for name, x in cascade.sample(stages, rows, seed=mine, first=number):
             found[name].append(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
         if progress:
             progress(at + len(rows))
