@@ -11,6 +11,13 @@ from torch import Tensor, nn
 
 from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning
+from ediffi_core.features import (
+    Features,
+    as_features,
+    kernel_diagonal,
+    kernel_sums,
+    polynomial,
+)
 from ediffi_core.noise import NoiseDistribution
 from ediffi_core.precond import denoising_loss
 
@@ -24,11 +31,15 @@ class Moments:
     scatter: Tensor  # [D, D], sum of outer products of centred vectors
 
     @staticmethod
-    def of(features: Tensor) -> Moments:
-        """Moments of features [N, D], in float64."""
-        x = features.double()
-        centred = x - x.mean(dim=0)
-        return Moments(len(x), x.mean(dim=0), centred.T @ centred)
+    def of(features: Tensor | Features) -> Moments:
+        """Moments of features [N, D], in float64 on the CPU; read block by block."""
+        found = Moments(0, torch.zeros(0), torch.zeros(0))
+        for x in as_features(features).blocks():
+            mean = x.mean(dim=0)
+            centred = x - mean
+            block = Moments(len(x), mean.cpu(), (centred.T @ centred).cpu())
+            found = found + block if found.count else block
+        return found
 
     def __add__(self, other: Moments) -> Moments:
         count = self.count + other.count
@@ -36,6 +47,15 @@ class Moments:
         scatter = self.scatter + other.scatter
         scatter = scatter + torch.outer(delta, delta) * (self.count * other.count / count)
         return Moments(count, self.mean + delta * (other.count / count), scatter)
+
+    def __sub__(self, part: Moments) -> Moments:
+        """Moments of the vectors that are not in ``part``, which must hold fewer."""
+        count = self.count - part.count
+        mean = self.mean + (self.mean - part.mean) * (part.count / count)
+        delta = part.mean - mean
+        scatter = self.scatter - part.scatter
+        scatter = scatter - torch.outer(delta, delta) * (part.count * count / self.count)
+        return Moments(count, mean, scatter)
 
     @property
     def covariance(self) -> Tensor:
@@ -58,7 +78,7 @@ def _sqrt(symmetric: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def kernel_distance(made: Tensor, real: Tensor) -> Tensor:
+def kernel_distance(made: Tensor | Features, real: Tensor | Features) -> Tensor:
     """Contribution of each image to the kernel distance (KID, arXiv:1801.01401) of two sets.
 
     This is the unbiased estimate of MMD² with the kernel ``(x·y/D + 1)³``. Generated image i has
@@ -71,26 +91,27 @@ def kernel_distance(made: Tensor, real: Tensor) -> Tensor:
     scale Inception's features, but CLIP's have unit length, which would flatten the kernel).
 
     Args:
-        made, real: features [N, D] of equally many generated and real images, at least 3.
+        made, real: features [N, D] of equally many generated and real images, at least 3. As
+            :class:`Features` they are read block by block.
 
     Returns:
         [N] float64.
     """
-    if made.shape != real.shape or len(made) < 3:
+    x, y = as_features(made), as_features(real)
+    shapes = [[len(one), one.dim] for one in (x, y)]
+    if shapes[0] != shapes[1] or len(x) < 3:
         raise ValueError(
             f"a kernel distance needs equally many pictures of both kinds, at least 3, got "
-            f"{list(made.shape)} and {list(real.shape)}"
+            f"{shapes[0]} and {shapes[1]}"
         )
-    x, y = made.double(), real.double()
-    scale = y.square().mean().sqrt().clamp(min=1e-12)
-    x, y = x / scale, y / scale
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
-    cross = kernel(x, y)
-    h = (kernel(x, x) + kernel(y, y) - cross - cross.T).fill_diagonal_(0)
-    n, rows, total = len(x), h.sum(dim=1), h.sum()
+    square = sum(float(block.square().sum()) for block in y.blocks()) / (len(y) * y.dim)
+    kernel = polynomial(y.dim, max(math.sqrt(square), 1e-12))
+    cross = kernel_sums(x, y, kernel)
+    rows = kernel_sums(x, x, kernel).rows + kernel_sums(y, y, kernel).rows
+    rows -= cross.rows + cross.columns
+    rows -= kernel_diagonal(x, x, kernel) + kernel_diagonal(y, y, kernel)
+    rows += 2 * kernel_diagonal(x, y, kernel)
+    n, total = len(x), rows.sum()
     without = (total - 2 * rows) / ((n - 1) * (n - 2))
     return n * total / (n * (n - 1)) - (n - 1) * without
 

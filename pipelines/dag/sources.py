@@ -14,6 +14,7 @@ from pipelines.data.formats.shard import SourceShard
 from pipelines.data.identity import identify as identify_files
 from pipelines.data.sources import list_shards
 from pipelines.spec.data import Source
+from pipelines.spec.evaluation import FeatureNetwork
 from pipelines.spec.gpus import ASSUMED
 from pipelines.spec.pipeline import Spec
 
@@ -26,7 +27,7 @@ def identify_all(spec: Spec, assume: bool = False) -> dict[str, Any]:
 
     Returns:
         ``train`` and ``validation``, where the spec gives paths, as :func:`identify` returns them;
-        ``encoders``: role → identity.
+        ``encoders``: role → identity; ``features``: name → :func:`identify_features`.
 
     Raises:
         ValueError: A source cannot be read.
@@ -41,6 +42,10 @@ def identify_all(spec: Spec, assume: bool = False) -> dict[str, Any]:
     if not spec.encoders.make:
         named |= {**spec.encoders.settings({"t5", "clip"}), "scorer": spec.evaluate.clip}
     found["encoders"] = {role: identify_encoder(name) for role, name in named.items() if name}
+    found["features"] = {
+        name: identify_features(name, given, assume=assume)
+        for name, given in spec.evaluate.features.items()
+    }
     return found
 
 
@@ -74,6 +79,38 @@ def identify_encoder(name: str) -> str:
         return name
     location, files = list_files(str(folder))
     return identify_files(location, files)
+
+
+def identify_features(name: str, given: FeatureNetwork, *, assume: bool = False) -> dict[str, Any]:
+    """Identify a network of ``evaluate.features``.
+
+    Args:
+        name: its name there.
+        assume: let a file of weights that is not there be ``assumed``.
+
+    Returns:
+        Its settings, with the identity of the weights' file (its name and content) or of CLIP's
+        folder instead of their paths. A CLIP without ``model`` is the one that conditions, which
+        is not identified here.
+
+    Raises:
+        ValueError: The file of weights does not exist, or cannot be read.
+    """
+    found = {k: v for k, v in given.settings().items() if v is not None}
+    if given.kind == "clip" and given.model:
+        found["model"] = identify_encoder(given.model)
+    if given.weights:
+        path = Path(given.weights).expanduser()
+        if path.is_file():
+            found["weights"] = identify_files(*list_files(str(path)))
+        elif assume:
+            found["weights"] = "assumed"
+        else:
+            raise ValueError(
+                f"`evaluate.features.{name}.weights`: there is no file {given.weights}; write the "
+                "path of one"
+            )
+    return found
 
 
 def identify(source: Source) -> dict[str, Any]:

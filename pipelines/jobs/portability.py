@@ -29,8 +29,10 @@ def lint_without_data(spec: Spec) -> list[Finding]:
     assumed = {split: sources.assumed(s.pairs or 0) for split, s in splits.items() if s.path}
     encoders = {n: m.model for n, m in spec.encoders.more.items()}
     encoders |= {"t5": spec.encoders.t5, "clip": spec.encoders.clip}
-    empty = Store.at(os.devnull)
-    return lint.check(spec, plan.make(spec, empty, {**assumed, "encoders": encoders}))
+    encoders |= {"scorer": spec.evaluate.clip} if spec.evaluate.clip else {}
+    features = {n: f.settings() for n, f in spec.evaluate.features.items()}
+    found = {**assumed, "encoders": encoders, "features": features}
+    return lint.check(spec, plan.make(spec, Store.at(os.devnull), found))
 
 
 def job_environment(
@@ -76,7 +78,10 @@ def check_paths(spec: Spec) -> None:
     encoders = {"encoders.t5": spec.encoders.t5, "encoders.clip": spec.encoders.clip}
     encoders |= {f"encoders.more.{n}.model": m.model for n, m in spec.encoders.more.items()}
     encoders |= {"evaluate.clip": spec.evaluate.clip or ""}
+    features = spec.evaluate.features.items()
+    encoders |= {f"evaluate.features.{n}.model": f.model or "" for n, f in features}
     named = [
+        *((f"evaluate.features.{n}.weights", f.weights) for n, f in features),
         *(("data.train.path", path) for path in source_paths(spec.data.train)),
         *(("data.validation.path", path) for path in source_paths(spec.data.validation)),
         *((key, name) for key, name in encoders.items() if name and Path(name).is_dir()),

@@ -13,6 +13,7 @@ from pipelines.dag.plan import Plan, Verdict, images_to_train
 from pipelines.formatting import duration, number
 from pipelines.planning.cost import stage_of
 from pipelines.planning.findings import Finding, Findings, error, warning
+from pipelines.planning.lint_measures import check_measures
 from pipelines.planning.lint_stage import STAGE_CHECKS
 from pipelines.planning.node_costs import evaluation, evaluation_flops
 from pipelines.planning.training_cost import measured_speeds, training
@@ -183,4 +184,5 @@ SPEC_CHECKS: list[Callable[[Spec, list[Verdict]], Findings]] = [
     limits_parallel_training,
     shared_folder,
     few_validation_pairs,
+    check_measures,
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ediffi_core.noise import NoiseDistribution
 from pipelines.spec.base import LATER, Labels, Strict
@@ -79,6 +79,117 @@ class Losses(Strict):
         return max(FEWEST_DRAWS, self.draws // experts)
 
 
+Measure = Literal["fid", "kid", "cmmd", "precision_recall", "density_coverage", "neighbours"]
+"""Measures of sets of pictures (:mod:`ediffi_core.measures`)."""
+
+FeatureName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+TORCHSCRIPT = "torchscript"
+
+
+class FeatureNetwork(Strict):
+    """A network whose features describe pictures, for measures of sets of pictures.
+
+    ``{kind: inception, weights: /models/weights-inception-2015-12-05-6726825d.pth}`` makes FID and
+    KID those that papers report, ``{kind: clip, model: ViT-L-14-336}`` is for CMMD.
+    """
+
+    kind: Literal["clip", "inception", "network"]
+    """``clip``: an OpenCLIP model. ``inception``: InceptionV3 as torch-fidelity has it; needs that
+    package. ``network``: any network of torchvision, timm or TorchScript."""
+
+    model: str | None = None
+    """For ``clip``: OpenCLIP's name of a model, or a folder; ``encoders.clip`` by default. For
+    ``network``: ``torchvision:NAME``, ``timm:NAME``, or ``torchscript``."""
+
+    pretrained: str | None = None
+    """For ``clip``: OpenCLIP's tag of the weights, ``openai`` by default; unused for a folder."""
+
+    weights: str | None = None
+    """File of the weights, for all but ``clip``: a state dict in PyTorch's format or safetensors,
+    or a TorchScript program. Features are measured again if its content changes."""
+
+    layer: str | None = None
+    """For ``inception``: ``64``, ``192``, ``768`` or ``2048``, the default. For ``network``: the
+    module whose output is taken, averaged over positions; by default what the classifier reads."""
+
+    size: int | None = Field(None, ge=1)
+    """For ``torchscript``: side in pixels that pictures are resized to (bicubic, antialiased); not
+    resized by default. Other networks have sizes of their own."""
+
+    mean: Channels | None = None
+    """For ``torchscript``: mean of each channel that is subtracted, of values in [0, 1]; 0 by
+    default."""
+
+    std: Channels | None = None
+    """For ``torchscript``: standard deviation of each channel that is divided by; 1 by default."""
+
+    @property
+    def is_torchscript(self) -> bool:
+        return self.kind == "network" and self.model == TORCHSCRIPT
+
+    @model_validator(mode="after")
+    def fits_its_kind(self) -> Self:
+        allowed = {
+            "clip": {"model", "pretrained"},
+            "inception": {"weights", "layer"},
+            "network": {"model", "weights"}
+            | ({"size", "mean", "std"} if self.is_torchscript else {"layer"}),
+        }[self.kind]
+        needed = {"clip": set(), "inception": {"weights"}, "network": {"model", "weights"}}
+        given = {n for n in type(self).model_fields if n != "kind" and getattr(self, n) is not None}
+        what = f"{self.kind} {self.model}" if self.is_torchscript else self.kind
+        if extra := sorted(given - allowed):
+            raise ValueError(f"`{extra[0]}:` has no meaning for {what}; remove it")
+        if lacking := sorted(needed[self.kind] - given):
+            raise ValueError(f"features of kind {what} need `{lacking[0]}:`")
+        if "://" in (self.weights or ""):
+            raise ValueError(
+                f"`weights: {self.weights}` is an address; write the path of a file that all "
+                "machines have"
+            )
+        if self.kind == "network" and not self.is_torchscript:
+            library, _, name = (self.model or "").partition(":")
+            if library not in ("torchvision", "timm") or not name:
+                raise ValueError(
+                    f"`model: {self.model}` is no network; write `torchvision:NAME`, `timm:NAME` "
+                    f"or `{TORCHSCRIPT}`"
+                )
+        if self.kind == "inception" and self.layer not in (None, "64", "192", "768", "2048"):
+            raise ValueError(
+                f'inception has no layer {self.layer!r}; write "64", "192", "768" or "2048"'
+            )
+        return self
+
+
+class MeasureOptions(Strict):
+    """Options of ``evaluate.measures``."""
+
+    kid_subsets: int = Field(100, ge=1)
+    """Random subsets whose kernel distances ``kid`` averages; torch-fidelity's default."""
+
+    kid_subset_size: int = Field(1000, ge=3)
+    """Pictures of each kind in a subset; ``kid`` needs at least that many."""
+
+    precision_k: int = Field(3, ge=1)
+    """Neighbours of ``precision_recall``."""
+
+    density_k: int = Field(5, ge=1)
+    """Neighbours of ``density_coverage``."""
+
+    def fewest(self, measure: Measure) -> int:
+        """Return the number of pictures of each kind that a measure needs."""
+        return {
+            "fid": 4,
+            "kid": self.kid_subset_size,
+            "cmmd": 3,
+            "precision_recall": self.precision_k + 1,
+            "density_coverage": self.density_k + 1,
+            "neighbours": 2,
+        }[measure]
+
+
 class Evaluate(Strict):
     """How a finished ensemble is evaluated: sampling for validation captions, metrics, losses."""
 
@@ -101,6 +212,18 @@ class Evaluate(Strict):
     clip_pretrained: str = "openai"
     """OpenCLIP's tag of the weights for ``clip``, as in ``open_clip.list_pretrained()``."""
 
+    features: Annotated[dict[FeatureName, FeatureNetwork], LATER] = Field(default_factory=dict)
+    """Networks whose features ``measures`` are computed on, by names of your choice. Results are
+    called by measure and name: ``fid/inception``."""
+
+    measures: Annotated[list[Measure], LATER] = Field(["fid", "kid", "precision_recall"])
+    """What is measured on each of ``features``: ``fid`` and ``kid`` (as torch-fidelity), ``cmmd``
+    (only on features of CLIP), ``precision_recall``, ``density_coverage``, and ``neighbours``, the
+    nearest training pictures, which show what is memorised. No effect without ``features``."""
+
+    measure_options: Annotated[MeasureOptions, LATER] = MeasureOptions()
+    """Options of ``measures``."""
+
     losses: Losses = Losses()
     """How denoising losses are measured."""
 
@@ -117,6 +240,18 @@ class Evaluate(Strict):
 
     labels: Labels = Field(default_factory=dict)
     """Labels of the machines to run on, as Ray selects nodes by label."""
+
+    @field_validator("measures")
+    @classmethod
+    def distinct(cls, measures: list[Measure]) -> list[Measure]:
+        if len(set(measures)) < len(measures):
+            raise ValueError(f"names a measure twice: {', '.join(measures)}")
+        return measures
+
+    def measures_on(self, name: str) -> list[Measure]:
+        """Return the measures that apply to some features: ``cmmd`` only to those of CLIP."""
+        clip = self.features[name].kind == "clip"
+        return [m for m in self.measures if m != "cmmd" or clip]
 
     @field_validator("metrics")
     @classmethod

@@ -14,7 +14,7 @@ from pipelines.spec.base import Strict, nested, stored_name
 from pipelines.spec.cluster import Group
 from pipelines.spec.data import Range
 from pipelines.spec.encoders import MoreText
-from pipelines.spec.evaluation import Losses
+from pipelines.spec.evaluation import FeatureNetwork, Losses, MeasureOptions
 from pipelines.spec.pipeline import Spec
 from pipelines.spec.sampling import Churn, Guidance
 from pipelines.spec.training import BadLoss, Dropout, Retries
@@ -22,7 +22,8 @@ from pipelines.spec.training import BadLoss, Dropout, Retries
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE, SCHEMA = ROOT / "docs" / "spec.md", ROOT / "specs" / "schema.json"
 
-INLINE = {BadLoss, Churn, Dropout, Group, Guidance, Losses, MoreText, Range, Retries}
+INLINE = {BadLoss, Churn, Dropout, FeatureNetwork, Group, Guidance, Losses}
+INLINE |= {MeasureOptions, MoreText, Range, Retries}
 """Models without a section of their own: their keys are in the section of the model they are in."""
 
 EACH = {"stages": "STAGE", "experts": "EXPERT", "groups": "GROUP"}

@@ -12,7 +12,7 @@ ENCODERS = Path("ediffi_core/encoders.py")
 FLOORS = (
     ("formatting", "metrics"),
     ("demo", "spec", "store"),
-    ("data", "models"),
+    ("data", "features", "models"),
     ("dag",),
     ("runs",),
     ("planning", "training"),

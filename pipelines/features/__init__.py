@@ -1,0 +1,1 @@
+"""Networks whose features describe pictures, by the names in a spec's ``evaluate.features``."""
