@@ -50,15 +50,20 @@ class Source(ABC):
 class Embedded(Source):
     """An embedded data set version, at the resolution of one stage."""
 
-    def __init__(self, store: Store, folder: str, resolution: int) -> None:
+    def __init__(
+        self, store: Store, folder: str, resolution: int, *, conditioning: bool = True
+    ) -> None:
         """
         Args:
             folder: folder of the version in the store.
+            conditioning: False for real pictures alone.
 
         Raises:
             ValueError: There is no such version, or it has no picture of this resolution.
         """
-        self.reader = Reader(store, folder, resolution, cache_bytes=CACHE_BYTES)
+        self.reader = Reader(
+            store, folder, resolution, cache_bytes=CACHE_BYTES, conditioning=conditioning
+        )
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -73,8 +78,8 @@ class Embedded(Source):
 
 def text_only(cond: Conditioning) -> Conditioning:
     """Conditioning without the picture's embedding, like a user's prompt."""
-    absent = torch.zeros_like(cond.pooled["clip_image"])
-    return replace(cond, pooled={**cond.pooled, "clip_image": absent})
+    absent = {k: torch.zeros_like(v) for k, v in cond.pooled.items() if k == "clip_image"}
+    return replace(cond, pooled={**cond.pooled, **absent})
 
 
 def as_bytes(x: torch.Tensor) -> Pictures:

@@ -16,12 +16,16 @@ from pipelines.evaluation.job import Chunk, Job
 from pipelines.evaluation.losses import Losses
 from pipelines.evaluation.scores import Scores
 from pipelines.metrics import Pictures
+from pipelines.store.artifacts import Store
 
 DRAWN, REAL, SHUFFLED, UNTRAINED, ENLARGED = "drawn", "real", "shuffled", "untrained", "enlarged"
 """What a score or feature is of: pictures of the model, real ones, those of the model with other
 captions, those of an untrained network, and those of the stage below, enlarged."""
 
 SHOWN = "shown"
+
+NETWORKS = "networks.json"
+"""File beside the parts: name of features → sha256 of their network's weights."""
 
 
 def key(of: str, what: str, name: str) -> str:
@@ -40,6 +44,35 @@ def write(job: Job, chunk: Chunk, found: Mapping[str, Tensor]) -> None:
     job.store.write(job.path(chunk), save(plain))
 
 
+def read(store: Store, path: str) -> dict[str, Tensor]:
+    """The tensors of a part; ValueError if it is missing."""
+    data = store.read(path)
+    if data is None:
+        raise ValueError(f"{store.full(path)} is missing; run the same again")
+    return load(data)
+
+
+def stored_features(
+    store: Store, paths: Sequence[str], of: str, name: str, *, count: int
+) -> Features:
+    """Features in parts, which are read one after another.
+
+    Args:
+        paths: of the parts in the store, in order.
+        of: what the pictures are, such as :data:`DRAWN`.
+        name: name of the features.
+        count: number of pictures.
+    """
+
+    def blocks() -> Iterator[Tensor]:
+        for path in paths:
+            yield read(store, path)[key(of, "features", name)]
+
+    folder = paths[0].rpartition("/")[0]
+    networks = store.read_json(f"{folder}/{NETWORKS}") or {}
+    return Features(blocks, count=count, name=name, sha256=networks.get(name, ""))
+
+
 @dataclass(frozen=True)
 class Parts:
     """The parts of a job, all of which are there."""
@@ -52,12 +85,7 @@ class Parts:
             yield self._read(chunk)
 
     def _read(self, chunk: Chunk) -> dict[str, Tensor]:
-        data = self.job.store.read(self.job.path(chunk))
-        if data is None:
-            raise ValueError(
-                f"{self.job.store.full(self.job.path(chunk))} is missing; run the same again"
-            )
-        return load(data)
+        return read(self.job.store, self.job.path(chunk))
 
     @cached_property
     def scores(self) -> Mapping[str, Scores]:
@@ -91,12 +119,8 @@ class Parts:
         if name not in self.extractors.get(of, ()):
             return None
 
-        def read() -> Iterator[Tensor]:
-            for tensors in self.each():
-                if (block := tensors.get(key(of, "features", name))) is not None:
-                    yield block
-
-        return Features(read, count=self.job.count, name=name)
+        paths = [self.job.path(chunk) for chunk in self.job.pictures()]
+        return stored_features(self.job.store, paths, of, name, count=self.job.count)
 
     def shown(self) -> Pictures:
         """The first drawn pictures, uint8 [n, R, R, 3]."""

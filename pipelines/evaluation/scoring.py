@@ -13,6 +13,7 @@ from torch import Tensor
 from ediffi_core.encoders import CLIP
 from ediffi_core.metrics import clip_scores
 from pipelines.evaluation.scores import Scores
+from pipelines.features.extractor import Extractor
 from pipelines.metrics import Metric, Pictures, metric
 from pipelines.store.artifacts import Store
 
@@ -30,6 +31,9 @@ class Scoring:
     clip: Callable[..., CLIP] | None = None
     """Loads the CLIP of the CLIP score, given a ``device``; None for no CLIP score."""
 
+    features: Mapping[str, Callable[..., Extractor]] = field(default_factory=dict)
+    """Name → loads a network whose features are kept, given a ``device``."""
+
 
 class Scorer:
     """The metrics and networks of a :class:`Scoring`, loaded."""
@@ -42,6 +46,7 @@ class Scorer:
             one.open(store.local(how["folder"]))
             self.metrics.append(one)
         self.clip = scoring.clip(device=device) if scoring.clip else None
+        self.extractors = [load(device=device) for load in scoring.features.values()]
 
     def caption_scores(self, pictures: Pictures, captions: list[str]) -> Scores:
         """How well pictures show what their captions ask for, by the spec's metrics."""
@@ -51,19 +56,23 @@ class Scorer:
             for name, values in one.score(pictures, captions).items()
         }
 
-    def features(self, pictures: Pictures) -> dict[str, Tensor]:
-        """Features by name; empty if nothing provides any. [N, D] float32 each"""
+    def main_features(self, pictures: Pictures) -> dict[str, Tensor]:
+        """Features :data:`MAIN`; empty if nothing provides any. [N, D] float32"""
         if self.clip:
             return {MAIN: self.clip.image([Image.fromarray(p) for p in pictures]).float().cpu()}
         found = (one.features(pictures) for one in self.metrics)
         first = next((f for f in found if f is not None), None)
         return {} if first is None else {MAIN: torch.from_numpy(first)}
 
+    def named_features(self, pictures: Pictures) -> dict[str, Tensor]:
+        """Features of all networks, by name. [N, D] float32 each"""
+        return {one.name: one.features(pictures) for one in self.extractors}
+
     def text_alignment(self, features: Mapping[str, Tensor], captions: list[str]) -> Scores:
         """CLIP score of each picture with its caption; empty without CLIP.
 
         Args:
-            features: the pictures', from :meth:`features`.
+            features: the pictures', from :meth:`main_features`.
         """
         if not self.clip:
             return {}

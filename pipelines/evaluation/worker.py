@@ -21,6 +21,7 @@ from pipelines.evaluation.job import Chunk, Embedded, Job, Source, text_only
 from pipelines.evaluation.parts import (
     DRAWN,
     ENLARGED,
+    NETWORKS,
     REAL,
     SHOWN,
     SHUFFLED,
@@ -51,6 +52,9 @@ class Worker:
         self.source = job.source()
         self.stages = load_stages(job.store, job.stages, job.weights, device=job.device)
         self.scorer = Scorer(job.scoring, job.store, job.device)
+        if self.scorer.extractors:
+            known = {one.name: one.sha256 for one in self.scorer.extractors}
+            job.store.write_json(f"{job.parts_folder}/{NETWORKS}", known)
 
     def compute(self, chunk: Chunk) -> None:
         """Compute a chunk and write its part."""
@@ -97,10 +101,13 @@ class Worker:
             of: what the pictures are, such as :data:`~pipelines.evaluation.parts.DRAWN`.
             scored: whether to compute the metrics' scores; the CLIP score always is.
         """
-        features = self.scorer.features(pictures)
+        features = self.scorer.main_features(pictures)
         scores = self.scorer.text_alignment(features, captions)
         if scored:
             scores |= self.scorer.caption_scores(pictures, captions)
+        # Real pictures' features are computed once, by a job that draws nothing.
+        if of == DRAWN or not self.stages:
+            features |= self.scorer.named_features(pictures)
         return _keyed(of, scores=scores, features=features)
 
     def _controls(

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from ediffi_core.distances import Measured
 from ediffi_core.encoders import CLIP
 from ediffi_core.features import Features
+from ediffi_core.measures import measure
 from ediffi_core.metrics import Moments, frechet_distance, kernel_distance
 from pipelines.evaluation import losses as losses_file
 from pipelines.evaluation import scores as scores_file
@@ -24,19 +26,26 @@ from pipelines.evaluation.parts import (
     SHUFFLED,
     UNTRAINED,
     Parts,
+    stored_features,
 )
 from pipelines.evaluation.scores import Scores, summary
 from pipelines.evaluation.scoring import MAIN, Scoring
-from pipelines.evaluation.workers import Workers, run
+from pipelines.evaluation.workers import run
 from pipelines.models.encoders import encoder_sources, load_clip
 from pipelines.models.text_to_image import grid
 from pipelines.runs.context import Context, Result
+from pipelines.spec.evaluation import MeasureOptions
 from pipelines.steps.ensemble_weights import weights_of
+from pipelines.steps.eval_setup import loader, progress_of, workers_of
 from pipelines.store.reader import Reader
 
 GRID = 16
 SHOWN_SIDE = 96  # pixels, of a picture in the sample sheet
 MIN_KERNEL_PICTURES = 3  # fewest pictures for a kernel distance
+MEASURES = "measures.json"
+"""File with what is measured on ``evaluate.features``: each value with its interval, number of
+pictures, and network."""
+
 FRECHET_PICTURES_PER_FEATURE = 10
 """With fewer pictures, a Fréchet distance rewards pictures that are all alike."""
 
@@ -53,14 +62,16 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     if problem := encoder_mismatch(ctx, settings, validation):
         return Result(files=[], info={"strange": problem})
     job = job_of(ctx, settings, inputs, len(validation))
-
-    def progress(done: int, of: int) -> None:
-        ctx.save_progress(done, of, "pictures")
-        ctx.report(done=done, of=of, unit="pictures")
-
-    parts = run(job, workers_of(ctx), progress)
+    check_enough(settings, job.count)
+    parts = run(job, workers_of(ctx), progress_of(ctx))
     measured = parts.losses(len(validation))
     scores, metrics = reduced(ctx, parts, measured.scores())
+    files = ["samples.png", "captions.txt", scores_file.FILE, losses_file.FILE]
+    if sets := measured_sets(ctx, settings, inputs, parts):
+        metrics |= {k: v for (name, _), one in sets.items() for k, v in one.metrics(name).items()}
+        found = {f"{name}/{of}": one.to_json() for (name, of), one in sets.items()}
+        ctx.store.write_json(f"{ctx.folder}/{MEASURES}", found)
+        files.append(MEASURES)
 
     scores_file.write(ctx.store, ctx.folder, scores)
     measured.write(ctx.store, ctx.folder)
@@ -69,7 +80,6 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     sheet = io.BytesIO()
     grid(parts.shown(), columns=8, scale=max(1, SHOWN_SIDE // side)).save(sheet, format="PNG")
     ctx.store.write(f"{ctx.folder}/samples.png", sheet.getvalue())
-    files = ["samples.png", "captions.txt", scores_file.FILE, losses_file.FILE]
     made_by = {role: dict(e) for role, e in validation.version.header.encoders.items()}
     return Result(files=files, metrics=metrics, info={"encoders": made_by})
 
@@ -120,24 +130,20 @@ def job_of(ctx: Context, settings: Mapping[str, Any], inputs: Mapping[str, str],
     )
 
 
-def workers_of(ctx: Context) -> Workers:
-    """The node's workers, which share its CPUs evenly."""
-    count = ctx.runtime["actors"]
-    return Workers(
-        count=count,
-        cpus=ctx.cpus // count,
-        gpus=ctx.runtime["gpus"],
-        labels=ctx.runtime["labels"],
-    )
-
-
 def scoring_of(ctx: Context, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Scoring:
     """The spec's metrics, and CLIP if it is named or there are none."""
     metrics = {
         name: {"options": requested["options"], "folder": inputs[f"metric/{name}"]}
         for name, requested in settings["metrics"].items()
     }
-    return Scoring(metrics=metrics, clip=scoring_clip(ctx, settings, inputs, needed=not metrics))
+    return Scoring(
+        metrics=metrics,
+        clip=scoring_clip(ctx, settings, inputs, needed=not metrics),
+        features={
+            name: loader(ctx, inputs, name, network)
+            for name, network in ctx.runtime.get("features", {}).items()
+        },
+    )
 
 
 def scoring_clip(
@@ -184,6 +190,53 @@ def reduced(ctx: Context, parts: Parts, losses: Scores) -> tuple[Scores, dict[st
             found["kernel_distance"] = kernel
         metrics |= summary({k: v for k, v in found.items() if k in scores}, f"{ENLARGED}/")
     return scores, metrics | frechet(parts)
+
+
+def check_enough(settings: Mapping[str, Any], count: int) -> None:
+    """Check the number of pictures before any is drawn.
+
+    Raises:
+        ValueError: A measure needs more.
+    """
+    options = MeasureOptions.from_settings(settings.get("measure_options", {}))
+    for measures in settings.get("measures", {}).values():
+        for name in measures:
+            if (needed := options.fewest(name)) > count:
+                raise ValueError(
+                    f"{name} needs {needed:,} pictures, but there are {count:,} validation "
+                    f"captions to draw; raise `evaluate.captions`, add validation data, or remove "
+                    f"{name} from `evaluate.measures`"
+                )
+
+
+def measured_sets(
+    ctx: Context, settings: Mapping[str, Any], inputs: Mapping[str, str], parts: Parts
+) -> dict[tuple[str, str], Measured]:
+    """Measures of all drawn pictures: (measure, features) → result; empty without features."""
+    found: dict[tuple[str, str], Measured] = {}
+    options = MeasureOptions.from_settings(settings.get("measure_options", {}))
+    for features, measures in settings.get("measures", {}).items():
+        made = parts.features(DRAWN, features)
+        assert made is not None
+        training = f"training/{features}"
+        results = measure(
+            measures,
+            made,
+            reference(ctx, inputs, f"real/{features}"),
+            training=reference(ctx, inputs, training) if training in inputs else None,
+            seed=settings["seed"],
+            **options.model_dump(),
+        )
+        found |= {(name, features): one for name, one in results.items()}
+    return found
+
+
+def reference(ctx: Context, inputs: Mapping[str, str], role: str) -> Features:
+    """Features of real pictures that a node has computed."""
+    manifest, folder = ctx.manifests[role], inputs[role]
+    paths = [f"{folder}/{f}" for f in sorted(manifest["files"]) if f.endswith(".safetensors")]
+    count = int(manifest["metrics"]["pictures"])
+    return stored_features(ctx.store, paths, REAL, role.partition("/")[2], count=count)
 
 
 def kernel_scores(parts: Parts, of: str) -> torch.Tensor | None:
