@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ class Extractor(ABC):
     @cached_property
     def dim(self) -> int:
         """Width of a feature vector, found by a forward pass of a black picture."""
-        return int(self._batch(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).shape[1])
+        return int(self.features(np.zeros((1, 32, 32, 3), np.uint8)).shape[1])
 
     @torch.inference_mode()
     def features(self, pictures: Pictures) -> Tensor:

@@ -102,7 +102,7 @@ class TorchScriptFeatures(Extractor):
                 f"({' '.join(str(error).split())[:200]}); write one with torch.jit.save, or name "
                 "`model: torchvision:NAME` or `timm:NAME`"
             ) from error
-        self.network, self.size = program.eval().requires_grad_(False), size
+        self.network, self.size = program.eval(), size
         shape = (1, 3, 1, 1)
         self.mean = torch.tensor(mean or [0.0] * 3, device=device).view(shape)
         self.std = torch.tensor(std or [1.0] * 3, device=device).view(shape)
@@ -114,7 +114,15 @@ class TorchScriptFeatures(Extractor):
         if self.size:
             side = [self.size, self.size]
             x = resize(x, side, interpolation=InterpolationMode.BICUBIC, antialias=True)
-        return _pooled(self.name, self.network((x.float() / 255 - self.mean) / self.std))
+        try:
+            found = self.network((x.float() / 255 - self.mean) / self.std)
+        except RuntimeError as error:
+            raise ValueError(
+                f"`evaluate.features.{self.name}`: the program cannot read pictures "
+                f"{[*x.shape]} ({str(error).strip().splitlines()[-1][:200]}); set `size:` to the "
+                "side that it was trained on"
+            ) from error
+        return _pooled(self.name, found)
 
 
 def _pooled(name: str, found: Any) -> Tensor:
