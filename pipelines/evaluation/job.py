@@ -21,8 +21,8 @@ from pipelines.models.stages import Weights
 from pipelines.store.artifacts import Store
 from pipelines.store.reader import Reader
 
-LOSS_BATCHES = 16
-"""Forward passes of one chunk of losses."""
+LOSS_DRAWS = 1024
+"""Loss draws of one chunk, about."""
 
 CACHE_BYTES = 64 * 2**20
 """Row groups that a worker keeps; chunks read them in order, so each is read about once."""
@@ -179,7 +179,7 @@ class Job:
         if self.losses is None:
             return []
         count = losses.number_of_draws(self.losses, pictures)
-        return list(_chunks("losses", count, self.batch * LOSS_BATCHES))
+        return list(_chunks("losses", count, self.batch * max(1, LOSS_DRAWS // self.batch)))
 
 
 def _chunks(kind: Literal["pictures", "losses"], count: int, size: int) -> Iterator[Chunk]:

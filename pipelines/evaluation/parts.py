@@ -40,7 +40,10 @@ def key(of: str, what: str, name: str) -> str:
 
 def write(job: Job, chunk: Chunk, found: Mapping[str, Tensor]) -> None:
     """Write the part of a chunk of pictures, atomically."""
-    plain = {name: tensor.contiguous() for name, tensor in found.items()}
+    # Safetensors refuses tensors that share memory, such as two scores that a metric took as one.
+    plain = {
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.items()
+    }
     job.store.write(job.path(chunk), save(plain))
 
 
