@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from kit import PATIENCE_S, descendants, kill, spec_with, title
 
 from pipelines.dag import plan, sources
+from pipelines.evaluation.scores import from_json
 from pipelines.executor.ray_cluster import start_ray
 from pipelines.executor.run_step import run_step
 from pipelines.runs.context import Context
@@ -86,7 +88,9 @@ class Evaluation:
             assert mine.keys() == theirs.keys()
             for name, values in theirs.items():
                 if isinstance(values, list):
-                    assert mine[name] == pytest.approx(values, rel=0, abs=1e-9), name
+                    torch.testing.assert_close(
+                        from_json(mine[name]), from_json(values), rtol=0, atol=1e-9, equal_nan=True
+                    )
         for file in ("samples.png", "captions.txt"):
             assert self.store.read(f"{folder}/{file}") == self.store.read(f"{other}/{file}")
 

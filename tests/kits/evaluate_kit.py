@@ -122,10 +122,10 @@ def write_stages(store, *, sides=(8, 16), steps=2):
     return stages, weights
 
 
-def job(store, folder="e", *, count=20, batch=4, sides=(8, 16), **more):
+def job(store, folder="e", *, count=20, batch=4, sides=(8, 16), steps=2, **more):
     """A job that draws with such a cascade, and scores by :class:`ByColour` and
     :class:`Blocks`."""
-    stages, weights = write_stages(store, sides=sides)
+    stages, weights = write_stages(store, sides=sides, steps=steps)
     given = {
         "source": partial(Captions, count, sides[-1]),
         "scoring": Scoring(clip=ByColour, features={"blocks": partial(Blocks, "blocks")}),
