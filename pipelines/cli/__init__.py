@@ -10,7 +10,17 @@ import sys
 import warnings
 from typing import Any
 
-from pipelines.cli import datasets, drawing, jobs, models, planning, running, schedules, start
+from pipelines.cli import (
+    datasets,
+    drawing,
+    evaluating,
+    jobs,
+    models,
+    planning,
+    running,
+    schedules,
+    start,
+)
 from pipelines.cli.app import app
 from pipelines.spec.renamed import SpecWarning
 
@@ -18,6 +28,7 @@ __all__ = [
     "app",
     "datasets",
     "drawing",
+    "evaluating",
     "jobs",
     "main",
     "models",

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 VERBS = {
     "Start": ("init", "doctor"),
     "Run": ("plan", "run", "retrain", "status", "cancel", "diff"),
-    "Look": ("tree", "sample"),
+    "Look": ("tree", "sample", "evaluate"),
     "Models": ("models", "promote", "rollback"),
     "Data": ("data stats", "data show"),
     "Clusters and schedules": ("submit", "jobs", "logs", "stop", "schedule"),
