@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 VERBS = {
     "Start": ("init", "doctor"),
     "Run": ("plan", "run", "retrain", "status", "cancel", "diff"),
-    "Look": ("tree", "sample", "ema"),
+    "Look": ("tree", "sample", "evaluate", "ema"),
     "Models": ("models", "promote", "rollback", "export"),
     "Data": ("data stats", "data show"),
     "Clusters and schedules": ("submit", "jobs", "logs", "stop", "schedule"),

@@ -14,6 +14,7 @@ from ediffi_core import tree
 from ediffi_core.noise import EVERYTHING
 from pipelines.dag.champion import Champion
 from pipelines.dag.experts import SINGLE, interval_of, quantiles, super_resolution
+from pipelines.dag.features import MeasuredFeatures, features_nodes, worker_settings
 from pipelines.dag.inputs import Encoders, activation
 from pipelines.dag.node import ExternalResult, Node
 from pipelines.metrics import metric
@@ -70,7 +71,7 @@ def evaluation_nodes(
         sources: as of :func:`pipelines.dag.nodes.dag_of`.
         cascade: the stages' ensembles. The cascade is promoted only if it has every stage.
     """
-    yield from metric_nodes(spec)
+    yield from measuring_nodes(spec, sources)
     for at, ensemble in enumerate(cascade):
         stage = spec.stages[ensemble.stage]
         yield ensemble.adopt_node
@@ -93,6 +94,12 @@ def metric_settings(spec: Spec) -> dict[str, dict[str, Any]]:
         name: {"options": options, "version": metric(name, options).version}
         for name, options in spec.evaluate.metrics.items()
     }
+
+
+def measuring_nodes(spec: Spec, sources: Mapping[str, Any]) -> Iterator[Node]:
+    """Nodes of what all evaluations measure with: fitted metrics, and features of real pictures."""
+    yield from metric_nodes(spec)
+    yield from features_nodes(spec, sources)
 
 
 def metric_nodes(spec: Spec) -> Iterator[Node]:
@@ -222,6 +229,10 @@ def evaluate_node(
             other encoders, nothing is measured.
     """
     encoders = Encoders.of(spec, sources)
+    sets = MeasuredFeatures({}, {}, {})
+    if validation is None:  # there are no features of another plan's pictures
+        side = chain[-1].settings["resolution"]
+        sets = MeasuredFeatures.of(spec, sources, side, own=trained_with is None)
     settings = {
         "captions": spec.evaluate.captions,
         "scoring_clip": spec.evaluate.clip and sources["encoders"]["scorer"],
@@ -234,6 +245,7 @@ def evaluate_node(
         "controls": group == "ensemble",
         "seed": spec.seed,
         **({"trained_with": trained_with} if trained_with is not None else {}),
+        **sets.settings,
     }
     inputs = {role: node for ensemble in chain for role, node in ensemble.inputs.items()}
     external = {role: result for ensemble in chain for role, result in ensemble.external.items()}
@@ -246,16 +258,17 @@ def evaluate_node(
         kind="evaluate",
         name=f"{chain[-1].stage}/{group}",
         settings=settings,
-        inputs={**inputs, **encoders.inputs},
+        inputs={**inputs, **encoders.inputs, **sets.inputs},
         external=external,
         runtime={
             "batch": spec.evaluate.batch,
             "encoders": encoders.named,
             "scoring_clip": spec.evaluate.clip,
-            "gpus": spec.evaluate.gpus,
+            **worker_settings(spec),
+            **sets.runtime,
         },
-        cpus=spec.evaluate.cpus,
-        gpus=spec.evaluate.gpus,
+        cpus=spec.evaluate.workers * spec.evaluate.cpus,
+        gpus=spec.evaluate.workers * spec.evaluate.gpus,
         labels=spec.evaluate.labels,
     )
 

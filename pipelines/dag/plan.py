@@ -41,6 +41,7 @@ FORMATS = {
     "data": 3,
     "encoders": 3,
     "metric": 1,
+    "features": 1,
     "embed": 3,
     "train": 4,
     "adopt": 1,

@@ -13,7 +13,7 @@ from pipelines.dag.evaluation import (
     StageEnsemble,
     adopted_ensemble,
     evaluate_node,
-    metric_nodes,
+    measuring_nodes,
     promote_node,
     reason_incomparable,
 )
@@ -51,7 +51,7 @@ def retraining_nodes(
         for stage in champion.stages
         for slot in stage["experts"]
     ]
-    evaluation = [*metric_nodes(spec), *(ensemble.adopt_node for ensemble in cascade)]
+    evaluation = [*measuring_nodes(spec, sources), *(ensemble.adopt_node for ensemble in cascade)]
     evaluation += [
         evaluate_node(spec, sources, "ensemble", cascade[: at + 1], ensemble)
         for at, ensemble in enumerate(cascade)

@@ -30,9 +30,10 @@ def run_step(node: Node, ctx: Context, inputs: Mapping[str, str]) -> Result:
     check_machines(node, ctx)
     if node.kind in ORCHESTRATING:
         return call_step(node.kind, ctx, dict(node.settings), dict(inputs))
+    alone = actors_of(node) == 1  # else its actors hold what the node needs
     task = ray.remote(
-        num_cpus=node.cpus,
-        num_gpus=node.gpus or None,
+        num_cpus=node.cpus if alone else 0,
+        num_gpus=node.gpus if alone and node.gpus else None,
         label_selector=dict(node.labels) or None,
         max_retries=2,
     )(metered_step)
@@ -43,6 +44,11 @@ def run_step(node: Node, ctx: Context, inputs: Mapping[str, str]) -> Result:
     return result
 
 
+def actors_of(node: Node) -> int:
+    """Number of Ray actors that share a node's CPUs and GPUs evenly; 1 if its task has them."""
+    return int(node.runtime.get("actors", 1))
+
+
 def check_machines(node: Node, ctx: Context) -> None:
     """Report that a node has to wait for a machine.
 
@@ -50,7 +56,7 @@ def check_machines(node: Node, ctx: Context) -> None:
         ValueError: No other machine can join, as Ray runs on this one only.
     """
     # An orchestrating step's GPUs may be spread over several machines.
-    gpus = 0 if node.kind in ORCHESTRATING else node.gpus
+    gpus = 0 if node.kind in ORCHESTRATING else node.gpus / actors_of(node)
     if lacks := lacking(gpus, node.labels):
         if not os.environ.get("RAY_ADDRESS"):
             raise ValueError(

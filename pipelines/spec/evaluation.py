@@ -227,12 +227,16 @@ class Evaluate(Strict):
     losses: Losses = Losses()
     """How denoising losses are measured."""
 
+    workers: Annotated[int, Field(ge=1), LATER] = 1
+    """Processes that share an evaluation's pictures, on any machines of the cluster. Results do not
+    depend on their number. Each holds ``cpus`` and ``gpus``."""
+
     cpus: int = Field(1, ge=1)
-    """CPUs that draw and measure."""
+    """CPUs that draw and measure, of each worker."""
 
     gpus: float = Field(0, ge=0, le=1)
-    """GPU that draws and measures, from 0 (none) to 1 (a whole one); a fraction shares it. All
-    experts must fit in its memory."""
+    """GPU that draws and measures, of each worker, from 0 (none) to 1 (a whole one); a fraction
+    shares it. All experts must fit in its memory."""
 
     labels: Labels = Field(default_factory=dict)
     """Labels of the machines to run on, as Ray selects nodes by label."""

@@ -101,13 +101,16 @@ class Spec(Strict):
                     f"stage {name}: {stage.workers.count} workers need {gpus:g} GPUs at once, "
                     f"`gpus:` allows {self.gpus:g}; write `gpus: {gpus:g}` or more"
                 )
-        if self.evaluate.cpus > self.cpus:
+        evaluate, each = self.evaluate, ""
+        if evaluate.workers > 1:
+            each = f" for each of {evaluate.workers} workers"
+        if evaluate.workers * evaluate.cpus > self.cpus:
             raise ValueError(
-                f"`evaluate.cpus: {self.evaluate.cpus}` is more than `cpus:` allows ({self.cpus})"
+                f"`evaluate.cpus: {evaluate.cpus}`{each} is more than `cpus:` allows ({self.cpus})"
             )
-        if self.evaluate.gpus > self.gpus:
+        if evaluate.workers * evaluate.gpus > self.gpus:
             raise ValueError(
-                f"`evaluate.gpus: {self.evaluate.gpus:g}` is more than `gpus:` allows "
+                f"`evaluate.gpus: {evaluate.gpus:g}`{each} is more than `gpus:` allows "
                 f"({self.gpus:g})"
             )
         if self.embedding.gpus > self.gpus:

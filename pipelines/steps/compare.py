@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.evaluation import losses, scores
 from pipelines.runs.context import Context, Result
-from pipelines.steps import eval_losses, eval_scores
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
@@ -14,16 +14,16 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     Raises:
         ValueError: The losses of the two were measured differently.
     """
-    both = [eval_losses.read(ctx.store, inputs[role]) for role in ("ensemble", "single")]
-    if why := eval_losses.mismatch(*both):
+    both = [losses.read(ctx.store, inputs[role]) for role in ("ensemble", "single")]
+    if why := losses.mismatch(*both):
         raise ValueError(
             f"the losses of the ensemble and of the single model were measured differently: {why}; "
             "remove both evaluations, and run again"
         )
-    mine, theirs = (eval_scores.read(ctx.store, inputs[role]) for role in ("ensemble", "single"))
+    mine, theirs = (scores.read(ctx.store, inputs[role]) for role in ("ensemble", "single"))
     metrics: dict[str, float] = {}
-    for measure in eval_scores.shared_measures(mine, theirs):
-        gain = eval_scores.gain(mine, theirs, measure)
+    for measure in scores.shared_measures(mine, theirs):
+        gain = scores.gain(mine, theirs, measure)
         metrics |= {
             f"gain/{measure}": gain.mean,
             f"gain/{measure}_low": gain.low,

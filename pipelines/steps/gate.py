@@ -12,9 +12,9 @@ from torch import Tensor
 from ediffi_core.metrics import Estimate
 from ediffi_core.noise import sigma_text
 from pipelines.dag.evaluation import BEFORE
+from pipelines.evaluation import losses, scores
+from pipelines.evaluation.losses import OVER_NOISE, OVER_STEPS
 from pipelines.runs.context import Context, Result
-from pipelines.steps import eval_losses, eval_scores
-from pipelines.steps.eval_losses import OVER_NOISE, OVER_STEPS
 
 DECISION = "decision.json"
 
@@ -91,8 +91,8 @@ def loss_pairs(
     Raises:
         Unlike: The losses were measured differently.
     """
-    own, champions = (eval_losses.read(ctx.store, folder) for folder in (mine, theirs))
-    if why := eval_losses.mismatch(own, champions):
+    own, champions = (losses.read(ctx.store, folder) for folder in (mine, theirs))
+    if why := losses.mismatch(own, champions):
         raise NotComparable(
             f"{OVER_NOISE} of {on} was measured differently for the two ({why}); remove both "
             "evaluations, and run again"
@@ -101,7 +101,7 @@ def loss_pairs(
     for measure, (where, part) in everywhere.items():
         row = {"on": where, "part": part, "whole": True, "draws": len(own.loss)}
         yield row, own.over(measure), champions.over(measure)
-    for name, bounds in eval_losses.intervals(own, champions):
+    for name, bounds in losses.intervals(own, champions):
         where = f"{on} in the interval of {name} ({sigma_text(*bounds)})"
         count = int(own.inside(bounds).sum())
         row = {"on": where, "part": name, "whole": False, "draws": count}
@@ -116,9 +116,9 @@ def score_pairs(
     Raises:
         ValueError: The metric was not measured, or applies to no picture.
     """
-    own, champions = (eval_scores.read(ctx.store, folder) for folder in (mine, theirs))
+    own, champions = (scores.read(ctx.store, folder) for folder in (mine, theirs))
     try:
-        pair = eval_scores.paired(own, champions, metric)
+        pair = scores.paired(own, champions, metric)
     except ValueError as error:
         raise ValueError(f"`promotion.metric: {metric}`: {error}") from None
     if not len(pair[0]):
@@ -141,7 +141,7 @@ def gain_row(mine: Tensor, theirs: Tensor, rule: Mapping[str, Any], comparisons:
     Returns:
         Means, gain, and its bounds ``low`` and ``high``, widened by the margin.
     """
-    gain = eval_scores.gain_of(mine, theirs, rule["metric"], comparisons)
+    gain = scores.gain_of(mine, theirs, rule["metric"], comparisons)
     candidate, champion = Estimate.of(mine).mean, Estimate.of(theirs).mean
     margin = max(rule["margin"], ROUNDING) * abs(champion)
     return {

@@ -54,6 +54,7 @@ class Reader:
         cache_bytes: int = 2 * 2**30,
         requests: int = 4,
         checksums: bool = False,
+        conditioning: bool = True,
     ) -> None:
         """
         Args:
@@ -68,14 +69,16 @@ class Reader:
                 are read more than once; see :attr:`reads`.
             requests: Row groups requested from a bucket at once.
             checksums: Verify the checksum of every page, for untrusted disks; four times slower.
+            conditioning: False to read pictures alone, with empty conditioning.
 
         Raises:
             ValueError: There is no such version, or it has no row for this stage.
         """
         self.version = Version.open(store, version) if isinstance(version, str) else version
         self.header, self.resolution = self.version.header, resolution
-        self.embeddings = self.header.embeddings
-        self.columns = self.header.columns(resolution)
+        self.embeddings = self.header.embeddings if conditioning else ()
+        unread = {e.name for e in self.header.embeddings} - {e.name for e in self.embeddings}
+        self.columns = [c for c in self.header.columns(resolution) if c not in unread]
         self.order, self.seed, self.purpose = order, seed, purpose
         usable = self.version.usable(resolution)
         self._starts = np.concatenate([[0], np.cumsum(usable)])

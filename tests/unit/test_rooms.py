@@ -16,6 +16,7 @@ FLOORS = (
     ("dag",),
     ("runs",),
     ("planning", "training"),
+    ("evaluation",),
     ("interchange", "reports", "steps"),
     ("lineage",),
     ("executor",),

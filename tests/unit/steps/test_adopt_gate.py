@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
+from pipelines.evaluation.losses import Losses, strata_of
 from pipelines.runs.context import Context
 from pipelines.spec.promotion import Promotion
-from pipelines.steps import adopt, eval_losses, gate
+from pipelines.steps import adopt, gate
 from pipelines.store.artifacts import Store
 
 
@@ -90,8 +91,8 @@ class Two:
         (self.root / folder).mkdir(parents=True)
         found = {"val_loss": losses, **others}
         (self.root / folder / "scores.json").write_text(json.dumps(found))
-        index, sigma = eval_losses.strata_of(how).draw(64, pictures=64, seed=0)
-        eval_losses.Losses(
+        index, sigma = strata_of(how).draw(64, pictures=64, seed=0)
+        Losses(
             how=how,
             experts={"E0_0": (0.0, float("inf"))},
             picture=index,

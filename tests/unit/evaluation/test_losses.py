@@ -13,8 +13,9 @@ from ediffi_core.ensemble import Ensemble, Expert
 from ediffi_core.noise import NoiseDistribution, SamplerDensity
 from ediffi_core.precond import Denoiser, denoising_loss
 from ediffi_core.unet import UNet, UNetConfig
+from pipelines.evaluation import losses
 from pipelines.runs.context import Context
-from pipelines.steps import eval_losses, gate
+from pipelines.steps import gate
 from pipelines.store.artifacts import Store
 
 torch.set_num_threads(1)
@@ -112,7 +113,7 @@ class Gate:
 
     def __call__(self, candidate, champion, settings):
         for role, of in (("ensemble", candidate), ("champion", champion)):
-            found = eval_losses.measure(of, held_out, settings, pictures=PICTURES, batch=240)
+            found = losses.measure(of, held_out, settings, pictures=PICTURES, batch=240)
             found.write(self.store, role)
         context = Context(
             node="gate",
@@ -219,18 +220,18 @@ def test_the_same_model_measured_in_two_ways_is_another_number(root, change):
     """Why it must be one measure: by these alone it would have won or lost against itself."""
     of = ensemble({"E0_0": root})
     once, again = (
-        eval_losses.measure(of, held_out, how(["E0_0"], **more), pictures=PICTURES, batch=240)
+        losses.measure(of, held_out, how(["E0_0"], **more), pictures=PICTURES, batch=240)
         for more in ({}, change)
     )
-    first, second = (float(found.over(eval_losses.OVER_NOISE).mean()) for found in (once, again))
+    first, second = (float(found.over(losses.OVER_NOISE).mean()) for found in (once, again))
     assert abs(first / second - 1) > 0.05
-    assert eval_losses.mismatch(once, again)
+    assert losses.mismatch(once, again)
 
 
 @pytest.mark.slow
 def test_scores_are_of_pictures_and_add_up_to_the_whole(root):
     of = ensemble(dict.fromkeys(CONFIG_D, root))
-    found = eval_losses.measure(of, held_out, how(CONFIG_D), pictures=PICTURES, batch=240)
+    found = losses.measure(of, held_out, how(CONFIG_D), pictures=PICTURES, batch=240)
     scores = found.scores()
     assert list(scores) == ["val_loss", "val_loss/sampler"] + [
         f"val_loss/{name}" for name in reversed(CONFIG_D)
@@ -238,7 +239,7 @@ def test_scores_are_of_pictures_and_add_up_to_the_whole(root):
     assert {len(values) for values in scores.values()} == {PICTURES}
     # Against a plain mean over p(σ), of as many draws as it needs.
     many = how(["E0_0"], draws=4800)
-    plain = eval_losses.measure(of, held_out, many, pictures=PICTURES, batch=480)
+    plain = losses.measure(of, held_out, many, pictures=PICTURES, batch=480)
     mean = float(scores["val_loss"].mean())
     assert mean == pytest.approx(float(plain.over("val_loss").mean()), rel=0.1)
     assert found.experts["E9_511"] == (pytest.approx(9.609593), math.inf)
@@ -249,7 +250,7 @@ def test_a_loss_that_is_no_number_makes_none_of_its_interval(root, blind):
         sick = copy.deepcopy(blind)
         sick.net.out.bias.fill_(math.inf)
     of = ensemble({"E9_511": sick, "M_C": root, "E3_0": root})
-    scores = eval_losses.measure(
+    scores = losses.measure(
         of, held_out, how(CONFIG_D, draws=48), pictures=PICTURES, batch=48
     ).scores()
     broken = {name for name, values in scores.items() if bool(values.isnan().any())}

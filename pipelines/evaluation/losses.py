@@ -6,8 +6,8 @@ expert's interval, of either model. Losses that were measured differently are no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,7 @@ from ediffi_core.metrics import by_picture, validation_losses
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.strata import Strata
 from pipelines.dag.differences import difference
-from pipelines.steps.eval_scores import from_json, read_required_json, to_json
+from pipelines.evaluation.scores import from_json, read_required_json, to_json
 from pipelines.store.artifacts import Store
 
 FILE = "losses.json"
@@ -84,21 +84,21 @@ class Losses:
                 found[f"{OVER_NOISE}/{name}"] = self.within(bounds)
         return found
 
-    def write(self, store: Store, folder: str) -> None:
-        """Write :data:`FILE` into the evaluation's folder."""
+    def write(self, store: Store, folder: str, file: str = FILE) -> None:
+        """Write them as JSON into the evaluation's folder."""
         columns = {"picture": self.picture, "sigma": self.sigma, "loss": self.loss}
         rows = {name: to_json(column) for name, column in columns.items()}
         experts = {name: [low, _json(high)] for name, (low, high) in self.experts.items()}
-        store.write_json(f"{folder}/{FILE}", {"how": self.how, "experts": experts, **rows})
+        store.write_json(f"{folder}/{file}", {"how": self.how, "experts": experts, **rows})
 
 
 def _json(high: float) -> float | None:
     return None if high == float("inf") else high
 
 
-def read(store: Store, folder: str) -> Losses:
+def read(store: Store, folder: str, file: str = FILE) -> Losses:
     """Read an evaluation's losses; ValueError if the file is missing."""
-    found = read_required_json(store, folder, FILE)
+    found = read_required_json(store, folder, file)
     inf = float("inf")
     return Losses(
         how=found["how"],
@@ -126,8 +126,9 @@ def measure(
     *,
     pictures: int,
     batch: int,
+    part: slice = slice(None),
 ) -> Losses:
-    """Measure an ensemble's denoising losses.
+    """Measure an ensemble's denoising losses, or a part of them.
 
     Args:
         ensemble: The ensemble.
@@ -138,8 +139,11 @@ def measure(
             that weigh the loss; ``seed``; and all else that determines the pictures.
         pictures: Number of validation pictures.
         batch: Draws per forward pass.
+        part: Which of the draws to measure. :func:`merged` puts parts together; they equal the
+            whole if each begins at a multiple of ``batch``.
     """
     index, sigma = strata_of(how).draw(how["draws"], pictures=pictures, seed=how["seed"])
+    index, sigma = index[part], sigma[part]
     loss = validation_losses(
         ensemble,
         how["sigma_data"],
@@ -157,6 +161,22 @@ def measure(
         sigma=sigma,
         loss=torch.where(loss.isfinite(), loss, torch.nan),
     )
+
+
+def merged(parts: Sequence[Losses]) -> Losses:
+    """The losses of one ensemble from those of its parts, in their order."""
+    return replace(
+        parts[0],
+        picture=torch.cat([part.picture for part in parts]),
+        sigma=torch.cat([part.sigma for part in parts]),
+        loss=torch.cat([part.loss for part in parts]),
+    )
+
+
+def number_of_draws(how: Mapping[str, Any], pictures: int) -> int:
+    """The number of draws in all intervals; arguments as for :func:`measure`."""
+    index, _ = strata_of(how).draw(how["draws"], pictures=pictures, seed=how["seed"])
+    return len(index)
 
 
 def mismatch(mine: Losses, theirs: Losses) -> str:
