@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning
+from ediffi_core.control import Control, check_start, switched
 from ediffi_core.ensemble import Ensemble
 from ediffi_core.guidance import ConditionalDenoise, Scale, Threshold, guided
 from ediffi_core.noise import edm_grid
-from ediffi_core.sampling import SOLVERS, Callback, Churn
+from ediffi_core.sampling import SOLVERS, Callback, Churn, Denoise
 from ediffi_core.solver_names import MULTISTEP, SINGLE_STEP
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -75,6 +76,19 @@ class CascadeStage:
                 f"{' or '.join(SINGLE_STEP)}, or no churn"
             )
 
+    def sigmas(self, highest: float | None = None) -> Tensor:
+        """The noise levels of :func:`edm_grid`, from ``highest`` instead of ``sigma_max``."""
+        if highest is None:
+            highest = self.sigma_max
+        else:
+            check_start(highest, self.sigma_min, self.sigma_max)
+        return edm_grid(self.steps, sigma_min=self.sigma_min, sigma_max=highest, rho=self.rho)
+
+    def is_guided(self, highest: float | None = None) -> bool:
+        """Whether there is guidance at any of the noise levels."""
+        w = self.guidance
+        return any(w(s) for s in self.sigmas(highest)[:-1].tolist()) if callable(w) else bool(w)
+
 
 @torch.inference_mode()
 def sample(
@@ -84,6 +98,7 @@ def sample(
     seed: int | Sequence[int],
     first: int = 0,
     callback: Callable[[str], Callback] | None = None,
+    control: Control | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Sample all stages, and yield each one's name and images [N, 3, R, R] in [-1, 1].
 
@@ -96,10 +111,14 @@ def sample(
         seed: one seed for all rows; or one per row, and then every row has number ``first``.
         first: number of the first row.
         callback: stage name → callback for its solver.
+        control: negative prompts, a second prompt, and a picture to start from or to keep a part
+            of. The first stage starts from the picture and switches prompts; all stages have the
+            negative prompts and the part to keep.
 
     Raises:
         ValueError: A row of the conditioning, or of a stage's images, has values that are not
-            finite; as bytes they would be black.
+            finite; as bytes they would be black. Or ``control`` does not fit the conditioning or
+            the first stage.
     """
     if bad := cond.non_finite_rows():
         row, name = bad[0]
@@ -107,21 +126,13 @@ def sample(
             f"the conditioning's {name} has values that are not finite in row {first + row} (and "
             f"{len(bad) - 1} more such); encode it again, in float32 if it was in another type"
         )
-    numbers = (seed, first, len(cond))
+    control = (control or Control()).to(cond.device)
+    control.check(len(cond))
     for stage in stages:
-        sigmas = edm_grid(
-            stage.steps, sigma_min=stage.sigma_min, sigma_max=stage.sigma_max, rho=stage.rho
+        noise = partial(_noise, seed, first, len(cond), (3, stage.resolution, stage.resolution))
+        pictures, cond = _sample_stage(
+            stage, cond, control, noise, callback(stage.name) if callback else None
         )
-        noise = partial(_noise, *numbers, (3, stage.resolution, stage.resolution))
-        x = noise(f"sample/{stage.name}").to(cond.device) * stage.sigma_max
-        denoiser = _in_precision(stage)
-        if stage.tile and stage.tile < stage.resolution:
-            denoiser = Tiled(denoiser, stage.tile, stage.overlap)
-        denoise = guided(denoiser, cond, stage.guidance, threshold=stage.threshold)
-        options = _solver_options(stage, noise)
-        step_callback = callback(stage.name) if callback else None
-        solver: Callable[..., Tensor] = SOLVERS[stage.solver]
-        pictures = solver(denoise, x, sigmas, step_callback, **options)
         finite = pictures.isfinite().flatten(1).all(dim=1)
         if not bool(finite.all()):
             row = first + int((~finite).nonzero()[0])
@@ -133,6 +144,43 @@ def sample(
         yield stage.name, pictures
         # Painted words set the layout of the base; later stages take it from the low-res image.
         cond = replace(cond, low_res=pictures, paint=None)
+        control = replace(control, start=None, switch=None)
+
+
+def _sample_stage(
+    stage: CascadeStage,
+    cond: Conditioning,
+    control: Control,
+    noise: Callable[[str], Tensor],
+    callback: Callback | None,
+) -> tuple[Tensor, Conditioning]:
+    """The stage's images, and the conditioning at its end."""
+    start, switch = control.start, control.switch
+    sigmas = stage.sigmas(start.sigma if start else None)
+    x = noise(f"sample/{stage.name}").to(cond.device) * (start.sigma if start else stage.sigma_max)
+    denoiser = _in_precision(stage)
+    if stage.tile and stage.tile < stage.resolution:
+        denoiser = Tiled(denoiser, stage.tile, stage.overlap)
+
+    def conditioned(on: Conditioning) -> Denoise:
+        return guided(
+            denoiser, on, stage.guidance, negative=control.negative, threshold=stage.threshold
+        )
+
+    denoise = conditioned(cond)
+    if switch:
+        level = switch.level(sigmas)
+        after = replace(switch.cond, low_res=cond.low_res)
+        denoise = switched(denoise, conditioned(after), level)
+        cond = after if level >= float(sigmas[-2]) else cond
+    if start:
+        x = x + start.at(stage.resolution)
+    if control.keep:
+        keep = control.keep.at(stage.resolution)
+        x = x if start else x + keep.kept()
+        denoise = keep.within(denoise)
+    solver: Callable[..., Tensor] = SOLVERS[stage.solver]
+    return solver(denoise, x, sigmas, callback, **_solver_options(stage, noise)), cond
 
 
 def _in_precision(stage: CascadeStage) -> ConditionalDenoise:

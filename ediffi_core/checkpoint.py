@@ -88,6 +88,29 @@ def to_bytes(weights: Mapping[str, Tensor], card: Card) -> tuple[bytes, str]:
     return save(weights, metadata={"ediffi": full.to_json()}), sha
 
 
+def read_card(path: Path | str) -> Card:
+    """Read the card of a weights file, without its weights.
+
+    Raises:
+        ValueError: The file cannot be read or was not written by ediffi.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return _card(path, file.metadata())
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint ({error})") from error
+
+
+def _card(path: Path | str, metadata: Mapping[str, str] | None) -> Card:
+    header = (metadata or {}).get("ediffi")
+    if header is None:
+        raise ValueError(f"{path} is a safetensors file that ediffi did not write")
+    try:
+        return Card.from_json(header)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} has a header that cannot be read ({error!r})") from error
+
+
 def read(path: Path | str) -> tuple[dict[str, Tensor], Card]:
     """Read a weights file.
 
@@ -99,20 +122,15 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], Card]:
     """
     try:
         with safe_open(str(path), framework="pt") as file:
-            header = (file.metadata() or {}).get("ediffi")
+            metadata = file.metadata()
             weights = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     except (SafetensorError, FileNotFoundError) as error:
         raise ValueError(f"{path} is not a readable checkpoint ({error})") from error
-    if header is None:
-        raise ValueError(f"{path} is a safetensors file that ediffi did not write")
-    try:
-        card = Card.from_json(header)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} has a header that cannot be read ({error!r})") from error
+    card = _card(path, metadata)
     if (found := weights_sha256(weights)) != card.weights_sha256:
         raise ValueError(
             f"{path} is damaged: its weights hash to {found[:12]}…, its header says "
-            f"{card.weights_sha256[:12]}…; delete its node and run the pipeline again"
+            f"{card.weights_sha256[:12]}…; delete the file and run again"
         )
     return weights, card
 
@@ -135,12 +153,18 @@ def read_checked(
             f"{path} holds expert {card.expert}, but {expert} was asked for; "
             "name the right checkpoint or train this expert"
         )
-    if interval is not None and not card.interval.holds(interval):
+    if interval is not None:
+        check_interval(path, card, interval)
+    return weights, card
+
+
+def check_interval(path: Path | str, card: Card, interval: Interval) -> None:
+    """Raise ValueError if the weights of a card were not trained on all of an interval."""
+    if not card.interval.holds(interval):
         raise ValueError(
             f"{path} was trained on {card.interval}, but should serve {interval}; "
             "name the right checkpoint or train this expert"
         )
-    return weights, card
 
 
 def load_denoiser(

@@ -129,9 +129,18 @@ class Conditioning:
         empty = replace(self, low_res=None, paint=None).map(torch.zeros_like)
         return replace(empty, low_res=self.low_res)
 
+    def with_absent(self, rows: Tensor) -> Conditioning:
+        """All embeddings absent in these rows, [N] bool; paint and ``low_res`` unchanged."""
+
+        def zeroed(t: Tensor) -> Tensor:
+            return t.masked_fill(rows.view(-1, *(1 for _ in t.shape[1:])), 0)
+
+        masked = replace(self, low_res=None, paint=None).map(zeroed)
+        return replace(masked, low_res=self.low_res, paint=self.paint)
+
     @staticmethod
     def cat(parts: list[Conditioning]) -> Conditioning:
-        """Concatenate batches whose sequences have the same padded length.
+        """Concatenate batches; sequences and their paint are padded to the longest.
 
         Raises:
             ValueError: Only some batches have ``low_res``, or their paints differ in ``weight``.
@@ -140,8 +149,11 @@ class Conditioning:
         def stack(of: Callable[[Conditioning], Mapping[str, Tensor]]) -> dict[str, Tensor]:
             return {k: torch.cat([of(p)[k] for p in parts]) for k in of(parts[0])}
 
+        def padded(of: Callable[[Conditioning], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+            return {k: _cat_padded([of(p)[k] for p in parts]) for k in of(parts[0])}
+
         stacked = Conditioning(
-            stack(lambda p: p.sequences), stack(lambda p: p.masks), stack(lambda p: p.pooled)
+            padded(lambda p: p.sequences), padded(lambda p: p.masks), stack(lambda p: p.pooled)
         )
         low_res = [p.low_res for p in parts if p.low_res is not None]
         if low_res:
@@ -155,17 +167,31 @@ class Conditioning:
             raise ValueError("paint with weight max and std in one batch; choose one")
         painted = {k: v for p in parts if p.paint is not None for k, v in p.paint.maps.items()}
         maps = {
-            name: torch.cat([_maps_of(p, name, like) for p in parts])
+            name: _cat_padded([_maps_of(p, name, like) for p in parts])
             for name, like in painted.items()
         }
         return replace(stacked, paint=Paint(maps, weights.pop()))
+
+
+def _cat_padded(parts: list[Tensor]) -> Tensor:
+    """Concatenate [N_i, L_i, …] to [N, L, …], with zeros behind the shorter ones."""
+    longest = max(t.shape[1] for t in parts)
+    return torch.cat(
+        [
+            t
+            if t.shape[1] == longest
+            else torch.cat([t, t.new_zeros(len(t), longest - t.shape[1], *t.shape[2:])], dim=1)
+            for t in parts
+        ]
+    )
 
 
 def _maps_of(part: Conditioning, name: str, like: Tensor) -> Tensor:
     """A batch's maps of one sequence; zeros if it has none."""
     if part.paint is not None and name in part.paint.maps:
         return part.paint.maps[name]
-    return like.new_zeros(len(part), *like.shape[1:])
+    length = part.sequences[name].shape[1] if name in part.sequences else like.shape[1]
+    return like.new_zeros(len(part), length, *like.shape[2:])
 
 
 def draw_keep(

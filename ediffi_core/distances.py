@@ -125,11 +125,11 @@ def fid(made: Features, real: Features, *, groups: int = GROUPS, seed: int = 0) 
     check_enough("fid", 4, made, real)
     check_comparable(made, real)
     groups = min(groups, len(made) // 2, len(real) // 2)
-    all_made, all_real = Moments.of(made), Moments.of(real)
+    all_made, all_real = Moments.of(made).to(made.device), Moments.of(real).to(made.device)
     value = frechet_distance(all_made, all_real)
     without = torch.tensor(
         [
-            frechet_distance(all_made - mine, all_real - theirs)
+            frechet_distance(all_made - mine.to(made.device), all_real - theirs.to(made.device))
             for mine, theirs in zip(
                 group_moments(made, groups, seed), group_moments(real, groups, seed), strict=True
             )

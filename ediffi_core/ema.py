@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ediffi_core.ema_length import gamma_of
+from ediffi_core.ema_length import gamma_of, mix_of
 
 Weights = Mapping[str, Tensor]
 
@@ -73,9 +71,7 @@ def reconstruct(
 ) -> dict[str, Tensor]:
     """The average of any length at any time up to the last snapshot (EDM2, section 3.2).
 
-    A mixture of the stored averages approximates the wanted weighting of time in least squares,
-    computed in float64. Its shares add up to 1, so weights that all snapshots agree on stay
-    unchanged (our default; EDM2 does not constrain the sum).
+    A mixture of the stored averages, by :func:`~ediffi_core.ema_length.mix_of`.
 
     Args:
         snapshots: (images seen, length, weights) of stored :class:`PowerEMA` averages.
@@ -85,48 +81,25 @@ def reconstruct(
     Returns:
         The averaged weights by name, in their stored dtypes.
     """
-    last = max((at for at, _, _ in snapshots), default=0)
-    if not 0 < images <= last:
-        raise ValueError(f"the last snapshot is at {last:,} images, but {images:,} were asked for")
-    times = np.array([at for at, _, _ in snapshots], dtype=np.float64)
-    gammas = np.array([gamma_of(given) for _, given, _ in snapshots])
-    target = (np.array([float(images)]), np.array([gamma_of(length)]))
-    overlap = _inner_products(times[:, None], gammas[:, None], times[None], gammas[None])
-    wanted = _inner_products(times[:, None], gammas[:, None], target[0][None], target[1][None])
-    mix = _best_mix(overlap, wanted[:, 0])
-    out: dict[str, Tensor] = {}
-    for share, (_, _, weights) in zip(mix.tolist(), snapshots, strict=True):
-        for key, value in weights.items():
-            part = value.double() * share
-            out[key] = out[key] + part if key in out else part
-    return {k: v.to(snapshots[0][2][k].dtype) for k, v in out.items()}
+    mix = mix_of([(at, given) for at, given, _ in snapshots], images, length)
+    return mixed(mix.shares, (weights for _, _, weights in snapshots))
 
 
-Array = NDArray[np.float64]
+def mixed(shares: Sequence[float], weights: Iterable[Weights]) -> dict[str, Tensor]:
+    """The sum of weights times their shares, computed in float64.
 
+    Of the weights one set is needed at a time, so an iterator may read them from files. Memory
+    holds the sum, in float64.
 
-def _best_mix(overlap: Array, wanted: Array) -> Array:
-    """The shares m that minimise ``m·A m − 2 m·b`` with ``Σ m = 1``, by a Lagrange multiplier."""
-    n = len(wanted)
-    system = np.ones((n + 1, n + 1))
-    system[:n, :n], system[n, n] = overlap, 0.0
-    # Scale the overlaps, which are per image, to the magnitude of the constraint.
-    scale = np.abs(overlap).max()
-    system[:n, :n] /= scale
-    shares, *_ = np.linalg.lstsq(system, np.append(wanted / scale, 1.0), rcond=None)
-    found: Array = shares[:n]
-    return found / found.sum()
-
-
-def _inner_products(t_a: Array, g_a: Array, t_b: Array, g_b: Array) -> Array:
-    """``∫ p_a(s) p_b(s) ds`` of two weightings of time, in logarithms against overflow."""
-    common = np.minimum(t_a, t_b)
-    log = (
-        np.log(g_a + 1)
-        + np.log(g_b + 1)
-        - np.log(g_a + g_b + 1)
-        + (g_a + g_b + 1) * np.log(common)
-        - (g_a + 1) * np.log(t_a)
-        - (g_b + 1) * np.log(t_b)
-    )
-    return np.exp(log)
+    Returns:
+        The mixture by name, in the dtypes of the first set.
+    """
+    total: dict[str, Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    for share, given in zip(shares, weights, strict=True):
+        for name, value in given.items():
+            if name in total:
+                total[name].add_(value.double(), alpha=share)
+            else:
+                total[name], dtypes[name] = value.double() * share, value.dtype
+    return {name: total.pop(name).to(dtype) for name, dtype in dtypes.items()}

@@ -45,12 +45,14 @@ class Features:
         self.device = torch.device(device)
 
     @staticmethod
-    def of(
-        values: Tensor, *, name: str = "", sha256: str = "", device: torch.device | str = "cpu"
-    ) -> Features:
-        """Features [N, D] that are in memory."""
+    def of(values: Tensor, *, name: str = "", sha256: str = "") -> Features:
+        """Features [N, D] that are in memory; measures compute on their device."""
         return Features(
-            lambda: iter((values,)), count=len(values), name=name, sha256=sha256, device=device
+            lambda: iter((values,)),
+            count=len(values),
+            name=name,
+            sha256=sha256,
+            device=values.device,
         )
 
     def __len__(self) -> int:

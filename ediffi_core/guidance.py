@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,19 +25,28 @@ def guided(
     cond: Conditioning,
     scale: Scale,
     *,
+    negative: Conditioning | None = None,
     threshold: Threshold | None = None,
     batched: bool = True,
 ) -> Denoise:
     """``D = D_c + w (D_c − D_u)``; with w = 0 the conditional D_c, at half the cost.
 
+    A negative prompt takes the place of the absent one in D_u, so that guidance leads away from it.
+
     Args:
         denoiser: ``(x, σ, conditioning) → x̂``: a denoiser or an ensemble.
         cond: one row per image.
         scale: w as in eDiff-I; Imagen's and diffusers' scale is w + 1.
+        negative: conditioning of D_u, one row per image; by default all embeddings are absent. Its
+            paint is ignored, and ``low_res`` is that of ``cond``.
         threshold: applied to the guided image, such as :func:`static_threshold`.
         batched: evaluate D_c and D_u in one batch, or one after the other in half the memory.
     """
     null = cond.null()
+    if negative is not None:
+        if len(negative) != len(cond):
+            raise ValueError(f"{len(negative)} negative prompts for {len(cond)} prompts")
+        null = replace(negative, low_res=cond.low_res, paint=None)
     both = Conditioning.cat([cond, null]) if batched else None
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:

@@ -57,6 +57,10 @@ class Moments:
         scatter = scatter - torch.outer(delta, delta) * (part.count * count / self.count)
         return Moments(count, mean, scatter)
 
+    def to(self, device: torch.device | str) -> Moments:
+        """The same moments on a device."""
+        return Moments(self.count, self.mean.to(device), self.scatter.to(device))
+
     @property
     def covariance(self) -> Tensor:
         """Unbiased covariance [D, D]; ValueError for fewer than 2 vectors."""

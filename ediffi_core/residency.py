@@ -50,6 +50,12 @@ class SwappedEnsemble(Ensemble):
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="expert")
         self._prefetched: tuple[str, Future[Weights]] | None = None
 
+    def take_from(self, load: Mapping[str, Load]) -> None:
+        """Load the weights by other functions from now on; what is loaded is dropped."""
+        if missing := sorted(set(self.load) - set(load)):
+            raise ValueError(f"no loader for the weights of {', '.join(missing)}")
+        self.load, self.loaded, self._prefetched = dict(load), None, None
+
     def resident_denoiser(self, expert: Expert) -> Denoiser:
         if self.loaded != expert.name:
             self._copy_in(self._weights_of(expert.name), expert.name)

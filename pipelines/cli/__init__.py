@@ -10,14 +10,29 @@ import sys
 import warnings
 from typing import Any
 
-from pipelines.cli import datasets, drawing, jobs, models, planning, running, schedules, start
+from pipelines.cli import (
+    averages,
+    datasets,
+    drawing,
+    evaluating,
+    exporting,
+    jobs,
+    models,
+    planning,
+    running,
+    schedules,
+    start,
+)
 from pipelines.cli.app import app
 from pipelines.spec.renamed import SpecWarning
 
 __all__ = [
     "app",
+    "averages",
     "datasets",
     "drawing",
+    "evaluating",
+    "exporting",
     "jobs",
     "main",
     "models",
@@ -34,14 +49,24 @@ def one_line(error: BaseException) -> str:
 
 
 def show_warning(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
-    """Print a warning about the user's spec as one line; others as Python does."""
-    if issubclass(category, SpecWarning):
+    """Print a warning about the user's spec or settings as one line; others as Python does.
+
+    A setting without effect is told once, however many batches are drawn.
+    """
+    from pipelines.spec.sampling import SamplingWarning  # imports pydantic
+
+    if issubclass(category, SamplingWarning):
+        if (note := one_line(message)) not in _noted:
+            _noted.add(note)
+            sys.stderr.write(f"note: {note}\n")
+    elif issubclass(category, SpecWarning):
         sys.stderr.write(f"ediffi: warning: {one_line(message)}\n")
     else:
         _python_shows(message, category, *where, **more)
 
 
 _python_shows = warnings.showwarning
+_noted: set[str] = set()
 
 
 def main() -> None:
@@ -52,6 +77,7 @@ def main() -> None:
     """
     from pipelines.store.remote import StorageError
 
+    _noted.clear()
     warnings.showwarning = show_warning
     if os.environ.get("EDIFFI_DEBUG"):
         app()

@@ -79,6 +79,7 @@ def show(
     from pipelines.data import contact_sheet
     from pipelines.data.stats import find
     from pipelines.formatting import join_words
+    from pipelines.layout import FONT_FAMILIES, count_missing_glyphs
     from pipelines.store.artifacts import Store
 
     writable(output)
@@ -95,8 +96,8 @@ def show(
     title = f"{found.folder.rpartition('/')[2]}: {len(pairs):,} of {rows:,} pictures of side {side}"
     contact_sheet.draw_sheet(pairs, title).save(output)
     typer.echo(f"{output}: {len(pairs)} picture{'s' * (len(pairs) > 1)}")
-    if boxes := contact_sheet.count_missing_glyphs(pairs):
-        known = " or ".join(contact_sheet.FONT_FAMILIES[1:3])
+    if boxes := count_missing_glyphs(p.caption for p in pairs):
+        known = " or ".join(FONT_FAMILIES[1:3])
         typer.echo(
             f"ediffi: warning: no installed font has all letters of {boxes} captions, which are "
             f"drawn with empty boxes; install {known}",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 VERBS = {
     "Start": ("init", "doctor"),
     "Run": ("plan", "run", "retrain", "status", "cancel", "diff"),
-    "Look": ("tree", "sample"),
-    "Models": ("models", "promote", "rollback"),
+    "Look": ("tree", "sample", "evaluate", "ema"),
+    "Models": ("models", "promote", "rollback", "export"),
     "Data": ("data stats", "data show"),
     "Clusters and schedules": ("submit", "jobs", "logs", "stop", "schedule"),
 }
@@ -39,6 +39,21 @@ class ByTask(TyperGroup):
         for word in verb.split():
             command = command.get_command(ctx, word) if command else None
         return command
+
+
+class Sectioned(TyperCommand):
+    """A command with many options: its help lists them in sections, named by their panels."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if record := param.get_help_record(ctx):
+                is_argument = param.param_type_name == "argument"
+                title = getattr(param, "rich_help_panel", None) or "Other options"
+                sections.setdefault("Arguments" if is_argument else title, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def verbs_of(group: Any, before: str = "") -> Iterator[str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from pipelines.layout import columns_for, font, font_for, truncate, wrap
 from pipelines.store import columns
 from pipelines.store.dataset import Version
 from pipelines.store.shard_file import ShardFiles
@@ -20,17 +19,6 @@ SIDE, GAP, MARGIN = 288, 24, 32  # pixels
 CAPTION, KEY, TITLE = 17, 12, 20  # font sizes, pixels
 LINES = 5  # of a caption, at most
 INK, FAINT, EDGE = "#1c1c1e", "#8e8e93", "#e5e5ea"
-
-FONT_FAMILIES = (
-    "DejaVu Sans",
-    "Noto Sans CJK JP",
-    "Noto Sans CJK SC",
-    "Noto Sans",
-    "WenQuanYi Zen Hei",
-    "Arial Unicode MS",
-)
-"""Fonts in order of preference: the first with all letters of a caption is used. matplotlib ships
-DejaVu."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +78,9 @@ def draw_sheet(found: list[Sample], title: str) -> Any:
     """A PIL image with a title, and below every picture its caption and key."""
     across = columns_for(len(found))
     rows = [found[i : i + across] for i in range(0, len(found), across)]
-    texts = [[wrap(p.caption, font_for(p.caption), SIDE, LINES) for p in row] for row in rows]
+    texts = [
+        [wrap(p.caption, font_for(p.caption, CAPTION), SIDE, LINES) for p in row] for row in rows
+    ]
     line = CAPTION + 6
     heights = [SIDE + 12 + line * max(map(len, row)) + KEY + 10 + GAP for row in texts]
     top = MARGIN + TITLE + GAP
@@ -106,19 +96,12 @@ def draw_sheet(found: list[Sample], title: str) -> Any:
             _place(canvas, draw, pair.picture, x, y)
             y += SIDE + 12
             for text in lines:
-                draw.text((x, y), text, INK, font_for(pair.caption))
+                draw.text((x, y), text, INK, font_for(pair.caption, CAPTION))
                 y += line
             small = font("DejaVu Sans Mono", KEY)
             draw.text((x, y + 2), truncate(pair.key, small, SIDE), FAINT, small)
         top += height
     return canvas
-
-
-def columns_for(n: int) -> int:
-    """Columns of a grid of ``n``: about as many as rows, or a few more if that leaves fewer
-    gaps."""
-    root = math.ceil(math.sqrt(n))
-    return min(range(root, max(root, round(root * 1.5)) + 1), key=lambda across: -n % across)
 
 
 def _place(canvas: Any, draw: Any, picture: Any, x: int, y: int) -> None:
@@ -129,86 +112,3 @@ def _place(canvas: Any, draw: Any, picture: Any, x: int, y: int) -> None:
     left, above = x, y + SIDE - size[1]  # left and bottom aligned, next to the caption
     canvas.paste(picture.resize(size, how), (left, above))
     draw.rectangle((left - 1, above - 1, left + size[0], above + size[1]), outline=EDGE)
-
-
-@cache
-def font(family: str, height: int) -> Any:
-    """A PIL font of an installed family, or of matplotlib's default."""
-    from matplotlib import font_manager
-
-    return ImageFont.truetype(font_manager.findfont(family), height)
-
-
-@cache
-def _glyphs(family: str) -> frozenset[int] | None:
-    """Code points of an installed font family; None if it is not installed."""
-    from matplotlib import font_manager, ft2font
-
-    try:
-        path = font_manager.findfont(family, fallback_to_default=False)
-    except ValueError:
-        return None
-    return frozenset(ft2font.FT2Font(path).get_charmap())
-
-
-def font_for(caption: str) -> Any:
-    """The first installed font that lacks the fewest of the caption's letters."""
-    return font(_best_family(caption)[0], CAPTION)
-
-
-def count_missing_glyphs(found: list[Sample]) -> int:
-    """How many captions have letters that no installed font has; these are drawn as boxes."""
-    return sum(_best_family(p.caption)[1] > 0 for p in found)
-
-
-def _best_family(caption: str) -> tuple[str, int]:
-    """The best font family, and how many of the caption's letters it lacks."""
-    letters = {ord(c) for c in caption if not c.isspace()}
-    lacks = {f: len(letters - had) for f in FONT_FAMILIES if (had := _glyphs(f)) is not None}
-    best = min(lacks, key=lambda f: lacks[f])
-    return best, lacks[best]
-
-
-def wrap(text: str, font: Any, width: int, most: int) -> list[str]:
-    """Wrap text to at most ``most`` lines of ``width`` pixels.
-
-    Words longer than a line are broken; text that does not fit ends in "…".
-    """
-    lines, line = [], ""
-    for word in text.split() or [""]:
-        tried = f"{line} {word}" if line else word
-        if font.getlength(tried) <= width:
-            line = tried
-            continue
-        if line:
-            lines.append(line)
-        line = word
-        while font.getlength(line) > width:
-            fit = _longest_fit(line, lambda part: font.getlength(part) <= width)
-            lines.append(line[:fit])
-            line = line[fit:]
-        if len(lines) > most:
-            break
-    lines.append(line)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], truncate(f"{lines[most - 1]} …", font, width)]
-    return lines
-
-
-def truncate(text: str, font: Any, width: int) -> str:
-    """Cut text to ``width`` pixels, ending in "…" if it does not fit."""
-    if font.getlength(text) <= width:
-        return text
-    text = text.rstrip(" …")
-    text = text[: _longest_fit(text, lambda part: font.getlength(f"{part} …") <= width)]
-    whole = text.rpartition(" ")[0]  # cut within a word only if nothing else fits
-    return f"{whole} …" if len(whole) > len(text) // 2 else f"{text.rstrip()}…"
-
-
-def _longest_fit(text: str, fits: Callable[[str], bool]) -> int:
-    """How many leading characters fit; at least one."""
-    low, high = 1, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(text[:middle]) else (low, middle - 1)
-    return low

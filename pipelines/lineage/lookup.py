@@ -1,13 +1,22 @@
-"""Finds a trained ensemble by the names that people give it."""
+"""Finds a trained model by the names that people give it."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
+from pipelines.evaluation.subject import Subject
 from pipelines.models import champions
-from pipelines.runs.execution import latest
-from pipelines.store.artifacts import Store
+from pipelines.models.manifest import read_manifest
+from pipelines.models.metadata import ModelId, manifest_hash
+from pipelines.runs.execution import by_id, latest
+from pipelines.steps.ensemble_weights import located
+from pipelines.store.artifacts import MANIFEST, Store
+
+GROUPS = ("ensemble", "root", "single")
+"""What an evaluation measures; of these, ``root`` and ``single`` are models of one expert."""
 
 
 def find_model(model: str, storage: str) -> Path:
@@ -42,6 +51,57 @@ def find_model(model: str, storage: str) -> Path:
     return store.local(f"{record['folder']}/ensemble.json")
 
 
+def find_drawn_by(model: ModelId, storage: str) -> Path:
+    """The path of the ``ensemble.json`` of an ensemble that drew a picture.
+
+    Raises:
+        ValueError: The store does not have it.
+    """
+    store = Store.at(storage).check_access()
+    file = f"nodes/promote/{model.name}-{model.fingerprint}/{champions.MANIFEST}"
+    if model.fingerprint and store.size(file) is not None:
+        return store.local(file)
+    raise ValueError(
+        f"{model}, which drew the picture, is not in {store.root}; give its store with --storage, "
+        "or name a MODEL"
+    )
+
+
+def identify(place: Path) -> ModelId:
+    """What an ensemble is, from its ``ensemble.json`` and the store that the file names."""
+    manifest = read_manifest(place)
+    store, name = Store.at(manifest["store"]), manifest["model"]
+    content = manifest_hash(manifest)
+    book = champions.read(store, name)
+    fingerprint = _fingerprint(place, name) or next(
+        (f for f, e in book.versions.items() if _holds(store, e.folder, content)), None
+    )
+    entry = book.versions.get(fingerprint or "")
+    if fingerprint is None or entry is None:
+        return ModelId(name=name, manifest=content, fingerprint=fingerprint)
+    run = entry.by.removeprefix("run ") if entry.by.startswith("run ") else None
+    execution = by_id(store, run) if run else None
+    return ModelId(
+        name=name,
+        manifest=content,
+        fingerprint=fingerprint,
+        version=book.version(fingerprint),
+        run=run,
+        mlflow_run=execution.tracking.get("run") if execution else None,
+    )
+
+
+def _fingerprint(place: Path, name: str) -> str | None:
+    """The fingerprint in the name of the folder, if it is that of a node."""
+    found = re.fullmatch(rf"{re.escape(name)}-([0-9a-f]{{16}})", place.absolute().parent.name)
+    return found[1] if found else None
+
+
+def _holds(store: Store, folder: str, content: str) -> bool:
+    there = store.read_json(f"{folder}/{champions.MANIFEST}")
+    return there is not None and manifest_hash(there) == content
+
+
 def _registered(model: str, store: Store) -> Path:
     """The ``ensemble.json`` of a registered model. Nothing from the registry is executed."""
     from pipelines.lineage.address import quiet_mlflow
@@ -54,3 +114,96 @@ def _registered(model: str, store: Store) -> Path:
         return next(Path(mlflow.artifacts.download_artifacts(model)).rglob("ensemble.json"))
     except (mlflow.exceptions.MlflowException, StopIteration) as error:
         raise ValueError(f"{model} is not in the registry at {uri} ({error})") from error
+
+
+def find_subject(model: str, storage: str) -> Subject:
+    """Find a model to evaluate.
+
+    Args:
+        model: As for :func:`find_model`; or ``NAME/single`` or ``NAME/root``, for a model of one
+            expert that the last run of a pipeline has evaluated, of its first stage that has one.
+        storage: Folder or URL of the store.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    name, slash, group = model.rpartition("/")
+    if slash and group in GROUPS and "://" not in model and "models:/" not in model:
+        if group != "ensemble":
+            return _one_expert(model, name, group, Store.at(storage).check_access())
+        model = name
+    is_in_store = not model.endswith(".json") and not model.startswith("models:/")
+    file = find_model(model, storage)
+    try:
+        manifest = json.loads(file.read_text())
+        return Subject(
+            name=model,
+            pipeline=manifest["model"],
+            # A copied or moved store has manifests that name the place it was in.
+            store=Store.at(storage if is_in_store else manifest["store"]),
+            stages=manifest["stages"],
+            weights=manifest["weights"],
+            trained_with=manifest.get("trained_with") or {},
+            data={split: of["folder"] for split, of in manifest.get("data", {}).items()},
+            manifest=manifest,
+        )
+    except OSError:
+        raise ValueError(
+            f"there is no ensemble at {model}; give the path of its {champions.MANIFEST}"
+        ) from None
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is not an ensemble manifest ({error!r})") from error
+
+
+def _one_expert(model: str, pipeline: str, group: str, store: Store) -> Subject:
+    """A model that the pipeline's last run evaluated beside its ensemble."""
+    execution = latest(store, pipeline)
+    if execution is None:
+        raise ValueError(f"there is no pipeline {pipeline!r} in {store.root}")
+    done = [
+        record["folder"]
+        for node, record in execution.nodes.items()
+        if re.fullmatch(rf"evaluate/[^/]+/{group}", node)
+        if record.get("state") in ("done", "reused")
+    ]
+    manifest = store.read_json(f"{done[0]}/{MANIFEST}") if done else None
+    if manifest is None:
+        hint = "; write `single:` in the spec's stage" if group == "single" else ""
+        raise ValueError(f"the last run of {pipeline} has evaluated no {group} model{hint}")
+    folders = {role: folder_of(given) for role, given in manifest["inputs"].items()}
+    manifests: dict[str, Any] = {
+        role: store.read_json(f"{folder}/{MANIFEST}")
+        for role, folder in folders.items()
+        if folder.startswith(("nodes/train/", "nodes/adopt/"))
+    }
+    if lost := [folders[role] for role, found in manifests.items() if found is None]:
+        raise ValueError(f"{model} is missing from {store.full(lost[0])}; run its pipeline again")
+    stages = manifest["settings"]["stages"]
+    return Subject(
+        name=model,
+        pipeline=pipeline,
+        store=store,
+        stages=stages,
+        weights=located(manifests, stages, folders),
+        trained_with=manifest["info"]["encoders"],
+        data={"validation": folders["validation"]},
+    )
+
+
+def last_evaluation(pipeline: str, stage: str, store: Store) -> dict[str, Any] | None:
+    """Manifest of the ensemble's evaluation in the last run of a pipeline; None if there is none.
+
+    Args:
+        stage: Name of the stage that it evaluated.
+    """
+    execution = latest(store, pipeline)
+    record = execution.nodes.get(f"evaluate/{stage}/ensemble", {}) if execution else {}
+    found: dict[str, Any] | None = (
+        store.read_json(f"{record['folder']}/{MANIFEST}") if "folder" in record else None
+    )
+    return found
+
+
+def folder_of(given: dict[str, str]) -> str:
+    """Folder in the store of an input, as a manifest names it."""
+    return f"nodes/{given['node']}-{given['fingerprint']}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
-from ediffi_core.encoders import CLIP, T5, EmbeddingKind, TextEncoder, clip_side
+from ediffi_core.conditioning import Conditioning
+from ediffi_core.encoders import CLIP, T5, EmbeddingKind, TextEncoder, clip_side, encode_prompts
 from pipelines.store.artifacts import Store
 
 
@@ -81,6 +83,28 @@ def load_extra_encoders(
             )
         found[name] = encoder, given["kind"]
     return found
+
+
+def load_prompt_encoder(
+    sources: Mapping[str, Any],
+    trained_with: Mapping[str, Mapping[str, str]],
+    device: str = "cpu",
+) -> Callable[[Sequence[str]], Conditioning]:
+    """Load all encoders of a trained model, as a function of prompts.
+
+    Args:
+        sources: from :func:`encoder_sources`.
+        trained_with: identity of the encoders of the training shards.
+
+    Raises:
+        ValueError: An encoder cannot be loaded, or differs from the one of the training shards.
+    """
+    t5, more = load_t5(sources, device), load_extra_encoders(sources, device)
+    clip = load_clip(sources, device, trained_with=trained_with.get("clip", {}))
+    check_trained_with(
+        {"t5": t5, "clip": clip, **{n: e for n, (e, _) in more.items()}}, trained_with
+    )
+    return partial(encode_prompts, t5, clip, more=more)
 
 
 def side_for_clip(sources: Mapping[str, Any]) -> int:

@@ -27,35 +27,34 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 KEYS = {"phrase", "where", "strength"}
 
 
-def parse_phrases(
-    painted: Sequence[str], prompts: Sequence[str], strength: float
-) -> list[list[Phrase]]:
-    """Parse ``PHRASE=WHERE`` arguments of a command line.
-
-    Args:
-        painted: such as ``a cat=0,0,0.5,1``, or with the path of a mask image.
-        prompts: every phrase is painted in all prompts that contain it as whole words.
-        strength: w' of all phrases.
-
-    Returns:
-        The phrases of each prompt.
+def split_argument(text: str) -> tuple[str, str]:
+    """Phrase and place of ``PHRASE=WHERE``, an argument of a command line.
 
     Raises:
-        ValueError: An argument is malformed, or no prompt contains its phrase.
+        ValueError: One of them is missing.
     """
-    found: list[list[Phrase]] = [[] for _ in prompts]
-    for text in painted:
-        words, equals, where = text.rpartition("=")
-        if not equals or not words.strip():
-            raise ValueError(f"{text!r} paints nothing: write PHRASE=WHERE, as 'a cat=0,0,0.5,1'")
-        phrase = Phrase(words.strip(), mask(where.strip()), strength)
-        holders = [i for i, p in enumerate(prompts) if occurrences(words, p)]
-        if not holders:
-            raise ValueError(
-                f"phrase {words.strip()!r} is in no prompt; paint whole words as a prompt has them"
-            )
-        for i in holders:
-            found[i].append(phrase)
+    words, equals, where = (part.strip() for part in text.rpartition("="))
+    if not equals or not words or not where:
+        raise ValueError(f"{text!r} paints nothing: write PHRASE=WHERE, as 'a cat=0,0,0.5,1'")
+    return words, where
+
+
+def holders(words: str, prompts: Sequence[str], then: str | None = None) -> list[int]:
+    """Numbers of the prompts in which a phrase is painted: those that have it as whole words.
+
+    Args:
+        then: second prompt of all pictures, which may have the phrase instead.
+
+    Raises:
+        ValueError: No prompt has it.
+    """
+    if then is not None and occurrences(words, then):
+        return list(range(len(prompts)))
+    found = [i for i, prompt in enumerate(prompts) if occurrences(words, prompt)]
+    if not found:
+        raise ValueError(
+            f"phrase {words!r} is in no prompt; paint whole words as a prompt has them"
+        )
     return found
 
 
@@ -89,12 +88,6 @@ def phrases_from_json(painted: Sequence[Mapping[str, Any]]) -> list[Phrase]:
     return found
 
 
-def mask(where: str) -> Tensor:
-    """Mask [SIDE, SIDE] from ``left,top,right,bottom`` in [0, 1], or from the path of an image."""
-    parts = where.split(",")
-    return box_mask(parts) if len(parts) == 4 else image_mask(open_image(Path(where)))
-
-
 def image_mask(image: Any) -> Tensor:
     """Mask [SIDE, SIDE]: 1 where a PIL image is bright, else 0."""
     gray = image.convert("L").resize((SIDE, SIDE))
@@ -124,25 +117,32 @@ def _quoted(parts: Any) -> str:
 
 
 def open_image(path: Path) -> Any:
-    """Open an image file as RGB; ValueError if it cannot be read."""
-    from PIL import Image, UnidentifiedImageError
+    """Open an image file as upright RGB; ValueError if it cannot be read."""
+    from PIL import Image
 
     try:
-        return Image.open(path).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+        return _upright(Image.open(path))
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable image ({error})") from error
 
 
 def decode_image(text: str) -> Any:
-    """Decode a base64 PNG, JPEG or WebP as RGB; ValueError for anything else."""
+    """Decode a base64 PNG, JPEG or WebP as upright RGB; ValueError for anything else."""
     from PIL import Image
 
     try:
-        return Image.open(io.BytesIO(base64.b64decode(text)), formats=FORMATS).convert("RGB")
+        return _upright(Image.open(io.BytesIO(base64.b64decode(text)), formats=FORMATS))
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{text[:40]!r} is not an image ({error}); give a PNG, JPEG or WebP as base64"
         ) from error
+
+
+def _upright(image: Any) -> Any:
+    """As RGB, turned as its Exif data says."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def encode_png(pixels: Any) -> str:

@@ -18,18 +18,37 @@ import pandas as pd
 
 from ediffi_core.control import Phrase
 from pipelines.models import painting
+from pipelines.models.controls import check_options
 from pipelines.models.text_to_image import Pictures, TextToImage
 from pipelines.spec.sampling import Sampling, with_changes
 
 SHORTHANDS = ("guidance", "steps", "solver")
 """Columns for the same settings of the base stage, without `sampling`."""
 
-OPTIONS = ("seed", "sampling", *SHORTHANDS, "paint", "style")
+OPTIONS = (
+    "seed",
+    "sampling",
+    *SHORTHANDS,
+    "paint",
+    "style",
+    "style_weights",
+    "variation",
+    "negative",
+    "then",
+    "switch",
+    "switch_sigma",
+    "image",
+    "sigma",
+    "mask",
+)
 """Columns besides ``prompt``.
 
 The MLflow signature leaves their types open, and this module checks them: MLflow would refuse
 missing numbers, integers in a float column, and lists written as JSON. In return, its server cannot
 parse CSV input."""
+
+PICTURES = ("image", "mask", "variation")
+"""Columns of one picture each, in base64."""
 
 EXACT = 2**53
 """Integers beyond this change when they pass through a float."""
@@ -42,8 +61,18 @@ class Options:
     sampling: str = "{}"
     """Changes of the sampling settings, as JSON with sorted keys."""
 
-    style: str | None = None
+    style: tuple[str, ...] = ()
+    """Pictures as base64, as in ``variation``, ``image`` and ``mask``."""
+
+    style_weights: tuple[float, ...] | None = None
+    variation: str | None = None
+    image: str | None = None
+    sigma: float | None = None
+    mask: str | None = None
+    switch: float | None = None
+    switch_sigma: float | None = None
     is_painted: bool = False
+    has_second_prompt: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +83,8 @@ class Request:
     seed: int
     paint: Sequence[Phrase]
     options: Options
+    negative: str = ""
+    then: str = ""
 
 
 class EnsembleModel:
@@ -111,7 +142,14 @@ def draw(
             [r.prompt for r in mine],
             seed=[r.seed for r in mine],
             sampling=json.loads(options.sampling),
-            style=[painting.decode_image(options.style)] if options.style else (),
+            negative=[r.negative for r in mine],
+            **{name: _picture(name, getattr(options, name)) for name in PICTURES},
+            sigma=options.sigma,
+            style=[painting.decode_image(picture) for picture in options.style],
+            style_weights=options.style_weights,
+            then=[r.then for r in mine] if options.has_second_prompt else None,
+            switch=options.switch,
+            switch_sigma=options.switch_sigma,
             paint=[r.paint for r in mine] if options.is_painted else None,
             up_to=stage,
         )
@@ -139,13 +177,10 @@ def parse_requests(data: pd.DataFrame, sampling: Mapping[str, Sampling]) -> list
 
 
 def _request(given: dict[str, Any], own: Mapping[str, Sampling]) -> Request:
-    prompt = given.get("prompt")
-    if not isinstance(prompt, str):
-        raise ValueError(f"`prompt` is {prompt!r}; write a text")
-    style = given.get("style")
-    if style is not None:
-        painting.decode_image(str(style))
-    paint = _phrases(given.get("paint"))
+    prompt = _text(given, "prompt")
+    if prompt is None:
+        raise ValueError("`prompt` is None; write a text")
+    paint, then = _phrases(given), _text(given, "then")
     sampling = _mapping(given, "sampling")
     shorthands = {
         "guidance": _number(given, "guidance"),
@@ -153,15 +188,85 @@ def _request(given: dict[str, Any], own: Mapping[str, Sampling]) -> Request:
         "solver": given.get("solver"),
     }
     sampling |= {name: value for name, value in shorthands.items() if value is not None}
-    with_changes(own, sampling)
+    base = next(iter(with_changes(own, sampling).values()))
+    pictures = {name: _picture(name, given.get(name)) for name in PICTURES}
+    styles = [given["style"]] if _is_base64(given.get("style")) else _list(given, "style")
+    for text in styles or ():
+        _picture("style", text)
+    options = Options(
+        sampling=json.dumps(sampling, sort_keys=True),
+        style=tuple(styles or ()),
+        style_weights=_weights(given),
+        sigma=_number(given, "sigma"),
+        switch=_number(given, "switch"),
+        switch_sigma=_number(given, "switch_sigma"),
+        is_painted=bool(paint),
+        has_second_prompt=then is not None,
+        **{name: given.get(name) for name in PICTURES},
+    )
+    check_options(
+        **pictures,
+        sigma=options.sigma,
+        styles=len(options.style),
+        style_weights=options.style_weights,
+        then=then,
+        switch=options.switch,
+        switch_sigma=options.switch_sigma,
+        sigma_min=base.sigma_min,
+        sigma_max=base.sigma_max,
+    )
     return Request(
         prompt=prompt,
         seed=_whole(given, "seed") or 0,
         paint=paint,
-        options=Options(
-            sampling=json.dumps(sampling, sort_keys=True), style=style, is_painted=bool(paint)
-        ),
+        options=options,
+        negative=_text(given, "negative") or "",
+        then=then or "",
     )
+
+
+def _text(given: dict[str, Any], name: str) -> str | None:
+    value = given.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"`{name}` is {value!r}; write a text")
+    return value
+
+
+def _is_base64(value: Any) -> bool:
+    return isinstance(value, str) and not value.lstrip().startswith("[")
+
+
+def _picture(name: str, value: Any) -> Any:
+    """A PIL image from base64; None for none."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"`{name}` is {str(value)[:40]!r}; give a PNG, JPEG or WebP as base64")
+    try:
+        return painting.decode_image(value)
+    except ValueError as error:
+        raise ValueError(f"`{name}` {error}") from error
+
+
+def _list(given: dict[str, Any], name: str) -> list[Any] | None:
+    """A list, or the same as JSON."""
+    value = given.get(name)
+    if value is None:
+        return None
+    try:
+        raw = json.loads(value) if isinstance(value, str) else list(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` {str(value)[:80]!r} is not a JSON list ({error})") from error
+    if not isinstance(raw, list):
+        raise ValueError(f"`{name}` {str(value)[:80]!r} is not a list; write […]")
+    return raw
+
+
+def _weights(given: dict[str, Any]) -> tuple[float, ...] | None:
+    raw = _list(given, "style_weights")
+    if raw is None:
+        return None
+    return tuple(_number({"style_weights": w}, "style_weights") or 0.0 for w in raw)
 
 
 def _is_missing(value: Any) -> bool:
@@ -202,14 +307,6 @@ def _mapping(given: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(raw)
 
 
-def _phrases(given: Any) -> list[Phrase]:
+def _phrases(given: dict[str, Any]) -> list[Phrase]:
     """Phrases from a list of ``{phrase, where, strength}``, or from the same as JSON."""
-    if given is None:
-        return []
-    try:
-        raw = json.loads(given) if isinstance(given, str) else list(given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"`paint` {str(given)[:80]!r} is not a JSON list ({error})") from error
-    if not isinstance(raw, list):
-        raise ValueError(f"`paint` {str(given)[:80]!r} is not a list; write [{{phrase, where}}, …]")
-    return painting.phrases_from_json(raw)
+    return painting.phrases_from_json(_list(given, "paint") or [])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,20 +15,14 @@ from ediffi_core import cascade
 from ediffi_core.cascade import CascadeStage
 from ediffi_core.checkpoint import read_checked
 from ediffi_core.conditioning import Conditioning
+from ediffi_core.control import Control
 from ediffi_core.ensemble import Ensemble, Expert
-from ediffi_core.guidance import (
-    Scale,
-    Threshold,
-    dynamic_threshold,
-    on_interval,
-    per_expert,
-    static_threshold,
-)
 from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
 from ediffi_core.residency import Load, SwappedEnsemble
-from ediffi_core.sampling import Churn
-from pipelines.spec.sampling import Guidance, Sampling, SamplingWarning
+from ediffi_core.stage_settings import DEFAULTS, with_settings
+from pipelines.models import averages
+from pipelines.spec.sampling import Sampling
 from pipelines.store.artifacts import Store
 
 Residency = Literal["all", "current", "disk"]
@@ -53,20 +47,24 @@ def load_ensemble(
     slots: Mapping[str, Slot],
     residency: Residency = "all",
     device: torch.device | str = "cpu",
+    ema_length: float | None = None,
 ) -> Ensemble:
     """Load an ensemble from its slots by name.
 
     Args:
+        ema_length: σ_rel of the averages to load, made from the experts' snapshots; None for the
+            weights at the slots' paths.
         residency: where the experts' weights are. ``all``: on the device. ``current``: one on the
             device, the others in host memory. ``disk``: one on the device, the next being read.
 
     Raises:
         ValueError: The intervals do not cover p(σ) exactly once; a checkpoint is damaged, belongs
-            to another expert or was not trained on its slot's interval; or the experts differ in
-            architecture, noise distribution or sigma_data.
+            to another expert or was not trained on its slot's interval; the experts differ in
+            architecture, noise distribution or sigma_data; or one has no snapshots.
     """
+    files = _files(store, slots, ema_length)
     read = {
-        slot.path: read_checked(store.local(slot.path), expert=slot.expert, interval=slot.interval)
+        slot.path: read_checked(files[slot.path], expert=slot.expert, interval=slot.interval)
         for slot in slots.values()
     }
     cards = [card for _, card in read.values()]
@@ -85,17 +83,33 @@ def load_ensemble(
         once = {path: built(weights) for path, (weights, _) in read.items()}
         loaded = [Expert(name, s.interval, once[s.path]) for name, s in slots.items()]
         return Ensemble(loaded, cards[0].noise)
-    load: dict[str, Load] = {}
-    for name, slot in slots.items():
-        file = store.local(slot.path)
-        load[name] = (
-            partial(lambda w: w, read[slot.path][0])
-            if residency == "current"
-            else partial(lambda f: read_checked(f)[0], file)
-        )
+    load = _loaders(slots, files, {path: w for path, (w, _) in read.items()}, residency)
     network = built(next(iter(read.values()))[0])
     intervals = {name: slot.interval for name, slot in slots.items()}
     return SwappedEnsemble(network, intervals, load, cards[0].noise)
+
+
+def _files(store: Store, slots: Mapping[str, Slot], length: float | None) -> dict[str, Path]:
+    """Path of a slot's weights in the store → local file with them, or with their average."""
+    paths = {slot.path for slot in slots.values()}
+    if length is None:
+        return {path: store.local(path) for path in paths}
+    return {path: averages.file_of(store, path, length) for path in paths}
+
+
+def _loaders(
+    slots: Mapping[str, Slot],
+    files: Mapping[str, Path],
+    read: Mapping[str, Mapping[str, Tensor]],
+    residency: Residency,
+) -> dict[str, Load]:
+    """Slot → function that returns its weights; from memory with residency ``current``."""
+    return {
+        name: partial(lambda w: w, read[slot.path])
+        if residency == "current"
+        else partial(lambda f: read_checked(f)[0], files[slot.path])
+        for name, slot in slots.items()
+    }
 
 
 def load_stages(
@@ -112,15 +126,85 @@ def load_stages(
         weights: ``stage/slot`` → ``path`` of the weights in the store, and their ``expert``.
     """
 
-    def at(slot: str) -> tuple[str, str]:
-        return weights[slot]["path"], weights[slot]["expert"]
+    return StageLoader(store, stages, weights, residency, device).load()
 
-    found = []
-    for s in stages:
-        slots = {e: Slot(*at(f"{s['name']}/{e}"), Interval(*q)) for e, q in s["experts"].items()}
-        ensemble = load_ensemble(store, slots, residency, device)
-        plain = CascadeStage(name=s["name"], denoiser=ensemble, resolution=s["resolution"])
-        found.append(configured(plain, Sampling.from_settings(s["sampling"])))
+
+class StageLoader:
+    """Loads the ensembles of a cascade, and other averages of their weights into them."""
+
+    def __init__(
+        self,
+        store: Store,
+        stages: Sequence[Mapping[str, Any]],
+        weights: Weights,
+        residency: Residency = "all",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """
+        Args:
+            stages, weights: as of :func:`load_stages`.
+        """
+        self.store, self.stages = store, stages
+        self.residency, self.device = residency, device
+        self.slots = {s["name"]: slots_of(s, weights) for s in stages}
+        self.lengths: dict[str, float | None] = {}
+        """Stage → ``ema_length`` of its weights. A stage is missing while weights are mixed up, as
+        after an error amid loading."""
+
+    def load(self) -> list[CascadeStage]:
+        """Load all stages with their own settings."""
+        found = []
+        for s in self.stages:
+            name, sampling = s["name"], Sampling.from_settings(s["sampling"])
+            length = sampling.ema_length
+            slots = self.slots[name]
+            ensemble = load_ensemble(self.store, slots, self.residency, self.device, length)
+            self.lengths[name] = length
+            plain = CascadeStage(name=name, denoiser=ensemble, resolution=s["resolution"])
+            found.append(configured(plain, sampling))
+        return found
+
+    def set_length(self, stage: CascadeStage, length: float | None) -> None:
+        """Replace the weights of a stage's ensemble by averages of another length, in place.
+
+        Does nothing if it has them. After an error, the ensemble has its former weights, or the
+        next call loads anew.
+
+        Args:
+            stage: one that :meth:`load` returned.
+            length: the ``ema_length``; None for the stored weights.
+
+        Raises:
+            ValueError: As of :func:`load_ensemble`.
+        """
+        if stage.name in self.lengths and self.lengths[stage.name] == length:
+            return
+        ensemble, slots = stage.denoiser, self.slots[stage.name]
+        files = _files(self.store, slots, length)
+        checked = (
+            (path, read_checked(file, expert=slot.expert)[0])
+            for path, file, slot in {
+                slot.path: (slot.path, files[slot.path], slot) for slot in slots.values()
+            }.values()
+        )
+        self.lengths.pop(stage.name, None)
+        if isinstance(ensemble, SwappedEnsemble):
+            kept = dict(checked) if self.residency == "current" else {}
+            ensemble.take_from(_loaders(slots, files, kept, self.residency))
+        else:
+            assert isinstance(ensemble, Ensemble)
+            denoisers = {slots[e.name].path: e.denoiser for e in ensemble.experts}
+            for path, weights in checked:
+                denoisers[path].load_state_dict(weights)
+        self.lengths[stage.name] = length
+
+
+def slots_of(stage: Mapping[str, Any], weights: Weights) -> dict[str, Slot]:
+    """The slots of a stage's ensemble by name; arguments as of :func:`load_stages`."""
+    found = {}
+    for name, quantiles in stage["experts"].items():
+        at = weights[f"{stage['name']}/{name}"]
+        found[name] = Slot(at["path"], at["expert"], Interval(*quantiles))
     return found
 
 
@@ -135,43 +219,9 @@ def configured(stage: CascadeStage, sampling: Sampling) -> CascadeStage:
     """
     ensemble = stage.denoiser if isinstance(stage.denoiser, Ensemble) else None
     experts = [e.name for e in ensemble.experts] if ensemble else []
-    for name, why in sampling.ineffective(resolution=stage.resolution, experts=experts):
-        warnings.warn(f"{stage.name}: `{name}` has no effect {why}", SamplingWarning, stacklevel=2)
-    churn = partial(_churn, sampling.churn.settings()) if sampling.churn else None
-    return replace(
-        stage,
-        steps=sampling.steps,
-        solver=sampling.solver,
-        guidance=_scale(stage, sampling.guidance),
-        threshold=_threshold(sampling),
-        sigma_min=sampling.sigma_min,
-        sigma_max=sampling.sigma_max,
-        rho=sampling.rho,
-        churn=churn,
-        history=sampling.history,
-        tile=sampling.tile,
-        overlap=sampling.overlap,
-        precision=sampling.precision,
-    )
-
-
-def _churn(settings: Mapping[str, float], noise: Callable[[int], Tensor]) -> Churn:
-    return Churn(**settings, noise=noise)
-
-
-def _scale(stage: CascadeStage, guidance: Guidance) -> Scale:
-    scale: Scale = guidance.scale
-    if guidance.experts:
-        if not isinstance(stage.denoiser, Ensemble):
-            raise ValueError(f"stage {stage.name} has no experts to guide one by one")
-        scale = per_expert(stage.denoiser, guidance.experts, guidance.scale)
-    return on_interval(scale, *guidance.interval) if guidance.interval else scale
-
-
-def _threshold(sampling: Sampling) -> Threshold | None:
-    if sampling.threshold == "dynamic":
-        return dynamic_threshold(sampling.percentile)
-    return static_threshold if sampling.threshold == "static" else None
+    sampling.warn_ineffective(stage.name, resolution=stage.resolution, experts=experts)
+    given = sampling.model_dump()
+    return with_settings(stage, {name: given[name] for name in DEFAULTS})
 
 
 def draw(
@@ -182,16 +232,18 @@ def draw(
     first: int = 0,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
+    control: Control | None = None,
 ) -> dict[str, Tensor]:
     """Generate images with every stage of a cascade.
 
     Args:
         cond: conditioning of N images.
-        seed: one seed for all, then image i depends on (seed, i) alone; or one seed per image, then
-            it depends on its seed alone.
-        first: number of the first image, with one seed for all.
+        seed: one seed for all, then image i depends on (seed, first + i) alone; or one seed per
+            image, then it depends on its seed and ``first`` alone.
+        first: number of the first image.
         batch: images generated at once.
         progress: called with the number of finished images.
+        control: as for :func:`ediffi_core.cascade.sample`.
 
     Returns:
         Stage name → images, uint8 [N, R, R, 3].
@@ -199,8 +251,12 @@ def draw(
     found: dict[str, list[Tensor]] = {stage.name: [] for stage in stages}
     for at in range(0, len(cond), batch):
         rows = cond[slice(at, at + batch)]
-        mine, number = (seed, first + at) if isinstance(seed, int) else (seed[at : at + batch], 0)
-        for name, x in cascade.sample(stages, rows, seed=mine, first=number):
+        mine, number = (
+            (seed, first + at) if isinstance(seed, int) else (seed[at : at + batch], first)
+        )
+        steered = control and control[slice(at, at + batch)]
+        drawn = cascade.sample(stages, rows, seed=mine, first=number, control=steered)
+        for name, x in drawn:
             found[name].append(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
         if progress:
             progress(at + len(rows))

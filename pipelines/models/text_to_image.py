@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +12,17 @@ import numpy as np
 import torch
 
 from ediffi_core.cascade import CascadeStage
-from ediffi_core.control import Phrase, paint_with_words, with_style
+from ediffi_core.conditioning import Conditioning, Paint
+from ediffi_core.control import Control, Phrase, Switch, paint_with_words, with_style
 from ediffi_core.encoders import CLIP, T5, EmbeddingKind, TextEncoder, encode_prompts
-from pipelines.models.champions import MANIFEST
+from pipelines.models.controls import (
+    check_options,
+    ineffective,
+    phrases_of,
+    picture_controls,
+    split_phrases,
+    texts_of,
+)
 from pipelines.models.encoders import (
     check_trained_with,
     encoder_sources,
@@ -22,8 +30,9 @@ from pipelines.models.encoders import (
     load_extra_encoders,
     load_t5,
 )
-from pipelines.models.stages import Residency, configured, draw, load_stages
-from pipelines.spec.sampling import Sampling, with_changes
+from pipelines.models.manifest import own_sampling, read_manifest
+from pipelines.models.stages import Residency, StageLoader, configured, draw
+from pipelines.spec.sampling import Sampling, SamplingWarning, with_changes
 from pipelines.store.artifacts import Store
 
 Pictures = np.ndarray[Any, np.dtype[np.uint8]]
@@ -43,6 +52,9 @@ class TextToImage:
     more: Mapping[str, tuple[TextEncoder, EmbeddingKind]] = field(default_factory=dict)
     """Further text encoders: embedding name → encoder, and ``sequence`` or ``pooled``."""
 
+    loader: StageLoader | None = None
+    """Loads the weights for another ``ema_length``."""
+
     @staticmethod
     def load(manifest: str | Path, residency: Residency = "all") -> TextToImage:
         """Load an ``ensemble.json`` that a promote node wrote, onto a GPU if there is one.
@@ -51,32 +63,40 @@ class TextToImage:
             ValueError: The manifest, a checkpoint or an encoder is missing or does not fit.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        file = Path(manifest)
-        if not file.is_file():
-            raise ValueError(f"there is no ensemble at {manifest}; give the path of its {MANIFEST}")
+        d = read_manifest(manifest)
         try:
-            d = json.loads(file.read_text())
             store = Store.at(d["store"])
-            stages = load_stages(store, d["stages"], d["weights"], residency, device)
+            loader = StageLoader(store, d["stages"], d["weights"], residency, device)
+            stages = loader.load()
             sources = encoder_sources(store, d["encoders_folder"], d["encoders"])
             trained_with = d.get("trained_with") or {}
-            sampling = {s["name"]: Sampling.from_settings(s["sampling"]) for s in d["stages"]}
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            sampling = own_sampling(d["stages"])
+        except (KeyError, TypeError) as error:
             raise ValueError(f"{manifest} is not an ensemble manifest ({error!r})") from error
         t5, more = load_t5(sources), load_extra_encoders(sources)
         clip = load_clip(sources, trained_with=trained_with.get("clip", {}))
         check_trained_with(
             {"t5": t5, "clip": clip, **{n: e for n, (e, _) in more.items()}}, trained_with
         )
-        return TextToImage(stages, t5, clip, device, sampling, more)
+        return TextToImage(stages, t5, clip, device, sampling, more, loader)
 
     def sample(
         self,
         prompts: Sequence[str],
         *,
         seed: int | Sequence[int] = 0,
+        first: int = 0,
         sampling: Mapping[str, Any] | None = None,
+        negative: str | Sequence[str] | None = None,
+        image: Any = None,
+        sigma: float | None = None,
+        mask: Any = None,
+        variation: Any = None,
         style: Sequence[Any] = (),
+        style_weights: Sequence[float] | None = None,
+        then: str | Sequence[str] | None = None,
+        switch: float | None = None,
+        switch_sigma: float | None = None,
         paint: Sequence[Sequence[Phrase]] | None = None,
         up_to: str | None = None,
     ) -> Pictures:
@@ -85,10 +105,27 @@ class TextToImage:
         Args:
             seed: one seed for all, then equal prompts give different images; or one seed per
                 prompt, then an image does not depend on the other prompts.
+            first: number of the first image, to go on with a seed: image i of a call depends on
+                (seed, first + i).
             sampling: changes of the ensemble's own settings, as for
                 :func:`~pipelines.spec.sampling.with_changes`, such as ``{"sr256.steps": 20}``.
-            style: PIL images whose style all images take, in equal parts.
-            paint: painted phrases of each prompt; may be empty.
+            negative: negative prompts, for all or for each prompt: guidance leads away from them.
+                ``""`` has no effect.
+            image: PIL image to start from or, with ``mask``, to keep a part of. Its centre square
+                is used, as in training.
+            sigma: noise level at which the base stage starts from ``image`` plus noise, instead of
+                from pure noise. The default without ``mask`` is
+                :func:`~pipelines.models.controls.default_sigma`.
+            mask: PIL image of the size of ``image``: bright where to draw, dark where to keep.
+            variation: PIL image to make variations of, by CLIP's embedding of it; then ``""`` is
+                no prompt.
+            style: PIL images whose style all images take.
+            style_weights: of the ``style`` images, in equal parts by default.
+            then: second prompts, for all or for each prompt: the base stage switches to them.
+            switch: fraction of the base's steps after which it switches.
+            switch_sigma: noise level at which it switches, instead of ``switch``.
+            paint: painted phrases of each prompt; may be empty. With ``then``, a phrase is painted
+                in whichever of the two prompts has it.
             up_to: name of the last stage to run; all stages by default.
 
         Returns:
@@ -104,41 +141,60 @@ class TextToImage:
         if up_to is not None and up_to not in names:
             raise ValueError(f"there is no stage {up_to!r}; the cascade has {', '.join(names)}")
         stages = self.stages[: names.index(up_to) + 1] if up_to else self.stages
+        changed = with_changes(self.sampling, sampling) if sampling else self.sampling
+        if self.loader:
+            for stage in stages:
+                self.loader.set_length(stage, changed[stage.name].ema_length)
         if sampling:
-            changed = with_changes(self.sampling, sampling)
             stages = [configured(stage, changed[stage.name]) for stage in stages]
+        base, count = stages[0], len(prompts)
+        check_options(
+            image=image,
+            sigma=sigma,
+            mask=mask,
+            variation=variation,
+            styles=len(style),
+            style_weights=style_weights,
+            then=then,
+            switch=switch,
+            switch_sigma=switch_sigma,
+            sigma_min=base.sigma_min,
+            sigma_max=base.sigma_max,
+        )
+        references = [variation] if variation is not None else style
+        embedding = self.clip.image(references) if references else None
 
-        cond = encode_prompts(self.t5, self.clip, prompts, self.more)
-        if style:
-            cond = with_style(cond, self.clip.image(style))
-        if paint is not None:
-            spans = {"t5": self.t5.spans(prompts), "clip_text": self.clip.spans(prompts)}
-            tokens = {n: e for n, (e, kind) in self.more.items() if kind == "sequence"}
-            spans |= {name: encoder.spans(prompts) for name, encoder in tokens.items()}
-            cond = replace(cond, paint=paint_with_words(paint, spans))
-        out: Pictures = draw(stages, cond.to(self.device), seed=seed)[stages[-1].name].numpy()
+        def conditioned(texts: Sequence[str], phrases: Sequence[Sequence[Phrase]]) -> Conditioning:
+            cond = self._encoded(texts, empty_is_absent=variation is not None)
+            if embedding is not None:
+                cond = with_style(cond, embedding, style_weights)
+            return replace(cond, paint=self._painted(phrases, texts))
+
+        phrases, second = phrases_of(paint, count), None
+        negatives = texts_of("negative", negative, count)
+        if then is not None:
+            texts = texts_of("then", then, count)
+            phrases, after = split_phrases(phrases, prompts, texts)
+            second = Switch(cond=conditioned(texts, after), fraction=switch, sigma=switch_sigma)
+        avoided = self._encoded(negatives, empty_is_absent=True) if any(negatives) else None
+        start, keep = picture_controls(image, mask, sigma, base, self.stages[-1].resolution)
+        control = Control(negative=avoided, switch=second, start=start, keep=keep)
+        for message in ineffective(control, stages):
+            warnings.warn(message, SamplingWarning, stacklevel=2)
+        cond = conditioned(prompts, phrases).to(self.device)
+        drawn = draw(stages, cond, seed=seed, first=first, control=control)
+        out: Pictures = drawn[stages[-1].name].numpy()
         return out
 
+    def _encoded(self, texts: Sequence[str], *, empty_is_absent: bool) -> Conditioning:
+        cond = encode_prompts(self.t5, self.clip, texts, self.more)
+        absent = torch.tensor([empty_is_absent and not text.strip() for text in texts])
+        return cond.with_absent(absent) if absent.any() else cond
 
-def grid(pictures: Pictures, *, columns: int, scale: int, gap: int = 4) -> Any:
-    """Lay out images, uint8 [N, R, R, 3], in rows on white.
-
-    Args:
-        columns: images per row.
-        scale: factor by which every image is enlarged, bicubic.
-        gap: white pixels between images.
-
-    Returns:
-        A PIL image.
-    """
-    from PIL import Image
-
-    side = pictures.shape[1] * scale
-    rows = -(-len(pictures) // columns)
-    columns = min(columns, len(pictures))
-    size = (columns * (side + gap) + gap, rows * (side + gap) + gap)
-    canvas = Image.new("RGB", size, "white")
-    for i, picture in enumerate(pictures):
-        big = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
-        canvas.paste(big, (gap + i % columns * (side + gap), gap + i // columns * (side + gap)))
-    return canvas
+    def _painted(self, phrases: Sequence[Sequence[Phrase]], prompts: Sequence[str]) -> Paint | None:
+        if not any(phrases):
+            return None
+        spans = {"t5": self.t5.spans(prompts), "clip_text": self.clip.spans(prompts)}
+        tokens = {n: e for n, (e, kind) in self.more.items() if kind == "sequence"}
+        spans |= {name: encoder.spans(prompts) for name, encoder in tokens.items()}
+        return paint_with_words(phrases, spans)

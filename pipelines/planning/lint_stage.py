@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ediffi_core import tree
+from ediffi_core.ema_length import mix_of
 from ediffi_core.learning_rate import LearningRate
 from ediffi_core.unet import PRESETS, FieldError
 from pipelines.dag.plan import SINGLE
@@ -21,6 +22,12 @@ MAX_EPOCHS = 100
 """Above this, a user hardly means to show every image so often."""
 
 MAX_STEPS = 250
+
+MIX_ERROR = 0.1
+"""Above this error, an average made of snapshots is hardly that of the length asked for."""
+
+SNAPSHOTS = (8, 16, 32, 64)
+"""Numbers of snapshots to recommend, the fewest that are enough."""
 
 GROWN = "experts that will grow"
 """Stands for the experts an adaptive stage may add, in messages."""
@@ -96,10 +103,47 @@ def slow_average(_: Spec, name: str, stage: Stage) -> Findings:
 
 
 def no_snapshot(_: Spec, name: str, stage: Stage) -> Findings:
-    """Experts that end before their first snapshot of averaged weights."""
+    """Experts whose only snapshot of averaged weights is the one at their end."""
     every, key = stage.training.snapshot_images, _key(name, "training", "snapshot_images")
     short = _shorter_than(stage, every) if every else {}
-    yield from _too_long(name, key, every or 0, short, "would keep no snapshot", 1)
+    problem, batch = "would keep one snapshot, at the end", stage.training.batch
+    yield from _too_long(name, key, every or 0, short, problem, SNAPSHOTS[1], at_least=batch)
+
+
+def averages_from_snapshots(_: Spec, name: str, stage: Stage) -> Findings:
+    """An average to sample with that no snapshots make up, or only roughly."""
+    length, training = stage.sampling.ema_length, stage.training
+    if length is None:
+        return
+    key = _key(name, "sampling", "ema_length")
+    every = _key(name, "training", "snapshot_images")
+    shortest = min(expert.images for expert in _trained(stage).values())
+    fitting = next(
+        (n for n in SNAPSHOTS if _mix_error(stage, shortest // n, shortest, length) <= MIX_ERROR),
+        None,
+    )
+    advice = max(training.batch, shortest // (fitting or SNAPSHOTS[-1]))
+    if training.snapshot_images is None:
+        text = f"`{key}` is an average that is made from snapshots; write `{every}: {advice}`"
+        yield error(name, key, f"{text}, or remove it")
+    elif (off := _mix_error(stage, training.snapshot_images, shortest, length)) > MIX_ERROR:
+        lengths = _key(name, "training", "snapshot_lengths")
+        remedy = f"`{every}: {advice}`" if fitting else f"{length:g} into `{lengths}`"
+        yield warning(
+            name,
+            key,
+            f"`{key}`: the snapshots of {shortest:,} images make up an average of length "
+            f"{length:g} with an error of {off:.0%}; write {remedy}",
+        )
+
+
+def _mix_error(stage: Stage, every: int, images: int, length: float) -> float:
+    """Error of the average of a length that is made of snapshots ``every`` so many images."""
+    batch, every = stage.training.batch, max(every, images // SNAPSHOTS[-1])
+    # A snapshot is written after the batch that completes its images.
+    times = {-(-at // batch) * batch for at in range(every, images, every)} | {images}
+    snapshots = [(at, given) for at in sorted(times) for given in stage.training.snapshot_lengths]
+    return mix_of(snapshots, images, length).error
 
 
 # -- learning rate -------------------------------------------------------------------------------
@@ -350,6 +394,7 @@ STAGE_CHECKS: list[Callable[[Spec, str, Stage], Findings]] = [
     unused_schedule_keys,
     slow_average,
     no_snapshot,
+    averages_from_snapshots,
     uneven_batch,
     idle_expert,
     undegraded_low_res,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ def stored_by_training(node: Node, size: Size, images: int) -> dict[str, float]:
     weights = size.parameters * FLOAT32_BYTES
     lengths = len(training["snapshot_lengths"]) if training["snapshot_images"] else 0
     checkpoint = weights * (4 + lengths)
-    snapshots = images // training["snapshot_images"] if training["snapshot_images"] else 0
+    snapshots = math.ceil(images / training["snapshot_images"]) if lengths else 0
     milestone = cadence["milestone_images"]
     milestones = (images - 1) // milestone if milestone else 0
     kept = 2 * weights + checkpoint * (1 + milestones) + snapshots * lengths * weights

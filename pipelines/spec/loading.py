@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from pipelines.spec.base import Strict, did_you_mean, nested
 from pipelines.spec.pipeline import NAME_PATTERN, Spec
+from pipelines.spec.protocol import Protocol
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
+
+Model = TypeVar("Model", bound=Strict)
 
 
 def load(path: str | Path) -> Spec:
@@ -21,25 +24,38 @@ def load(path: str | Path) -> Spec:
     Raises:
         ValueError: There is no such file, or the spec is not valid; the message is one line.
     """
+    return _read(path, Spec, "spec", "must hold `name:`, `data:` and `stages:`")
+
+
+def load_protocol(path: str | Path) -> Protocol:
+    """Read and check a protocol.
+
+    Raises:
+        ValueError: There is no such file, or the protocol is not valid; the message is one line.
+    """
+    return _read(path, Protocol, "protocol", "must hold `name:` and `captions:`")
+
+
+def _read(path: str | Path, model: type[Model], what: str, holds: str) -> Model:
     file = Path(path)
     if file.is_dir():
-        raise ValueError(f"{path} is a folder; name the spec's YAML file")
+        raise ValueError(f"{path} is a folder; name the {what}'s YAML file")
     if not file.is_file():
-        raise ValueError(f"there is no spec at {path}; pipelines/specs/ has some to start from")
+        raise ValueError(f"there is no {what} at {path}; pipelines/specs/ has some to start from")
     try:
         raw = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a text file; name the spec's YAML file") from None
+        raise ValueError(f"{path} is not a text file; name the {what}'s YAML file") from None
     except _DuplicateKeyError as error:
         raise ValueError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {_where(error)}") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"{path} must hold `name:`, `data:` and `stages:`, got {raw!r:.40}")
+        raise ValueError(f"{path} {holds}, got {raw!r:.40}")
     try:
-        return Spec.model_validate(raw, context={"file": str(path)})
+        return model.model_validate(raw, context={"file": str(path)})
     except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error)}") from None
+        raise ValueError(f"{path}: {explain(error, model)}") from None
 
 
 def _where(error: yaml.YAMLError) -> str:
@@ -85,21 +101,24 @@ MISSING = {
 """Required key → what to write if it is missing."""
 
 
-def explain(error: ValidationError) -> str:
-    """Return a spec's validation errors in one line: the first three, and how many more.
+def explain(error: ValidationError, model: type[Strict] = Spec) -> str:
+    """Return validation errors in one line: the first three, and how many more.
 
     Unknown keys come first, since a misspelt key often causes the errors after it.
+
+    Args:
+        model: What was validated.
     """
     found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     more = f" (and {len(found) - MAX_ERRORS} more)" if len(found) > MAX_ERRORS else ""
-    return "; ".join(map(_explain_one, found[:MAX_ERRORS])) + more
+    return "; ".join(_explain_one(one, model) for one in found[:MAX_ERRORS]) + more
 
 
-def _explain_one(error: ErrorDetails) -> str:
+def _explain_one(error: ErrorDetails, model: type[Strict]) -> str:
     field = getattr(error.get("ctx", {}).get("error"), "field", "")
     key = ".".join(str(part) for part in (*error["loc"], field) if part != "")
     if error["type"] == "extra_forbidden":
-        known = _fields_at(error["loc"][:-1])
+        known = _fields_at(error["loc"][:-1], model)
         hint = did_you_mean(str(error["loc"][-1]), known) or f"; known are {', '.join(known)}"
         return f"unknown key `{key}`{hint}"
     if error["type"] == "missing":
@@ -115,9 +134,8 @@ def _explain_one(error: ErrorDetails) -> str:
     return f"{at}{message[:1].lower()}{message[1:]}{got}"
 
 
-def _fields_at(path: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that are known at a place in a spec."""
-    model: type[Strict] = Spec
+def _fields_at(path: tuple[int | str, ...], model: type[Strict]) -> list[str]:
+    """Return the keys that are known at a place in a model's YAML."""
     parts = list(path)
     while parts:
         inner, many = nested(model.model_fields[str(parts.pop(0))].annotation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -137,6 +138,11 @@ class Sampling(Strict):
     precision: Annotated[Literal["float32", "bfloat16", "float16"], LATER] = "float32"
     """Type in which the networks compute. ``float16`` is for GPUs."""
 
+    ema_length: Annotated[float | None, Field(gt=0, lt=0.288), LATER] = None
+    """Length of the weights' average as EDM2's σ_rel (arXiv:2312.02696): its width as a share of
+    the training. It is made from the snapshots of ``training.snapshot_images``, which every expert
+    of the stage must have. By default the weights are those of ``ema_halflife_images``."""
+
     @model_validator(mode="after")
     def consistent(self) -> Self:
         if self.solver not in SOLVER_NAMES:
@@ -208,6 +214,12 @@ class Sampling(Strict):
             self.churn.sigma_min < self.sigma_max and self.churn.sigma_max > self.sigma_min
         ):
             yield "churn", "outside the noise levels that are sampled"
+
+    def warn_ineffective(self, stage: str, *, resolution: int, experts: Collection[str]) -> None:
+        """Warn of each setting of a stage that has no effect, with a :class:`SamplingWarning`."""
+        for name, why in self.ineffective(resolution=resolution, experts=experts):
+            message = f"{stage}: `{name}` has no effect {why}"
+            warnings.warn(message, SamplingWarning, stacklevel=3)
 
 
 def with_changes(stages: Mapping[str, Sampling], changes: Mapping[str, Any]) -> dict[str, Sampling]:

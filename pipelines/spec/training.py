@@ -97,7 +97,9 @@ class Training(Strict):
 
     snapshot_images: int | None = Field(None, ge=1)
     """Images between snapshots of power-function averages, from which an average of any length can
-    be computed after training (EDM2, arXiv:2312.02696). By default there are none."""
+    be computed after training (EDM2, arXiv:2312.02696): ``sampling.ema_length`` and ``ediffi ema``
+    do. The last snapshot is at the end. Sixteen are enough for lengths from 0.03 to 0.2. By default
+    there are none."""
 
     snapshot_lengths: list[float] = Field([0.05, 0.10], min_length=1)
     """Lengths of these averages as EDM2's σ_rel: their width as a share of the training so far.

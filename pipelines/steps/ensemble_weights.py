@@ -21,13 +21,24 @@ def weights_of(
     Returns:
         ``stage/slot`` → path, sha256, fingerprint and expert of the weights.
     """
+    return located(ctx.manifests, stages, inputs)
+
+
+def located(
+    manifests: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], inputs: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """As :func:`weights_of`, outside a step.
+
+    Args:
+        manifests: Role → manifest of the input.
+    """
     weights = {}
     for stage in stages:
         name = stage["name"]
-        adopted = ctx.manifests.get(f"adopt/{name}", {"info": {"seats": {}}})["info"]["seats"]
+        adopted = manifests.get(f"adopt/{name}", {"info": {"seats": {}}})["info"]["seats"]
         for slot in stage["experts"]:
             role = adopted.get(slot, f"{name}/{slot}")
-            manifest = ctx.manifests[role]
+            manifest = manifests[role]
             weights[f"{name}/{slot}"] = {
                 "path": f"{inputs[role]}/ema.safetensors",
                 "sha256": manifest["info"]["weights_sha256"],

@@ -32,7 +32,7 @@ from pipelines.evaluation.scores import Scores, summary
 from pipelines.evaluation.scoring import MAIN, Scoring
 from pipelines.evaluation.workers import run
 from pipelines.models.encoders import encoder_sources, load_clip
-from pipelines.models.text_to_image import grid
+from pipelines.models.sheet import grid
 from pipelines.runs.context import Context, Result
 from pipelines.spec.evaluation import MeasureOptions
 from pipelines.steps.ensemble_weights import weights_of

@@ -129,7 +129,9 @@ class Trainer:
         if self.images < self.total and self.due("picture_images"):
             self.files.append(self.setup.write_samples(self.images))
             self.meters.restart()
-        if self.crosses(self.options["snapshot_images"]):
+        # Also at the end, since averages of other lengths end at the last snapshot.
+        every = self.options["snapshot_images"]
+        if every and (self.crosses(every) or self.images >= self.total):
             self.files += write_snapshots(self.setup, self.images)
         if self.images < self.total and self.due("checkpoint_images", "milestone_images"):
             self.save(milestone=self.due("milestone_images"))

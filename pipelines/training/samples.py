@@ -56,7 +56,7 @@ def contact_sheet(
 
 def to_png(pictures: Tensor, columns: int) -> bytes:
     """Images [N, 3, R, R] in [-1, 1] as one PNG of several columns, enlarged to about 96 pixels."""
-    from pipelines.models.text_to_image import grid
+    from pipelines.models.sheet import grid
 
     as_bytes = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu()
     scale = max(1, 96 // pictures.shape[-1])

@@ -1,4 +1,5 @@
-"""What steering does to the trained demo: painted words, a style reference, a change of prompt.
+"""What steering does to the trained demo: painted words, a style reference, a change of prompt, a
+picture to start from, to vary, and to keep a part of.
 
 Needs a finished demo (``make demo``), in the store ``EDIFFI_STORE``. Numbers are the demo scorer's;
 two figures beside RESULTS.md.
@@ -28,7 +29,8 @@ from pipelines.demo.scenes import GROUNDS, PAIRED, PLACES, draw
 from pipelines.demo.scorer import EmojiScenes
 from pipelines.lineage.lookup import find_model
 from pipelines.models.painting import SIDE
-from pipelines.models.text_to_image import Pictures, TextToImage, grid
+from pipelines.models.sheet import grid
+from pipelines.models.text_to_image import Pictures, TextToImage
 
 matplotlib.use("Agg")
 COUNT, SEED = 96, 11
@@ -96,25 +98,77 @@ def painting(model: TextToImage, scorer: EmojiScenes) -> tuple[list[str], Pictur
     return rows, np.concatenate(shown)
 
 
+def references() -> tuple[list[Image.Image], list[tuple[int, int, int]]]:
+    """Pictures of one thing, none of them the asked one, and its concept, ground and artist."""
+    pictures, shown = [], []
+    numbers = (i for i in itertools.count() if len(draw(SEED, "validation", i)[0].items) == 1)
+    for index in itertools.islice(numbers, COUNT):
+        scene, picture = draw(SEED, "validation", index)
+        pictures.append(Image.fromarray(picture))
+        ground, artist = list(GROUNDS).index(scene.ground), list(ARTISTS).index(scene.artist)
+        shown.append((scene.items[0].concept, ground, artist))
+    return pictures, shown
+
+
+def starting(model: TextToImage, scorer: EmojiScenes) -> list[str]:
+    """Image-to-image: is the asked thing there, and the picture's own thing and ground still?"""
+    pictures, shown = references()
+    rows = ["| first σ | the asked thing | the picture's thing | its ground |", "|---|---|---|---|"]
+    for sigma in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0, 80.0):
+        drawn = np.concatenate(
+            [
+                model.sample([noun(a)], seed=[SEED + n], image=pictures[n], sigma=sigma)
+                for n, (a, _) in ANY
+            ]
+        )
+        read = scorer.read(drawn)
+        found = [
+            np.mean([a in read.concepts[n] for n, (a, _) in ANY]),
+            np.mean([t in read.concepts[n] for n, (t, _, _) in enumerate(shown)]),
+            np.mean(read.grounds == [g for _, g, _ in shown]),
+        ]
+        rows.append(f"| {sigma:g} | " + " | ".join(f"{share:.2f}" for share in found) + " |")
+    return rows
+
+
+def varying(model: TextToImage, scorer: EmojiScenes) -> list[str]:
+    """Variations by CLIP's image embedding: what of the picture is in them?"""
+    pictures, shown = references()
+    rows = ["| | the picture's thing | its ground | its artist |", "|---|---|---|---|"]
+    for label, prompts in (
+        ("without a prompt", [""] * COUNT),
+        ("the prompt names the thing", [noun(t) for t, _, _ in shown]),
+    ):
+        drawn = np.concatenate(
+            [
+                model.sample([p], seed=[SEED + n], variation=pictures[n])
+                for n, p in enumerate(prompts)
+            ]
+        )
+        read = scorer.read(drawn)
+        found = [
+            np.mean([t in read.concepts[n] for n, (t, _, _) in enumerate(shown)]),
+            np.mean(read.grounds == [g for _, g, _ in shown]),
+            np.mean(read.artists == [a for _, _, a in shown]),
+        ]
+        rows.append(f"| {label} | " + " | ".join(f"{share:.2f}" for share in found) + " |")
+    return rows
+
+
 def style(model: TextToImage, scorer: EmojiScenes) -> list[str]:
     """Prompts without ground and artist; the reference shows another thing on one, by one."""
-    prompts, references, wanted = [], [], []
-    numbers = (i for i in itertools.count() if len(draw(SEED, "validation", i)[0].items) == 1)
-    for (_, (asked, _)), index in zip(ANY, numbers):
-        scene, picture = draw(SEED, "validation", index)
-        prompts.append(noun(asked))
-        references.append(Image.fromarray(picture))
-        wanted.append((list(GROUNDS).index(scene.ground), list(ARTISTS).index(scene.artist)))
+    pictures, shown = references()
+    prompts = [noun(asked) for _, (asked, _) in ANY]
     styled = np.concatenate(
-        [model.sample([p], seed=[SEED + n], style=[references[n]]) for n, p in enumerate(prompts)]
+        [model.sample([p], seed=[SEED + n], style=[pictures[n]]) for n, p in enumerate(prompts)]
     )
     plain = model.sample(prompts, seed=[SEED + n for n in range(COUNT)])
     rows = ["| | its ground | its artist | the asked thing |", "|---|---|---|---|"]
-    for label, pictures in (("with a reference", styled), ("without", plain)):
-        read = scorer.read(pictures)
+    for label, drawn in (("with a reference", styled), ("without", plain)):
+        read = scorer.read(drawn)
         found = [
-            float(np.mean(read.grounds == [g for g, _ in wanted])),
-            float(np.mean(read.artists == [a for _, a in wanted])),
+            float(np.mean(read.grounds == [g for _, g, _ in shown])),
+            float(np.mean(read.artists == [a for _, _, a in shown])),
             float(np.mean([a in read.concepts[n] for n, (a, _) in ANY])),
         ]
         rows.append(f"| {label} | " + " | ".join(f"{share:.2f}" for share in found) + " |")
@@ -183,6 +237,14 @@ def main() -> None:
             f"A prompt changed midway, at the base's 16×16 ({Path('switching.png')}):",
             "",
             *switch,
+            "",
+            "Image-to-image: the prompt asks for one thing, the picture shows another:",
+            "",
+            *starting(model, scorer),
+            "",
+            "Variations of these pictures:",
+            "",
+            *varying(model, scorer),
         ],
     )
 

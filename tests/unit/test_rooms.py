@@ -10,14 +10,14 @@ LAYERS = ("ediffi_core", "pipelines", "notebooks")
 ENCODERS = Path("ediffi_core/encoders.py")
 
 FLOORS = (
-    ("formatting", "metrics"),
+    ("formatting", "layout", "metrics"),
     ("demo", "spec", "store"),
     ("data", "features", "models"),
     ("dag",),
     ("runs",),
     ("planning", "training"),
     ("evaluation",),
-    ("reports", "steps"),
+    ("interchange", "reports", "steps"),
     ("lineage",),
     ("executor",),
     ("jobs",),
@@ -95,6 +95,12 @@ def test_layers_import_downwards_only():
 def test_only_the_encoders_import_encoder_libraries():
     users = {p for p, t in MODULES if {"transformers", "open_clip"} & set(imports(p, t))}
     assert {p for p in users if p.parts[0] == "ediffi_core"} == {ENCODERS}
+
+
+def test_one_module_imports_diffusers_and_none_imports_it():
+    users = {p for p, t in MODULES if "diffusers" in t and "diffusers" in imports(p, t)}
+    assert users == {Path("ediffi_core/diffusers_pipeline.py")}
+    assert not [p for p, t in MODULES if "import diffusers_pipeline" in t]
 
 
 def test_the_encoders_import_them_when_asked_only():

@@ -8,7 +8,17 @@ import torch
 from fake_gpu import FakeGPU
 
 from ediffi_core.cascade import CascadeStage, sample
-from ediffi_core.control import Phrase, TokenSpans, paint_with_words, switched, with_style
+from ediffi_core.control import (
+    Control,
+    Keep,
+    Phrase,
+    Start,
+    Switch,
+    TokenSpans,
+    paint_with_words,
+    switched,
+    with_style,
+)
 from ediffi_core.degrade import Degradation, super_resolution_pair
 from ediffi_core.ensemble import Ensemble, Expert
 from ediffi_core.guidance import dynamic_threshold, guided, on_interval, static_threshold
@@ -245,3 +255,31 @@ def test_a_grid_that_is_on_the_device_is_read_once(gpu, halves, make_cond):
     assert not gpu.syncs
     Denoiser(ensemble.experts[0].denoiser.net)(x, sigma.to("cuda", non_blocking=True), cond)
     assert not gpu.syncs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["heun", "deis3"])
+def test_a_steered_cascade(gpu, solver, halves, make_cond, efficient):
+    """Pictures and prompts come from the CPU, and no step waits for the device."""
+    cond, picture = make_cond(2).to("cuda"), torch.zeros(1, 3, 16, 16)
+    control = Control(
+        negative=make_cond(2, seed=1),
+        switch=Switch(cond=make_cond(2, seed=2), fraction=0.5),
+        start=Start(picture=picture, sigma=3.0),
+        keep=Keep(picture=picture, drawn=torch.ones(1, 1, 16, 16)),
+    )
+    first = CascadeStage(
+        name="base", denoiser=halves("cuda"), resolution=8, solver=solver, guidance=1.0
+    )
+    second = replace(first, name="sr", denoiser=halves("cuda", efficient), resolution=16)
+    syncs = []
+    for steps in (2, 5):
+        gpu.syncs.clear()
+        stages = [replace(stage, steps=steps) for stage in (first, second)]
+        found = dict(sample(stages, cond, seed=[1, 2], control=control))
+        assert {k: (v.device.type, tuple(v.shape)) for k, v in found.items()} == {
+            "base": ("cuda", (2, 3, 8, 8)),
+            "sr": ("cuda", (2, 3, 16, 16)),
+        }
+        syncs.append(dict(gpu.syncs))
+    assert syncs[0] == syncs[1]

@@ -73,10 +73,11 @@ def test_copies_of_training_pictures_are_found():
 
 
 def test_a_copy_of_a_training_picture_that_is_there_twice_has_a_ratio_of_one():
-    training = torch.tensor([[0.0, 0.0], [0.0, 0.0], [5.0, 0.0]])
-    found = neighbours(Features.of(torch.tensor([[0.0, 0.0]])), Features.of(training))
-    assert (float(found.distance), float(found.ratio)) == (0.0, 1.0)
-    assert not bool(found.authentic)
+    training = normal(100, 16, 0)  # so many that distances are computed by products
+    training[70] = training[3]
+    found = neighbours(Features.of(training[[3, 4]]), Features.of(training))
+    assert (found.distance.tolist(), found.ratio.tolist()) == ([0.0, 0.0], [1.0, 0.0])
+    assert found.authentic.tolist() == [False, False]
 
 
 def test_a_share_near_its_bounds_has_an_interval_within_them():

@@ -8,7 +8,8 @@ import torch
 from scipy.integrate import quad
 from torch import nn
 
-from ediffi_core.ema import PowerEMA, gamma_of, reconstruct
+from ediffi_core.ema import PowerEMA, reconstruct
+from ediffi_core.ema_length import gamma_of, mix_of
 
 BATCH, STEPS = 32, 400
 
@@ -166,3 +167,12 @@ def test_no_other_mixture_of_weight_1_comes_closer(snapshots):
         step = rng.standard_normal(len(snapshots))
         other = best + 0.05 * (step - step.mean())
         assert distance(other) > distance(best) * (1 - 1e-6)
+    size = (weighting(images, length) ** 2).sum()
+    error = mix_of(snapshots, images, length).error
+    assert error == pytest.approx(math.sqrt(distance(best) / size), rel=1e-3)
+
+
+def test_a_stored_average_is_made_up_without_error():
+    mix = mix_of(FEW[3], 1000, 0.1)
+    assert mix.error < 1e-6
+    assert mix.shares == pytest.approx([*[0] * 15, 1], abs=1e-6)

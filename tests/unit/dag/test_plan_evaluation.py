@@ -239,3 +239,21 @@ def test_a_champion_of_other_stages_is_not_compared_nor_retrained(store):
     assert "gate/smoke" not in promoted.plan(larger).verdicts
     with pytest.raises(ValueError, match="its stages are base 16 → sr32 64, the champion's base"):
         promoted.plan(larger, retrain=True)
+
+
+def test_another_length_of_the_average_trains_nothing_anew(store):
+    """Only the nodes that draw with the stage differ, and only where a length is set."""
+
+    def fingerprints(**sampling):
+        def change(raw):
+            raw["stages"]["base"]["training"]["snapshot_images"] = 16
+            raw["stages"]["base"]["sampling"] |= sampling
+
+        verdicts = plan.make(spec(change), store, {}).verdicts
+        return {name: verdict.fingerprint for name, verdict in verdicts.items()}
+
+    plain, longer = fingerprints(), fingerprints(ema_length=0.1)
+    assert fingerprints(ema_length=None) == plain
+    changed = {name.partition("/")[0] for name in plain if plain[name] != longer[name]}
+    assert changed == {"evaluate", "compare", "promote"}
+    assert {n for n in plain if n.startswith("evaluate/") and plain[n] == longer[n]} == set()

@@ -21,7 +21,6 @@ A = [
     "a " + "very " * 60 + "end",
 ]
 B = ["two", "small ones", "Ω ≠ ω", "Москва зимой"]
-LONG = "a" + " very" * 60 + " end"
 
 
 def shard(name):
@@ -150,32 +149,6 @@ def test_pictures_are_spread_and_go_with_their_captions(folder):
     assert "b-0" not in {p.key for p in of_16}
     assert {p.picture.size for p in of_16} == {(16, 16), (16, 20)}  # whole
     assert next(p for p in of_16 if p.key == "a-1").picture.size == (16, 20)
-
-
-def test_a_grid_leaves_few_gaps():
-    assert {n: contact_sheet.columns_for(n) for n in (1, 2, 6, 8, 9, 10, 16)} == {
-        1: 1,
-        2: 2,
-        6: 3,
-        8: 4,
-        9: 3,
-        10: 5,
-        16: 4,
-    }
-
-
-def test_captions_are_wrapped_and_cut(folder):
-    letters = contact_sheet.font_for(LONG)
-    lines = contact_sheet.wrap(LONG, letters, contact_sheet.SIDE, contact_sheet.LINES)
-    assert len(lines) == contact_sheet.LINES
-    assert lines[-1].endswith("very …")
-    assert contact_sheet.truncate("x" * 99, letters, contact_sheet.SIDE).endswith("x…")
-    assert max(letters.getlength(line) for line in lines) <= contact_sheet.SIDE
-    assert contact_sheet.wrap("a fox", letters, contact_sheet.SIDE, contact_sheet.LINES) == [
-        "a fox"
-    ]
-    whole = contact_sheet.wrap("山" * 40, letters, contact_sheet.SIDE, contact_sheet.LINES)
-    assert "".join(whole) == "山" * 40  # of a text without spaces nothing is lost either
 
 
 @pytest.mark.parametrize(

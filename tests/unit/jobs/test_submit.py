@@ -92,6 +92,11 @@ def test_local_addresses_are_refused_for_a_remote_cluster(changes, storage, vari
         ({"data": {"train": {"path": "pairs"}, "validation": {"path": "/data"}}}, "data.train"),
         ({"encoders": {"t5": "t5-here", "clip": "ViT-L-14"}}, "encoders.t5"),
         ({"tracking": "sqlite:///mlflow.db"}, "tracking"),
+        (
+            {"evaluate": {"features": {"a": {"kind": "inception", "weights": "w.pth"}}}},
+            "evaluate.features.a.weights",
+        ),
+        ({"evaluate": {"features": {"a": {"kind": "clip", "model": "t5-here"}}}}, "evaluate.feat"),
     ],
 )
 def test_relative_paths_are_refused(changes, named, tmp_path, monkeypatch):
@@ -150,6 +155,10 @@ def test_mistakes_are_found_without_the_data():
         w.startswith("error: base: `stages.base.workers.activation_checkpointing`") for w in wrong
     )
     assert not any(f.is_error for f in portability.lint_without_data(spec()))
+    inception = {"kind": "inception", "weights": "/far/weights.pth"}
+    scored = spec(evaluate={"clip": "ViT-B-32", "features": {"inception": inception}})
+    [few] = [f for f in portability.lint_without_data(scored) if f.is_error]
+    assert "kid needs 1,000 pictures" in few.text
 
 
 class Quicker:

@@ -10,12 +10,11 @@ from PIL import Image
 from pipelines.models import painting
 
 
-def test_a_box_is_the_same_as_list_text_and_on_a_command_line():
+def test_a_box_is_the_same_as_list_and_text():
     (listed,) = painting.phrases_from_json([{"phrase": "a cat", "where": [0, 0.25, 0.5, 1]}])
     (written,) = painting.phrases_from_json([{"phrase": "a cat", "where": "0,0.25,0.5,1"}])
-    ((typed,),) = painting.parse_phrases(["a cat=0,0.25,0.5,1"], ["a cat"], painting.STRENGTH)
-    assert listed.text == "a cat" and listed.strength == typed.strength
-    assert torch.equal(listed.mask, typed.mask) and torch.equal(written.mask, typed.mask)
+    assert listed.text == "a cat" and listed.strength == painting.STRENGTH
+    assert torch.equal(listed.mask, written.mask)
     assert listed.mask.mean() == 0.375
 
 
@@ -70,9 +69,15 @@ def test_formats_that_make_pillow_run_programs_are_refused():
 def test_a_phrase_is_painted_where_it_is_a_word():
     """Not where it is part of a word."""
     prompts = ["a cat", "a category", "The CAT, asleep", "cats", "a cat\u2019s hat"]
-    found = painting.parse_phrases(["cat=0,0,1,1"], prompts, 0.4)
-    assert [len(phrases) for phrases in found] == [1, 0, 1, 0, 1]
-    two = painting.parse_phrases(["black  cat=0,0,1,1"], ["a black cat", "a black\ncat"], 0.4)
-    assert [len(phrases) for phrases in two] == [1, 1]
+    assert painting.holders("cat", prompts) == [0, 2, 4]
+    assert painting.holders("black  cat", ["a black cat", "a black\ncat"]) == [0, 1]
+    assert painting.holders("cat", ["a dog", "a frog"], then="a cat") == [0, 1]
     with pytest.raises(ValueError, match="phrase 'cat' is in no prompt; paint whole words"):
-        painting.parse_phrases(["cat=0,0,1,1"], ["a category"], 0.4)
+        painting.holders("cat", ["a category"])
+
+
+def test_an_argument_is_a_phrase_and_a_place():
+    assert painting.split_argument(" a = b = 0,0,1,1") == ("a = b", "0,0,1,1")
+    for text in ("a cat", "=0,0,1,1", "a cat="):
+        with pytest.raises(ValueError, match="paints nothing: write PHRASE=WHERE"):
+            painting.split_argument(text)

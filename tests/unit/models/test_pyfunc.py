@@ -13,6 +13,8 @@ from pipelines.spec.sampling import Sampling
 OWN = {"base": Sampling(), "sr32": Sampling(steps=5)}
 
 PICTURE = painting.encode_png(np.zeros((4, 4, 3), np.uint8))
+OTHER = painting.encode_png(np.full((4, 4, 3), 200, np.uint8))
+MASK = painting.encode_png(np.eye(4, dtype=np.uint8)[..., None].repeat(3, 2) * 255)
 PAINT = [{"phrase": "a cat", "where": [0, 0, 0.5, 1]}]
 
 
@@ -42,13 +44,39 @@ def test_a_missing_value_means_the_ensembles_own():
     )
     first, second = parse_requests(frame, OWN)
     assert (first.seed, second.seed) == (0, 7) and isinstance(second.seed, int)
-    assert first.options == Options(sampling='{"guidance": 3.0}', style=PICTURE, is_painted=True)
+    assert first.options == Options(sampling='{"guidance": 3.0}', style=(PICTURE,), is_painted=True)
     assert second.options == Options(sampling='{"solver": "heun", "steps": 5}')
 
 
 def test_a_list_and_its_json_paint_the_same():
     (a,), (b,) = one(paint=PAINT).paint, one(paint=json.dumps(PAINT)).paint
     assert a.text == b.text and a.strength == b.strength and a.mask.equal(b.mask)
+
+
+def test_pictures_weights_and_texts_of_a_row():
+    found = one(
+        image=PICTURE,
+        sigma=3,
+        mask=MASK,
+        style=[PICTURE, OTHER],
+        style_weights=[1, 0.5],
+        negative="a dog",
+        then="a bird",
+        switch=0.5,
+    )
+    assert (found.negative, found.then) == ("a dog", "a bird")
+    assert found.options == Options(
+        image=PICTURE,
+        sigma=3.0,
+        mask=MASK,
+        style=(PICTURE, OTHER),
+        style_weights=(1.0, 0.5),
+        switch=0.5,
+        has_second_prompt=True,
+    )
+    assert one(variation=PICTURE).options == Options(variation=PICTURE)
+    told = one(style=json.dumps([PICTURE, OTHER]), style_weights="[1, 0.5]").options
+    assert (told.style, told.style_weights) == ((PICTURE, OTHER), (1.0, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -67,10 +95,31 @@ def test_a_list_and_its_json_paint_the_same():
         ({"sampling": "steps=3"}, "row 1: `sampling` 'steps=3' is not a JSON object"),
         ({"sampling": [3]}, "row 1: `sampling` '.3.' is not a mapping"),
         ({"solver": "ddim"}, "solver 'ddim' is unknown; there are euler"),
-        ({"style": "picture.png"}, "row 1: 'picture.png' is not an image"),
+        ({"style": "picture.png"}, "row 1: `style` 'picture.png' is not an image"),
+        ({"style": [PICTURE, "x"]}, "row 1: `style` 'x' is not an image"),
+        ({"style": [PICTURE, 3]}, "row 1: `style` is '3'; give a PNG"),
+        ({"style": PICTURE, "style_weights": ["a"]}, "row 1: `style_weights` is 'a'; write a num"),
+        ({"style": PICTURE, "style_weights": [1, 2]}, "row 1: `style_weights` are .* for 1 style"),
+        ({"style_weights": 3}, "row 1: `style_weights` '3' is not a JSON list"),
+        ({"image": "picture.png"}, "row 1: `image` 'picture.png' is not an image"),
+        ({"image": 3}, "row 1: `image` is '3'; give a PNG, JPEG or WebP as base64"),
+        ({"variation": "?"}, "row 1: `variation` '.' is not an image"),
+        ({"variation": PICTURE, "style": PICTURE}, "row 1: `style` and `variation` both"),
+        ({"image": PICTURE, "mask": "?"}, "row 1: `mask` '.' is not an image"),
+        ({"image": PICTURE, "mask": PICTURE}, "row 1: `mask` is dark everywhere"),
+        ({"mask": MASK}, "row 1: `mask` is given without `image`"),
+        ({"sigma": 3}, "row 1: `sigma` is given without `image`"),
+        ({"image": PICTURE, "sigma": -1}, "row 1: `sigma` is -1.0; write a noise level above"),
+        ({"image": PICTURE, "sigma": 30, "sampling": {"sigma_max": 20}}, "sigma` is 30.0; .* 20.0"),
+        ({"negative": 3}, "row 1: `negative` is 3; write a text"),
+        ({"then": ["a"]}, "row 1: `then` is .*; write a text"),
+        ({"then": "a dog"}, "row 1: a second prompt needs `switch`"),
+        ({"then": "a dog", "switch": "half"}, "row 1: `switch` is 'half'; write a number"),
+        ({"then": "a dog", "switch_sigma": 0}, "row 1: `switch_sigma` is 0.0"),
+        ({"switch": 0.5}, "row 1: `switch` is given without `then`"),
         ({"paint": "a cat=0,0,1,1"}, "is not a JSON list"),
         ({"paint": "{}"}, "is not a list"),
-        ({"paint": 3}, "is not a JSON list"),
+        ({"paint": 3}, "row 1: `paint` '3' is not a JSON list"),
         ({"paint": [{"phrase": "a cat"}]}, "row 1: .* paints nothing"),
     ],
 )
@@ -105,6 +154,26 @@ def test_rows_with_equal_options_share_a_batch_and_keep_their_order():
     assert [o["sampling"] for _, _, o in model.calls] == [{"guidance": 1.0}, {"guidance": 2.0}, {}]
     assert {o["up_to"] for _, _, o in model.calls} == {"base"}
     assert [int(p.item()) for p in found] == [4, 3, 2, 1]
+
+
+def test_rows_with_other_texts_share_a_batch_and_rows_with_other_pictures_do_not():
+    frame = pd.DataFrame(
+        {
+            "prompt": ["a", "b", "c", "d"],
+            "seed": [4, 3, 2, 1],
+            "negative": ["x", None, None, None],
+            "then": [None, None, "y", None],
+            "switch": [None, None, 0.5, None],
+            "image": [None, None, None, PICTURE],
+        }
+    )
+    model = Recorded()
+    draw(model, parse_requests(frame, OWN))
+    assert [p for p, _, _ in model.calls] == [["a", "b"], ["c"], ["d"]]
+    first, second, third = (options for _, _, options in model.calls)
+    assert first["negative"] == ["x", ""] and first["then"] is None
+    assert second["then"] == ["y"] and second["switch"] == 0.5
+    assert third["image"].size == (4, 4) and third["mask"] is None
 
 
 def test_no_rows_give_no_images():

@@ -11,19 +11,17 @@ import pytest
 import torch
 import yaml
 from paths import SMOKE
+from snapshot_kit import read_json, write_ensemble
 
-from ediffi_core.cascade import CascadeStage
 from ediffi_core.conditioning import Conditioning, EmbeddingSpec
-from ediffi_core.ensemble import Ensemble, Expert
-from ediffi_core.noise import Interval, NoiseDistribution
-from ediffi_core.precond import Denoiser
-from ediffi_core.unet import UNet, UNetConfig
+from ediffi_core.unet import UNetConfig
 from pipelines.cli.drawing import parse_settings
 from pipelines.models.pyfunc import parse_requests
-from pipelines.models.stages import configured, draw
+from pipelines.models.stages import configured, draw, load_stages
 from pipelines.spec import loading as specs
 from pipelines.spec.base import nested
 from pipelines.spec.sampling import Sampling, SamplingWarning, with_changes
+from pipelines.store.artifacts import Store
 
 SIDE = 16
 CONFIG = UNetConfig(
@@ -69,6 +67,7 @@ CASES = {
     "tile": Case(8, {"overlap": 2}),
     "overlap": Case(2, {"tile": 12, "overlap": 0}),
     "precision": Case("bfloat16"),
+    "ema_length": Case(0.07),
 }
 
 
@@ -87,36 +86,41 @@ def test_every_setting_has_a_case():
 
 
 @pytest.fixture(scope="module")
-def stage():
-    torch.manual_seed(0)
-    halves = {"E1_0": Interval(0.0, 0.5), "E1_1": Interval(0.5, 1.0)}
-    experts = []
-    for name, interval in halves.items():
-        net = UNet(CONFIG)
-        for p in net.parameters():
-            p.data.copy_(0.3 * torch.randn(p.shape))
-        experts.append(Expert(name, interval, Denoiser(net.eval().requires_grad_(False))))
-    ensemble = Ensemble(experts, NoiseDistribution())
-    return CascadeStage(name="base", denoiser=ensemble, resolution=SIDE)
+def ensemble(tmp_path_factory):
+    """The manifest of two trained experts in a store."""
+    store = Store.at(str(tmp_path_factory.mktemp("store")))
+    return read_json(write_ensemble(store, CONFIG))
 
 
-def picture(stage, changes):
+@pytest.fixture(scope="module")
+def stage(ensemble):
+    return loaded(ensemble, Sampling(steps=8))
+
+
+def loaded(ensemble, sampling):
+    """The stage of an ensemble whose manifest has these settings."""
+    settings = {**ensemble["stages"][0], "resolution": SIDE, "sampling": sampling.settings()}
+    [found] = load_stages(Store.at(ensemble["store"]), [settings], ensemble["weights"])
+    return found
+
+
+def picture(ensemble, changes):
     own = {"base": Sampling(steps=8)}
     generator = torch.Generator().manual_seed(0)
     low = torch.rand(1, 3, 8, 8, generator=generator)
     cond = Conditioning(pooled={"clip_image": torch.arange(6.0)[None]}, low_res=low)
-    changed = configured(stage, with_changes(own, changes)["base"])
+    changed = loaded(ensemble, with_changes(own, changes)["base"])
     return draw([changed], cond, seed=1)["base"]
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", CASES)
-def test_it_changes_the_picture(name, stage):
+def test_it_changes_the_picture(name, ensemble):
     case = CASES[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SamplingWarning)  # an overlap that has no tile yet
-        before = picture(stage, case.given or {})
-    after = picture(stage, (case.given or {}) | {name: case.value})
+        before = picture(ensemble, case.given or {})
+    after = picture(ensemble, (case.given or {}) | {name: case.value})
     assert before.float().std() > 1 and not torch.equal(before, after)
 
 

@@ -78,7 +78,19 @@ MISTAKES = {
         "E1_1, E1_0 would end",
     ),
     "average": ({f"{SR}training__ema_halflife_images": 200}, "sr32", "ema_halflife_images", 32),
-    "snapshot": ({f"{BASE}training__snapshot_images": 200}, "base", "snapshot_images", 128),
+    "snapshot": ({f"{BASE}training__snapshot_images": 200}, "base", "snapshot_images", 16),
+    "rough average": (
+        {f"{BASE}training__snapshot_images": 64, f"{BASE}sampling__ema_length": 0.2},
+        "base",
+        "stages.base.sampling.ema_length",
+        "with an error of 45%; write `stages.base.training.snapshot_images: 16`",
+    ),
+    "average that no snapshots make up": (
+        {f"{BASE}training__snapshot_images": 16, f"{BASE}sampling__ema_length": 0.01},
+        "base",
+        "stages.base.sampling.ema_length",
+        "write 0.01 into `stages.base.training.snapshot_lengths`",
+    ),
     "uneven workers": ({f"{BASE}workers__count": 3, "cpus": 3}, "base", "workers.count", "divides"),
     "uneven micro-batch": ({f"{BASE}workers__micro_batch": 3}, "base", "micro_batch", "divides"),
     "idle": (
@@ -188,6 +200,12 @@ ERRORS = {
         "train/base/E0_0",
         "stages.base.workers.count",
         "group a has 8",
+    ),
+    "average without snapshots": (
+        {f"{BASE}sampling__ema_length": 0.1},
+        "base",
+        "stages.base.sampling.ema_length",
+        "write `stages.base.training.snapshot_images: 16`, or remove it",
     ),
     "many draws": ({f"{BASE}cadence__validate_draws": 513}, "base", "validate_draws", 512),
     "attention": ({f"{SR}crop": 8}, "sr32", "sr32.crop", "smoke-sr is made for 16"),
