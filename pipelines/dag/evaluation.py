@@ -231,8 +231,7 @@ def evaluate_node(
     encoders = Encoders.of(spec, sources)
     sets = MeasuredFeatures({}, {}, {})
     if validation is None:  # there are no features of another plan's pictures
-        side = chain[-1].settings["resolution"]
-        sets = MeasuredFeatures.of(spec, sources, side, own=trained_with is None)
+        sets = MeasuredFeatures.of(spec, sources, chain[-1].stage, own=trained_with is None)
     settings = {
         "captions": spec.evaluate.captions,
         "scoring_clip": spec.evaluate.clip and sources["encoders"]["scorer"],

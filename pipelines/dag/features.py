@@ -51,34 +51,37 @@ def is_conditioning(given: FeatureNetwork) -> bool:
     return given.kind == "clip" and given.model is None
 
 
-def features_id(name: str, split: str, resolution: int) -> str:
-    """Id of the node that computes features of a split's real pictures."""
-    return f"features/{name}/{split}-{resolution}"
+def features_id(stage: str, name: str, split: str) -> str:
+    """Id of the node that computes features of a split's real pictures, as a stage has them."""
+    return f"features/{stage}/{name}-{split}"
 
 
 def features_nodes(spec: Spec, sources: Mapping[str, Any]) -> Iterator[Node]:
     """Features of the validation pictures at each stage's resolution, and, for ``neighbours``, of
     the training pictures."""
-    sides = sorted({stage.resolution for stage in spec.stages.values()})
     for name in spec.evaluate.features:
         splits = ["validation"]
         if NEIGHBOURS in spec.evaluate.measures_on(name):
             splits.append("train")
-        for side in sides:
+        for stage in spec.stages:
             for split in splits:
-                yield _features_node(spec, sources, name, split, side)
+                yield _features_node(spec, sources, stage, name, split)
 
 
 def _features_node(
-    spec: Spec, sources: Mapping[str, Any], name: str, split: str, side: int
+    spec: Spec, sources: Mapping[str, Any], stage: str, name: str, split: str
 ) -> Node:
     evaluate, network = spec.evaluate, Network.of(spec, sources, name)
     # As many real pictures as are drawn: those of the same captions.
     rows = evaluate.captions if split == "validation" else None
     return Node(
         kind="features",
-        name=features_id(name, split, side).removeprefix("features/"),
-        settings={"network": network.identity, "resolution": side, "rows": rows},
+        name=features_id(stage, name, split).removeprefix("features/"),
+        settings={
+            "network": network.identity,
+            "resolution": spec.stages[stage].resolution,
+            "rows": rows,
+        },
         inputs={"data": f"embed/{split}", **network.inputs},
         runtime={
             "name": name,
@@ -108,10 +111,8 @@ class MeasuredFeatures:
     runtime: dict[str, Any]
 
     @staticmethod
-    def of(
-        spec: Spec, sources: Mapping[str, Any], resolution: int, *, own: bool
-    ) -> MeasuredFeatures:
-        """Of an evaluation of pictures of one resolution.
+    def of(spec: Spec, sources: Mapping[str, Any], stage: str, *, own: bool) -> MeasuredFeatures:
+        """Of an evaluation of a stage's pictures.
 
         Args:
             own: whether this plan's data trained what is evaluated, so that ``neighbours`` has a
@@ -127,9 +128,9 @@ class MeasuredFeatures:
         }
         inputs = {}
         for name in networks:
-            inputs[f"real/{name}"] = features_id(name, "validation", resolution)
+            inputs[f"real/{name}"] = features_id(stage, name, "validation")
             if NEIGHBOURS in measures[name]:
-                inputs[f"training/{name}"] = features_id(name, "train", resolution)
+                inputs[f"training/{name}"] = features_id(stage, name, "train")
         return MeasuredFeatures(
             settings={
                 "features": {name: network.identity for name, network in networks.items()},

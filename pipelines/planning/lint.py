@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from pipelines.dag.plan import Plan, Verdict, images_to_train
 from pipelines.formatting import duration, number
 from pipelines.planning.cost import stage_of
+from pipelines.planning.evaluation_cost import evaluation, evaluation_flops
 from pipelines.planning.findings import Finding, Findings, error, warning
 from pipelines.planning.lint_measures import check_measures
 from pipelines.planning.lint_stage import STAGE_CHECKS
-from pipelines.planning.node_costs import evaluation, evaluation_flops
 from pipelines.planning.training_cost import measured_speeds, training
 from pipelines.spec.cluster import EMBEDDING, Cluster
 from pipelines.spec.pipeline import Spec
@@ -70,6 +70,7 @@ def missing_gpus(spec: Spec, todo: list[Verdict]) -> Findings:
             )
         elif gang > spec.cluster.groups[name].count:
             key = "embedding" if stage == EMBEDDING else f"stages.{stage}.workers.count"
+            key = "evaluate.workers" if node.kind in ("evaluate", "features") else key
             yield error(
                 node.id,
                 key,

@@ -14,18 +14,14 @@ reading data, Ray's start-up time for nodes that do not train, and all other kin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pipelines.dag.plan import Node, Plan, images_to_train
 from pipelines.planning.cost import CPU_FLOPS, Cost, gpus_of, group_of, money_for, power_of
-from pipelines.planning.network_size import size_of
-from pipelines.planning.stage_networks import config_of
+from pipelines.planning.evaluation_cost import evaluation, features
 from pipelines.planning.training_cost import measured_speeds, training
 from pipelines.spec.cluster import Cluster
-from pipelines.spec.evaluation import UNTRAINED_CAPTIONS
 from pipelines.spec.pipeline import Spec
-from pipelines.spec.sampling import Sampling
 
 
 def costs_of(plan: Plan, cluster: Cluster, embed_work: Mapping[str, Any]) -> dict[str, Cost]:
@@ -50,6 +46,8 @@ def costs_of(plan: Plan, cluster: Cluster, embed_work: Mapping[str, Any]) -> dic
             found[node.id] = _embedding(plan.spec, node, cluster, embed_work.get(node.id, {}))
         elif node.kind == "evaluate":
             found[node.id] = evaluation(plan.spec, node, cluster)
+        elif node.kind == "features":
+            found[node.id] = features(plan.spec, node, cluster)
         else:
             found[node.id] = Cost()
     return found
@@ -100,48 +98,4 @@ def _embedding(spec: Spec, node: Node, cluster: Cluster, work: Mapping[str, Any]
         kept_bytes=stored,
         written_bytes=stored,
         how=f"{', '.join(factors)} × {share}" if factors else "",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationFlops:
-    """FLOPs of an evaluation, by what it computes."""
-
-    losses: float
-    """Of the validation loss, at the training resolution."""
-
-    images: float
-    """Of drawing images: images × network calls of each stage × a forward pass at full resolution,
-    doubled by guidance."""
-
-
-def evaluation_flops(spec: Spec, node: Node) -> EvaluationFlops:
-    """FLOPs of an evaluate node."""
-    s = node.settings
-    pictures = s["captions"]
-    if s["metrics"] and s["controls"]:
-        pictures += min(UNTRAINED_CAPTIONS, s["captions"])
-    draws = s["losses"]["draws"] * len(s["losses"]["experts"])
-    losses = draws * size_of(config_of(spec, s["stages"][-1]["name"])).flops
-    images = 0.0
-    for stage in s["stages"]:
-        calls = Sampling.from_settings(stage["sampling"]).network_calls
-        one = size_of(config_of(spec, stage["name"]), stage["resolution"]).flops
-        images += pictures * calls * one
-    return EvaluationFlops(losses=losses, images=images)
-
-
-def evaluation(spec: Spec, node: Node, cluster: Cluster) -> Cost:
-    """Time = FLOPs of :func:`evaluation_flops` ÷ FLOP/s."""
-    parts = evaluation_flops(spec, node)
-    flops = parts.losses + parts.images
-    power = power_of(node, cluster, "float32")
-    seconds = flops / power.speed
-    return Cost(
-        flops=flops,
-        seconds=seconds,
-        group=power.group,
-        gang=power.gang,
-        money=money_for(power.price, power.gang, seconds),
-        how=power.how,
     )

@@ -20,7 +20,7 @@ from pipelines.spec import loading
 from pipelines.steps import evaluate
 from pipelines.store.artifacts import Store
 
-NODE = "evaluate/sr32/ensemble"
+NODE, BATCH = "evaluate/sr32/ensemble", 8
 pytestmark = pytest.mark.slow
 
 
@@ -34,7 +34,7 @@ def ray_here():
 
 
 class Evaluation:
-    """The smoke run's evaluation of its second stage, again, in batches of two pictures."""
+    """The smoke run's evaluation of its second stage, again, in batches of eight pictures."""
 
     def __init__(self, smoke, root):
         self.store = Store.at(str(smoke.copy(root / "store", "evaluate")))
@@ -44,7 +44,7 @@ class Evaluation:
 
     def node(self, actors):
         node = self.verdict.node
-        runtime = {**node.runtime, "actors": actors, "batch": 2}
+        runtime = {**node.runtime, "actors": actors, "batch": BATCH}
         return replace(node, cpus=actors, runtime=runtime)
 
     def context(self, folder, actors):
@@ -77,7 +77,7 @@ class Evaluation:
         return run_step(self.node(actors), self.context(folder, actors), self.inputs)
 
     def parts(self, folder):
-        return sorted(n for n in self.store.files(f"{folder}/parts/2") if n != "networks.json")
+        return sorted(self.store.files(f"{folder}/parts/{BATCH}"))
 
     def compare(self, folder, result, other, expected):
         assert result.metrics.keys() == expected.metrics.keys()
@@ -134,9 +134,9 @@ def test_three_workers_continue_what_one_has_begun(again, alone, ray_here):
     """As after a kill of the node: some of the parts are there, and stay as they are."""
     kept = again.parts("alone")[1::2]
     for name in kept:
-        data = again.store.read(f"alone/parts/2/{name}")
-        again.store.write(f"three/parts/2/{name}", data)
-    files = [Path(again.store.full(f"three/parts/2/{name}")) for name in kept]
+        data = again.store.read(f"alone/parts/{BATCH}/{name}")
+        again.store.write(f"three/parts/{BATCH}/{name}", data)
+    files = [Path(again.store.full(f"three/parts/{BATCH}/{name}")) for name in kept]
     before = [file.stat().st_mtime_ns for file in files]
     result = again.on_actors("three", 3)
     again.compare("three", result, "alone", alone)

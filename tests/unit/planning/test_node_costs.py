@@ -127,6 +127,45 @@ def test_evaluation_takes_a_gpu_if_it_is_given_one():
     assert fast.money == pytest.approx(2.5 * 0.5 * fast.seconds / 3600)
 
 
+def test_workers_divide_the_time_of_an_evaluation_by_whole_chunks():
+    one, four, five = (
+        costs(own(evaluate__gpus=1, evaluate__captions=512, evaluate__workers=n, evaluate__cpus=c))[
+            "evaluate/base/root"
+        ]
+        for n, c in ((1, 1), (4, 1), (3, 1))
+    )
+    assert one.flops == four.flops == five.flops and (one.gang, four.gang) == (1, 4)
+    assert four.seconds == pytest.approx(one.seconds / 4)  # 8 chunks of 64
+    assert one.seconds / 3 < five.seconds < one.seconds / 2  # two of three have 3 chunks
+    assert four.money == pytest.approx(one.money)
+
+
+def test_the_arithmetic_of_30000_pictures_at_1024_is_in_the_plan():
+    spec = edited(
+        "ediffi-d",
+        evaluate__captions=30_000,
+        evaluate__workers=32,
+        evaluate__cpus=1,
+        evaluate__gpus=1,
+        evaluate__features={"inception": {"kind": "inception", "weights": "/none.pth"}},
+        gpus=512,
+    )
+    made = planned(spec)
+    work = embedding.estimate(made, Store.at("/dev/null"), _assumed(spec))
+    found = make_forecast(made, work)
+    how = found.costs["evaluate/sr1024/ensemble"].how
+    assert how.startswith(
+        "30,000 pictures in 469 chunks of 64, 15 for each of 32 workers; 32 A100 × "
+    )
+    assert how.endswith(
+        "pictures held by a worker: 64 × (64² + 256² + 1,024²) × 15 B = 1.1 GB; "
+        "all at once would be 503.2 GB; features kept: 245.8 MB"
+    )
+    real = found.costs["features/sr1024/inception-validation"]
+    assert real.flops == pytest.approx(30_000 * 11.42e9) and real.kept_bytes == 30_000 * 2048 * 4
+    assert how in [row[1] for row in assumptions(made, found)]
+
+
 def test_an_unknown_kind_costs_nothing_and_is_shown():
     spec = edited(cluster={})
     made = planned(spec)
