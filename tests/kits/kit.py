@@ -251,7 +251,7 @@ class Driver:
             if time.monotonic() - looked > 0.5:
                 self.look()
                 looked = time.monotonic()
-            time.sleep(0.002)
+            time.sleep(0.01)
         return found
 
     def kill(self, *, workers: bool = False) -> None:
