@@ -47,6 +47,12 @@ def pytest_collection_modifyitems(items):
     """Slow tests first, so that what is left at the end is short, and no worker waits for another.
 
     They stay with one worker as long as the other has quick ones: two pipelines at once on two
-    cores take longer than one after the other.
+    cores take longer than one after the other. Quick tests that need the smoke run come last: by
+    then the worker with the slow ones has made it.
     """
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+    def place(item):
+        slow = item.get_closest_marker("slow") is not None
+        return not slow, not slow and "smoke" in item.fixturenames
+
+    items.sort(key=place)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from kit import SMOKE, call, ediffi, spec_with, strict_json
+from kit import call, ediffi, spec_with, strict_json
 
 from pipelines.demo.make import write_parquet
 
@@ -35,7 +35,7 @@ def test_bad_rows_are_quarantined_and_counted_but_a_split_of_nothing_else_is_a_m
 
     def change(raw):
         tiny = smoke.folder("encoders/tiny")
-        raw |= {"name": "own", "encoders": {k: str(tiny / k) for k in ("t5", "clip")}}
+        raw |= {"name": "own", "cpus": 1, "encoders": {k: str(tiny / k) for k in ("t5", "clip")}}
         raw["data"] = {"train": {"path": str(train)}, "validation": {"path": str(validation)}}
         raw["stages"]["base"] |= {"experts": {"E0_0": {"images": 16}}, "ensemble": ["E0_0"]}
         del raw["stages"]["base"]["single"]
@@ -71,7 +71,14 @@ def test_bad_rows_are_quarantined_and_counted_but_a_split_of_nothing_else_is_a_m
 
 
 def test_a_node_that_fails_stops_only_what_needs_it(smoke, tmp_path, capsys):
-    """E1_1 cannot write its weights: its sibling E1_0 ends, the ensemble of both is skipped."""
+    """E1_1 cannot write its weights: its sibling E1_0 ends, the ensemble of both is skipped.
+
+    E1_1 is not tried again, which test_notice.py has.
+    """
+
+    def change(raw):
+        raw["stages"]["base"]["workers"] = {"retries": {"bugs": 0}}
+
     store = smoke.copy(
         tmp_path / "store",
         "train/base/E1_",
@@ -83,7 +90,8 @@ def test_a_node_that_fails_stops_only_what_needs_it(smoke, tmp_path, capsys):
     blocked = store / "nodes/train/base" / smoke.folder("train/base/E1_1").name / "ema.safetensors"
     (blocked / "in the way").mkdir(parents=True)
 
-    end = ediffi("run", SMOKE, "--storage", store)
+    spec = spec_with(tmp_path / "smoke.yaml", change)
+    end = ediffi("run", spec, "--storage", store)
     assert end.returncode == 1, end.stdout
     assert "Traceback" not in end.stdout + end.stderr
     [line] = [x for x in end.stderr.splitlines() if x.startswith("ediffi: ")]

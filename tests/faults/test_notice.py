@@ -1,6 +1,5 @@
 """Workers that are asked to leave, are lost, late or wrong: on Ray, with no training in them."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -29,13 +28,7 @@ WORKERS = {"gpus": 0, "retries": RETRIES}
 
 
 @pytest.fixture(scope="module")
-def ray():
-    with a_cluster() as ray:
-        yield ray
-
-
-@contextlib.contextmanager
-def a_cluster():
+def environment():
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
@@ -44,9 +37,18 @@ def a_cluster():
         patch.setenv("PYTHONPATH", os.pathsep.join([KITS, *sys.path]))
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
         patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.2")
-        start_ray(2)
-        yield ray
+        yield
         ray.shutdown()
+
+
+@pytest.fixture
+def ray(environment):
+    """A cluster for all tests, or for those up to one that shuts it down."""
+    import ray
+
+    if not ray.is_initialized():
+        start_ray(2)
+    return ray
 
 
 @pytest.fixture
@@ -93,10 +95,11 @@ class Node:
         return {int(f.read_text()) for f in (self.root / "attempts").iterdir()}
 
 
-def test_workers_that_leave_are_lost_late_or_wrong_are_started_again(node):
+def test_workers_that_leave_are_lost_late_or_wrong_are_started_again_but_not_for_a_mistake(node):
     """Each is told from the others, the rank is named, and no process of any attempt is left."""
-    fates = ("SIGTERM", "SIGKILL", "late", "bug")
-    assert node.train(*fates, timeout_s=10) == {"attempts": 5, "backend": "gloo"}
+    fates = ("SIGTERM", "SIGKILL", "late", "bug", "mistake")
+    with pytest.raises(ValueError, match=r"^batch 3 is not a multiple of 2; write 4$"):
+        node.train(*fates, timeout_s=10)
     left, lost, late, wrong = node.said()
     assert left.startswith("rank 1: SIGTERM (preemption); retrying from 0 images in ")
     assert left.endswith("attempt 1 of 2")
@@ -129,16 +132,11 @@ def test_a_driver_that_trains_often_leaves_no_file_open_and_no_shared_memory(nod
     assert held()[1] <= used + 2**20
 
 
-def test_a_mistake_of_one_rank_ends_the_node_at_once(node):
-    with pytest.raises(ValueError, match=r"^batch 3 is not a multiple of 2; write 4$"):
-        node.train("mistake")
-    assert node.said() == []
-
-
 def test_workers_start_where_their_labels_say_and_wait_for_such_a_machine(node, monkeypatch):
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     here = node.ray.get_runtime_context().get_node_id()
-    assert node.train(labels={"ray.io/node-id": here})["attempts"] == 1
+    done = node.train(workers=1, labels={"ray.io/node-id": here})
+    assert done == {"attempts": 1, "backend": "gloo"}
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     elsewhere = in_thread(lambda: node.train(labels={"ray.io/node-id": f"!{here}"}))
     [said, *_] = eventually(node.said)
     assert said.startswith("training: the cluster has no room for 2 such workers yet")
@@ -148,17 +146,8 @@ def test_workers_start_where_their_labels_say_and_wait_for_such_a_machine(node, 
         elsewhere.result(PATIENCE_S)
 
 
-def test_a_node_that_ray_will_take_away_is_left(ray, tmp_path):
-    """In a cluster of its own, as on the drained node nothing can be started again."""
-    ray.shutdown()
-    try:
-        with a_cluster() as own:
-            is_left(Node(own, tmp_path))
-    finally:
-        start_ray(2)  # for the tests that share one
-
-
-def is_left(node):
+def test_a_node_that_ray_will_take_away_is_left(node):
+    """The last of those on Ray here: on the drained node nothing can be started again."""
     from ray._raylet import GcsClient
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
@@ -169,16 +158,23 @@ def is_left(node):
         at = int((time.time() + deadline) * 1000)
         assert client.drain_node(here, preemption, "a spot instance", at) == (True, "")
 
+    def watchers():
+        return {p for p in descendants(os.getpid()) if "PreemptionWatcher" in title(p)}
+
+    before = watchers()  # of tests before this one
     end = in_thread(lambda: node.train("asked", workers=1))
     eventually(lambda: list(node.root.glob("attempts/*")))
     # Ray's watcher, too, is a process that a drained node would not start.
-    eventually(lambda: [p for p in descendants(os.getpid()) if "PreemptionWatcher" in title(p)])
-    drain()
-    [said] = eventually(node.said)
-    node.ray.get(node.board.stop.remote("not this one", "train/base/E1_1"))
-    node.ray.get(node.board.stop.remote("the test is over", "train/base/E0_0"))
-    with pytest.raises(Preempted, match="the test is over"):
-        end.result(PATIENCE_S)
+    eventually(lambda: watchers() - before)
+    try:
+        drain()
+        [said] = eventually(node.said)
+        node.ray.get(node.board.stop.remote("not this one", "train/base/E1_1"))
+        node.ray.get(node.board.stop.remote("the test is over", "train/base/E0_0"))
+        with pytest.raises(Preempted, match="the test is over"):
+            end.result(PATIENCE_S)
+    finally:
+        node.ray.shutdown()
     assert said.startswith("rank 0: node of rank [0] is being drained (preemption); ")
 
 

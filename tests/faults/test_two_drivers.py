@@ -5,7 +5,7 @@ import signal
 
 import mlflow
 import pytest
-from kit import SMOKE, driver, ediffi, kill, spec_with
+from kit import SMOKE, call, driver, kill, spec_with
 
 pytestmark = pytest.mark.slow
 
@@ -16,17 +16,17 @@ def stopped(running, pause):
     running.process.send_signal(signal.SIGSTOP if pause else signal.SIGCONT)
 
 
-def test_one_works_and_what_two_pipelines_share_is_trained_once(smoke, tmp_path):
+def test_one_works_and_what_two_pipelines_share_is_trained_once(smoke, tmp_path, capsys):
     """The first is paused while it trains, until the others have come upon it."""
     store = smoke.copy(tmp_path / "store", NODE)
     other = spec_with(tmp_path / "other.yaml", lambda raw: raw.update(name="other"))
     with driver(SMOKE, store, tmp_path / "log1") as first:
         first.until(lambda: f"{NODE} started" in first.text(), "the start of E1_1")
         stopped(first, pause=True)
-        second = ediffi("run", SMOKE, "--storage", store)
-        assert second.returncode == 2
-        assert "ediffi: pipeline smoke is already running (" in second.stderr
-        assert f", process {first.pid}, last heartbeat " in second.stderr
+        assert call("run", SMOKE, "--storage", store) == 2
+        second = capsys.readouterr().err
+        assert "ediffi: pipeline smoke is already running (" in second
+        assert f", process {first.pid}, last heartbeat " in second
         with driver(other, store, tmp_path / "log2") as third:
             waits = f"{NODE} is being built by pipeline smoke ("
             third.until(lambda: waits in third.text(), "waiting for the first")

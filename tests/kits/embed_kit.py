@@ -7,6 +7,7 @@ As a program, it runs the node ``embed/train`` of a spec on Ray, for tests that 
 
 import io
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -112,6 +113,28 @@ def embed(spec, root, start=None):
     return verdict, Runner(plan, Store.open(str(root)), None, None, None, None, None).run_node(
         verdict
     )
+
+
+def run_here(job, todo, embedding, cpus):
+    """What ``embed.run`` does, in this process without Ray."""
+    from pipelines.steps.embed_stages import AllStages
+
+    whole = todo and AllStages(job)
+    for shard in todo:
+        work = passed(shard, [whole])
+        if work.error:
+            raise ValueError(work.error)
+        yield job.store.read_json(job.path(shard, "json"))
+
+
+def passed(shard, stages):
+    """Pass a shard through stages, pickled in between as in the job; returns its work."""
+    from pipelines.steps.embed_work import Work
+
+    batch = pa.table({"work": pa.array([pickle.dumps(Work(shard))], pa.large_binary())})
+    for stage in stages:
+        batch = stage(batch)
+    return pickle.loads(batch["work"][0].as_py())
 
 
 class Pool:

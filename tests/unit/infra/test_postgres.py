@@ -78,7 +78,8 @@ def servers(s3_server, tmp_path_factory):
                         start_new_session=True,
                     )
                 )
-                wait_for(f"http://127.0.0.1:{one}/health", processes[-1], log)
+            for one, process in zip(ports, processes):
+                wait_for(f"http://127.0.0.1:{one}/health", process, folder / f"{one}.log")
             yield [f"http://127.0.0.1:{one}" for one in ports]
         finally:
             for process in processes:

@@ -28,33 +28,10 @@ def encoders(tmp_path_factory):
 def here(monkeypatch):
     """Make ``embed.run`` work in this process."""
     from pipelines.steps import embed
-    from pipelines.steps.embed_stages import AllStages
 
-    def run(job, todo, embedding, cpus):
-        whole = todo and AllStages(job)
-        for shard in todo:
-            work = passed(shard, [whole])
-            if work.error:
-                raise ValueError(work.error)
-            yield job.store.read_json(job.path(shard, "json"))
-
-    monkeypatch.setattr(embed, "run", run)
+    monkeypatch.setattr(embed, "run", embed_kit.run_here)
 
 
-def passed(shard, stages):
-    """Pass a shard through stages, pickled in between as in the job; returns its work."""
-    import pickle
-
-    import pyarrow as pa
-
-    from pipelines.steps.embed_work import Work
-
-    batch = pa.table({"work": pa.array([pickle.dumps(Work(shard))], pa.large_binary())})
-    for stage in stages:
-        batch = stage(batch)
-    return pickle.loads(batch["work"][0].as_py())
-
-
-@pytest.fixture(name="passed")
-def _passed():
-    return passed
+@pytest.fixture
+def passed():
+    return embed_kit.passed

@@ -1,9 +1,11 @@
 """Several processes train the same weights as one, for DDP, FSDP and hybrid sharding."""
 
 import time
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 from together import together
 
 from ediffi_core import draws
@@ -95,9 +97,18 @@ def alone():
     return train()
 
 
+def in_two_processes():
+    return every_strategy(), request_at_step_1()
+
+
 @pytest.fixture(scope="module")
-def results():
-    return together(2, every_strategy)
+def two_processes():
+    return together(2, in_two_processes)
+
+
+@pytest.fixture(scope="module")
+def results(two_processes):
+    return [trained for trained, _ in two_processes]
 
 
 def assert_close(found, expected):
@@ -115,12 +126,14 @@ def test_two_processes_match_one(alone, results, strategy):
         assert_close(results[rank][strategy], alone)
 
 
+@pytest.mark.slow
 def test_sharded_weights_equal_replicated_ones_to_1e_5(results):
     here, there = results[0]["fsdp"][0], results[0]["ddp"][0]
     for name, value in there.items():
         torch.testing.assert_close(here[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_processes_hold_the_same_bits(results):
     for strategy, (found, _) in results[0].items():
         for name, value in found.items():
@@ -140,18 +153,20 @@ def test_bfloat16_is_near_and_its_weights_stay_float32(alone):
 def hung():
     """Rank 1 stops joining collectives; → the error that rank 0 raises."""
     comm = Communicator.join(torch.device("cpu"), timeout_s=4)
-    heartbeat = Heartbeat(comm)
+    heartbeat, named = Heartbeat(comm), dist.distributed_c10d._get_default_store()
     for start in range(3):
         heartbeat.beat(start * BATCH)
         comm.all_reduce_sum(torch.ones(1))
         time.sleep(1.1)
     if comm.rank == 1:
-        time.sleep(10)
+        named.wait(["named"], timedelta(seconds=60))
         return None
     try:
         comm.all_reduce_sum(torch.ones(1))
     except RuntimeError as error:
-        return comm.is_connection_error(error), str(heartbeat.stalled(error))
+        outcome = comm.is_connection_error(error), str(heartbeat.stalled(error))
+        named.set("named", "")
+        return outcome
 
 
 @pytest.mark.slow
@@ -161,8 +176,8 @@ def test_a_silent_worker_is_named():
 
 
 @pytest.mark.slow
-def test_a_stop_request_reaches_all_at_the_next_step():
-    assert together(2, request_at_step_1) == [[False, False, True, False]] * 2
+def test_a_stop_request_reaches_all_at_the_next_step(two_processes):
+    assert [stops for _, stops in two_processes] == [[False, False, True, False]] * 2
 
 
 def request_at_step_1():

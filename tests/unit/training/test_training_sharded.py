@@ -112,6 +112,7 @@ def test_every_process_writes_its_share(saved):
         assert len(manifest["files"]) == 5
 
 
+@pytest.mark.slow
 def test_one_process_resumes_what_four_saved(saved):
     root, states = saved
     restored, messages = restore_all(ProcessGroup(), root, "replicated")
