@@ -19,10 +19,10 @@ from ediffi_core.checkpoint import build_denoiser, read_checked
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.metrics import Estimate, by_picture, paired_gain, validation_losses
 from ediffi_core.noise import NoiseDistribution
+from pipelines.evaluation.losses import strata_of
 from pipelines.models import averages
 from pipelines.models.averages import Trained
 from pipelines.models.stages import Slot, slots_of
-from pipelines.steps.eval_losses import strata_of
 from pipelines.store.artifacts import Store
 from pipelines.store.reader import Reader
 from pipelines.training.validation import validation_batch

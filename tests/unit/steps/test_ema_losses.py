@@ -5,8 +5,9 @@ import torch
 from snapshot_kit import CONFIG, read_json, write_ensemble, write_expert, write_validation
 
 from ediffi_core.metrics import Estimate, by_picture, paired_gain
+from pipelines.evaluation import losses as eval_losses
 from pipelines.models.stages import load_ensemble, slots_of
-from pipelines.steps import ema_losses, eval_losses
+from pipelines.steps import ema_losses
 from pipelines.store.artifacts import Store
 from pipelines.store.reader import Reader
 from pipelines.training.validation import validation_batch
