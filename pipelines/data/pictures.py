@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from pipelines.data.rows import Reason, RowError
+from pipelines.rgb import to_rgb
 from pipelines.spec.data import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -68,7 +69,6 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, side: int | None = None) -
         RowError: As for :func:`size_of`; or the picture is damaged, cut short, or has an
             unsupported bit depth.
     """
-    from PIL import Image
 
     def loaded(data: bytes) -> Image.Image:
         picture = _open(data, max_pixels)
@@ -83,14 +83,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, side: int | None = None) -
         picture = _retry_without_text_chunks(data, loaded)
         _check_end(data, str(picture.format))
         turn = _turn(picture)
-        if picture.mode.startswith("I;16"):
-            picture = _eight_bits(picture)
-        elif picture.mode in ("I", "F"):
+        if picture.mode in ("I", "F"):
             raise RowError(Reason.IMAGE_DEPTH, f"mode {picture.mode}")
-        if picture.has_transparency_data:
-            colour = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
-        picture = picture.convert("RGB")
+        picture = to_rgb(picture)
         return picture if turn is None else picture.transpose(turn)
 
 
@@ -265,12 +260,3 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
         return upright.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # as above; the pixels are fine, and the tag is only a hint
         return None
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Scale 16-bit grey, in any byte order, to 8 bits: PIL's own conversion clips at 255."""
-    import numpy as np
-    from PIL import Image
-
-    values = np.asarray(picture).astype(np.uint32)
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ediffi_core.control import Phrase, occurrences
+from pipelines.rgb import to_rgb
 
 SIDE = 64
 """Side of the masks in pixels; every attention layer resizes them to its own resolution."""
@@ -81,7 +82,7 @@ def phrases_from_json(painted: Sequence[Mapping[str, Any]]) -> list[Phrase]:
                 f"the strength of {phrase!r} is {strength!r}; write a number of 0 or more"
             )
         if isinstance(where, str) and where.count(",") != 3:
-            place = image_mask(decode_image(where))
+            place = image_mask(decode_image(where, "black"))
         else:
             place = box_mask(where.split(",") if isinstance(where, str) else where)
         found.append(Phrase(phrase.strip(), place, float(strength)))
@@ -116,33 +117,49 @@ def _quoted(parts: Any) -> str:
     return repr(",".join(map(str, parts)) if isinstance(parts, list | tuple) else parts)
 
 
-def open_image(path: Path) -> Any:
-    """Open an image file as upright RGB; ValueError if it cannot be read."""
+def open_image(path: Path, behind: str = "white") -> Any:
+    """Open an image file as upright RGB; ValueError if it cannot be read.
+
+    Args:
+        behind: as of :func:`decode_image`.
+    """
     from PIL import Image
 
     try:
-        return _upright(Image.open(path))
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return _upright(Image.open(path), behind)
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's decoders raise almost anything on garbage
         raise ValueError(f"{path} is not a readable image ({error})") from error
 
 
-def decode_image(text: str) -> Any:
-    """Decode a base64 PNG, JPEG or WebP as upright RGB; ValueError for anything else."""
-    from PIL import Image
+def decode_image(text: str, behind: str = "white") -> Any:
+    """Decode a base64 PNG, JPEG or WebP as upright RGB; ValueError for anything else.
+
+    Args:
+        behind: colour behind transparent pixels: ``white`` as in training; ``black`` for a mask,
+            which is then dark where nothing was drawn on it.
+    """
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        return _upright(Image.open(io.BytesIO(base64.b64decode(text)), formats=FORMATS))
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        image = Image.open(io.BytesIO(base64.b64decode(text)), formats=FORMATS)
+        return _upright(image, behind)
+    except MemoryError:
+        raise
+    except Exception as error:  # as above
+        is_unknown = isinstance(error, UnidentifiedImageError)
+        why = "its format is none of these" if is_unknown else error
         raise ValueError(
-            f"{text[:40]!r} is not an image ({error}); give a PNG, JPEG or WebP as base64"
+            f"{text[:40]!r} is not an image ({why}); give a PNG, JPEG or WebP as base64"
         ) from error
 
 
-def _upright(image: Any) -> Any:
+def _upright(image: Any, behind: str) -> Any:
     """As RGB, turned as its Exif data says."""
     from PIL import ImageOps
 
-    return ImageOps.exif_transpose(image).convert("RGB")
+    return to_rgb(ImageOps.exif_transpose(image), behind)
 
 
 def encode_png(pixels: Any) -> str:

@@ -192,7 +192,8 @@ def _request(given: dict[str, Any], own: Mapping[str, Sampling]) -> Request:
     pictures = {name: _picture(name, given.get(name)) for name in PICTURES}
     styles = [given["style"]] if _is_base64(given.get("style")) else _list(given, "style")
     for text in styles or ():
-        _picture("style", text)
+        if _picture("style", text) is None:
+            raise ValueError("`style` has a missing picture; give PNG, JPEG or WebP as base64")
     options = Options(
         sampling=json.dumps(sampling, sort_keys=True),
         style=tuple(styles or ()),
@@ -243,7 +244,7 @@ def _picture(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         raise ValueError(f"`{name}` is {str(value)[:40]!r}; give a PNG, JPEG or WebP as base64")
     try:
-        return painting.decode_image(value)
+        return painting.decode_image(value, "black" if name == "mask" else "white")
     except ValueError as error:
         raise ValueError(f"`{name}` {error}") from error
 

@@ -100,7 +100,7 @@ class Mask(Reference):
 
         from pipelines.models.painting import open_image
 
-        gray = open_image(Path(file)).convert("L")
+        gray = open_image(Path(file), "black").convert("L")
         if side is not None:
             gray = gray.resize((side, side))
         out = io.BytesIO()

@@ -10,7 +10,7 @@ LAYERS = ("ediffi_core", "pipelines", "notebooks")
 ENCODERS = Path("ediffi_core/encoders.py")
 
 FLOORS = (
-    ("formatting", "layout", "metrics"),
+    ("formatting", "layout", "metrics", "rgb"),
     ("demo", "spec", "store"),
     ("data", "features", "models"),
     ("dag",),

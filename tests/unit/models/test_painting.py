@@ -1,13 +1,16 @@
 """Painted phrases from untrusted JSON: the same masks as on a command line, and no file is read."""
 
 import base64
+import io
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from pipelines.data import pictures
 from pipelines.models import painting
+from pipelines.models.request import Mask
 
 
 def test_a_box_is_the_same_as_list_and_text():
@@ -81,3 +84,42 @@ def test_an_argument_is_a_phrase_and_a_place():
     for text in ("a cat", "=0,0,1,1", "a cat="):
         with pytest.raises(ValueError, match="paints nothing: write PHRASE=WHERE"):
             painting.split_argument(text)
+
+
+def png(image):
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "1"])
+def test_pictures_are_read_as_in_training(mode, tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(values[..., 0].astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(values, "RGBA").convert(mode)
+    (tmp_path / "a.png").write_bytes(png(image))
+    expected = np.asarray(pictures.decode(png(image)))
+    assert np.array_equal(np.asarray(painting.open_image(tmp_path / "a.png")), expected)
+    text = base64.b64encode(png(image)).decode()
+    assert np.array_equal(np.asarray(painting.decode_image(text)), expected)
+    assert 0 < expected.mean() < 255
+
+
+def test_a_mask_is_dark_where_it_is_transparent(tmp_path):
+    brush = np.full((8, 8, 4), 255, np.uint8)
+    brush[:, 4:, 3] = 0
+    (tmp_path / "m.png").write_bytes(png(Image.fromarray(brush)))
+    mask = np.asarray(Mask.read(tmp_path / "m.png").image())
+    assert mask[:, :4].all() and not mask[:, 4:].any()
+    (phrase,) = painting.phrases_from_json(
+        [{"phrase": "a cat", "where": base64.b64encode(png(Image.fromarray(brush))).decode()}]
+    )
+    assert phrase.mask[:, :24].all() and not phrase.mask[:, 40:].any()
+
+
+def test_a_picture_of_32_bits_is_refused(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a.tif is not a readable image \(mode F\)"):
+        painting.open_image(tmp_path / "a.tif")

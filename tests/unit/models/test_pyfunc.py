@@ -98,6 +98,7 @@ def test_pictures_weights_and_texts_of_a_row():
         ({"style": "picture.png"}, "row 1: `style` 'picture.png' is not an image"),
         ({"style": [PICTURE, "x"]}, "row 1: `style` 'x' is not an image"),
         ({"style": [PICTURE, 3]}, "row 1: `style` is '3'; give a PNG"),
+        ({"style": [PICTURE, None]}, "row 1: `style` has a missing picture; give PNG"),
         ({"style": PICTURE, "style_weights": ["a"]}, "row 1: `style_weights` is 'a'; write a num"),
         ({"style": PICTURE, "style_weights": [1, 2]}, "row 1: `style_weights` are .* for 1 style"),
         ({"style_weights": 3}, "row 1: `style_weights` '3' is not a JSON list"),
