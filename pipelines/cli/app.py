@@ -145,13 +145,24 @@ def asked_tree(storage: str | None, run_id: str | None) -> tuple[Any, Any, Any]:
     return store, execution, found
 
 
+def is_dir(output: Path, option: str = "--output") -> bool:
+    """Whether it is a folder; ValueError for a path that the system does not take."""
+    try:
+        return output.is_dir()
+    except OSError as error:  # a name that is too long
+        raise ValueError(
+            f"{output} cannot be written ({error.strerror or error}); give another path with "
+            f"{option}"
+        ) from error
+
+
 def writable(output: Path, option: str = "--output") -> None:
     """Check that a file can be written before the work for it begins.
 
     Raises:
         ValueError: It is a folder, or its folder is missing or read-only.
     """
-    if output.is_dir():
+    if is_dir(output, option):
         raise ValueError(f"{output} is a folder; name a file with {option}")
-    if not os.access(output.parent, os.W_OK):
+    if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
         raise ValueError(f"{output} cannot be written; give a writable path with {option}")

@@ -16,6 +16,7 @@ from pipelines.cli.sample_output import (
     Folder,
     Job,
     check_file,
+    check_inputs,
     check_size,
     compare,
     is_folder,
@@ -288,7 +289,7 @@ def sample(
         bool,
         typer.Option(
             "--force",
-            help="Overwrite files in a folder, and the picture of --like.",
+            help="Overwrite files in a folder, and the pictures of --like, --image and so on.",
             rich_help_panel=WHERE,
         ),
     ] = False,
@@ -357,10 +358,14 @@ def sample(
 
     target = Path(output)
     if not is_folder(output):
-        check_file(target, like, force)
+        check_file(target)
+        if like and not force:
+            check_inputs(target, {"--like": [like]})
     seen = png.read(like) if like else None
     place, drawn_by, stages = _find(model, storage, seen)
     request = make_request(options, stages, batch, seen)
+    if not is_folder(output) and not force:
+        check_inputs(target, request.files(like))
     repeats = seen is not None and options.is_empty
     shows = seen.shows if seen and repeats else range(len(request.pictures))
     job = Job(model=drawn_by, request=request, shows=shows, has_metadata=metadata)
@@ -377,6 +382,7 @@ def sample(
 
     from transformers.utils.logging import disable_progress_bar
 
+    from pipelines.models import painting
     from pipelines.models.render import open_inputs, render
     from pipelines.models.text_to_image import TextToImage
 
@@ -390,10 +396,11 @@ def sample(
         for rows, pictures in render(loaded, request, inputs, {*shows}):
             destination.add(rows, pictures)
             progress.update(len(rows))
+    is_the_same = seen and repeats and seen.model.manifest == drawn_by.manifest
+    before = painting.open_image(like) if like and is_the_same else None
     destination.finish()
-    is_the_same = like and seen and repeats and seen.model.manifest == drawn_by.manifest
-    if isinstance(destination, File) and like and is_the_same:
-        compare(destination.image, like)
+    if isinstance(destination, File) and like and before:
+        compare(destination.image, before, like)
     count = len(job.shown)
     typer.echo(f"{target}{'/' * is_folder(output)}: {count} picture{'s' * (count > 1)}")
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pipelines.cli.app import writable
+from pipelines.cli.app import is_dir, writable
 
 if TYPE_CHECKING:
     from pipelines.models.metadata import ModelId, Sheet
@@ -32,7 +33,7 @@ def note(text: str) -> None:
 def is_folder(output: str) -> bool:
     """Whether an ``--output`` means a folder: it ends in ``/``, is one, or has no extension."""
     path = Path(output)
-    return output.endswith("/") or path.is_dir() or not path.suffix
+    return output.endswith("/") or is_dir(path) or not path.suffix
 
 
 def slug(prompt: str) -> str:
@@ -53,22 +54,34 @@ def file_names(pictures: Sequence[Picture]) -> list[str]:
     ]
 
 
-def check_file(output: Path, like: Path | None, force: bool) -> None:
-    """Raise ValueError unless a picture can be written there, in a format that Pillow knows.
-
-    Args:
-        like: a picture that is not overwritten unless ``force``.
-    """
+def check_file(output: Path) -> None:
+    """Raise ValueError unless a picture can be written there, in a format that Pillow knows."""
     from PIL import Image
 
     writable(output)
-    if like and not force and output.exists() and like.exists() and output.samefile(like):
-        raise ValueError(
-            f"{output} is the picture of --like; name another file with --output, or overwrite it "
-            "with --force"
-        )
-    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
+    kind = Image.registered_extensions().get(output.suffix.lower())
+    if kind not in Image.SAVE:
         raise ValueError(f"{output} has an unknown extension; name a .png file with --output")
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), kind)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error}; name a .png file with --output") from None
+
+
+def check_inputs(output: Path, inputs: Mapping[str, Sequence[Path]]) -> None:
+    """Raise ValueError if a file to write is one of those that are drawn from.
+
+    Args:
+        inputs: option → its files.
+    """
+    if not output.exists():
+        return
+    for option, files in inputs.items():
+        if any(file.exists() and output.samefile(file) for file in files):
+            raise ValueError(
+                f"{output} is the picture of {option}; name another file with --output, or "
+                "overwrite it with --force"
+            )
 
 
 def check_folder(folder: Path, names: Sequence[str], force: bool) -> None:
@@ -119,12 +132,15 @@ def sheet_for(job: Job, captions: bool | None, before: Sheet | None) -> Sheet | 
     )
 
 
-def compare(image: Any, like: Path) -> None:
-    """Note if a picture that was drawn again is another."""
-    import numpy as np
-    from PIL import Image
+def compare(image: Any, before: Any, like: Path) -> None:
+    """Note if a picture that was drawn again is another.
 
-    drawn, before = np.asarray(image, int), np.asarray(Image.open(like).convert("RGB"), int)
+    Args:
+        before: the picture that ``like`` held before.
+    """
+    import numpy as np
+
+    drawn, before = np.asarray(image, int), np.asarray(before, int)
     if drawn.shape == before.shape and (most := int(abs(drawn - before).max())):
         note(
             f"pixels differ from {like} by up to {most} of 255; other devices and versions of "
@@ -175,9 +191,18 @@ class Job:
             ).chunks()
         out = io.BytesIO()
         image.save(out, kind, **more)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        scratch.write_bytes(out.getvalue())
-        scratch.replace(path)
+        scratch = path.with_name(f".ediffi-{os.getpid()}.tmp")
+        try:
+            scratch.write_bytes(out.getvalue())
+            scratch.replace(path)
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be written ({error.strerror or error}); give another path with "
+                "--output"
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                scratch.unlink()
 
 
 class Folder:

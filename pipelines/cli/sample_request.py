@@ -199,7 +199,9 @@ def _style(text: str) -> Style:
 def _start(options: Options, before: Request | None) -> Start | None:
     from pipelines.models.request import Start
 
-    start = Start.of(options.image) if options.image else before.image if before else None
+    start = before.image if before else None
+    if options.image:
+        start = Start.of(options.image, sigma=start.sigma if start else None)
     if options.sigma is None:
         return start
     if start is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,6 +49,11 @@ class Reference(Strict):
             raise ValueError(f"{file} cannot be read ({error.strerror or error})") from error
         return cls(file=str(file), sha256=sha256(data), **more)
 
+    def places(self, beside: Path | None = None) -> list[Path]:
+        """Where the file may be: as it was given, and in the folder of ``beside``."""
+        named = Path(self.file)
+        return [named] if beside is None else [named, beside.parent / named.name]
+
     def find(self, option: str, beside: Path | None = None) -> Path:
         """Path of the unchanged file.
 
@@ -59,10 +64,7 @@ class Reference(Strict):
         Raises:
             ValueError: The file is gone or has changed.
         """
-        places = [Path(self.file)]
-        if beside is not None:
-            places.append(beside.parent / Path(self.file).name)
-        found = [place for place in places if place.is_file()]
+        found = [place for place in self.places(beside) if place.is_file()]
         for place in found:
             if sha256(place.read_bytes()) == self.sha256:
                 return place
@@ -154,6 +156,25 @@ class Request(Strict):
     variation: Reference | None = None
     then: Then | None = None
     paint: list[Painted] = Field(default_factory=list)
+
+    def files(self, beside: Path | None = None) -> dict[str, list[Path]]:
+        """Option of ``ediffi sample`` → places of the picture files that it refers to.
+
+        Args:
+            beside: as of :meth:`Reference.find`.
+        """
+        masks = [p.where for p in self.paint if isinstance(p.where, Mask)]
+        of: dict[str, Sequence[Reference | None]] = {
+            "--image": [self.image],
+            "--mask": [self.mask],
+            "--variation": [self.variation],
+            "--style": self.style,
+            "--paint": masks,
+        }
+        return {
+            option: [place for one in given if one for place in one.places(beside)]
+            for option, given in of.items()
+        }
 
     def batches(self) -> Iterator[range]:
         """Consecutive pictures to draw at once.

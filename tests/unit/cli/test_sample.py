@@ -154,12 +154,12 @@ def test_all_that_steers_is_kept(sample, tmp_path):
     }
     sample("tiny@1", "a frog", "-o", "plain.png")
     for name, options in steered.items():
-        out = f"{name}.png"
+        out = f"with-{name}.png"
         assert sample("tiny@1", "a frog", *options, "-o", out)[::2] == (0, "")
         assert not np.array_equal(pixels(out), pixels("plain.png")), name
         assert sample("--like", out, "-o", "again.png")[2] == ""
         assert np.array_equal(pixels("again.png"), pixels(out)), name
-    kept = pixels("mask.png")[10:240, 140:250]
+    kept = pixels("with-mask.png")[10:240, 140:250]
     assert abs(kept.astype(int) - (0, 128, 0)).mean() < 3
 
 
@@ -220,6 +220,49 @@ def test_the_picture_of_like_is_not_overwritten_by_accident(sample):
     before = pixels("out.png")
     assert "out.png is the picture of --like" in refused(sample("--like", "out.png", "-n", 2))
     assert np.array_equal(pixels("out.png"), before)
+
+
+def test_what_is_drawn_from_is_not_overwritten_by_accident(sample, tmp_path):
+    (tmp_path / "sub").mkdir()
+    sample("tiny@1", "a frog", "-o", "sub/a.png")
+    before = pixels("sub/a.png")
+    for option in ("--image", "--style", "--variation"):
+        line = refused(sample("tiny@1", "a frog", option, "sub/a.png", "-o", "sub/a.png"))
+        assert f"sub/a.png is the picture of {option}; name another file" in line
+    assert sample("tiny@1", "a frog", "--image", "sub/a.png", "-o", "sub/b.png")[0] == 0
+    (tmp_path / "sub").rename(tmp_path / "moved")
+    line = refused(sample("--like", "moved/b.png", "-n", 1, "-o", "moved/a.png"))
+    assert "moved/a.png is the picture of --image" in line
+    assert np.array_equal(pixels("moved/a.png"), before)
+    assert sample("--like", "moved/b.png", "-o", "moved/a.png", "--force")[0] == 0
+
+
+def test_pixels_that_differ_are_told_of_a_picture_that_is_overwritten(sample):
+    sample("tiny@1", "a frog", "--scale", 1)
+    found = metadata.read("out.png")
+    Image.new("RGB", (16, 16)).save("out.png", pnginfo=found.chunks())
+    code, _, err = sample("--like", "out.png", "--force")
+    assert code == 0 and err.startswith("note: pixels differ from out.png by up to ")
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("out.xbm", "cannot write mode RGB as XBM; name a .png file with --output"),
+        ("out.h5", "name a .png file with --output"),
+        ("file.txt/out.png", "file.txt/out.png cannot be written; give a writable path"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line(output, message, sample, tmp_path, monkeypatch):
+    monkeypatch.delattr(TextToImage, "load")
+    (tmp_path / "file.txt").write_text("")
+    assert message in refused(sample("tiny@1", "a frog", "-o", output))
+
+
+def test_a_name_that_the_disk_does_not_take_is_one_line(sample):
+    assert sample("tiny@1", "a frog", "-o", "x" * 251 + ".png")[0] == 0
+    long = "x" * 300 + ".png"
+    assert "cannot be written (File name too long)" in refused(sample("tiny@1", "a", "-o", long))
 
 
 def test_a_mistake_is_found_before_weights_are_loaded(sample, monkeypatch):

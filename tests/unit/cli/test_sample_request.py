@@ -163,6 +163,10 @@ def test_what_steers_is_kept_and_changed_piece_by_piece(tmp_path):
     found = made(like=like, sigma=3.0, negative="").image
     assert (found.sha256, found.sigma) == (before.image.sha256, 3.0)
     assert made(like=like, negative="").negative is None
+    other = tmp_path / "b.png"
+    Image.new("RGB", (8, 8), "red").save(other)
+    found = made(like=like, image=other).image
+    assert (found.file, found.sigma) == (str(other), 2.0)
 
 
 def test_a_variation_takes_the_place_of_a_style(tmp_path):
