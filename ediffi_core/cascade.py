@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning
-from ediffi_core.control import Control, check_start, switched
+from ediffi_core.control import Control, SwitchOnGrid, check_start
 from ediffi_core.ensemble import Ensemble
 from ediffi_core.guidance import ConditionalDenoise, Scale, Threshold, guided
 from ediffi_core.noise import edm_grid
@@ -171,7 +171,8 @@ def _sample_stage(
     if switch:
         level = switch.level(sigmas)
         after = replace(switch.cond, low_res=cond.low_res)
-        denoise = switched(denoise, conditioned(after), level)
+        switching = SwitchOnGrid(denoise, conditioned(after), level, sigmas, callback)
+        denoise, callback = switching, switching.stepped
         cond = after if level >= float(sigmas[-2]) else cond
     if start:
         x = x + start.at(stage.resolution)

@@ -7,14 +7,14 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ediffi_core.conditioning import Conditioning, Paint
-from ediffi_core.sampling import Denoise
+from ediffi_core.sampling import Callback, Denoise
 
 
 class TokenSpans(NamedTuple):
@@ -187,10 +187,44 @@ def switched(before: Denoise, after: Denoise, sigma: float) -> Denoise:
     return lambda x, s: before(x, s) if float(s) > sigma else after(x, s)
 
 
+class SwitchOnGrid:
+    """As :func:`switched`, for good: churn, which raises the noise level, brings nothing back.
+
+    It counts the steps as their callback.
+    """
+
+    def __init__(
+        self,
+        before: Denoise,
+        after: Denoise,
+        sigma: float,
+        sigmas: Tensor,
+        callback: Callback | None = None,
+    ) -> None:
+        """
+        Args:
+            sigmas: the solver's grid.
+            callback: of the caller, called in turn.
+        """
+        self.before, self.after, self.sigma = before, after, sigma
+        self.grid, self.callback = sigmas.tolist(), callback
+        self.is_after = self.grid[0] <= sigma
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        self.is_after |= float(sigma) <= self.sigma
+        return (self.after if self.is_after else self.before)(x, sigma)
+
+    def stepped(self, state: dict[str, Any]) -> None:
+        """Callback of the solver, after every step."""
+        self.is_after |= self.grid[state["step"] + 1] <= self.sigma
+        if self.callback:
+            self.callback(state)
+
+
 def sigma_after(sigmas: Tensor, fraction: float) -> float:
     """The noise level for :func:`switched` that is reached after a fraction of the steps.
 
-    Infinity after no step, so that churn, which raises the noise level, changes nothing.
+    Infinity after no step, above every noise level that churn reaches.
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction must lie in [0, 1], got {fraction}")

@@ -274,6 +274,41 @@ def test_a_switch_midway_is_neither_prompt(base, sr, make_cond):
 
 
 @pytest.mark.parametrize(
+    ("solver", "amount"), [*((s, 0.0) for s in SOLVERS), *((s, 6.0) for s in SINGLE_STEP)]
+)
+@pytest.mark.parametrize(("how", "at"), [({"fraction": 0.5}, 3), ({"sigma": 3.0}, 3)])
+def test_a_switch_is_for_good_and_at_the_same_step_with_churn(how, at, solver, amount, make_cond):
+    """Churn raises the noise level again, but brings no first prompt back."""
+    first, second = make_cond(), make_cond(seed=1)
+    seen, done = [], []
+
+    def denoise(x, sigma, cond):
+        seen.append(torch.equal(cond.pooled["clip_image"], second.pooled["clip_image"]))
+        return x * 0.1
+
+    stage = CascadeStage(
+        name="base",
+        denoiser=denoise,
+        resolution=8,
+        steps=6,
+        solver=solver,
+        churn=(lambda noise: Churn(amount=amount, noise=noise, sigma_max=99.0)) if amount else None,
+    )
+    dict(
+        sample(
+            [stage],
+            first,
+            seed=0,
+            control=Control(switch=Switch(cond=second, **how)),
+            callback=lambda name: lambda state: done.append(len(seen)),
+        )
+    )
+    assert len(done) == 6 and seen == sorted(seen)
+    starts = [0, *done[:-1]]
+    assert [seen[i] for i in starts] == [step >= at for step in range(6)]
+
+
+@pytest.mark.parametrize(
     ("how", "message"),
     [
         ({}, "got neither"),
