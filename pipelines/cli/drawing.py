@@ -333,6 +333,9 @@ def sample(
     """Draw pictures for prompts with a trained ensemble."""
     shorthands = {"guidance": guidance, "steps": steps, "solver": solver}
     given = {key: value for key, value in shorthands.items() if value is not None}
+    changes = parse_settings(settings or ())
+    if twice := [key for key in given if key in changes]:
+        raise ValueError(f"--{twice[0]} and --set {twice[0]} are both given; keep one")
     options = Options(
         prompts=prompts or (),
         file=file,
@@ -350,7 +353,7 @@ def sample(
         then=then,
         switch=switch,
         switch_sigma=switch_sigma,
-        settings=parse_settings(settings or ()) | given,
+        settings=changes | given,
         stage=stage,
     )
     from pipelines.models import metadata as png
@@ -430,7 +433,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: An argument is malformed, or a key is given twice.
     """
-    import yaml
+    from pipelines.spec.loading import parse_value
 
     found: dict[str, Any] = {}
     for text in given:
@@ -440,9 +443,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, Any]:
         if key.strip() in found:
             raise ValueError(f"--set {key.strip()} is given twice; keep one")
         try:
-            found[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(
-                f"--set {text!r}: the value is not valid YAML; write it as in a spec"
-            ) from None
+            found[key.strip()] = parse_value(value)
+        except ValueError as error:
+            raise ValueError(f"--set {text!r}: {error}") from None
     return found

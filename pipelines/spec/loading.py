@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -86,6 +87,22 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise _DuplicateKeyError(f"`{key.value}` is given twice ({where}); keep one")
             lines[name] = line
         return node
+
+
+# YAML 1.2 reads 1e-4 as a number; PyYAML follows 1.1, which wants 1.0e-4.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_value(text: str) -> Any:
+    """The value of a key, written as in a spec; ValueError if it is not valid YAML."""
+    try:
+        return yaml.load(text, _UniqueKeyLoader)
+    except _DuplicateKeyError as error:
+        raise ValueError(str(error)) from None
+    except yaml.YAMLError:
+        raise ValueError("the value is not valid YAML; write it as in a spec") from None
 
 
 MAX_ERRORS = 3

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -73,7 +74,7 @@ class Churn(Strict):
     sigma_max: float = Field(50.0, gt=0)
     """S_tmax: no noise is added above this noise level."""
 
-    scale: float = Field(1.003, gt=0)
+    scale: float = Field(1.003, gt=0, allow_inf_nan=False)
     """S_noise: factor on the standard deviation of the added noise."""
 
     @model_validator(mode="after")
@@ -233,42 +234,58 @@ def with_changes(stages: Mapping[str, Sampling], changes: Mapping[str, Any]) -> 
     Raises:
         ValueError: A name is unknown or a value invalid.
     """
-    base = next(iter(stages))
-    edited: dict[str, dict[str, Any]] = {name: {} for name in stages}
+    edited: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
-        first, dot, rest = key.partition(".")
-        stage, path = (first, rest) if dot and first in stages else (base, key)
-        if path == "guidance" and _as_mapping(value) is not value:
-            path = "guidance.scale"
-        _set(edited[stage], path.split("."), value)
+        stage, path = _split(key, stages)
+        settings = edited.setdefault(stage, _plain(stages[stage]))
+        if path == "guidance":
+            value = _as_mapping(value)
+        _set(settings, path.split("."), value)
     found = dict(stages)
-    for name, edits in edited.items():
-        if edits:
-            merged = _merged(stages[name].settings(), edits)
-            try:
-                found[name] = Sampling.from_settings(merged)
-            except ValidationError as error:
-                raise ValueError(_one_line(error, name, stages)) from None
+    for name, settings in edited.items():
+        try:
+            found[name] = Sampling.from_settings(settings)
+        except ValidationError as error:
+            raise ValueError(_one_line(error, name, stages)) from None
     return found
 
 
+def warn_not_run(changes: Iterable[str], stages: Collection[str], run: Collection[str]) -> None:
+    """Warn of each change of a stage that is not run, with a :class:`SamplingWarning`.
+
+    Args:
+        changes: dotted names, as of :func:`with_changes`.
+        stages: of the cascade, as ``run``: those that are run.
+    """
+    for key in changes:
+        stage, _ = _split(key, stages)
+        if stage not in run:
+            message = f"`{key}` has no effect: stage {stage} is not run"
+            warnings.warn(message, SamplingWarning, stacklevel=3)
+
+
+def _split(key: str, stages: Iterable[str]) -> tuple[str, str]:
+    """Stage and setting that a dotted name means."""
+    names = list(stages)
+    first, dot, rest = key.partition(".")
+    return (first, rest) if dot and first in names else (names[0], key)
+
+
+def _plain(sampling: Sampling) -> dict[str, Any]:
+    """Settings as new mappings; guidance is one, too."""
+    found = copy.deepcopy(sampling.settings())
+    return {**found, "guidance": _as_mapping(found["guidance"])}
+
+
 def _set(into: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set a value in nested mappings. A mapping changes the keys that it has, and no others."""
     for part in path[:-1]:
         if not isinstance(into.get(part), dict):
             into[part] = {}
         into = into[part]
-    into[path[-1]] = value
-
-
-def _merged(stored: Mapping[str, Any], edits: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the edits in them. A number as guidance becomes the scale of a mapping."""
-    found = dict(stored)
-    for key, value in edits.items():
-        before = found.get(key)
-        before = _as_mapping(before) if key == "guidance" else before
-        nested = isinstance(value, dict) and isinstance(before, dict)
-        found[key] = {**before, **value} if nested else value  # type: ignore[dict-item]
-    return found
+    last, before = path[-1], into.get(path[-1])
+    is_merged = isinstance(value, dict) and isinstance(before, dict)
+    into[last] = {**before, **value} if is_merged else value  # type: ignore[dict-item]
 
 
 def _one_line(error: ValidationError, stage: str, stages: Mapping[str, Sampling]) -> str:
@@ -283,5 +300,9 @@ def _one_line(error: ValidationError, stage: str, stages: Mapping[str, Sampling]
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "value_error":
         return message if stage == next(iter(stages)) else f"stage {stage}: {message}"
+    if first["type"] == "model_type":
+        part = Guidance if name == "guidance" else Churn
+        number = "a number, or " if part is Guidance else ""
+        message = f"Write {number}a mapping of {', '.join(part.model_fields)}"
     where = f"`{name}`" if stage == next(iter(stages)) else f"`{stage}.{name}`"
     return f"{where} is {first['input']!r}: {message[0].lower()}{message[1:]}"

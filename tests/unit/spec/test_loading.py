@@ -4,7 +4,7 @@ import pytest
 import yaml
 from kit import SMOKE
 
-from pipelines.spec.loading import load
+from pipelines.spec.loading import load, parse_value
 
 BARE = yaml.safe_load(SMOKE.read_text())
 
@@ -81,3 +81,12 @@ def test_a_name_with_other_letters(complaint):
 def test_validation_data_is_missing(complaint):
     said = complaint(BARE | {"data": {"train": BARE["data"]["train"]}})
     assert said == ("`data.validation` is missing; write `validation: {path: ...}` below `data:`")
+
+
+def test_a_number_needs_no_point_before_its_exponent():
+    assert parse_value("1e-4") == 1e-4 and parse_value("[-2E3, 5.e1]") == [-2000.0, 50.0]
+    assert parse_value("1e") == "1e" and parse_value("e5") == "e5" and parse_value("0x1e5") == 0x1E5
+    with pytest.raises(ValueError, match="`a` is given twice"):
+        parse_value("{a: 1, a: 2}")
+    with pytest.raises(ValueError, match="is not valid YAML"):
+        parse_value("[1")

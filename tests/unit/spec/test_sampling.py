@@ -39,6 +39,13 @@ def test_a_change_inside_a_setting_leaves_the_rest():
     both = {"guidance": 5, "guidance.interval": [1, 2]}
     for changes in (both, dict(reversed(both.items()))):
         assert with_changes(OWN, changes)["base"].guidance == Guidance(scale=5, interval=[1, 2])
+    experts = with_changes(found, {"guidance.experts.E1_0": 2})["base"].guidance
+    assert experts == Guidance(scale=1.0, interval=[0.2, 5], experts={"E1_1": 3, "E1_0": 2})
+    whole = with_changes({"base": found["base"]}, {"guidance": {"experts": {"E1_0": 2}}})["base"]
+    assert whole.guidance == Guidance(scale=1.0, interval=[0.2, 5], experts={"E1_0": 2})
+    parts = with_changes(OWN, {"guidance.scale": 5, "guidance": {"interval": [1, 2]}})["base"]
+    assert parts.guidance == Guidance(scale=5, interval=[1, 2])
+    assert found["base"].guidance.experts == {"E1_1": 3}
     heun = with_changes(OWN, {"solver": "heun", "churn.amount": 10})["base"]
     assert heun.churn.amount == 10 and heun.churn.scale == 1.003
 
@@ -52,6 +59,12 @@ def test_a_change_inside_a_setting_leaves_the_rest():
         ({"steps": 0}, "`steps` is 0"),
         ({"sr256.steps": "ten"}, "`sr256.steps` is 'ten'"),
         ({"guidance": -1}, "`guidance.scale` is -1"),
+        (
+            {"guidance": "strong"},
+            "`guidance` is 'strong': write a number, or a mapping of scale, e",
+        ),
+        ({"churn": 40}, "`churn` is 40: write a mapping of amount, sigma_min"),
+        ({"solver": "heun", "churn": {"amount": 4, "scale": float("inf")}}, "`churn.scale` is inf"),
         ({"guidance": float("nan")}, "`guidance.scale` is nan"),
         ({"guidance.interval": [3, 3]}, "between σ = 3.0 and 3.0 is nowhere"),
         ({"guidance.interval": [3]}, "`guidance.interval` is .3."),
