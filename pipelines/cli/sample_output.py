@@ -275,11 +275,14 @@ class File:
         if not self.sheet.captions:
             return grid(pictures, columns=columns, scale=self.scale)
         captions = [p.prompt for p in shown]
-        if boxes := count_missing_glyphs({*captions}):
+        footer = " · ".join(self.job.request.steered_by())
+        if boxes := count_missing_glyphs({*captions, footer}):
             known = " or ".join(FONT_FAMILIES[1:3])
             note(
-                f"no installed font has all letters of {boxes} prompt{'s' * (boxes > 1)}; boxes "
+                f"no installed font has all letters of {boxes} caption{'s' * (boxes > 1)}; boxes "
                 f"stand for them (install {known}, or give --no-captions)"
             )
         notes = [p.noise for p in shown]
-        return contact_sheet(pictures, captions, notes, columns=columns, scale=self.scale)
+        return contact_sheet(
+            pictures, captions, notes, columns=columns, scale=self.scale, footer=footer
+        )

@@ -15,7 +15,6 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipelines.formatting import join_words
 from pipelines.models.request import Picture, Request
 from pipelines.spec.base import Strict
 
@@ -67,7 +66,7 @@ class ModelId(Strict):
 class Sheet(Strict):
     """How several pictures are laid out in one file."""
 
-    columns: int
+    columns: int = Field(ge=1)
     captions: bool
 
 
@@ -86,7 +85,7 @@ class Metadata(Strict):
     shows: list[int] = Field(min_length=1)
     """Which of the request's pictures the file shows."""
 
-    scale: int
+    scale: int = Field(ge=1)
     """Factor by which they are enlarged."""
 
     sheet: Sheet | None = None
@@ -112,20 +111,7 @@ class Metadata(Strict):
             lines = [f"{p.noise}: {p.prompt or '(no prompt)'}" for p in shown[:LISTED]]
             if len(shown) > LISTED:
                 lines.append(f"and {len(shown) - LISTED} more pictures")
-        if request.negative:
-            lines.append(f"negative prompt: {request.negative}")
-        if request.then:
-            lines.append(f"then: {request.then.prompt}")
-        if request.paint:
-            lines.append(f"painted: {join_words([p.phrase for p in request.paint], 'and')}")
-        for what, files in (
-            ("image", [request.image]),
-            ("mask", [request.mask]),
-            ("variation of", [request.variation]),
-            ("style", request.style),
-        ):
-            if names := [Path(f.file).name for f in files if f]:
-                lines.append(f"{what}: {join_words(names, 'and')}")
+        lines += request.steered_by()
         for stage, sampling in request.sampling.items():
             settings = (f"{k}={json.dumps(v)}" for k, v in sampling.settings().items())
             lines.append(f"{stage}: {', '.join(settings)}".replace('"', ""))

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from pydantic import Field
 
+from pipelines.formatting import join_words
 from pipelines.spec.base import Strict
 from pipelines.spec.sampling import Sampling
 from pipelines.store.artifacts import sha256
@@ -135,6 +136,13 @@ class Then(Strict):
 
     switch_sigma: float | None = None
 
+    def __str__(self) -> str:
+        if self.switch is not None:
+            return f"{self.prompt} (after {self.switch:.0%} of the steps)"
+        if self.switch_sigma is not None:
+            return f"{self.prompt} (from σ = {self.switch_sigma:g})"
+        return self.prompt
+
 
 class Request(Strict):
     """Pictures that are drawn with the same settings."""
@@ -190,6 +198,25 @@ class Request(Strict):
             ):
                 yield range(first, i)
                 first = i
+
+    def steered_by(self) -> list[str]:
+        """What all pictures are drawn by besides their prompts, in a few lines for people."""
+        lines = []
+        if self.negative:
+            lines.append(f"negative prompt: {self.negative}")
+        if self.then:
+            lines.append(f"then: {self.then}")
+        if self.paint:
+            lines.append(f"painted: {join_words([p.phrase for p in self.paint], 'and')}")
+        for what, files in (
+            ("image", [self.image]),
+            ("mask", [self.mask]),
+            ("variation of", [self.variation]),
+            ("style", self.style),
+        ):
+            if names := [Path(f.file).name for f in files if f]:
+                lines.append(f"{what}: {join_words(names, 'and')}")
+        return lines
 
     def only(self, rows: range) -> Request:
         """The same with some of its pictures."""

@@ -74,6 +74,7 @@ def contact_sheet(
     *,
     columns: int,
     scale: int,
+    footer: str = "",
 ) -> Any:
     """Lay out images, uint8 [N, R, R, 3], in rows, with a caption and a note below each.
 
@@ -85,6 +86,7 @@ def contact_sheet(
         notes: a short text of each image in a smaller type, such as its seed.
         columns: images per row.
         scale: factor by which every image is enlarged, bicubic.
+        footer: what holds for all images, in at most :data:`LINES` lines below them.
 
     Returns:
         A PIL image.
@@ -105,7 +107,11 @@ def contact_sheet(
         texts.append(found)
     below = [gap // 2 + line * (max(len(t) for *_, t in found) + 1) for found in texts]
     total = gap + sum(side + text + gap for text in below)
-    canvas = Image.new("RGB", (columns * (cell + gap) + gap, total), "white")
+    width = columns * (cell + gap) + gap
+    foot = font_for(footer, small)
+    ends = wrap(footer, foot, width - 2 * gap, LINES) if footer else []
+    total += len(ends) * line + gap * bool(ends)
+    canvas = Image.new("RGB", (width, total), "white")
     draw = ImageDraw.Draw(canvas)
     faint = font("DejaVu Sans", small)
     y = gap
@@ -120,6 +126,8 @@ def contact_sheet(
             for number, text in enumerate(lines, 1):
                 draw.text((x, y + side + gap // 2 + number * line), text, INK, letters)
         y += side + text_height + gap
+    for number, text in enumerate(ends):
+        draw.text((gap, y + number * line), text, FAINT, foot)
     return canvas
 
 

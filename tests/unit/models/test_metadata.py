@@ -9,7 +9,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipelines.models import metadata
 from pipelines.models.metadata import Metadata, ModelId, Sheet, manifest_hash
-from pipelines.models.request import Mask, Painted, Picture, Reference, Request, Style, Then
+from pipelines.models.request import Mask, Painted, Picture, Reference, Request, Start, Style, Then
 from pipelines.spec.sampling import Sampling
 
 MODEL = ModelId(name="tiny", manifest="ab", fingerprint="0123456789abcdef", version=3)
@@ -72,6 +72,26 @@ def test_viewers_show_prompts_settings_and_model(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("then", "line"),
+    [
+        ({"switch": 0.3}, "then: a rocket (after 30% of the steps)"),
+        ({"switch_sigma": 2.5}, "then: a rocket (from σ = 2.5)"),
+    ],
+)
+def test_viewers_show_what_steers(then, line):
+    request = request_of(
+        negative="blurry",
+        then=Then(prompt="a rocket", **then),
+        image=Start(file="in/start.png", sha256="0"),
+        style=[Style(file=f"{name}.png", sha256="0") for name in "ab"],
+        paint=[Painted(phrase="Kröte", where=[0, 0, 1, 1], strength=1)],
+    )
+    lines = ["negative prompt: blurry", line, "painted: Kröte", "image: start.png"]
+    assert request.steered_by() == [*lines, "style: a.png and b.png"]
+    assert "\n".join(request.steered_by()) in about(request).describe()
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (None, "does not say how it was drawn; --like needs a PNG file"),
@@ -92,6 +112,9 @@ def test_a_file_without_settings_is_one_line(tmp_path, text, message):
 def test_a_picture_that_shows_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="names pictures that are not there"):
         about(request_of(), [3])
+    for change in ({"scale": 0}, {"sheet": {"columns": 0, "captions": True}}):
+        with pytest.raises(ValueError, match="greater than or equal to 1"):
+            Metadata(**{**dict(about(request_of())), **change})
 
 
 def test_a_file_that_is_no_picture_is_one_line(tmp_path):

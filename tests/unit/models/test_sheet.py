@@ -45,6 +45,19 @@ def test_neighbours_with_one_caption_show_it_once():
     assert 0 < ink(once) < 0.5 * ink(mixed)
 
 
+def test_what_holds_for_all_pictures_stands_below_them():
+    texts = ["a b"] * 6, ["seed 1"] * 6
+    without, short, long = (
+        contact_sheet(PICTURES, *texts, columns=3, scale=32, footer=footer)
+        for footer in ("", "then: a rocket", LONG)
+    )
+    assert without.width == short.width == long.width
+    assert without.height < short.height < long.height < 1.3 * without.height
+    above = np.asarray(short)[: without.height]
+    assert np.array_equal(above[:-20], np.asarray(without)[:-20])
+    assert np.asarray(short)[without.height :].min() < 160
+
+
 def test_a_long_caption_is_cut_and_leaves_the_pictures_alone():
     notes = ["seed 1"] * 6
     short, long = (
