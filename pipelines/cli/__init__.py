@@ -61,7 +61,7 @@ def show_warning(message: Any, category: type[Warning], *where: Any, **more: Any
             sys.stderr.write(f"note: {note}\n")
     elif issubclass(category, SpecWarning):
         sys.stderr.write(f"ediffi: warning: {one_line(message)}\n")
-    else:
+    elif category.__name__ != "DecompressionBombWarning":  # of half the size that Pillow refuses
         _python_shows(message, category, *where, **more)
 
 

@@ -67,7 +67,7 @@ def make_request(
     """
     from pipelines.models.manifest import check_sampling, own_sampling
     from pipelines.models.request import BATCH, Mask, Reference, Request
-    from pipelines.spec.sampling import with_changes
+    from pipelines.spec.sampling import warn_not_run, with_changes
 
     before = like.request if like else None
     own = own_sampling(stages)
@@ -79,6 +79,7 @@ def make_request(
     stage = options.stage or (before.stage if before else None)
     run = _stages_to(stage, stages)
     check_sampling(run, sampling)
+    warn_not_run(options.settings or {}, list(own), [s["name"] for s in run])
     pictures = _pictures(options, like)
     mine: dict[str, Any] = {
         "pictures": pictures,
@@ -113,12 +114,16 @@ def _stages_to(last: str | None, stages: Sequence[Mapping[str, Any]]) -> list[Ma
 
 def _pictures(options: Options, like: Metadata | None) -> list[Picture]:
     """Prompts with their seeds."""
-    from pipelines.models.prompts import read_prompts
+    from pipelines.models.prompts import check_text, read_prompts
     from pipelines.models.request import Picture
 
     if options.seed is not None and options.seeds is not None:
         raise ValueError("--seed and --seeds are both given; keep one")
     prompts = [*options.prompts, *(read_prompts(options.file) if options.file else ())]
+    for name, text in (("--negative", options.negative), ("--then", options.then)):
+        check_text(name, text or "")
+    for prompt in prompts:
+        check_text("the prompt", prompt)
     if like and options.is_empty:
         return like.request.pictures
     if like and options.seed is None and options.seeds is None:
@@ -236,6 +241,8 @@ def _paint(options: Options, before: Request | None) -> list[Painted]:
         from pipelines.models.painting import STRENGTH  # imports torch
 
         strength = STRENGTH if options.strength is None else options.strength
+        if not math.isfinite(strength):
+            raise ValueError(f"--strength is {strength}; write a number of 0 or more")
         return [_painted(text, strength) for text in options.paint]
     if options.strength is None:
         return list(old)

@@ -13,6 +13,21 @@ MOST_SEEDS = 1_000_000
 """More seeds than this in one range are a slip of the keyboard."""
 
 
+def check_text(name: str, text: str) -> str:
+    """The text itself; ValueError if it is no valid Unicode, which no encoder reads.
+
+    Args:
+        name: what it is, for the message.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} {text!r} is not valid Unicode (character {error.start + 1}); write it in UTF-8"
+        ) from None
+    return text
+
+
 def read_prompts(file: str) -> list[str]:
     """Read prompts from a file, one a line; ``-`` is standard input.
 

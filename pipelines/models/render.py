@@ -129,6 +129,7 @@ def render(
             sampling=settings,
             paint=paint if any(paint) else None,
             up_to=request.stage,
+            batch=len(mine),
             **inputs.options,
         )
         yield rows, drawn

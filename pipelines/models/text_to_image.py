@@ -32,7 +32,7 @@ from pipelines.models.encoders import (
 )
 from pipelines.models.manifest import own_sampling, read_manifest
 from pipelines.models.stages import Residency, StageLoader, configured, draw
-from pipelines.spec.sampling import Sampling, SamplingWarning, with_changes
+from pipelines.spec.sampling import Sampling, SamplingWarning, warn_not_run, with_changes
 from pipelines.store.artifacts import Store
 
 Pictures = np.ndarray[Any, np.dtype[np.uint8]]
@@ -99,6 +99,7 @@ class TextToImage:
         switch_sigma: float | None = None,
         paint: Sequence[Sequence[Phrase]] | None = None,
         up_to: str | None = None,
+        batch: int = 64,
     ) -> Pictures:
         """Generate one image per prompt; unset options are the ensemble's own.
 
@@ -127,6 +128,7 @@ class TextToImage:
             paint: painted phrases of each prompt; may be empty. With ``then``, a phrase is painted
                 in whichever of the two prompts has it.
             up_to: name of the last stage to run; all stages by default.
+            batch: images generated at once, at most.
 
         Returns:
             uint8 [N, R, R, 3].
@@ -142,6 +144,7 @@ class TextToImage:
             raise ValueError(f"there is no stage {up_to!r}; the cascade has {', '.join(names)}")
         stages = self.stages[: names.index(up_to) + 1] if up_to else self.stages
         changed = with_changes(self.sampling, sampling) if sampling else self.sampling
+        warn_not_run(sampling or {}, names, [stage.name for stage in stages])
         if self.loader:
             for stage in stages:
                 self.loader.set_length(stage, changed[stage.name].ema_length)
@@ -182,7 +185,7 @@ class TextToImage:
         for message in ineffective(control, stages):
             warnings.warn(message, SamplingWarning, stacklevel=2)
         cond = conditioned(prompts, phrases).to(self.device)
-        drawn = draw(stages, cond, seed=seed, first=first, control=control)
+        drawn = draw(stages, cond, seed=seed, first=first, batch=batch, control=control)
         out: Pictures = drawn[stages[-1].name].numpy()
         return out
 

@@ -265,11 +265,23 @@ def test_a_name_that_the_disk_does_not_take_is_one_line(sample):
     assert "cannot be written (File name too long)" in refused(sample("tiny@1", "a", "-o", long))
 
 
+def test_a_large_picture_is_no_warning(sample, monkeypatch):
+    Image.new("L", (30, 30)).save("large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)
+    again = ("--image", "large.png", "--stage", "base", "--scale", 1)
+    assert sample("tiny@1", "a frog", *again) == (0, "out.png: 1 picture\n", "")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    assert "large.png is not a readable image" in refused(sample("tiny@1", "a frog", *again))
+
+
 def test_a_mistake_is_found_before_weights_are_loaded(sample, monkeypatch):
     monkeypatch.delattr(TextToImage, "load")
     line = refused(sample("tiny@1", "a frog", "--set", "stesp=3"))
     assert "there is no sampling setting `stesp`; did you mean `steps`?" in line
     assert "no model is given" in refused(sample())
+    twice = ("--guidance", 5, "--set", "guidance=2")
+    assert "--guidance and --set guidance are both" in refused(sample("tiny@1", "a frog", *twice))
+    assert "`steps` is 20.0: " in refused(sample("tiny@1", "a frog", "--set", "steps=2e1"))
     assert "unknown extension" in refused(sample("tiny@1", "a frog", "-o", "out.nonsense"))
     assert "too many for one sheet" in refused(sample("tiny@1", "a frog", "-n", 9999))
 

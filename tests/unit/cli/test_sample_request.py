@@ -71,6 +71,10 @@ def test_all_settings_of_the_stages_that_run_are_kept():
         ({"paint": ["a cat"]}, "'a cat' paints nothing: write PHRASE=WHERE"),
         ({"paint": ["a cat=0,0,2,1"]}, "is empty or leaves the picture"),
         ({"paint": ["a cat=no.png"]}, "no.png is not a readable image"),
+        ({"negative": "\udcff"}, "--negative .* is not valid Unicode .character 1.; write it in"),
+        ({"then": "\udcff", "switch": 0.3}, "--then .* is not valid Unicode"),
+        ({"prompts": ["a frog", "\udcff"]}, "the prompt .* is not valid Unicode"),
+        ({"paint": ["a=0,0,1,1"], "strength": float("inf")}, "--strength is inf; write a number"),
         ({"strength": 1.0}, "--strength is given without --paint"),
         ({"sigma": 1.0}, "--sigma is given without --image"),
         ({"image": Path("no.png")}, r"no.png cannot be read \(No such file"),
@@ -81,15 +85,17 @@ def test_all_settings_of_the_stages_that_run_are_kept():
     ],
 )
 def test_a_mistake_is_one_line(options, message):
-    prompts = ["a"] if options else []
+    prompts = {"prompts": ["a"] if options else []}
     with pytest.raises(ValueError, match=message) as refused:
-        made(prompts=prompts, **options)
+        made(**prompts | options)
     assert "\n" not in str(refused.value)
 
 
 def test_a_setting_without_effect_is_told_before_weights_are_loaded():
     with pytest.warns(SamplingWarning, match="sr: `percentile` has no effect"):
         made(prompts=["a"], settings={"sr.percentile": 0.5})
+    with pytest.warns(SamplingWarning, match="`sr.steps` has no effect: stage sr is not run"):
+        made(prompts=["a"], stage="base", settings={"sr.steps": 5, "steps": 3})
 
 
 def test_weights_of_styles(tmp_path):

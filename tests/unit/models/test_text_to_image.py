@@ -6,6 +6,7 @@ import torch
 from embed_kit import write_encoders
 from PIL import Image
 
+from ediffi_core import cascade
 from ediffi_core.cascade import CascadeStage
 from ediffi_core.control import Phrase
 from ediffi_core.encoders import CLIP, T5, embedding_specs
@@ -89,6 +90,21 @@ def test_a_picture_to_start_from_has_a_default_noise_level(model, plain):
     told = model.sample(PROMPTS, seed=[1, 2], image=image(), sigma=default_sigma(SPLIT))
     assert np.array_equal(found, told) and differ(found, plain)
     assert differ(found, model.sample(PROMPTS, seed=[1, 2], image=image(1)))
+
+
+def test_as_many_pictures_are_drawn_at_once_as_asked_for(model, monkeypatch):
+    rows = []
+    drawn = cascade.sample
+
+    def counted(stages, cond, **options):
+        rows.append(len(cond))
+        return drawn(stages, cond, **options)
+
+    monkeypatch.setattr(cascade, "sample", counted)
+    one = {"seed": 3, "sampling": {"steps": 1, "sigma_max": 5.0}, "up_to": "base"}
+    model.sample(["a"] * 66, **one, batch=66)
+    model.sample(["a"] * 3, **one, batch=2)
+    assert rows == [66, 2, 1]
 
 
 def test_the_centre_square_of_a_picture_is_used(model):
