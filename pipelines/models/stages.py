@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +22,9 @@ from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
 from ediffi_core.residency import Load, SwappedEnsemble
 from ediffi_core.stage_settings import DEFAULTS, with_settings
+from ediffi_core.unet import UNet
 from pipelines.models import averages
-from pipelines.spec.sampling import Sampling
+from pipelines.spec.sampling import Sampling, SamplingWarning
 from pipelines.store.artifacts import Store
 
 Residency = Literal["all", "current", "disk"]
@@ -220,8 +222,20 @@ def configured(stage: CascadeStage, sampling: Sampling) -> CascadeStage:
     ensemble = stage.denoiser if isinstance(stage.denoiser, Ensemble) else None
     experts = [e.name for e in ensemble.experts] if ensemble else []
     sampling.warn_ineffective(stage.name, resolution=stage.resolution, experts=experts)
+    if ensemble and sampling.tile is not None and sampling.tile < stage.resolution:
+        _check_tiles(stage.name, sampling.overlap, ensemble.experts[0].denoiser)
     given = sampling.model_dump()
     return with_settings(stage, {name: given[name] for name in DEFAULTS})
+
+
+def _check_tiles(stage: str, overlap: int, denoiser: Denoiser) -> None:
+    """Warn of tiles whose pixels a network groups otherwise than those of the whole picture."""
+    if isinstance(denoiser.net, UNet) and overlap % (factor := denoiser.net.config.factor):
+        message = (
+            f"{stage}: tiles show with `overlap` {overlap}; write a multiple of {factor}, by which "
+            "the network shrinks pictures"
+        )
+        warnings.warn(message, SamplingWarning, stacklevel=3)
 
 
 def draw(

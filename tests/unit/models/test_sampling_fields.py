@@ -64,8 +64,8 @@ CASES = {
     "churn.sigma_max": Case(2.0, HEUN),
     "churn.scale": Case(1.5, HEUN),
     "history": Case("drop"),
-    "tile": Case(8, {"overlap": 2}),
-    "overlap": Case(2, {"tile": 12, "overlap": 0}),
+    "tile": Case(12, {"overlap": 4}),
+    "overlap": Case(4, {"tile": 12, "overlap": 0}),
     "precision": Case("bfloat16"),
     "ema_length": Case(0.07),
 }
@@ -164,6 +164,16 @@ def test_a_spec_can_set_it(name, tmp_path):
 def test_what_has_no_effect_warns(stage):
     with pytest.warns(SamplingWarning, match="base: `percentile` has no effect without"):
         configured(stage, Sampling(percentile=0.9))
+
+
+def test_tiles_that_do_not_fit_the_network_are_told(stage):
+    factor = stage.denoiser.experts[0].denoiser.net.config.factor
+    assert factor > 1
+    with pytest.warns(SamplingWarning, match=f"`overlap` 1; write a multiple of {factor}"):
+        configured(stage, Sampling(tile=12, overlap=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        configured(stage, Sampling(tile=12, overlap=factor))
 
 
 def test_guidance_of_an_unknown_expert_is_refused(stage):
