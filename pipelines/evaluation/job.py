@@ -28,6 +28,9 @@ CACHE_BYTES = 64 * 2**20
 """Row groups that a worker keeps; chunks read them in order, so each is read about once."""
 
 
+PARTS = "parts"
+"""Folder of the parts, in that of an evaluation."""
+
 RUN = 64
 """Consecutive rows that :class:`Spread` takes at a time."""
 
@@ -197,7 +200,7 @@ class Job:
     @property
     def parts_folder(self) -> str:
         """Folder of the parts. Another batch has other chunks, and so another folder."""
-        return f"{self.folder}/parts/{self.batch}"
+        return f"{self.folder}/{PARTS}/{self.batch}"
 
     def pictures(self) -> list[Chunk]:
         """The chunks of pictures, in order."""

@@ -15,6 +15,7 @@ from pipelines.evaluation import losses
 from pipelines.evaluation.job import Chunk, Job
 from pipelines.evaluation.losses import Losses
 from pipelines.evaluation.scores import Scores
+from pipelines.evaluation.scoring import MAIN
 from pipelines.metrics import Pictures
 from pipelines.store.artifacts import Store
 
@@ -26,6 +27,10 @@ SHOWN = "shown"
 
 NETWORKS = "networks.json"
 """File beside the parts: name of features → sha256 of their network's weights."""
+
+
+class MissingPart(ValueError):
+    """A part is not in the store."""
 
 
 def key(of: str, what: str, name: str) -> str:
@@ -48,10 +53,10 @@ def write(job: Job, chunk: Chunk, found: Mapping[str, Tensor]) -> None:
 
 
 def read(store: Store, path: str) -> dict[str, Tensor]:
-    """The tensors of a part; ValueError if it is missing."""
+    """The tensors of a part; MissingPart if there is none."""
     data = store.read(path)
     if data is None:
-        raise ValueError(f"{store.full(path)} is missing; run the same again")
+        raise MissingPart(f"{store.full(path)} is missing; run the same again")
     return load(data)
 
 
@@ -65,6 +70,9 @@ def stored_features(
         of: what the pictures are, such as :data:`DRAWN`.
         name: name of the features.
         count: number of pictures.
+
+    Raises:
+        MissingPart: It is not known which network made them.
     """
 
     def blocks() -> Iterator[Tensor]:
@@ -72,7 +80,11 @@ def stored_features(
             yield read(store, path)[key(of, "features", name)]
 
     folder = paths[0].rpartition("/")[0]
-    networks = store.read_json(f"{folder}/{NETWORKS}") or {}
+    networks = store.read_json(f"{folder}/{NETWORKS}")
+    if networks is None:
+        if name != MAIN:
+            raise MissingPart(f"{store.full(folder)}/{NETWORKS} is missing; remove its folder")
+        networks = {}
     return Features(blocks, count=count, name=name, sha256=networks.get(name, ""))
 
 

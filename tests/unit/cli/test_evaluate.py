@@ -101,6 +101,43 @@ def test_after_a_kill_only_the_chunk_in_hand_is_drawn_again(
 
 
 @pytest.mark.slow
+def test_two_calls_at_once_share_their_points(evaluate, store, drawn, monkeypatch, tmp_path):
+    """The second ends while the first draws its last chunk, and removes the parts of both."""
+    asked = ("tiny", "--captions", 6, "--batch", 3, "--seed", 31)
+    original, codes = worker.Worker.compute, []
+
+    def overtaken(self, chunk):
+        original(self, chunk)
+        if self.stages and chunk.start == 3:
+            monkeypatch.setattr(worker.Worker, "compute", original)
+            codes.append(evaluate(store, *asked)[0])
+
+    monkeypatch.setattr(worker.Worker, "compute", overtaken)
+    code, _, err = evaluate(store, *asked)
+    assert (code, err, codes, drawn) == (0, "", [0], [3, 3])
+    [line] = points_of(tmp_path / "report")["lines"]
+    assert line["points"][0]["measures"]["redness"]["count"] == 6
+
+
+@pytest.mark.slow
+def test_parts_of_another_batch_are_removed_with_the_others(evaluate, store, monkeypatch):
+    original = worker.Worker.compute
+
+    def killed(self, chunk):
+        if self.stages and chunk.start:
+            raise KeyboardInterrupt
+        original(self, chunk)
+
+    asked = ("tiny", "--captions", 6, "--seed", 32, "--batch")
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.Worker, "compute", killed)
+        assert evaluate(store, *asked, 2)[0] != 0
+    assert [f for f in store.files("curves/points") if "/parts/2/" in f"/{f}"]
+    assert evaluate(store, *asked, 3)[0] == 0
+    assert not [f for f in store.files("curves/points") if "/parts/" in f"/{f}"]
+
+
+@pytest.mark.slow
 def test_the_best_settings_are_written_into_an_ensemble(evaluate, store, tmp_path):
     file = tmp_path / "best.json"
     code, out, _ = evaluate(
