@@ -39,11 +39,13 @@ class Benchmark(Source):
         return [self.chosen.captions[row] for row in rows]
 
     def read(self, rows: range) -> tuple[Conditioning, Pictures | None]:
+        return self.conditioning(rows), self.chosen.real(rows, self.resolution)
+
+    def conditioning(self, rows: range) -> Conditioning:
         first = rows.start // BLOCK
         blocks = [self._block(n) for n in range(first, (rows.stop - 1) // BLOCK + 1)]
         start = rows.start - first * BLOCK
-        cond = Conditioning.cat(blocks)[slice(start, start + len(rows))]
-        return cond, self.chosen.real(rows, self.resolution)
+        return Conditioning.cat(blocks)[slice(start, start + len(rows))]
 
     def encode(self, load_encoder: Callable[[], Encode], report: Callable[[int], None]) -> None:
         """Encode the captions whose conditioning is not in the store yet.

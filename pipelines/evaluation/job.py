@@ -53,6 +53,10 @@ class Source(ABC):
         The pictures are None if the source has none.
         """
 
+    def conditioning(self, rows: range) -> Conditioning:
+        """The conditioning alone, where real pictures are not needed."""
+        return self.read(rows)[0]
+
 
 class Embedded(Source):
     """An embedded data set version, at the resolution of one stage."""

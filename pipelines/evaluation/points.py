@@ -46,7 +46,7 @@ class Drawn(Source):
         return self.source.captions(rows)
 
     def read(self, rows: range) -> tuple[Conditioning, Pictures | None]:
-        return self.source.read(rows)[0], None
+        return self.source.conditioning(rows), None
 
 
 @dataclass(frozen=True, kw_only=True)

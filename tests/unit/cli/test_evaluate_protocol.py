@@ -7,6 +7,7 @@ from paths import COCO30K
 from PIL import Image
 
 from ediffi_core.encoders import CLIP, embedding_specs
+from pipelines.data.chosen_captions import ChosenCaptions
 from pipelines.demo.encoders import T5_WIDTH, WIDTH, train_clip, write_t5
 from pipelines.spec.loading import load_protocol
 
@@ -67,9 +68,15 @@ def protocol(world, tmp_path):
 
 @pytest.mark.slow
 def test_a_benchmark_is_measured_by_its_own_captions_and_clip(
-    evaluate, drawn, world, protocol, tmp_path
+    evaluate, drawn, world, protocol, tmp_path, monkeypatch
 ):
     _, store = world
+    decoded, real = [], ChosenCaptions.real
+    monkeypatch.setattr(
+        ChosenCaptions,
+        "real",
+        lambda self, rows, side: decoded.append(len(rows)) or real(self, rows, side),
+    )
     asked = ("tiny", "tiny/single", "--protocol", protocol())
     code, _, err = evaluate(store, *asked)
     assert (code, err) == (0, "")
@@ -83,7 +90,7 @@ def test_a_benchmark_is_measured_by_its_own_captions_and_clip(
         )
         fid = point["measures"]["fid/small"]
         assert fid["count"] == 10 and fid["features"] == "small" and len(fid["sha256"]) == 64
-    assert drawn == [4, 4, 2] * 4
+    assert (drawn, decoded) == ([4, 4, 2] * 4, [4, 4, 2])
     encoded = store.files("curves/captions")
     assert len(encoded) == 1
     evaluate(store, *asked, "--guidance", "0,2,4")
