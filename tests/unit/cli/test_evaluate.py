@@ -3,9 +3,14 @@
 import json
 
 import pytest
-from curve_kit import finished, install_redness, points_of
+from curve_kit import Redness, finished, install_redness, points_of
 
-from pipelines.evaluation import worker
+from pipelines.cli.app import writable_folder
+from pipelines.cli.evaluate_options import rank_deficient
+from pipelines.evaluation import points, worker
+from pipelines.evaluation.comparison import Options
+from pipelines.evaluation.workers import WorkersDied
+from pipelines.spec.evaluation import FeatureNetwork
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +191,14 @@ def test_a_plan_draws_nothing(evaluate, store, drawn, tmp_path):
         (["tiny", "--data", "train"], "does not say which train data"),
         (["tiny", "--alignment", "beauty"], "'beauty' was not measured, only redness"),
         (["tiny", "--measures", "fidd"], "there is no 'fidd'; did you mean `fid`"),
+        (["tiny", "--measures", "kid"], "name a network with --features"),
+        (
+            ["tiny", "--measures", "cmmd", "--features", "i={kind: inception, weights: f.pth}"],
+            "cmmd is measured on features of CLIP",
+        ),
+        (["tiny", "--clip-pretrained", "openai"], "of --clip, which is not given"),
+        (["tiny", "--gpu", "H100"], "are of --plan"),
+        (["tiny", "--plan", "--price", "2"], "name its kind with --gpu"),
         (["tiny", "--features", "inception"], "the benchmark has no such features"),
         (["tiny", "--features", "i={kind: inception}"], "--features i: features of kind"),
         (["tiny", "--plan", "--gpu", "B17"], "'B17' is unknown"),
@@ -197,3 +210,40 @@ def test_bad_input_is_one_line(evaluate, store, args, message):
     code, _, err = evaluate(store, *args)
     assert code == 2 and err.startswith("ediffi: ") and err.count("\n") == 1
     assert message in err
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    evaluate, store, drawn, tmp_path
+):
+    (tmp_path / "report").write_text("a file")
+    assert "is a file; name a folder with -o" in evaluate(store, "tiny", "--captions", 6)[2]
+    assert drawn == []
+    with pytest.raises(ValueError, match=r"report is a file; name a folder with -o"):
+        writable_folder(tmp_path / "report/of/today", "-o")
+    writable_folder(tmp_path / "new/of/today", "-o")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_metric_of_another_version_is_not_mixed_with_the_fitted_one(
+    evaluate, store, drawn, monkeypatch
+):
+    monkeypatch.setattr(Redness, "version", 2)
+    code, _, err = evaluate(store, "tiny", "--captions", 6)
+    assert (code, drawn) == (2, []) and "redness is of version 2 here, and of 1" in err
+
+
+def test_workers_that_die_are_one_line(evaluate, store, monkeypatch):
+    def measure(*given):
+        raise WorkersDied("3 workers died while computing pictures-0:\nout of memory")
+
+    monkeypatch.setattr(points.Measuring, "measure", measure)
+    code, _, err = evaluate(store, "tiny", "--captions", 5)
+    assert code == 2 and err.count("\n") == 1 and "3 workers died" in err
+
+
+def test_an_fid_of_fewer_pictures_than_features_is_said():
+    given = {"kind": "inception", "weights": "/models/inception.pth", "layer": "64"}
+    options = Options(features={"i": FeatureNetwork.model_validate(given)})
+    [text] = rank_deficient(options, 64)
+    assert "fid/i has 64 features, but 64 pictures" in text
+    assert rank_deficient(options, 65) == []

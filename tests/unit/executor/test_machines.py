@@ -28,3 +28,10 @@ def machine(gpus=0, alive=True, **labels):
 )
 def test_what_is_lacking(gpus, labels, machines, expected):
     assert lacking(gpus, labels, machines) == expected
+
+
+def test_cpus_must_be_on_one_machine():
+    two = [machine(), machine()]
+    assert lacking(0, {}, two, cpus=8) == ""
+    assert lacking(0, {}, two, cpus=9) == "9 CPUs"
+    assert lacking(1, {}, [machine(gpus=1)], cpus=9) == "9 CPUs and 1 GPU"
