@@ -24,8 +24,6 @@ class Cluster:
             monkeypatch.setattr(ray, name, getattr(self, name))
 
     def remote(self, **resources):
-        cluster = self
-
         class Call:
             def __init__(self, what):
                 self.what = what
