@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -271,6 +272,7 @@ def evaluate(
         comparison.check_clip(options, subjects)
         if workers > 1:
             start_ray(workers * measuring.workers.cpus)
+            _exit_on_sigterm()
             if lacks := lacking(measuring.workers.gpus, {}, cpus=measuring.workers.cpus):
                 typer.echo(f"the workers are waiting for a machine with {lacks} each")
     points = _measured(measuring, source, where, cached, (alignment, distance))
@@ -297,6 +299,11 @@ def evaluate(
     _record(curve, output, first)
     if write_best:
         _write_best(write_best, curve, where, first)
+
+
+def _exit_on_sigterm() -> None:
+    """End as without Ray, whose handler writes a stack trace of C++ and aborts."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def _cost(

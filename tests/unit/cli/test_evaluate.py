@@ -1,10 +1,12 @@
 """`ediffi evaluate`: curves of several models, points that are drawn once, and bad input."""
 
 import json
+import signal
 
 import pytest
 from curve_kit import Redness, finished, install_redness, points_of
 
+from pipelines.cli import evaluating
 from pipelines.cli.app import writable_folder
 from pipelines.cli.evaluate_options import rank_deficient
 from pipelines.evaluation import points, worker
@@ -247,3 +249,14 @@ def test_an_fid_of_fewer_pictures_than_features_is_said():
     [text] = rank_deficient(options, 64)
     assert "fid/i has 64 features, but 64 pictures" in text
     assert rank_deficient(options, 65) == []
+
+
+def test_sigterm_ends_the_command_with_its_usual_code():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        evaluating._exit_on_sigterm()
+        with pytest.raises(SystemExit) as stop:
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.value.code == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
