@@ -130,10 +130,17 @@ def benchmark_data(
     """Captions and pictures of a benchmark, encoded by the models' own encoders.
 
     Raises:
-        ValueError: The benchmark's files are missing, too few or of another format; or the models
-            were trained with different encoders.
+        ValueError: The benchmark's files are missing, too few or of another format; it is of
+            another resolution than the stage; or the models were trained with different encoders.
     """
     first = subjects[0]
+    side = first.last["resolution"]
+    if side != protocol.resolution:
+        raise ValueError(
+            f"{protocol.name} is of pictures of {protocol.resolution}×{protocol.resolution}, stage "
+            f"{first.last['name']} draws {side}×{side}; leave out --stage, or write `resolution: "
+            f"{side}` into a copy of the benchmark"
+        )
     for other in subjects[1:]:
         if other.trained_with != first.trained_with:
             raise ValueError(

@@ -109,6 +109,7 @@ def test_bad_benchmarks_are_one_line(evaluate, world, protocol):
     assert "conditions tiny" in refused(clip=f"{root}/store/{ENCODERS}/clip")
     assert "cannot be loaded" in refused(clip=f"{root}/store")
     assert "no stage of 16×16 pictures; it has base (8)" in refused(resolution=16)
+    assert "pictures of 16×16, stage base draws 8×8" in refused("--stage", "base", resolution=16)
     assert "captions 12 pictures, but 13 are asked for" in refused("--captions", 13)
     assert "does not exist" in refused(captions={"annotations": f"{root}/captions_a.json"})
     assert "lacks 10 of the 10" in refused(captions={"images": str(root / "scorer")})
