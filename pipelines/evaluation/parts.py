@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -53,11 +54,23 @@ def write(job: Job, chunk: Chunk, found: Mapping[str, Tensor]) -> None:
 
 
 def read(store: Store, path: str) -> dict[str, Tensor]:
-    """The tensors of a part; MissingPart if there is none."""
+    """The tensors of a part; MissingPart if there is none, ValueError if it is damaged."""
     data = store.read(path)
     if data is None:
         raise MissingPart(f"{store.full(path)} is missing; run the same again")
-    return load(data)
+    return tensors(data, store.full(path))
+
+
+def tensors(data: bytes, where: str) -> dict[str, Tensor]:
+    """The tensors of a file; ValueError if it is damaged.
+
+    Args:
+        where: the file's path, for the message.
+    """
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise ValueError(f"{where} is damaged ({error}); remove it and run again") from error
 
 
 def stored_features(
