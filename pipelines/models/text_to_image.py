@@ -56,14 +56,19 @@ class TextToImage:
     """Loads the weights for another ``ema_length``."""
 
     @staticmethod
-    def load(manifest: str | Path, residency: Residency = "all") -> TextToImage:
+    def load(
+        manifest: str | Path, residency: Residency = "all", storage: str | None = None
+    ) -> TextToImage:
         """Load an ``ensemble.json`` that a promote node wrote, onto a GPU if there is one.
+
+        Args:
+            storage: folder or URL of the store, if it has moved since.
 
         Raises:
             ValueError: The manifest, a checkpoint or an encoder is missing or does not fit.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        d = read_manifest(manifest)
+        d = read_manifest(manifest, storage)
         try:
             store = Store.at(d["store"])
             loader = StageLoader(store, d["stages"], d["weights"], residency, device)
