@@ -21,8 +21,9 @@ from torch import Tensor
 
 import ediffi_core
 from ediffi_core.checkpoint import Card, check_interval, read_checked, weights_sha256
+from ediffi_core.loading import Residency
 from ediffi_core.noise import Interval
-from ediffi_core.pretrained import CASCADE, CONFIG, FORMAT, WEIGHTS, Residency, expert_config
+from ediffi_core.pretrained import CASCADE, CONFIG, FORMAT, WEIGHTS, expert_config
 from ediffi_core.stage_settings import DEFAULTS
 from pipelines.formatting import byte_size
 from pipelines.interchange import model_card

@@ -15,6 +15,7 @@ from ediffi_core.cascade import CascadeStage
 from ediffi_core.conditioning import Conditioning, Paint
 from ediffi_core.control import Control, Phrase, Switch, paint_with_words, with_style
 from ediffi_core.encoders import CLIP, T5, EmbeddingKind, TextEncoder, encode_prompts
+from ediffi_core.loading import Residency
 from pipelines.models.controls import (
     check_options,
     ineffective,
@@ -31,7 +32,7 @@ from pipelines.models.encoders import (
     load_t5,
 )
 from pipelines.models.manifest import own_sampling, read_manifest
-from pipelines.models.stages import Residency, StageLoader, configured, draw
+from pipelines.models.stages import StageLoader, configured, draw
 from pipelines.spec.sampling import Sampling, SamplingWarning, with_changes
 from pipelines.store.artifacts import Store
 
