@@ -123,7 +123,8 @@ def open_image(path: Path) -> Any:
     try:
         return _upright(Image.open(path))
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable image ({error})") from error
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} is not a readable image ({why})") from error
 
 
 def decode_image(text: str) -> Any:
