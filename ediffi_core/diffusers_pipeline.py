@@ -24,14 +24,8 @@ from ediffi_core.cascade import CascadeStage, sample
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.control import Control
 from ediffi_core.encoders import CLIP, T5, EmbeddingKind, TextEncoder, encode_prompts
-from ediffi_core.pretrained import (
-    Residency,
-    cascade_folder,
-    cast_parameters,
-    load_cascade,
-    precision_of,
-    read_config,
-)
+from ediffi_core.loading import Residency, cast_parameters
+from ediffi_core.pretrained import cascade_folder, load_cascade, precision_of, read_config
 from ediffi_core.stage_settings import with_settings
 
 OUTPUT_TYPES = ("pil", "np", "pt")

@@ -13,16 +13,15 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ediffi_core.cascade import PRECISIONS, CascadeStage
-from ediffi_core.checkpoint import Card, build_denoiser, read_checked
-from ediffi_core.ensemble import Ensemble, Expert
+from ediffi_core.checkpoint import Card, read_checked
+from ediffi_core.loading import RESIDENCIES, Residency, Source, build_ensemble
 from ediffi_core.noise import Interval
-from ediffi_core.precond import Denoiser
-from ediffi_core.residency import Load, SwappedEnsemble, Weights
+from ediffi_core.residency import Weights
 from ediffi_core.stage_settings import with_settings
 
 FORMAT = 1
@@ -34,11 +33,6 @@ CASCADE = "cascade"
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """Names of a component's settings and weights, as in other folders for diffusers."""
-
-Residency = Literal["all", "current", "disk"]
-"""Where experts are: all on the device; one there and the others in host memory, or on disk."""
-
-RESIDENCIES: tuple[Residency, ...] = ("all", "current", "disk")
 
 
 def load_cascade(
@@ -109,12 +103,6 @@ def precision_of(dtype: torch.dtype) -> str:
     raise ValueError(f"{dtype} is not a type for networks; choose one of {', '.join(PRECISIONS)}")
 
 
-def cast_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Cast parameters to a type. Buffers stay, since noise levels need all their bits."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
-
-
 def _stage(
     root: Path,
     entry: Mapping[str, Any],
@@ -125,53 +113,14 @@ def _stage(
     settings = dict(entry["sampling"])
     if dtype != torch.float32:
         settings["precision"] = precision_of(dtype)
-    ensemble = _ensemble(root, entry, device, residency, dtype)
+    sources = {}
+    for name, slot in entry["experts"].items():
+        interval = Interval(*slot["interval"])
+        read = partial(_read, root / slot["folder"], slot["expert"], interval)
+        sources[name] = Source(slot["folder"], interval, read)
+    ensemble = build_ensemble(sources, residency, device, dtype)
     plain = CascadeStage(name=entry["name"], denoiser=ensemble, resolution=entry["resolution"])
     return with_settings(plain, settings)
-
-
-def _ensemble(
-    root: Path,
-    entry: Mapping[str, Any],
-    device: torch.device | str,
-    residency: Residency,
-    dtype: torch.dtype,
-) -> Ensemble:
-    slots = entry["experts"]
-    intervals = {name: Interval(*slot["interval"]) for name, slot in slots.items()}
-    denoisers: dict[str, Denoiser] = {}
-    kept: dict[str, Weights] = {}
-    cards: dict[str, Card] = {}
-    for name, slot in slots.items():
-        place = slot["folder"]
-        if place in cards and cards[place].interval.holds(intervals[name]):
-            continue
-        weights, cards[place] = _read(root / place, slot["expert"], intervals[name])
-        if residency == "all" or not denoisers:
-            denoiser = build_denoiser(weights, cards[place])
-            cast_parameters(denoiser, dtype)
-            denoisers[place] = denoiser.to(device)
-        if residency == "current":
-            kept[place] = weights
-    if len({(c.noise, c.network, c.sigma_data) for c in cards.values()}) > 1:
-        raise ValueError(
-            f"the experts of stage {entry['name']} differ in noise distribution, network or "
-            "sigma_data; export the model again"
-        )
-    card = next(iter(cards.values()))
-    if residency == "all":
-        experts = [Expert(n, intervals[n], denoisers[slots[n]["folder"]]) for n in slots]
-        return Ensemble(experts, card.noise)
-    load: dict[str, Load] = {}
-    for name, slot in slots.items():
-        place = slot["folder"]
-        load[name] = (
-            partial(kept.__getitem__, place)
-            if residency == "current"
-            else partial(_weights, root / place, slot["expert"], intervals[name])
-        )
-    [network] = denoisers.values()
-    return SwappedEnsemble(network, intervals, load, card.noise)
 
 
 def _read(folder: Path, expert: str, interval: Interval) -> tuple[Weights, Card]:
@@ -184,7 +133,3 @@ def _read(folder: Path, expert: str, interval: Interval) -> tuple[Weights, Card]
             "model again"
         )
     return weights, card
-
-
-def _weights(folder: Path, expert: str, interval: Interval) -> Weights:
-    return _read(folder, expert, interval)[0]

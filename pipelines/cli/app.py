@@ -166,3 +166,16 @@ def writable(output: Path, option: str = "--output") -> None:
         raise ValueError(f"{output} is a folder; name a file with {option}")
     if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
         raise ValueError(f"{output} cannot be written; give a writable path with {option}")
+
+
+def writable_folder(output: Path, option: str = "--output") -> None:
+    """Check that files can be written into a folder, which need not exist yet.
+
+    Raises:
+        ValueError: It, or what it would be in, is a file or read-only.
+    """
+    there = next(p for p in (output, *output.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there} is a file; name a folder with {option}")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{output} cannot be written; give a writable folder with {option}")

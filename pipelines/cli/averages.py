@@ -87,8 +87,9 @@ def ema(
         writable(output)
     place = find_model(model, storage)
     from pipelines.models import averages
+    from pipelines.models.manifest import read_manifest
 
-    manifest = averages.read_manifest(place)
+    manifest = read_manifest(place, storage)
     names = [s["name"] for s in manifest["stages"]]
     if stage is not None and stage not in names:
         raise ValueError(f"there is no stage {stage!r}; the cascade has {', '.join(names)}")

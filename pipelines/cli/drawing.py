@@ -391,7 +391,7 @@ def sample(
 
     disable_progress_bar()  # it would garble the one line of an error
     inputs = open_inputs(request, like)
-    loaded = TextToImage.load(place, residency)
+    loaded = TextToImage.load(place, residency, storage)
     is_shown = sys.stderr.isatty() and len(list(request.batches())) > 1
     with typer.progressbar(
         length=len(shows), label="drawing", file=sys.stderr, show_pos=True, hidden=not is_shown
@@ -421,7 +421,7 @@ def _find(
         place = find_drawn_by(seen.model, storage)
     else:
         raise ValueError("no model is given; write one before the prompts, or --like PICTURE")
-    stages, found = read_manifest(place)["stages"], identify(place)
+    stages, found = read_manifest(place, storage)["stages"], identify(place, storage)
     if seen and seen.model.manifest != found.manifest:
         note(f"the picture of --like was drawn by {seen.model}, not by {found}")
     return place, found, stages

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, Storage, app, writable
-from pipelines.cli.drawing import parse_settings
+from pipelines.cli import evaluate_options
+from pipelines.cli.app import DEFAULT_STORAGE, Storage, app, writable, writable_folder
 from pipelines.formatting import clock
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.comparison import Data, Options, Place
+    from pipelines.evaluation.comparison import Data, Place
     from pipelines.evaluation.curve import Curve, Point
     from pipelines.evaluation.points import Measuring
     from pipelines.evaluation.subject import Subject
-    from pipelines.evaluation.sweep import Sweep
-    from pipelines.spec.evaluation import FeatureNetwork
-    from pipelines.spec.protocol import Protocol
 
 CAPTIONS = 128
 REPORT_EVERY_S = 10.0
@@ -217,28 +215,30 @@ def evaluate(
 
     from pipelines.evaluation import comparison
     from pipelines.evaluation.curve import Curve
-    from pipelines.executor.ray_cluster import start_ray
+    from pipelines.executor.ray_cluster import lacking, start_ray
     from pipelines.lineage.lookup import find_subject, last_evaluation
     from pipelines.reports import curves
     from pipelines.spec.loading import load_protocol
     from pipelines.store.artifacts import Store
 
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file; name a folder with -o")
+    writable_folder(output, "-o")
     if write_best:
         writable(write_best, "--write-best")
     known = load_protocol(protocol) if protocol else None
-    swept, changes = _sweep(known, guidance, steps, solver, settings or ())
+    swept, changes = evaluate_options.sweep_of(known, guidance, steps, solver, settings or ())
     given = {
         "captions": captions,
         "seed": seed,
         "batch": batch,
         "clip": clip,
         "clip_pretrained": clip_pretrained,
-        "features": _features(known, features),
-        "measures": _measures(measures),
+        "features": evaluate_options.features_of(known, features),
+        "measures": evaluate_options.measures_of(measures),
     }
-    options = _options(known, given, workers)
+    options = evaluate_options.options_of(known, given, workers)
+    evaluate_options.check_effect(
+        options, given, known=known, split=data, plan=plan, gpu=gpu, price=price
+    )
     side = known.resolution if known and not stage else None
     found = [find_subject(model, storage) for model in models]
     subjects = [
@@ -258,6 +258,8 @@ def evaluate(
         last = last_evaluation(first.pipeline, first.last["name"], first.store)
         metrics = comparison.metrics_of(last)
     measuring = comparison.measuring(subjects, source, options, metrics, first.store, device)
+    for text in evaluate_options.rank_deficient(options, source.count):
+        typer.echo(f"ediffi: warning: {text}", err=True)
     cached = [measuring.cached(place.subject, place.setting) for place in where]
     if plan:
         typer.echo(_cost(where, cached, source.count, gpu, price))
@@ -270,6 +272,9 @@ def evaluate(
         comparison.check_clip(options, subjects)
         if workers > 1:
             start_ray(workers * measuring.workers.cpus)
+            _exit_on_sigterm()
+            if lacks := lacking(measuring.workers.gpus, {}, cpus=measuring.workers.cpus):
+                typer.echo(f"the workers are waiting for a machine with {lacks} each")
     points = _measured(measuring, source, where, cached, (alignment, distance))
     lines = comparison.lines(subjects, swept, where, points)
     axes = comparison.axes_of(lines, alignment, distance)
@@ -296,90 +301,9 @@ def evaluate(
         _write_best(write_best, curve, where, first)
 
 
-def _sweep(
-    known: Protocol | None,
-    guidance: str | None,
-    steps: str | None,
-    solver: str | None,
-    settings: Sequence[str],
-) -> tuple[Sweep, dict[str, Any]]:
-    """The axes, and what is changed for all points; options take the place of the benchmark's.
-
-    Raises:
-        ValueError: An axis cannot be read, or is also among the changes.
-    """
-    from pipelines.evaluation.sweep import Sweep
-
-    given = {"guidance": guidance, "steps": steps, "solver": solver}
-    if known and not any(given.values()):
-        given = {axis: getattr(known, axis) for axis in given}
-    swept = Sweep.parse(**given)
-    changes = {**(known.sampling if known else {}), **parse_settings(settings)}
-    for axis in swept.axes:
-        if axis in changes:
-            raise ValueError(f"{axis} is both compared and set for all points; leave one out")
-    return swept, changes
-
-
-def _options(known: Protocol | None, given: Mapping[str, Any], workers: int) -> Options:
-    """The options, where they are not given the benchmark's."""
-    from pipelines.evaluation.comparison import Options
-
-    theirs = {}
-    if known:
-        names = ("seed", "batch", "clip", "clip_pretrained", "features", "measures")
-        theirs = {name: getattr(known, name) for name in (*names, "measure_options")}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return Options(**{**theirs, **chosen}, workers=workers)
-
-
-def _features(
-    known: Protocol | None, given: Sequence[str] | None
-) -> dict[str, FeatureNetwork] | None:
-    """The networks of ``--features``; None if there is none.
-
-    Raises:
-        ValueError: A name is not in the benchmark, or settings are invalid.
-    """
-    if not given:
-        return None
-    import yaml
-    from pydantic import ValidationError
-
-    from pipelines.spec.evaluation import FeatureNetwork
-    from pipelines.spec.loading import explain
-
-    theirs = known.features if known else {}
-    found = {}
-    for text in given:
-        name, equals, settings = text.partition("=")
-        if not equals:
-            if name not in theirs:
-                there = ", ".join(theirs) or "none"
-                raise ValueError(
-                    f"--features {name}: the benchmark has no such features, only {there}; give "
-                    f"settings as --features '{name}={{kind: inception, weights: FILE}}'"
-                )
-            found[name] = theirs[name]
-            continue
-        try:
-            found[name] = FeatureNetwork.model_validate(yaml.safe_load(settings))
-        except yaml.YAMLError:
-            raise ValueError(f"--features {text!r}: the settings are not valid YAML") from None
-        except ValidationError as error:
-            raise ValueError(f"--features {name}: {explain(error, FeatureNetwork)}") from None
-    return found
-
-
-def _measures(text: str | None) -> list[str] | None:
-    """The measures of ``--measures``; ValueError for one that there is not."""
-    if text is None:
-        return None
-    from ediffi_core.measures import MEASURES
-    from pipelines.evaluation.sweep import names
-
-    known = [name for name in MEASURES if name != "neighbours"]  # of training pictures
-    return names(text, "--measures", known)
+def _exit_on_sigterm() -> None:
+    """End as without Ray, whose handler writes a stack trace of C++ and aborts."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def _cost(
@@ -415,6 +339,7 @@ def _measured(
 ) -> list[Point]:
     """All points; those that are not in the store yet are drawn, with a line of progress each."""
     from pipelines.evaluation.sweep import label
+    from pipelines.evaluation.workers import WorkersDied
 
     log = _Log()
     if not all(points):
@@ -426,7 +351,10 @@ def _measured(
         def progress(done: int, of: int, name: str = name) -> None:
             log.progress(f"{name}: {done:,} of {of:,} pictures")
 
-        new = point or measuring.measure(place.subject, place.setting, progress)
+        try:
+            new = point or measuring.measure(place.subject, place.setting, progress)
+        except WorkersDied as error:
+            raise ValueError(f"{name}: {error}; the same command continues") from error
         new.check(*axes)
         shown = ", ".join(f"{key} {one.value:.3f}" for key, one in new.measures.items())
         log(f"{name}: {shown}{' (from the store)' if point else ''}")

@@ -82,5 +82,6 @@ def export(
         options,
         force=force,
         progress=lambda part: typer.echo(f"  {part}"),
+        storage=storage,
     )
     typer.echo(f"{diffusers}: {byte_size(size)}; how to load it is in {diffusers / 'README.md'}")

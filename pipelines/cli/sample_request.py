@@ -258,7 +258,7 @@ def _painted(text: str, strength: float) -> Painted:
 
     words, where = painting.split_argument(text)
     parts = where.split(",")
-    if len(parts) != 4:
+    if len(parts) == 1 or Path(where).is_file():
         mask = Mask.read(where, painting.SIDE)
         return Painted(phrase=words, where=mask, strength=strength)
     painting.box_mask(parts)

@@ -73,7 +73,7 @@ def _features_node(
 ) -> Node:
     evaluate, network = spec.evaluate, Network.of(spec, sources, name)
     # As many real pictures as are drawn: those of the same captions.
-    rows = evaluate.captions if split == "validation" else None
+    rows = evaluate.captions if split == "validation" else evaluate.neighbours_pictures
     return Node(
         kind="features",
         name=features_id(stage, name, split).removeprefix("features/"),
@@ -81,6 +81,7 @@ def _features_node(
             "network": network.identity,
             "resolution": spec.stages[stage].resolution,
             "rows": rows,
+            **({"spread": True} if split == "train" else {}),
         },
         inputs={"data": f"embed/{split}", **network.inputs},
         runtime={

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from ediffi_core.conditioning import Conditioning
 from pipelines.data.chosen_captions import ChosenCaptions
 from pipelines.evaluation.job import Source
+from pipelines.evaluation.parts import tensors
 from pipelines.metrics import Pictures
 from pipelines.store.artifacts import Store
 
@@ -39,11 +40,13 @@ class Benchmark(Source):
         return [self.chosen.captions[row] for row in rows]
 
     def read(self, rows: range) -> tuple[Conditioning, Pictures | None]:
+        return self.conditioning(rows), self.chosen.real(rows, self.resolution)
+
+    def conditioning(self, rows: range) -> Conditioning:
         first = rows.start // BLOCK
         blocks = [self._block(n) for n in range(first, (rows.stop - 1) // BLOCK + 1)]
         start = rows.start - first * BLOCK
-        cond = Conditioning.cat(blocks)[slice(start, start + len(rows))]
-        return cond, self.chosen.real(rows, self.resolution)
+        return Conditioning.cat(blocks)[slice(start, start + len(rows))]
 
     def encode(self, load_encoder: Callable[[], Encode], report: Callable[[int], None]) -> None:
         """Encode the captions whose conditioning is not in the store yet.
@@ -76,7 +79,7 @@ class Benchmark(Source):
         data = self.store.read(path)
         if data is None:
             raise ValueError(f"{self.store.full(path)} is missing; run the same command again")
-        return _from_bytes(data)
+        return _from_tensors(tensors(data, self.store.full(path)))
 
 
 def _to_bytes(cond: Conditioning) -> bytes:
@@ -92,9 +95,9 @@ def _to_bytes(cond: Conditioning) -> bytes:
     return save({f"{p}/{n}": t.contiguous() for p, some in parts.items() for n, t in some.items()})
 
 
-def _from_bytes(data: bytes) -> Conditioning:
+def _from_tensors(stored: Mapping[str, torch.Tensor]) -> Conditioning:
     found: dict[str, dict[str, torch.Tensor]] = {"sequences": {}, "masks": {}, "pooled": {}}
-    for key, tensor in load(data).items():
+    for key, tensor in stored.items():
         part, _, name = key.partition("/")
         found[part][name] = tensor
     return Conditioning(**found)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from pipelines.evaluation.subject import Subject
 from pipelines.evaluation.sweep import Sweep
 from pipelines.evaluation.workers import Workers
 from pipelines.features.opening import open_extractor
+from pipelines.metrics import metric
 from pipelines.models.encoders import encoder_sources, load_prompt_encoder
 from pipelines.spec.evaluation import FeatureNetwork, Measure, MeasureOptions
 from pipelines.spec.protocol import Protocol
@@ -128,10 +130,17 @@ def benchmark_data(
     """Captions and pictures of a benchmark, encoded by the models' own encoders.
 
     Raises:
-        ValueError: The benchmark's files are missing, too few or of another format; or the models
-            were trained with different encoders.
+        ValueError: The benchmark's files are missing, too few or of another format; it is of
+            another resolution than the stage; or the models were trained with different encoders.
     """
     first = subjects[0]
+    side = first.last["resolution"]
+    if side != protocol.resolution:
+        raise ValueError(
+            f"{protocol.name} is of pictures of {protocol.resolution}×{protocol.resolution}, stage "
+            f"{first.last['name']} draws {side}×{side}; leave out --stage, or write `resolution: "
+            f"{side}` into a copy of the benchmark"
+        )
     for other in subjects[1:]:
         if other.trained_with != first.trained_with:
             raise ValueError(
@@ -200,6 +209,10 @@ def measuring(
     for name, given in options.features.items():
         identity = identify_features(name, given)
         measures.setdefault("features", {})[name] = identity
+        if given.weights:  # workers may run in another folder
+            given = given.model_copy(
+                update={"weights": str(Path(given.weights).expanduser().absolute())}
+            )
         networks[name] = partial(open_extractor, name, given)
     real = {**data.identity, **measures, "count": data.count}
     threads = max(1, torch.get_num_threads() // options.workers)
@@ -287,11 +300,19 @@ def metrics_of(evaluation: Mapping[str, Any] | None) -> dict[str, dict[str, Any]
 
     Args:
         evaluation: Manifest of an evaluate node.
+
+    Raises:
+        ValueError: A metric is not installed, or in another version.
     """
     if evaluation is None:
         return {}
     found = {}
     for name, how in evaluation["settings"]["metrics"].items():
+        if (now := metric(name, how["options"]).version) != how["version"]:
+            raise ValueError(
+                f"metric {name} is of version {now} here, and of {how['version']} in the "
+                "pipeline's last run; run the pipeline again first"
+            )
         learned = evaluation["inputs"][f"metric/{name}"]
         folder = f"nodes/{learned['node']}-{learned['fingerprint']}"
         found[name] = {**how, "folder": folder}

@@ -28,6 +28,13 @@ CACHE_BYTES = 64 * 2**20
 """Row groups that a worker keeps; chunks read them in order, so each is read about once."""
 
 
+PARTS = "parts"
+"""Folder of the parts, in that of an evaluation."""
+
+RUN = 64
+"""Consecutive rows that :class:`Spread` takes at a time."""
+
+
 class Source(ABC):
     """Captions to draw pictures for, and the real pictures that belong to them."""
 
@@ -45,6 +52,10 @@ class Source(ABC):
 
         The pictures are None if the source has none.
         """
+
+    def conditioning(self, rows: range) -> Conditioning:
+        """The conditioning alone, where real pictures are not needed."""
+        return self.read(rows)[0]
 
 
 class Embedded(Source):
@@ -71,9 +82,38 @@ class Embedded(Source):
     def captions(self, rows: Sequence[int]) -> list[str]:
         return self.reader.captions(rows)
 
-    def read(self, rows: range) -> tuple[Conditioning, Pictures | None]:
+    def read(self, rows: Sequence[int]) -> tuple[Conditioning, Pictures | None]:
         x, cond = self.reader.rows(rows)
         return text_only(cond), as_bytes(x)
+
+
+class Spread(Source):
+    """Some rows of a data set version, in runs of :data:`RUN` that are spread evenly over it.
+
+    Runs, as a row group is read whole: of 10⁹ rows, each thousandth would need all of them.
+    """
+
+    def __init__(self, source: Embedded, count: int) -> None:
+        """
+        Args:
+            count: of more rows; else all are taken.
+        """
+        self.source, self.count = source, min(count, len(source))
+        self.left_out = len(source) - self.count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def rows(self, rows: Sequence[int]) -> list[int]:
+        """Rows of the source, which rise with those given."""
+        gaps = max(1, (self.count - 1) // RUN)
+        return [row + row // RUN * self.left_out // gaps for row in rows]
+
+    def captions(self, rows: Sequence[int]) -> list[str]:
+        return self.source.captions(self.rows(rows))
+
+    def read(self, rows: Sequence[int]) -> tuple[Conditioning, Pictures | None]:
+        return self.source.read(self.rows(rows))
 
 
 def text_only(cond: Conditioning) -> Conditioning:
@@ -164,7 +204,7 @@ class Job:
     @property
     def parts_folder(self) -> str:
         """Folder of the parts. Another batch has other chunks, and so another folder."""
-        return f"{self.folder}/parts/{self.batch}"
+        return f"{self.folder}/{PARTS}/{self.batch}"
 
     def pictures(self) -> list[Chunk]:
         """The chunks of pictures, in order."""

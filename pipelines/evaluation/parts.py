@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from pipelines.evaluation import losses
 from pipelines.evaluation.job import Chunk, Job
 from pipelines.evaluation.losses import Losses
 from pipelines.evaluation.scores import Scores
+from pipelines.evaluation.scoring import MAIN
 from pipelines.metrics import Pictures
 from pipelines.store.artifacts import Store
 
@@ -26,6 +28,10 @@ SHOWN = "shown"
 
 NETWORKS = "networks.json"
 """File beside the parts: name of features → sha256 of their network's weights."""
+
+
+class MissingPart(ValueError):
+    """A part is not in the store."""
 
 
 def key(of: str, what: str, name: str) -> str:
@@ -48,11 +54,23 @@ def write(job: Job, chunk: Chunk, found: Mapping[str, Tensor]) -> None:
 
 
 def read(store: Store, path: str) -> dict[str, Tensor]:
-    """The tensors of a part; ValueError if it is missing."""
+    """The tensors of a part; MissingPart if there is none, ValueError if it is damaged."""
     data = store.read(path)
     if data is None:
-        raise ValueError(f"{store.full(path)} is missing; run the same again")
-    return load(data)
+        raise MissingPart(f"{store.full(path)} is missing; run the same again")
+    return tensors(data, store.full(path))
+
+
+def tensors(data: bytes, where: str) -> dict[str, Tensor]:
+    """The tensors of a file; ValueError if it is damaged.
+
+    Args:
+        where: the file's path, for the message.
+    """
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise ValueError(f"{where} is damaged ({error}); remove it and run again") from error
 
 
 def stored_features(
@@ -65,6 +83,9 @@ def stored_features(
         of: what the pictures are, such as :data:`DRAWN`.
         name: name of the features.
         count: number of pictures.
+
+    Raises:
+        MissingPart: It is not known which network made them.
     """
 
     def blocks() -> Iterator[Tensor]:
@@ -72,7 +93,11 @@ def stored_features(
             yield read(store, path)[key(of, "features", name)]
 
     folder = paths[0].rpartition("/")[0]
-    networks = store.read_json(f"{folder}/{NETWORKS}") or {}
+    networks = store.read_json(f"{folder}/{NETWORKS}")
+    if networks is None:
+        if name != MAIN:
+            raise MissingPart(f"{store.full(folder)}/{NETWORKS} is missing; remove its folder")
+        networks = {}
     return Features(blocks, count=count, name=name, sha256=networks.get(name, ""))
 
 

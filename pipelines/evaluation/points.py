@@ -15,8 +15,8 @@ from ediffi_core.measures import measure
 from ediffi_core.metrics import Estimate, kernel_distance
 from pipelines.dag.plan import digest
 from pipelines.evaluation.curve import Point
-from pipelines.evaluation.job import Job, Source
-from pipelines.evaluation.parts import DRAWN, REAL, Parts
+from pipelines.evaluation.job import PARTS, Job, Source
+from pipelines.evaluation.parts import DRAWN, REAL, MissingPart, Parts
 from pipelines.evaluation.scoring import MAIN
 from pipelines.evaluation.subject import Subject
 from pipelines.evaluation.workers import Progress, Workers, run
@@ -46,7 +46,7 @@ class Drawn(Source):
         return self.source.captions(rows)
 
     def read(self, rows: range) -> tuple[Conditioning, Pictures | None]:
-        return self.source.read(rows)[0], None
+        return self.source.conditioning(rows), None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +92,17 @@ class Measuring:
             weights=subject.weights,
         )
         real = run(self.job, self.workers)
-        parts = run(job, self.workers, progress)
-        point = Point(setting=setting, fingerprint=mark, measures=self.reduced(parts, real))
-        self.job.store.write_json(f"{folder}/point.json", point.to_json())
-        self.job.store.remove_folder(job.parts_folder)  # 30,000 pictures' features are large
+        try:
+            parts = run(job, self.workers, progress)
+            point = Point(setting=setting, fingerprint=mark, measures=self.reduced(parts, real))
+        except MissingPart:  # another process has measured the same, and removed the parts
+            if (found := self.cached(subject, setting)) is None:
+                raise
+            point = found
+        else:
+            self.job.store.write_json(f"{folder}/point.json", point.to_json())
+        # 30,000 pictures' features are large; an interrupted call may have had another batch.
+        self.job.store.remove_folder(f"{folder}/{PARTS}")
         return point
 
     def reduced(self, parts: Parts, real: Parts) -> dict[str, Measured]:

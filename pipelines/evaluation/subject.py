@@ -87,8 +87,12 @@ class Subject:
     def identity(self) -> dict[str, Any]:
         """Everything about the model that determines its pictures, besides the conditioning."""
         drawing = ("name", "resolution", "experts", "sampling")
-        names = [f"{s['name']}/{slot}" for s in self.stages for slot in s["experts"]]
+        names = {f"{s['name']}/{slot}": s for s in self.stages for slot in s["experts"]}
+        # Averages of another length are mixed from the training's snapshots, which the same weights
+        # may have in other numbers.
+        mixed = [n for n, s in names.items() if Sampling.from_settings(s["sampling"]).ema_length]
         return {
             "stages": [{key: stage[key] for key in drawing} for stage in self.stages],
             "weights": {name: self.weights[name]["sha256"] for name in names},
+            **({"trainings": {n: self.weights[n]["fingerprint"] for n in mixed}} if mixed else {}),
         }

@@ -57,7 +57,16 @@ class Worker:
             job.store.write_json(f"{job.parts_folder}/{NETWORKS}", known)
 
     def compute(self, chunk: Chunk) -> None:
-        """Compute a chunk and write its part."""
+        """Compute a chunk and write its part; ValueError if it does not fit into a GPU's memory."""
+        try:
+            self._compute(chunk)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"a batch of {self.job.batch:,} does not fit into the GPU's memory; lower "
+                "`evaluate.batch` (--batch of `ediffi evaluate`), or set `sampling.tile`"
+            ) from error
+
+    def _compute(self, chunk: Chunk) -> None:
         if chunk.kind == "losses":
             self._losses(chunk).write(self.job.store, self.job.parts_folder, chunk.file)
             return

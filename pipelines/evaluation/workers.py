@@ -14,6 +14,11 @@ from pipelines.evaluation.worker import Worker
 MAX_DEATHS = 3
 """Workers that one chunk may cost, before the evaluation fails."""
 
+
+class WorkersDied(RuntimeError):
+    """Worker after worker died, such as for lack of memory."""
+
+
 Progress = Callable[[int, int], None]
 """Called with the pictures whose parts are written, and their number in all."""
 
@@ -41,7 +46,7 @@ def run(job: Job, workers: Workers, progress: Progress = lambda done, of: None) 
 
     Raises:
         ValueError: A model, a metric or data is missing or does not fit.
-        RuntimeError: A chunk ended several workers.
+        WorkersDied: A chunk ended several workers.
     """
     chunks = job.pictures()
     if job.losses is not None:
@@ -102,11 +107,11 @@ def _on_actors(
                 ray.get(call)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
-            except ray.exceptions.RayActorError as error:
+            except ray.exceptions.RayError as error:  # not all that end an actor are ActorErrors
                 deaths[chunk] += 1
                 if deaths[chunk] == MAX_DEATHS * (1 if chunk else workers.count):
                     doing = f"computing {chunk.file}" if chunk else "loading the models"
-                    raise RuntimeError(
+                    raise WorkersDied(
                         f"{deaths[chunk]} workers died while {doing}: {error}"
                     ) from error
                 if chunk:

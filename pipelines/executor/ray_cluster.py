@@ -58,7 +58,11 @@ def start_ray(cpus: int, variables: Mapping[str, str] | None = None) -> None:
 
 
 def lacking(
-    gpus: float, labels: Mapping[str, str], machines: Iterable[Mapping[str, Any]] | None = None
+    gpus: float,
+    labels: Mapping[str, str],
+    machines: Iterable[Mapping[str, Any]] | None = None,
+    *,
+    cpus: int = 0,
 ) -> str:
     """Describe what no single machine of the cluster has now, so that a task would wait for it.
 
@@ -66,20 +70,21 @@ def lacking(
         gpus: that the task needs on one machine.
         labels: that the machine needs; Ray's ``!`` and ``in(…)`` expressions are not checked.
         machines: as from ``ray.nodes()``, which is called by default.
+        cpus: that the task needs on that machine.
 
     Returns:
-        The GPUs and labels, in words; empty if some machine has them all.
+        The CPUs, GPUs and labels, in words; empty if some machine has them all.
     """
-    if not gpus and not labels:
+    if not gpus and not labels and not cpus:
         return ""
     import ray
 
     plain = {k: v for k, v in labels.items() if not v.startswith(("!", "in("))}
     for machine in ray.nodes() if machines is None else machines:
-        has_gpus = machine["Resources"].get("GPU", 0) >= gpus
-        if machine["Alive"] and has_gpus and plain.items() <= machine["Labels"].items():
+        fits = all(machine["Resources"].get(k, 0) >= n for k, n in (("GPU", gpus), ("CPU", cpus)))
+        if machine["Alive"] and fits and plain.items() <= machine["Labels"].items():
             return ""
-    wanted = [f"{gpus:g} GPU"] if gpus else []
+    wanted = [f"{n:g} {kind}" for n, kind in ((cpus, "CPUs"), (gpus, "GPU")) if n]
     return " and ".join([*wanted, *(f"the label {k}: {v}" for k, v in plain.items())])
 
 

@@ -56,8 +56,8 @@ def check_machines(node: Node, ctx: Context) -> None:
         ValueError: No other machine can join, as Ray runs on this one only.
     """
     # An orchestrating step's GPUs may be spread over several machines.
-    gpus = 0 if node.kind in ORCHESTRATING else node.gpus / actors_of(node)
-    if lacks := lacking(gpus, node.labels):
+    of = 0 if node.kind in ORCHESTRATING else 1 / actors_of(node)
+    if lacks := lacking(node.gpus * of, node.labels, cpus=round(node.cpus * of)):
         if not os.environ.get("RAY_ADDRESS"):
             raise ValueError(
                 f"needs a machine with {lacks}, which this one lacks; set RAY_ADDRESS to a cluster "

@@ -21,13 +21,15 @@ from torch import Tensor
 
 import ediffi_core
 from ediffi_core.checkpoint import Card, check_interval, read_checked, weights_sha256
+from ediffi_core.loading import Residency
 from ediffi_core.noise import Interval
-from ediffi_core.pretrained import CASCADE, CONFIG, FORMAT, WEIGHTS, Residency, expert_config
+from ediffi_core.pretrained import CASCADE, CONFIG, FORMAT, WEIGHTS, expert_config
 from ediffi_core.stage_settings import DEFAULTS
 from pipelines.formatting import byte_size
 from pipelines.interchange import model_card
 from pipelines.interchange.encoders import ENCODERS, export_encoders
 from pipelines.models import averages
+from pipelines.models.manifest import read_manifest
 from pipelines.spec.sampling import Sampling
 from pipelines.store.artifacts import Store, temp_suffix
 from pipelines.store.remote import StorageError
@@ -78,6 +80,7 @@ def export(
     *,
     force: bool = False,
     progress: Callable[[str], None] | None = None,
+    storage: str | None = None,
 ) -> int:
     """Write an ensemble as a folder that loads without its store.
 
@@ -89,6 +92,7 @@ def export(
         folder: where to write; created, with its parents.
         force: replace an earlier export in that place.
         progress: called with the name of each part before it is written.
+        storage: folder or URL of the store, if it has moved since.
 
     Returns:
         The bytes written.
@@ -99,7 +103,7 @@ def export(
     """
     options = options or Options()
     tell = progress or (lambda part: None)
-    d = averages.read_manifest(manifest)
+    d = read_manifest(manifest, storage)
     store = Store.at(d["store"])
     _check_target(folder, force)
     scratch = folder.absolute().with_name(f".{folder.absolute().name}{temp_suffix()}.tmp")

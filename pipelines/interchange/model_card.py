@@ -386,9 +386,9 @@ sameness with training pictures was not, unless a measure above says so.
 - There is no filter of prompts or pictures, and pictures carry no watermark.
 - Data sets of pictures and captions have biases, of whom and what they show and how captions name \
 it. The model learns them and shows them. The frozen text encoders bring those of their own data.
-- The authors of eDiff-I ask for caution with such models: they can make deceptive or harmful \
-pictures, and they make it harder to trust that a picture is genuine. Do not use it to deceive, to \
-harass, or to depict real persons without their consent."""
+- Models that draw what a text says can be misused for deceptive or harmful pictures, and make it \
+harder to trust that a picture is genuine. Do not use it to deceive, to harass, or to depict real \
+persons without their consent."""
 
 
 def _license(license: str | None) -> str:

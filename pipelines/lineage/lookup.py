@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -67,9 +66,9 @@ def find_drawn_by(model: ModelId, storage: str) -> Path:
     )
 
 
-def identify(place: Path) -> ModelId:
-    """What an ensemble is, from its ``ensemble.json`` and the store that the file names."""
-    manifest = read_manifest(place)
+def identify(place: Path, storage: str | None = None) -> ModelId:
+    """What an ensemble is, from its ``ensemble.json`` and its store."""
+    manifest = read_manifest(place, storage)
     store, name = Store.at(manifest["store"]), manifest["model"]
     content = manifest_hash(manifest)
     book = champions.read(store, name)
@@ -132,27 +131,17 @@ def find_subject(model: str, storage: str) -> Subject:
         if group != "ensemble":
             return _one_expert(model, name, group, Store.at(storage).check_access())
         model = name
-    is_in_store = not model.endswith(".json") and not model.startswith("models:/")
-    file = find_model(model, storage)
-    try:
-        manifest = json.loads(file.read_text())
-        return Subject(
-            name=model,
-            pipeline=manifest["model"],
-            # A copied or moved store has manifests that name the place it was in.
-            store=Store.at(storage if is_in_store else manifest["store"]),
-            stages=manifest["stages"],
-            weights=manifest["weights"],
-            trained_with=manifest.get("trained_with") or {},
-            data={split: of["folder"] for split, of in manifest.get("data", {}).items()},
-            manifest=manifest,
-        )
-    except OSError:
-        raise ValueError(
-            f"there is no ensemble at {model}; give the path of its {champions.MANIFEST}"
-        ) from None
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is not an ensemble manifest ({error!r})") from error
+    manifest = read_manifest(find_model(model, storage), storage)
+    return Subject(
+        name=model,
+        pipeline=manifest["model"],
+        store=Store.at(manifest["store"]),
+        stages=manifest["stages"],
+        weights=manifest["weights"],
+        trained_with=manifest.get("trained_with") or {},
+        data={split: of["folder"] for split, of in manifest.get("data", {}).items()},
+        manifest=manifest,
+    )
 
 
 def _one_expert(model: str, pipeline: str, group: str, store: Store) -> Subject:

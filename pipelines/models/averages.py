@@ -183,25 +183,6 @@ def file_of(store: Store, weights: str, length: float) -> Path:
     return store.local(path)
 
 
-def read_manifest(file: Path) -> dict[str, Any]:
-    """The contents of an ``ensemble.json``.
-
-    Raises:
-        ValueError: The file is missing or holds something else.
-    """
-    if not file.is_file():
-        raise ValueError(f"there is no ensemble at {file}; give the path of its ensemble.json")
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text())
-        store, weights = manifest["store"], manifest["weights"]
-        names = [f"{s['name']}/{slot}" for s in manifest["stages"] for slot in s["experts"]]
-        if not isinstance(store, str) or not names or set(names) - set(weights):
-            raise KeyError("weights")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not an ensemble manifest ({error!r})") from error
-    return manifest
-
-
 def with_length(
     store: Store, manifest: Mapping[str, Any], stage: str, length: float
 ) -> dict[str, Any]:

@@ -28,8 +28,10 @@ SIGMA_PER_PIXEL = 2.0 / 16
 def default_sigma(side: int) -> float:
     """First noise level of image-to-image, unless one is given: 2.0 for a base of 16 pixels.
 
-    It was measured on the demo. The same layout needs noise in proportion to the side, because a
-    mean over k × k pixels has a k-th of the noise (arXiv:2301.11093, section 3).
+    There, on the demo, 77 % of pictures show what the prompt asks for and 58 % keep the ground of
+    the given picture: the highest sum (tests/benchmarks/RESULTS.md). The same layout needs noise in
+    proportion to the side, because a mean over k × k pixels has a k-th of the noise
+    (arXiv:2301.11093, section 3).
     """
     return SIGMA_PER_PIXEL * side
 

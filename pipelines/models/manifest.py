@@ -3,27 +3,61 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.models.champions import MANIFEST
 from pipelines.spec.sampling import Sampling
+from pipelines.store.artifacts import Store
+
+KEYS = ("model", "store", "stages", "weights", "encoders_folder", "encoders")
+"""What every manifest has."""
 
 
-def read_manifest(file: str | Path) -> dict[str, Any]:
-    """Read an ``ensemble.json``; ValueError if there is none, or a file of another kind."""
+def read_manifest(file: str | Path, storage: str | None = None) -> dict[str, Any]:
+    """Read an ``ensemble.json``.
+
+    Args:
+        storage: Folder or URL of a store that may have the ensemble.
+
+    Returns:
+        What the file holds. ``store`` is where its weights are: a store may have been copied or
+        moved since it was written.
+
+    Raises:
+        ValueError: There is no such file, it is of another kind, or its store is gone.
+    """
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"there is no ensemble at {file}; give the path of its {MANIFEST}")
     try:
-        found = json.loads(path.read_text())
-        missing = {"model", "store", "stages", "weights", "encoders"} - set(found)
-    except (UnicodeDecodeError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is not an ensemble manifest ({error!r})") from error
-    if missing:
-        raise ValueError(f"{file} is not an ensemble manifest (it has no {min(missing)})")
-    return dict(found)
+        found: dict[str, Any] = json.loads(path.read_text())
+        if missing := [key for key in KEYS if key not in found]:
+            raise ValueError(f"it has no {missing[0]}")
+        names = {f"{s['name']}/{slot}" for s in found["stages"] for slot in s["experts"]}
+        if not names or names - set(found["weights"]):
+            raise ValueError("its stages and weights do not fit")
+        paths = {found["weights"][name]["path"] for name in names}
+        named = Store.at(found["store"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is not an ensemble manifest ({error})") from error
+    return {**found, "store": _place_of(paths, path, storage, named).root}
+
+
+def _place_of(paths: Collection[str], file: Path, storage: str | None, named: Store) -> Store:
+    """The store of an ensemble: around its manifest, else as given, else as named there."""
+    given = [storage] if storage else []
+    for root in (*map(str, file.absolute().parents), *given):
+        store = Store.at(root)
+        if all(store.size(path) is not None for path in paths):
+            return store
+    if named.is_local and not Path(named.root).is_dir():
+        raise ValueError(
+            f"{named.root}, which has the weights of {file}, is gone; name the place that it was "
+            "moved to with --storage"
+        )
+    return named
 
 
 def own_sampling(stages: Sequence[Mapping[str, Any]]) -> dict[str, Sampling]:

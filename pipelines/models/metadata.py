@@ -140,7 +140,8 @@ def read(path: Path) -> Metadata:
         with Image.open(path) as image:
             text = getattr(image, "text", {}).get(KEY)
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable image ({error})") from error
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} is not a readable image ({why})") from error
     if text is None:
         raise ValueError(
             f"{path} does not say how it was drawn; --like needs a PNG file that `ediffi sample` "

@@ -130,7 +130,8 @@ def open_image(path: Path, behind: str = "white") -> Any:
     except MemoryError:
         raise
     except Exception as error:  # PIL's decoders raise almost anything on garbage
-        raise ValueError(f"{path} is not a readable image ({error})") from error
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} is not a readable image ({why})") from error
 
 
 def decode_image(text: str, behind: str = "white") -> Any:

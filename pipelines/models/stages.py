@@ -6,8 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,17 +16,17 @@ from ediffi_core.cascade import CascadeStage
 from ediffi_core.checkpoint import read_checked
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.control import Control
-from ediffi_core.ensemble import Ensemble, Expert
+from ediffi_core.ensemble import Ensemble
+from ediffi_core.loading import Residency, Source, build_ensemble, load_functions
 from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
-from ediffi_core.residency import Load, SwappedEnsemble
+from ediffi_core.residency import SwappedEnsemble
 from ediffi_core.stage_settings import DEFAULTS, with_settings
 from ediffi_core.unet import UNet
 from pipelines.models import averages
 from pipelines.spec.sampling import Sampling, SamplingWarning
 from pipelines.store.artifacts import Store
 
-Residency = Literal["all", "current", "disk"]
 Weights = Mapping[str, Mapping[str, Any]]
 
 
@@ -64,54 +63,23 @@ def load_ensemble(
             to another expert or was not trained on its slot's interval; the experts differ in
             architecture, noise distribution or sigma_data; or one has no snapshots.
     """
-    files = _files(store, slots, ema_length)
-    read = {
-        slot.path: read_checked(files[slot.path], expert=slot.expert, interval=slot.interval)
-        for slot in slots.values()
-    }
-    cards = [card for _, card in read.values()]
-    if len({(c.noise, c.network, c.sigma_data) for c in cards}) > 1:
-        raise ValueError(
-            f"experts {', '.join(slots)} differ in noise distribution, network or sigma_data; "
-            "an ensemble needs one of each"
-        )
-
-    def built(weights: Mapping[str, Tensor]) -> Denoiser:
-        denoiser = Denoiser.of(cards[0].network, cards[0].sigma_data)
-        denoiser.load_state_dict(weights)
-        return denoiser.eval().requires_grad_(False).to(device)
-
-    if residency == "all":
-        once = {path: built(weights) for path, (weights, _) in read.items()}
-        loaded = [Expert(name, s.interval, once[s.path]) for name, s in slots.items()]
-        return Ensemble(loaded, cards[0].noise)
-    load = _loaders(slots, files, {path: w for path, (w, _) in read.items()}, residency)
-    network = built(next(iter(read.values()))[0])
-    intervals = {name: slot.interval for name, slot in slots.items()}
-    return SwappedEnsemble(network, intervals, load, cards[0].noise)
+    return build_ensemble(_sources(store, slots, ema_length), residency, device)
 
 
-def _files(store: Store, slots: Mapping[str, Slot], length: float | None) -> dict[str, Path]:
-    """Path of a slot's weights in the store → local file with them, or with their average."""
+def _sources(store: Store, slots: Mapping[str, Slot], length: float | None) -> dict[str, Source]:
+    """Slot → where its weights are, or their average of another length."""
     paths = {slot.path for slot in slots.values()}
-    if length is None:
-        return {path: store.local(path) for path in paths}
-    return {path: averages.file_of(store, path, length) for path in paths}
-
-
-def _loaders(
-    slots: Mapping[str, Slot],
-    files: Mapping[str, Path],
-    read: Mapping[str, Mapping[str, Tensor]],
-    residency: Residency,
-) -> dict[str, Load]:
-    """Slot → function that returns its weights; from memory with residency ``current``."""
-    return {
-        name: partial(lambda w: w, read[slot.path])
-        if residency == "current"
-        else partial(lambda f: read_checked(f)[0], files[slot.path])
-        for name, slot in slots.items()
+    files = {
+        path: store.local(path) if length is None else averages.file_of(store, path, length)
+        for path in paths
     }
+
+    def source(slot: Slot) -> Source:
+        file, expert, interval = files[slot.path], slot.expert, slot.interval
+        read = partial(read_checked, file, expert=expert, interval=interval)
+        return Source(slot.path, interval, read)
+
+    return {name: source(slot) for name, slot in slots.items()}
 
 
 def load_stages(
@@ -181,23 +149,18 @@ class StageLoader:
         """
         if stage.name in self.lengths and self.lengths[stage.name] == length:
             return
-        ensemble, slots = stage.denoiser, self.slots[stage.name]
-        files = _files(self.store, slots, length)
-        checked = (
-            (path, read_checked(file, expert=slot.expert)[0])
-            for path, file, slot in {
-                slot.path: (slot.path, files[slot.path], slot) for slot in slots.values()
-            }.values()
-        )
+        ensemble = stage.denoiser
+        sources = _sources(self.store, self.slots[stage.name], length)
+        checked = ((s.place, s.read()[0]) for s in {s.place: s for s in sources.values()}.values())
         self.lengths.pop(stage.name, None)
         if isinstance(ensemble, SwappedEnsemble):
-            kept = dict(checked) if self.residency == "current" else {}
-            ensemble.take_from(_loaders(slots, files, kept, self.residency))
+            kept = dict(checked) if self.residency == "current" else None
+            ensemble.take_from(load_functions(sources, kept))
         else:
             assert isinstance(ensemble, Ensemble)
-            denoisers = {slots[e.name].path: e.denoiser for e in ensemble.experts}
-            for path, weights in checked:
-                denoisers[path].load_state_dict(weights)
+            denoisers = {sources[e.name].place: e.denoiser for e in ensemble.experts}
+            for place, weights in checked:
+                denoisers[place].load_state_dict(weights)
         self.lengths[stage.name] = length
 
 

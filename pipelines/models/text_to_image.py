@@ -15,6 +15,7 @@ from ediffi_core.cascade import CascadeStage
 from ediffi_core.conditioning import Conditioning, Paint
 from ediffi_core.control import Control, Phrase, Switch, paint_with_words, with_style
 from ediffi_core.encoders import CLIP, T5, EmbeddingKind, TextEncoder, encode_prompts
+from ediffi_core.loading import Residency
 from pipelines.models.controls import (
     check_options,
     ineffective,
@@ -31,7 +32,7 @@ from pipelines.models.encoders import (
     load_t5,
 )
 from pipelines.models.manifest import own_sampling, read_manifest
-from pipelines.models.stages import Residency, StageLoader, configured, draw
+from pipelines.models.stages import StageLoader, configured, draw
 from pipelines.spec.sampling import Sampling, SamplingWarning, warn_not_run, with_changes
 from pipelines.store.artifacts import Store
 
@@ -56,14 +57,19 @@ class TextToImage:
     """Loads the weights for another ``ema_length``."""
 
     @staticmethod
-    def load(manifest: str | Path, residency: Residency = "all") -> TextToImage:
+    def load(
+        manifest: str | Path, residency: Residency = "all", storage: str | None = None
+    ) -> TextToImage:
         """Load an ``ensemble.json`` that a promote node wrote, onto a GPU if there is one.
+
+        Args:
+            storage: folder or URL of the store, if it has moved since.
 
         Raises:
             ValueError: The manifest, a checkpoint or an encoder is missing or does not fit.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        d = read_manifest(manifest)
+        d = read_manifest(manifest, storage)
         try:
             store = Store.at(d["store"])
             loader = StageLoader(store, d["stages"], d["weights"], residency, device)

@@ -92,13 +92,15 @@ def without_effect(spec: Spec) -> Findings:
     evaluate = spec.evaluate
     given = evaluate.model_fields_set
     if not evaluate.features:
-        for key in ("measures", "measure_options"):
+        for key in ("measures", "measure_options", "neighbours_pictures"):
             if key in given:
                 yield _idle(key, "evaluate.features")
         return
     for option in sorted(evaluate.measure_options.model_fields_set):
         if OPTIONS[option] not in evaluate.measures:
             yield _idle(f"measure_options.{option}", f"evaluate.measures: [{OPTIONS[option]}]")
+    if "neighbours_pictures" in given and "neighbours" not in evaluate.measures:
+        yield _idle("neighbours_pictures", "evaluate.measures: [neighbours]")
 
 
 def _idle(key: str, without: str) -> Finding:

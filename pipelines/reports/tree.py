@@ -214,6 +214,7 @@ def text(tree: Mapping[str, Any]) -> str:
         lines += ["  ● in the ensemble", ""]
         for table in (
             evaluation_table(stage["evaluations"]),
+            set_table(stage["evaluations"]),
             comparison_table(stage.get("compared", {})),
             decision_table(stage),
         ):
@@ -292,6 +293,43 @@ def evaluation_table(evaluations: Mapping[str, Mapping[str, float]]) -> list[lis
     return table
 
 
+SET_MEASURES = {
+    "fid": "FID ↓",
+    "kid": "KID ↓",
+    "cmmd": "CMMD ↓",
+    "precision": "precision ↑",
+    "recall": "recall ↑",
+    "density": "density ↑",
+    "coverage": "coverage ↑",
+    "memorised": "memorised ↓",
+    "authenticity": "authenticity ↑",
+}
+"""Measure of a set of pictures → heading; its metrics are named ``measure/features``."""
+
+
+def set_table(evaluations: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """Measures of sets of pictures: a heading with the models, one row per measure and features.
+
+    Empty if no evaluation has any.
+    """
+    columns = {group: label for group, label in GROUPS.items() if group in evaluations}
+    keys = dict.fromkeys(
+        key
+        for group in columns
+        for key in evaluations[group]
+        if key.partition("/")[0] in SET_MEASURES
+        and not key.endswith(("_low", "_high", *AUXILIARY_SUFFIXES))
+    )
+    order = list(SET_MEASURES)
+    body = []
+    for key in sorted(keys, key=lambda k: (k.partition("/")[2], order.index(k.partition("/")[0]))):
+        measure, _, features = key.partition("/")
+        counts = {int(m[f"{key}_pictures"]) for m in evaluations.values() if key in m}
+        label = f"{SET_MEASURES[measure]} {features}, {max(counts):,} pictures"
+        body.append([label, *(metric_text(evaluations[group], key) for group in columns)])
+    return [["", *columns.values()], *body] if body else []
+
+
 def pictures_text(metrics: Mapping[str, float], prefix: str = "") -> str:
     """How many drawn pictures the metrics are over, losses aside; empty if that is unknown."""
     counts = {
@@ -367,6 +405,7 @@ def markdown(tree: Mapping[str, Any]) -> str:
             )
         for table in (
             evaluation_table(stage["evaluations"]),
+            set_table(stage["evaluations"]),
             comparison_table(stage.get("compared", {})),
         ):
             if table:

@@ -224,6 +224,10 @@ class Evaluate(Strict):
     measure_options: Annotated[MeasureOptions, LATER] = MeasureOptions()
     """Options of ``measures``."""
 
+    neighbours_pictures: Annotated[int, Field(ge=2), LATER] = 1_000_000
+    """Most training pictures that ``neighbours`` compares with. Of more, it takes this many, spread
+    evenly over the data in runs of 64; a copy of another picture is then not found."""
+
     losses: Losses = Losses()
     """How denoising losses are measured."""
 

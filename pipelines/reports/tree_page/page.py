@@ -93,6 +93,7 @@ def _stage(
         "has_runs": any(e["run"] for e in experts),
         "sheets": [e for e in experts if e["thumbnail"]],
         "evaluations": tree_view.evaluation_table(stage["evaluations"]),
+        "sets": tree_view.set_table(stage["evaluations"]),
         "compared": tree_view.comparison_table(stage.get("compared", {})),
         "decisions": tree_view.decision_table(stage),
         "end": stage.get("end", ""),

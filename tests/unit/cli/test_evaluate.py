@@ -1,11 +1,18 @@
 """`ediffi evaluate`: curves of several models, points that are drawn once, and bad input."""
 
 import json
+import signal
 
 import pytest
-from curve_kit import finished, install_redness, points_of
+from curve_kit import Redness, finished, install_redness, points_of
 
-from pipelines.evaluation import worker
+from pipelines.cli import evaluating
+from pipelines.cli.app import writable_folder
+from pipelines.cli.evaluate_options import rank_deficient
+from pipelines.evaluation import points, worker
+from pipelines.evaluation.comparison import Options
+from pipelines.evaluation.workers import WorkersDied
+from pipelines.spec.evaluation import FeatureNetwork
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +108,43 @@ def test_after_a_kill_only_the_chunk_in_hand_is_drawn_again(
 
 
 @pytest.mark.slow
+def test_two_calls_at_once_share_their_points(evaluate, store, drawn, monkeypatch, tmp_path):
+    """The second ends while the first draws its last chunk, and removes the parts of both."""
+    asked = ("tiny", "--captions", 6, "--batch", 3, "--seed", 31)
+    original, codes = worker.Worker.compute, []
+
+    def overtaken(self, chunk):
+        original(self, chunk)
+        if self.stages and chunk.start == 3:
+            monkeypatch.setattr(worker.Worker, "compute", original)
+            codes.append(evaluate(store, *asked)[0])
+
+    monkeypatch.setattr(worker.Worker, "compute", overtaken)
+    code, _, err = evaluate(store, *asked)
+    assert (code, err, codes, drawn) == (0, "", [0], [3, 3])
+    [line] = points_of(tmp_path / "report")["lines"]
+    assert line["points"][0]["measures"]["redness"]["count"] == 6
+
+
+@pytest.mark.slow
+def test_parts_of_another_batch_are_removed_with_the_others(evaluate, store, monkeypatch):
+    original = worker.Worker.compute
+
+    def killed(self, chunk):
+        if self.stages and chunk.start:
+            raise KeyboardInterrupt
+        original(self, chunk)
+
+    asked = ("tiny", "--captions", 6, "--seed", 32, "--batch")
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.Worker, "compute", killed)
+        assert evaluate(store, *asked, 2)[0] != 0
+    assert [f for f in store.files("curves/points") if "/parts/2/" in f"/{f}"]
+    assert evaluate(store, *asked, 3)[0] == 0
+    assert not [f for f in store.files("curves/points") if "/parts/" in f"/{f}"]
+
+
+@pytest.mark.slow
 def test_the_best_settings_are_written_into_an_ensemble(evaluate, store, tmp_path):
     file = tmp_path / "best.json"
     code, out, _ = evaluate(
@@ -149,6 +193,14 @@ def test_a_plan_draws_nothing(evaluate, store, drawn, tmp_path):
         (["tiny", "--data", "train"], "does not say which train data"),
         (["tiny", "--alignment", "beauty"], "'beauty' was not measured, only redness"),
         (["tiny", "--measures", "fidd"], "there is no 'fidd'; did you mean `fid`"),
+        (["tiny", "--measures", "kid"], "name a network with --features"),
+        (
+            ["tiny", "--measures", "cmmd", "--features", "i={kind: inception, weights: f.pth}"],
+            "cmmd is measured on features of CLIP",
+        ),
+        (["tiny", "--clip-pretrained", "openai"], "of --clip, which is not given"),
+        (["tiny", "--gpu", "H100"], "are of --plan"),
+        (["tiny", "--plan", "--price", "2"], "name its kind with --gpu"),
         (["tiny", "--features", "inception"], "the benchmark has no such features"),
         (["tiny", "--features", "i={kind: inception}"], "--features i: features of kind"),
         (["tiny", "--plan", "--gpu", "B17"], "'B17' is unknown"),
@@ -160,3 +212,51 @@ def test_bad_input_is_one_line(evaluate, store, args, message):
     code, _, err = evaluate(store, *args)
     assert code == 2 and err.startswith("ediffi: ") and err.count("\n") == 1
     assert message in err
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    evaluate, store, drawn, tmp_path
+):
+    (tmp_path / "report").write_text("a file")
+    assert "is a file; name a folder with -o" in evaluate(store, "tiny", "--captions", 6)[2]
+    assert drawn == []
+    with pytest.raises(ValueError, match=r"report is a file; name a folder with -o"):
+        writable_folder(tmp_path / "report/of/today", "-o")
+    writable_folder(tmp_path / "new/of/today", "-o")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_metric_of_another_version_is_not_mixed_with_the_fitted_one(
+    evaluate, store, drawn, monkeypatch
+):
+    monkeypatch.setattr(Redness, "version", 2)
+    code, _, err = evaluate(store, "tiny", "--captions", 6)
+    assert (code, drawn) == (2, []) and "redness is of version 2 here, and of 1" in err
+
+
+def test_workers_that_die_are_one_line(evaluate, store, monkeypatch):
+    def measure(*given):
+        raise WorkersDied("3 workers died while computing pictures-0:\nout of memory")
+
+    monkeypatch.setattr(points.Measuring, "measure", measure)
+    code, _, err = evaluate(store, "tiny", "--captions", 5)
+    assert code == 2 and err.count("\n") == 1 and "3 workers died" in err
+
+
+def test_an_fid_of_fewer_pictures_than_features_is_said():
+    given = {"kind": "inception", "weights": "/models/inception.pth", "layer": "64"}
+    options = Options(features={"i": FeatureNetwork.model_validate(given)})
+    [text] = rank_deficient(options, 64)
+    assert "fid/i has 64 features, but 64 pictures" in text
+    assert rank_deficient(options, 65) == []
+
+
+def test_sigterm_ends_the_command_with_its_usual_code():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        evaluating._exit_on_sigterm()
+        with pytest.raises(SystemExit) as stop:
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.value.code == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -7,6 +7,7 @@ from paths import COCO30K
 from PIL import Image
 
 from ediffi_core.encoders import CLIP, embedding_specs
+from pipelines.data.chosen_captions import ChosenCaptions
 from pipelines.demo.encoders import T5_WIDTH, WIDTH, train_clip, write_t5
 from pipelines.spec.loading import load_protocol
 
@@ -67,9 +68,15 @@ def protocol(world, tmp_path):
 
 @pytest.mark.slow
 def test_a_benchmark_is_measured_by_its_own_captions_and_clip(
-    evaluate, drawn, world, protocol, tmp_path
+    evaluate, drawn, world, protocol, tmp_path, monkeypatch
 ):
     _, store = world
+    decoded, real = [], ChosenCaptions.real
+    monkeypatch.setattr(
+        ChosenCaptions,
+        "real",
+        lambda self, rows, side: decoded.append(len(rows)) or real(self, rows, side),
+    )
     asked = ("tiny", "tiny/single", "--protocol", protocol())
     code, _, err = evaluate(store, *asked)
     assert (code, err) == (0, "")
@@ -83,7 +90,7 @@ def test_a_benchmark_is_measured_by_its_own_captions_and_clip(
         )
         fid = point["measures"]["fid/small"]
         assert fid["count"] == 10 and fid["features"] == "small" and len(fid["sha256"]) == 64
-    assert drawn == [4, 4, 2] * 4
+    assert (drawn, decoded) == ([4, 4, 2] * 4, [4, 4, 2])
     encoded = store.files("curves/captions")
     assert len(encoded) == 1
     evaluate(store, *asked, "--guidance", "0,2,4")
@@ -102,6 +109,7 @@ def test_bad_benchmarks_are_one_line(evaluate, world, protocol):
     assert "conditions tiny" in refused(clip=f"{root}/store/{ENCODERS}/clip")
     assert "cannot be loaded" in refused(clip=f"{root}/store")
     assert "no stage of 16×16 pictures; it has base (8)" in refused(resolution=16)
+    assert "pictures of 16×16, stage base draws 8×8" in refused("--stage", "base", resolution=16)
     assert "captions 12 pictures, but 13 are asked for" in refused("--captions", 13)
     assert "does not exist" in refused(captions={"annotations": f"{root}/captions_a.json"})
     assert "lacks 10 of the 10" in refused(captions={"images": str(root / "scorer")})

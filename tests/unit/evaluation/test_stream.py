@@ -148,6 +148,13 @@ def test_a_lost_part_is_named(store):
         _ = Parts(of).scores
 
 
+def test_a_damaged_part_is_named(store):
+    of = job(store, count=5, batch=3)
+    store.write(of.path(of.pictures()[0]), b"half of it")
+    with pytest.raises(ValueError, match=r"pictures-00000000.safetensors is damaged .*remove it"):
+        _ = Parts(of).scores
+
+
 def test_a_network_that_cannot_be_loaded_is_one_line(store):
     def load(device):
         raise ValueError("`evaluate.features.x.weights`: there is no file x")

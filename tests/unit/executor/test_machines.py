@@ -1,8 +1,12 @@
 """A task that no machine can run is reported before it waits."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from pipelines.dag.node import Node
 from pipelines.executor.ray_cluster import lacking
+from pipelines.executor.run_step import check_machines
 
 
 def machine(gpus=0, alive=True, **labels):
@@ -28,3 +32,23 @@ def machine(gpus=0, alive=True, **labels):
 )
 def test_what_is_lacking(gpus, labels, machines, expected):
     assert lacking(gpus, labels, machines) == expected
+
+
+def test_cpus_must_be_on_one_machine():
+    two = [machine(), machine()]
+    assert lacking(0, {}, two, cpus=8) == ""
+    assert lacking(0, {}, two, cpus=9) == "9 CPUs"
+    assert lacking(1, {}, [machine(gpus=1)], cpus=9) == "9 CPUs and 1 GPU"
+
+
+def test_a_node_reports_that_it_waits_for_a_machine_with_its_workers_cpus(monkeypatch):
+    reports = []
+    monkeypatch.setenv("RAY_ADDRESS", "ray://cluster")
+    monkeypatch.setattr("ray.nodes", lambda: [machine(), machine()])
+    ctx = SimpleNamespace(report=lambda **row: reports.append(row["message"]))
+    for actors, cpus in ((2, 16), (2, 18), (1, 9)):
+        node = Node(
+            kind="evaluate", name="base/root", settings={}, runtime={"actors": actors}, cpus=cpus
+        )
+        check_machines(node, ctx)
+    assert reports == ["is waiting for a machine with 9 CPUs"] * 2

@@ -20,7 +20,7 @@ from ediffi_core.pretrained import load_cascade
 from pipelines.interchange import export as exporting
 from pipelines.interchange.export import Options, export
 from pipelines.models import averages
-from pipelines.models.averages import read_manifest
+from pipelines.models.manifest import read_manifest
 from pipelines.models.stages import load_stages
 from pipelines.store.artifacts import Store
 

@@ -65,6 +65,11 @@ def test_what_cannot_be_measured_is_refused(evaluate, changes, words):
             "evaluate.measure_options.density_k",
             "without `evaluate.measures: [density_coverage]`",
         ),
+        (
+            ENOUGH | {"neighbours_pictures": 50},
+            "evaluate.neighbours_pictures",
+            "without `evaluate.measures: [neighbours]`",
+        ),
     ],
 )
 def test_what_is_probably_not_meant_is_said(evaluate, key, words):

@@ -84,6 +84,30 @@ def test_tables_show_how_many_pictures_were_measured(tmp_path):
     ]
 
 
+def test_measures_of_sets_have_a_table_of_their_own():
+    fid = {"fid/inception": 6.95, "fid/inception_ci95": 0.2, "fid/inception_low": 6.75}
+    fid |= {"fid/inception_high": 7.15, "fid/inception_pictures": 30000.0}
+    recall = {"recall/clip": 0.5, "recall/clip_pictures": 256.0}
+    evaluations = {"single": fid, "ensemble": fid | recall | {"val_loss": 0.3}}
+    assert tree_view.set_table(evaluations) == [
+        ["", "ensemble", "single model, same budget"],
+        ["recall ↑ clip, 256 pictures", "0.500", "–"],
+        ["FID ↓ inception, 30,000 pictures", "6.950 ±.200", "6.950 ±.200"],
+    ]
+    assert tree_view.set_table({"ensemble": {"val_loss": 0.3}}) == []
+
+
+def test_every_measure_of_sets_has_a_heading():
+    import torch
+
+    from ediffi_core.features import Features
+    from ediffi_core.measures import MEASURES, measure
+
+    three = [Features.of(torch.rand(24, 3)) for _ in range(3)]
+    found = measure(MEASURES, *three[:2], training=three[2], kid_subset_size=8, kid_subsets=2)
+    assert set(found) == set(tree_view.SET_MEASURES)
+
+
 @pytest.mark.parametrize(
     ("pictures", "shown"), [(3, "0.333 of 3"), (10, "0.333 ±.217"), (None, "0.333 ±.217")]
 )
