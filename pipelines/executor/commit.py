@@ -15,8 +15,8 @@ def commit(
 ) -> dict[str, Any]:
     """Write a node's manifest, which declares it done.
 
-    Also records its settings and inputs as the latest of this node, from which the next plan works
-    out what has changed.
+    Also removes its interim results, and records its settings and inputs as the latest of this
+    node, from which the next plan works out what has changed.
 
     Args:
         result: what the step returned.
@@ -50,6 +50,8 @@ def commit(
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
+    for folder in result.scratch:
+        store.remove_folder(f"{verdict.folder}/{folder}")
     latest = {k: manifest[k] for k in ("fingerprint", "settings", "inputs")}
     store.write_json(f"nodes/{node.id}.latest.json", latest)
     return manifest

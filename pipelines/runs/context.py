@@ -23,6 +23,10 @@ class Result:
     info: dict[str, Any] = field(default_factory=dict)
     """Further JSON-ready facts for the manifest."""
 
+    scratch: list[str] = field(default_factory=list)
+    """Folders of interim results, relative to its folder: removed once the node is committed, and
+    not before, so that a kill in between costs nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Context:

@@ -18,7 +18,7 @@ from ediffi_core.measures import measure
 from ediffi_core.metrics import Moments, frechet_distance, kernel_distance
 from pipelines.evaluation import losses as losses_file
 from pipelines.evaluation import scores as scores_file
-from pipelines.evaluation.job import Embedded, Job
+from pipelines.evaluation.job import PARTS, Embedded, Job
 from pipelines.evaluation.parts import (
     DRAWN,
     ENLARGED,
@@ -81,7 +81,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     grid(parts.shown(), columns=8, scale=max(1, SHOWN_SIDE // side)).save(sheet, format="PNG")
     ctx.store.write(f"{ctx.folder}/samples.png", sheet.getvalue())
     made_by = {role: dict(e) for role, e in validation.version.header.encoders.items()}
-    return Result(files=files, metrics=metrics, info={"encoders": made_by})
+    return Result(files=files, metrics=metrics, info={"encoders": made_by}, scratch=[PARTS])
 
 
 def encoder_mismatch(ctx: Context, settings: Mapping[str, Any], shards: Reader) -> str | None:
