@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.dag.plan import digest
 from pipelines.evaluation.curve import Curve, Line
-from pipelines.lineage.record import PARAM_CHARACTERS
+from pipelines.lineage.record import PARAM_CHARACTERS, whole_lines
 from pipelines.lineage.sync import registry_uri
 from pipelines.lineage.writer import BATCH, Writer
 from pipelines.store.artifacts import Store
@@ -39,6 +39,8 @@ def record(curve: Curve, folder: Path, store: Store, pipeline: str) -> str:
     for file in sorted(folder.iterdir()):
         if file.suffix in (".png", ".json", ".md"):
             client.log_artifact(run, str(file), artifact_path="curve")
+    if (page := folder / "README.md").is_file():
+        client.set_tag(run, "mlflow.note.content", description(page.read_text()))
     client.set_terminated(run, "FINISHED")
     return uri
 
@@ -84,6 +86,12 @@ def _values(line: Line, along: str | None) -> Iterator[tuple[str, float, int]]:
             if math.isfinite(value.high - value.low):
                 yield f"{key}_low", value.low, step
                 yield f"{key}_high", value.high, step
+
+
+def description(page: str) -> str:
+    """The report's page without its picture, which is an artifact."""
+    kept = [line for line in page.splitlines() if not line.startswith("![")]
+    return whole_lines("\n".join(kept))
 
 
 def metric_name(text: str) -> str:

@@ -176,7 +176,7 @@ class Lineage:
             {
                 "do": "close",
                 "state": state,
-                "note": tree_view.markdown(tree),
+                "note": whole_lines(tree_view.markdown(tree)),
                 "tree": tree,
                 "values": [(k, v, now, 0) for k, v in tree_view.headline_metrics(tree).items()],
                 "model": model,
@@ -270,3 +270,10 @@ def flat(settings: dict[str, Any], at: str = "") -> dict[str, Any]:
         name = f"{at}.{key}" if at else key
         out |= flat(value, name) if isinstance(value, dict) else {name: value}
     return out
+
+
+def whole_lines(text: str, limit: int = TAG_CHARACTERS) -> str:
+    """The longest beginning of a text in whole lines that a tag of MLflow holds."""
+    if len(text) <= limit:
+        return text
+    return text[: text.rfind("\n", 0, limit + 1) + 1].rstrip("\n")

@@ -6,7 +6,7 @@ import pytest
 
 from ediffi_core.distances import Measured
 from pipelines.evaluation.curve import Curve, Line, Point
-from pipelines.lineage import curves, quiet_mlflow
+from pipelines.lineage import curves, quiet_mlflow, record
 from pipelines.store.artifacts import Store
 
 
@@ -24,6 +24,7 @@ def test_a_curve_is_recorded_once(fresh_database, tmp_path, monkeypatch):
     folder = tmp_path / "report"
     folder.mkdir()
     (folder / "curve.png").write_bytes(b"png")
+    (folder / "README.md").write_text("# a\n\n![a](curve.png)\n\n| model |\n")
     (folder / "other.txt").write_bytes(b"of the user")
     lines = [Line(model="a@champion", points=[point(0.0, 3.0), point(1.5, 2.0)])]
     made = Curve(
@@ -45,4 +46,12 @@ def test_a_curve_is_recorded_once(fresh_database, tmp_path, monkeypatch):
     assert sorted((m.step, m.value) for m in history) == [(0, 3.0), (1, 2.0)]
     assert run.data.metrics["a_champion/guidance"] == 1.5
     assert run.data.metrics["a_champion/fid/inception_high"] == 3.0
-    assert [f.path for f in client.list_artifacts(run.info.run_id, "curve")] == ["curve/curve.png"]
+    kept = [f.path for f in client.list_artifacts(run.info.run_id, "curve")]
+    assert kept == ["curve/README.md", "curve/curve.png"]
+    assert run.data.tags["mlflow.note.content"] == "# a\n\n\n| model |"
+
+
+def test_a_long_page_is_cut_after_a_line():
+    page = "\n".join(f"| {i} | 0.5 |" for i in range(1000))
+    found = curves.description(page)
+    assert 4900 < len(found) <= record.TAG_CHARACTERS and page.startswith(found + "\n")
