@@ -7,7 +7,7 @@ from math import ceil
 
 from pipelines.dag.plan import Node
 from pipelines.formatting import byte_size
-from pipelines.planning.cost import Cost, money_for, power_of
+from pipelines.planning.cost import Cost, Power, money_for, power_of
 from pipelines.planning.encoder_cost import clip_size
 from pipelines.planning.network_size import size_of
 from pipelines.planning.stage_networks import config_of
@@ -104,16 +104,8 @@ def evaluation(spec: Spec, node: Node, cluster: Cluster) -> Cost:
     sizes = [feature_size(spec, spec.evaluate.features[name]) for name in s.get("features", {})]
     kept = pictures * sum(FLOAT_BYTES * (size.dim or 0) for size in sizes)
     features = f"; features kept: {byte_size(kept)}" if kept else ""
-    return Cost(
-        flops=parts.total,
-        seconds=seconds,
-        group=power.group,
-        gang=power.gang,
-        money=money_for(power.price, power.gang, seconds),
-        kept_bytes=kept,
-        written_bytes=kept,
-        how=f"{_chunks(pictures, batch, workers)}; {power.how}; {held}{features}",
-    )
+    how = f"{_chunks(pictures, batch, workers)}; {power.how}; {held}{features}"
+    return _cost(power, flops=parts.total, seconds=seconds, kept=kept, how=how)
 
 
 def features(spec: Spec, node: Node, cluster: Cluster) -> Cost:
@@ -127,15 +119,21 @@ def features(spec: Spec, node: Node, cluster: Cluster) -> Cost:
     power = power_of(node, cluster, "float32")
     seconds = rows * size.flops / power.speed
     kept = rows * FLOAT_BYTES * (size.dim or 0)
+    how = f"{rows:,} pictures × {size.flops / 1e9:,.4g} GFLOPs; {power.how}"
+    return _cost(power, flops=rows * size.flops, seconds=seconds, kept=kept, how=how)
+
+
+def _cost(power: Power, *, flops: float, seconds: float, kept: int, how: str) -> Cost:
+    """The cost of a node whose results have ``kept`` bytes."""
     return Cost(
-        flops=rows * size.flops,
+        flops=flops,
         seconds=seconds,
         group=power.group,
         gang=power.gang,
         money=money_for(power.price, power.gang, seconds),
         kept_bytes=kept,
         written_bytes=kept,
-        how=f"{rows:,} pictures × {size.flops / 1e9:,.4g} GFLOPs; {power.how}",
+        how=how,
     )
 
 

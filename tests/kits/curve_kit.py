@@ -6,10 +6,11 @@ from importlib.metadata import EntryPoint
 import numpy as np
 import tiny_shards
 import torch
+from cards import card
 from PIL import Image
 
-from ediffi_core.checkpoint import Card, to_bytes
-from ediffi_core.noise import EVERYTHING, Interval, NoiseDistribution
+from ediffi_core.checkpoint import to_bytes
+from ediffi_core.noise import EVERYTHING, Interval
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet, UNetConfig
 from pipelines import metrics
@@ -134,17 +135,7 @@ def expert(store, name, interval, embeddings, *, seed):
     denoiser = Denoiser(UNet(config))
     for parameter in denoiser.parameters():  # else the last layer is zero, and guidance idle
         torch.nn.init.normal_(parameter, std=0.2)
-    card = Card(
-        expert=name,
-        interval=interval,
-        noise=NoiseDistribution(),
-        sigma_data=0.5,
-        network=config,
-        images=1,
-        averaged=True,
-        parent=None,
-    )
-    file, sha = to_bytes(denoiser.state_dict(), card)
+    file, sha = to_bytes(denoiser.state_dict(), card(name, interval, config))
     folder = f"nodes/train/base/{name}-t"
     store.write(f"{folder}/ema.safetensors", file)
     manifest = {"fingerprint": "t", "settings": {"expert": name}, "info": {"weights_sha256": sha}}

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import torch
+from cards import card
 from PIL import Image
 
-from ediffi_core.checkpoint import Card, to_bytes
+from ediffi_core.checkpoint import to_bytes
 from ediffi_core.conditioning import EmbeddingSpec
-from ediffi_core.noise import Interval, NoiseDistribution
+from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet, UNetConfig
 from pipelines.demo.encoders import T5_WIDTH, WIDTH, train_clip, write_t5
@@ -90,15 +91,5 @@ def _weights(stage: str, name: str, interval: Interval) -> bytes:
     net = UNet(config)
     for p in net.parameters():
         p.data.copy_(0.3 * torch.randn(p.shape))
-    card = Card(
-        expert=name,
-        interval=interval,
-        noise=NoiseDistribution(),
-        sigma_data=0.5,
-        network=config,
-        images=1,
-        averaged=True,
-        parent=None,
-    )
-    data, _ = to_bytes(Denoiser(net).state_dict(), card)
+    data, _ = to_bytes(Denoiser(net).state_dict(), card(name, interval, config))
     return data

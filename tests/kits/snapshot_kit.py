@@ -4,10 +4,11 @@ import json
 
 import tiny_shards
 import torch
+from cards import card
 
-from ediffi_core.checkpoint import Card, to_bytes
+from ediffi_core.checkpoint import to_bytes
 from ediffi_core.ema import PowerEMA
-from ediffi_core.noise import Interval, NoiseDistribution
+from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet, UNetConfig
 from pipelines.store.artifacts import sha256
@@ -54,17 +55,10 @@ def write_expert(
     powers, files = PowerEMA(model, lengths), []
 
     def write_weights(file, weights, images, averaged=True):
-        card = Card(
-            expert=name,
-            interval=interval,
-            noise=NoiseDistribution(),
-            sigma_data=0.5,
-            network=config,
-            images=images,
-            averaged=averaged,
-            parent=None,
+        store.write(
+            f"{folder}/{file}.safetensors",
+            to_bytes(weights, card(name, interval, config, images=images, averaged=averaged))[0],
         )
-        store.write(f"{folder}/{file}.safetensors", to_bytes(weights, card)[0])
         files.append(f"{file}.safetensors")
 
     for images in range(BATCH, IMAGES + 1, BATCH):

@@ -5,11 +5,11 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from cards import card
 
-from ediffi_core.checkpoint import Card
 from ediffi_core.conditioning import EmbeddingSpec
 from ediffi_core.loading import RESIDENCIES, Source, build_ensemble
-from ediffi_core.noise import Interval, NoiseDistribution
+from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNetConfig
 
@@ -29,17 +29,7 @@ def read(name, interval, alive, most, config=CONFIG):
     weights = {k: v.clone() for k, v in Denoiser.of(config, 0.5).state_dict().items()}
     alive.extend(weakref.ref(v) for v in weights.values())
     most.append(sum(ref() is not None for ref in alive) / len(weights))
-    card = Card(
-        expert=name,
-        interval=interval,
-        noise=NoiseDistribution(),
-        sigma_data=0.5,
-        network=config,
-        images=1,
-        averaged=True,
-        parent=None,
-    )
-    return weights, card
+    return weights, card(name, interval, config)
 
 
 @pytest.mark.parametrize("residency", RESIDENCIES)

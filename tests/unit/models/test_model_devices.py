@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from cards import card
 from fake_gpu import FakeGPU
 
 from ediffi_core.cascade import CascadeStage
-from ediffi_core.checkpoint import Card, to_bytes
+from ediffi_core.checkpoint import to_bytes
 from ediffi_core.conditioning import Conditioning, EmbeddingSpec
-from ediffi_core.noise import Interval, NoiseDistribution
+from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
 from ediffi_core.unet import UNet, UNetConfig
 from pipelines.models.stages import Slot, draw, load_ensemble
@@ -32,17 +33,7 @@ def slots(tmp_path):
     """Two experts' weights in a store."""
     store = Store.at(str(tmp_path))
     for name, interval in HALVES.items():
-        card = Card(
-            expert=name,
-            interval=interval,
-            noise=NoiseDistribution(),
-            sigma_data=0.5,
-            network=CONFIG,
-            images=1,
-            averaged=True,
-            parent=None,
-        )
-        data, _ = to_bytes(Denoiser(UNet(CONFIG)).state_dict(), card)
+        data, _ = to_bytes(Denoiser(UNet(CONFIG)).state_dict(), card(name, interval, CONFIG))
         store.write(f"{name}.safetensors", data)
     return store, {n: Slot(f"{n}.safetensors", n, i) for n, i in HALVES.items()}
 
