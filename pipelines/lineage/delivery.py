@@ -6,6 +6,7 @@ retrying would not help, and everything behind it would wait.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,15 +20,23 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
 MAX_TRIES = 4
 """Tries of an item that fails while MLflow answers other calls."""
 
-OUTAGE_SIGNS = (
-    "Connection refused",
-    "Connection aborted",
-    "Connection reset",
-    "timed out",
-    "Name or service not known",
-    "Temporary failure in name resolution",
-)
-"""Parts of error texts that name the cause of an outage."""
+OUTAGE_SIGNS = {
+    "Connection refused": "connection refused",
+    "Connection aborted": "connection aborted",
+    "Connection reset": "connection reset",
+    "Remote end closed connection": "connection closed",
+    "Connection broken": "connection closed",
+    "Response ended prematurely": "connection closed",
+    "IncompleteRead": "connection closed",
+    "Broken pipe": "connection closed",
+    "timed out": "timed out",
+    "Name or service not known": "name or service not known",
+    "Temporary failure in name resolution": "temporary failure in name resolution",
+}
+"""Parts of error texts that name the cause of an outage, with the words that the user reads. A
+server that dies while it answers ends the connection in any of five ways."""
+
+MLFLOW_PREFIX = re.compile(r"^API request to \S+ failed with exception ")
 
 Batch = list[Item] | str
 """Items for one call, or an error text for a damaged line."""
@@ -71,10 +80,10 @@ def is_ambiguous(error: Exception) -> bool:
 def one_line(error: Exception) -> str:
     """An error in one line; of MLflow's long connection errors only the cause."""
     text = " ".join(str(error).split()) or type(error).__name__
-    for sign in OUTAGE_SIGNS:
+    for sign, words in OUTAGE_SIGNS.items():
         if sign in text:
-            return sign[0].lower() + sign[1:]
-    return text[:200]
+            return words
+    return MLFLOW_PREFIX.sub("", text)[:200]
 
 
 class Delivery:
