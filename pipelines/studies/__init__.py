@@ -1,0 +1,1 @@
+"""Studies: many small pipelines over one store, and what their differences show."""
