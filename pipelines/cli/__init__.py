@@ -22,6 +22,7 @@ from pipelines.cli import (
     running,
     schedules,
     start,
+    studies,
 )
 from pipelines.cli.app import app
 from pipelines.spec.renamed import SpecWarning
@@ -40,6 +41,7 @@ __all__ = [
     "running",
     "schedules",
     "start",
+    "studies",
 ]
 
 

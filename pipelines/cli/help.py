@@ -11,6 +11,7 @@ VERBS = {
     "Start": ("init", "doctor"),
     "Run": ("plan", "run", "retrain", "status", "cancel", "diff"),
     "Look": ("tree", "sample", "evaluate", "ema"),
+    "Studies": tuple(f"study {v}" for v in ("plan", "run", "status", "report", "cells")),
     "Models": ("models", "promote", "rollback", "export"),
     "Data": ("data stats", "data show"),
     "Clusters and schedules": ("submit", "jobs", "logs", "stop", "schedule"),

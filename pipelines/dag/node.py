@@ -59,10 +59,19 @@ class Node:
     priority: int = 0
     """Of the nodes that are ready, higher priorities start first."""
 
+    cell: str = ""
+    """In a plan of several pipelines, the one that the node stands in; empty in others. Not part of
+    the fingerprint."""
+
+    @property
+    def path(self) -> str:
+        """Unique in a pipeline, and where the store keeps its results: ``train/base/E1_1``."""
+        return f"{self.kind}/{self.name}" if self.name else self.kind
+
     @property
     def id(self) -> str:
-        """Unique in the plan: ``train/base/E1_1``."""
-        return f"{self.kind}/{self.name}" if self.name else self.kind
+        """Unique in the plan: its path, in a plan of several pipelines after ``CELL:``."""
+        return f"{self.cell}:{self.path}" if self.cell else self.path
 
     @property
     def resources(self) -> Resources:
@@ -73,3 +82,8 @@ class Node:
     def dependencies(self) -> list[str]:
         """Ids of the nodes that must be done before this one starts."""
         return sorted({*self.inputs.values(), *self.unhashed_inputs.values()})
+
+
+def path_of(node_id: str) -> str:
+    """The node's path, from its id."""
+    return node_id.rpartition(":")[2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -102,6 +102,9 @@ class Plan:
     regrow: Callable[[], Plan]
     """Make the plan again from what the store holds now, with the trees grown further."""
 
+    cells: Mapping[str, Plan] = field(default_factory=dict)
+    """Name → plan, of the pipelines that :func:`pipelines.dag.merged.merge` has put together."""
+
     @property
     def is_growing(self) -> bool:
         """Whether a tree will get more experts."""
@@ -146,12 +149,13 @@ def path_lengths(plan: Plan) -> dict[str, float]:
     with the longest paths first, those on the critical path.
     """
     lengths: dict[str, float] = {}
+    behind: dict[str, float] = {}
     for verdict in reversed(plan.verdicts.values()):
         node = verdict.node
-        behind = [
-            lengths[v.node.id] for v in plan.verdicts.values() if node.id in v.node.dependencies
-        ]
-        lengths[node.id] = float(node.settings.get("images", 1)) + max(behind, default=0)
+        own = float(node.settings.get("images", 1)) + behind.get(node.id, 0.0)
+        lengths[node.id] = own
+        for needed in node.dependencies:
+            behind[needed] = max(behind.get(needed, 0.0), own)
     return lengths
 
 
@@ -162,7 +166,7 @@ def digest(value: Any) -> str:
 
 def folder_of(node: Node, fingerprint: str) -> str:
     """Folder of a node's result in the store."""
-    return f"nodes/{node.id}-{fingerprint}"
+    return f"nodes/{node.path}-{fingerprint}"
 
 
 def make(
@@ -316,7 +320,7 @@ def _reason_to_run(
     saved: dict[str, Any] | None = store.read_json(f"{folder_of(node, fingerprint)}/progress.json")
     if saved:
         return f"started before: {saved['done']:,} of {saved['of']:,} {saved['unit']} are saved"
-    before: dict[str, Any] | None = store.read_json(f"nodes/{node.id}.latest.json")
+    before: dict[str, Any] | None = store.read_json(f"nodes/{node.path}.latest.json")
     if before is None:
         return "never done here"
     was, now = before["settings"], json.loads(json.dumps(node.settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from pipelines.dag.node import path_of
 from pipelines.dag.plan import ExternalResult, Node, Verdict
 from pipelines.runs.context import Result
 from pipelines.store.artifacts import Store
@@ -28,7 +29,7 @@ def commit(
     """
     node: Node = verdict.node
     inputs = {
-        role: {"node": i, "fingerprint": manifests[i]["fingerprint"]}
+        role: {"node": path_of(i), "fingerprint": manifests[i]["fingerprint"]}
         for role, i in node.inputs.items()
     }
     inputs |= {
@@ -53,7 +54,7 @@ def commit(
     for folder in result.scratch:
         store.remove_folder(f"{verdict.folder}/{folder}")
     latest = {k: manifest[k] for k in ("fingerprint", "settings", "inputs")}
-    store.write_json(f"nodes/{node.id}.latest.json", latest)
+    store.write_json(f"nodes/{node.path}.latest.json", latest)
     return manifest
 
 

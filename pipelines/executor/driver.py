@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.dag.plan import Plan
@@ -14,6 +14,7 @@ from pipelines.executor.stopping import Stop
 from pipelines.lineage import Lineage
 from pipelines.models import champions
 from pipelines.planning import lint
+from pipelines.planning.findings import Finding
 from pipelines.reports import tree as tree_view
 from pipelines.runs.claims import Claims
 from pipelines.runs.execution import Execution, begin
@@ -31,8 +32,13 @@ STOPPED = {
 }
 
 
-def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
+def drive(
+    made: Plan, store: Store, found: Sequence[Finding] | None = None
+) -> tuple[int, str, list[str]]:
     """Run a plan.
+
+    Args:
+        found: What checks have found in a plan of several pipelines; None to check the plan.
 
     Returns:
         The exit code, a report for stdout, and error lines for stderr. Exit codes:
@@ -44,7 +50,8 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
         - 128 + n: stopped by signal n.
     """
     store = Store.open(store.root)
-    name, found = made.spec.name, lint.check(made.spec, made)
+    name = made.spec.name
+    found = lint.check(made.spec, made) if found is None else found
     lint.raise_errors(found)
     with Console() as console, only_driver(store, name, console.log) as lease, Stop() as stop:
         execution = begin(made, store)
@@ -85,7 +92,10 @@ def drive(made: Plan, store: Store) -> tuple[int, str, list[str]]:
         failed = {node: one_line(error) for node, error in runner.failed.items()}
         notify.send(made.spec.notify, execution, failed, console.log)
         console.log(f"run {execution.state}; MLflow record: {lineage.uri}{here}")
-    shown = "\n" + tree_view.text(tree_view.build(runner.plan, execution, runner.manifests))
+    shown = ""
+    if not made.cells:
+        tree = tree_view.build(runner.plan, execution, runner.manifests)
+        shown = "\n" + tree_view.text(tree)
     if good and (promoted := runner.plan.verdicts.get(f"promote/{name}")):
         path = store.full(f"{promoted.folder}/{champions.MANIFEST}")
         shown += f"\n\nensemble: {os.path.relpath(path) if store.is_local else path}"

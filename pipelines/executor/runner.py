@@ -75,6 +75,8 @@ class Runner:
         """Node id → when it was started, by the monotonic clock."""
 
         self.saved_at = 0.0
+        self.is_saved = True
+        """Whether the run's record in the store has every change of a node's state."""
 
     def run(self) -> bool:
         """Run the plan to its end.
@@ -112,6 +114,7 @@ class Runner:
         todo = [v for v in verdicts.values() if not v.cached]
         for verdict in todo:
             self.set_state(verdict, "waiting")
+        self.save_states()
         return todo
 
     def reuse(self, verdict: Verdict, manifest: Mapping[str, Any]) -> None:
@@ -153,6 +156,7 @@ class Runner:
                     self.lineage.started(verdict)
                     self.started_at[verdict.node.id] = time.monotonic()
                     running[in_thread(self.run_node, verdict, self.fence)] = verdict
+            self.save_states()
             if not running:
                 time.sleep(0.5)
             done, _ = wait(running, timeout=0.5, return_when="FIRST_COMPLETED")
@@ -341,15 +345,12 @@ class Runner:
         self.progress.report_machine()
 
     def set_state(self, verdict: Verdict, state: str, **more: Any) -> None:
-        """Set a node's state in the run's record, and save the record.
+        """Set a node's state in the run's record; :meth:`save_states` saves it.
 
         Args:
             state: ``waiting``, ``running``, ``done``, ``reused``, ``failed``, ``skipped``,
                 ``interrupted`` or ``cancelled``.
             more: further facts to record, such as ``error``.
-
-        Raises:
-            LeaseLost: Another driver has taken over the pipeline.
         """
         node = verdict.node.id
         self.console.state(node, state)
@@ -367,8 +368,17 @@ class Runner:
         }
         if state == "running":
             self.progress.restart(node)
-        self.save()
-        self.save_tree()
+        self.is_saved = False
+
+    def save_states(self) -> None:
+        """Save the run's record and its tree, if a node's state has changed since they were.
+
+        Raises:
+            LeaseLost: Another driver has taken over the pipeline.
+        """
+        if not self.is_saved:
+            self.save()
+            self.save_tree()
 
     def save(self) -> None:
         """Save the run's record.
@@ -379,6 +389,7 @@ class Runner:
         self.claims.lease.check_if_overdue()
         self.saved_at = time.monotonic()
         self.execution.save(self.store)
+        self.is_saved = True
 
     def save_tree(self) -> None:
         """Save what `ediffi tree` shows, which is read from the store and not from MLflow."""

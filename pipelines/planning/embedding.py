@@ -95,7 +95,7 @@ def _work(
     encoders = plan.spec.encoders
     kept = last["rows"] / last["read"] if last.get("read") else 1.0
     reuse = ReuseIndex.build(
-        store, pool, shards, todo, Version.latest(store, verdict.node.id), listing
+        store, pool, shards, todo, Version.latest(store, verdict.node.path), listing
     )
     compared = _compare_pairs(plan, verdict, store, reuse, todo)
     rest = [s for s in todo if s.name not in compared]
@@ -187,7 +187,7 @@ def _to_embed(
 
 def _last_version(store: Store, verdict: Verdict) -> dict[str, Any]:
     """Statistics of the latest version of this data set; empty if there is none."""
-    pointer = store.read_json(f"nodes/{verdict.node.id}.latest.json")
+    pointer = store.read_json(f"nodes/{verdict.node.path}.latest.json")
     folder = folder_of(verdict.node, pointer["fingerprint"]) if pointer else ""
     stats = store.read_json(f"{folder}/stats.json") if pointer else None
     if stats is None or store.read(f"{folder}/{FILE}") is None:

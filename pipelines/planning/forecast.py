@@ -43,11 +43,14 @@ class Forecast:
         return float(sum(getattr(c, what) for c in self.costs.values()))
 
 
-def make_forecast(plan: Plan, embed_work: Mapping[str, Any]) -> Forecast | None:
+def make_forecast(
+    plan: Plan, embed_work: Mapping[str, Any], costs: Mapping[str, Cost] | None = None
+) -> Forecast | None:
     """Estimate the costs of a plan and simulate its schedule; None if the spec has no ``cluster:``.
 
     Args:
         embed_work: the embed nodes' work, from :func:`pipelines.planning.embedding.estimate`.
+        costs: node id → its cost, if they are known already.
 
     Raises:
         ValueError: A node could never run on the cluster.
@@ -55,7 +58,7 @@ def make_forecast(plan: Plan, embed_work: Mapping[str, Any]) -> Forecast | None:
     cluster = plan.spec.cluster
     if cluster is None:
         return None
-    costs = costs_of(plan, cluster, embed_work)
+    costs = costs_of(plan, cluster, embed_work) if costs is None else costs
     lengths = path_lengths(plan)
     tasks = [
         Task(

@@ -180,6 +180,12 @@ def _cost_cells(forecast: Forecast, node: str) -> list[str]:
 
 def summary(plan: Plan, forecast: Forecast) -> list[str]:
     """Totals, schedule, critical path, and what the figures are based on."""
+    based_on = align_columns(assumptions(plan, forecast))
+    return ["", *totals(plan, forecast), "", "based on", *based_on]
+
+
+def totals(plan: Plan, forecast: Forecast) -> list[str]:
+    """Cost, storage, time, idle GPUs and critical path."""
     schedule, cluster = forecast.schedule, forecast.cluster
     sizes = [f"{g.count:,} {g.gpu} ({n})" for n, g in cluster.groups.items()]
     sizes += [f"{plan.spec.cpus} CPUs"] if CPU in forecast.groups else []
@@ -216,4 +222,4 @@ def summary(plan: Plan, forecast: Forecast) -> list[str]:
         ]
         for stage, cost in forecast.growth.items()
     ]
-    return ["", *align_columns(rows), "", "based on", *align_columns(assumptions(plan, forecast))]
+    return align_columns(rows)

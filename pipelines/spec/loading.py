@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from pipelines.spec.base import Strict, did_you_mean, nested
 from pipelines.spec.pipeline import NAME_PATTERN, Spec
 from pipelines.spec.protocol import Protocol
+from pipelines.spec.study import Study
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -37,7 +39,37 @@ def load_protocol(path: str | Path) -> Protocol:
     return _read(path, Protocol, "protocol", "must hold `name:` and `captions:`")
 
 
-def _read(path: str | Path, model: type[Model], what: str, holds: str) -> Model:
+def load_study(path: str | Path) -> Study:
+    """Read and check a study; its base and its cells are read by :mod:`pipelines.studies.cells`.
+
+    Raises:
+        ValueError: There is no such file, or the study is not valid; the message is one line.
+    """
+    return _read(path, Study, "study", "must hold `study:`, `base:`, `axes:` and `experiments:`")
+
+
+def check_spec(raw: Mapping[str, Any], name: str) -> Spec:
+    """Check a spec that was put together, not read from a file.
+
+    Args:
+        name: What to call it in an error.
+
+    Raises:
+        ValueError: The spec is not valid; the message is one line.
+    """
+    return _checked(dict(raw), Spec, name)
+
+
+def read_yaml(path: str | Path, what: str, holds: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping, without checking its keys.
+
+    Args:
+        what: What the file is, for an error.
+        holds: What such a file must hold.
+
+    Raises:
+        ValueError: There is no such file, or it is not such YAML; the message is one line.
+    """
     file = Path(path)
     if file.is_dir():
         raise ValueError(f"{path} is a folder; name the {what}'s YAML file")
@@ -53,10 +85,18 @@ def _read(path: str | Path, model: type[Model], what: str, holds: str) -> Model:
         raise ValueError(f"{path} is not valid YAML: {_where(error)}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path} {holds}, got {raw!r:.40}")
+    return raw
+
+
+def _read(path: str | Path, model: type[Model], what: str, holds: str) -> Model:
+    return _checked(read_yaml(path, what, holds), model, str(path))
+
+
+def _checked(raw: dict[str, Any], model: type[Model], name: str) -> Model:
     try:
-        return model.model_validate(raw, context={"file": str(path)})
+        return model.model_validate(raw, context={"file": name})
     except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error, model)}") from None
+        raise ValueError(f"{name}: {explain(error, model)}") from None
 
 
 def _where(error: yaml.YAMLError) -> str:

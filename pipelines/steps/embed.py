@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pipelines.dag.node import path_of
 from pipelines.data.formats.shard import SourceShard
 from pipelines.data.row_reuse import ReuseIndex
 from pipelines.data.rows import Reason, printable
@@ -71,7 +72,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
         present.add(record["name"])
     report()
     todo = [s for s in shards if s.name not in present]
-    before = Version.latest(ctx.store, ctx.node) if todo else None
+    before = Version.latest(ctx.store, path_of(ctx.node)) if todo else None
     job = replace(job, reuse=ReuseIndex.build(job.store, job.pool, shards, todo, before, listing))
     del listing  # may have a million files
     for record in run(job, todo, ctx.runtime["embedding"], ctx.cpus):
