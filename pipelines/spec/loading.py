@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,10 +43,38 @@ def load_protocol(path: str | Path) -> Protocol:
 def load_study(path: str | Path) -> Study:
     """Read and check a study; its base and its cells are read by :mod:`pipelines.studies.cells`.
 
+    A study with ``like: OTHER.yaml`` is that other study, changed by what it says itself.
+
     Raises:
         ValueError: There is no such file, or the study is not valid; the message is one line.
     """
-    return _read(path, Study, "study", "must hold `study:`, `base:`, `axes:` and `experiments:`")
+    return _checked(_read_study(Path(path), ()), Study, str(path))
+
+
+def _read_study(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
+    if path in before:
+        raise ValueError(f"{path} is like itself; remove a `like:`")
+    raw = read_yaml(path, "study", "must hold `study:`, `base:`, `axes:` and `experiments:`")
+    other = raw.pop("like", None)
+    if other is None:
+        return raw
+    if not isinstance(other, str):
+        raise ValueError(f"{path}: `like:` names another study's YAML file, got {other!r:.40}")
+    return merged(_read_study(path.parent / other, (*before, path)), raw)
+
+
+def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with another merged into it key by key; null removes a key, lists are replaced."""
+    found = dict(base)
+    for key, value in change.items():
+        if value is None:
+            found.pop(key, None)
+        elif isinstance(value, Mapping):
+            inner = found.get(key)
+            found[key] = merged(inner if isinstance(inner, Mapping) else {}, value)
+        else:
+            found[key] = deepcopy(value)
+    return found
 
 
 def check_spec(raw: Mapping[str, Any], name: str) -> Spec:

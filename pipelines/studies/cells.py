@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.spec.loading import check_spec, load_study, read_yaml
+from pipelines.spec.loading import check_spec, load_study, merged, read_yaml
 from pipelines.spec.pipeline import Spec
 from pipelines.spec.study import SEED, Study
 
@@ -119,20 +119,6 @@ def overridden(study: Study, base: Mapping[str, Any], at: Mapping[str, str]) -> 
         values = study.axes[axis]
         change = values[value] if isinstance(values, dict) else {axis: int(value)}
         found = merged(found, change)
-    return found
-
-
-def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping with another merged into it key by key; null removes a key, lists are replaced."""
-    found = dict(base)
-    for key, value in change.items():
-        if value is None:
-            found.pop(key, None)
-        elif isinstance(value, Mapping):
-            inner = found.get(key)
-            found[key] = merged(inner if isinstance(inner, Mapping) else {}, value)
-        else:
-            found[key] = deepcopy(value)
     return found
 
 
