@@ -18,6 +18,7 @@ FLOORS = (
     ("planning", "training"),
     ("evaluation",),
     ("interchange", "reports", "steps"),
+    ("studies",),
     ("lineage",),
     ("executor",),
     ("jobs",),
