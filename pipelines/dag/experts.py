@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ediffi_core import tree
-from ediffi_core.noise import EVERYTHING, Interval
+from ediffi_core.noise import EVERYTHING, Interval, Mixture
 from pipelines.dag.inputs import Encoders
 from pipelines.dag.node import Node
 from pipelines.spec.pipeline import Spec
@@ -78,6 +78,9 @@ def train_node(
         "stream": f"{stage_name}/{stream}",
         "seed": spec.seed,
     }
+    if expert.overlap:
+        own = Interval(*settings["interval"])
+        settings["density"] = Mixture.around(own, expert.overlap).rows
     settings |= super_resolution(spec, stage_name)
     inputs = {"data": "embed/train"}
     if parent:

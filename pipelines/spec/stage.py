@@ -10,7 +10,7 @@ from ediffi_core import tree
 from ediffi_core.noise import NoiseDistribution
 from ediffi_core.unet import FieldError
 from pipelines.spec.adaptive import Adaptive
-from pipelines.spec.base import Strict, did_you_mean
+from pipelines.spec.base import LATER, Strict, did_you_mean
 from pipelines.spec.evaluation import Degrade
 from pipelines.spec.network import Network
 from pipelines.spec.renamed import Renamed
@@ -36,6 +36,11 @@ class Expert(Overrides):
     optimizer: Literal["fresh", "carried"] = "fresh"
     """Whether a child starts with a fresh optimiser, or carries on with its parent's state, which
     needs ``start: raw``."""
+
+    overlap: Annotated[float, Field(ge=0, le=0.9), LATER] = 0.0
+    """Share of the training draws from outside the expert's interval, distributed there as p(σ)
+    is. The expert still serves its interval alone. Not for the root and ``single``, whose interval
+    is all of p(σ)."""
 
 
 class Stage(Strict):
@@ -167,6 +172,10 @@ class Stage(Strict):
                 raise ValueError(
                     f"{name}: `optimizer: carried` goes on with the parent's moments, which belong "
                     "to its raw weights; set `start: raw` on a child"
+                )
+            if expert.overlap and name in (tree.ROOT, "single"):
+                raise ValueError(
+                    f"{name} trains on all of p(σ), so nothing is outside: remove its `overlap:`"
                 )
         if self.workers.count > batch:
             raise ValueError(
