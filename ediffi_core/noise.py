@@ -7,7 +7,9 @@ tensors import torch when they are called.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from ediffi_core.normal import normal_quantile
@@ -133,6 +135,98 @@ class Interval:
 
 
 EVERYTHING = Interval(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A density over σ in pieces: σ is drawn from a piece by its weight, and within it as p(σ).
+
+    What an expert trains on when that is not p(σ) in one interval: an interval with a share of
+    draws from outside it, or the density that several experts trained on together.
+    """
+
+    pieces: tuple[Interval, ...]
+    """Rising and without overlap; gaps between them are never drawn."""
+
+    weights: tuple[float, ...]
+    """Probability of each piece."""
+
+    def __post_init__(self) -> None:
+        if not self.pieces or len(self.pieces) != len(self.weights):
+            raise ValueError(
+                "a density needs at least one piece, and a weight for each: got "
+                f"{len(self.pieces)} pieces and {len(self.weights)} weights"
+            )
+        for below, above in pairwise(self.pieces):
+            if above.q_lo < below.q_hi:
+                raise ValueError(
+                    f"the pieces of a density must rise and not overlap, but "
+                    f"[{above.q_lo}, {above.q_hi}) follows [{below.q_lo}, {below.q_hi})"
+                )
+        for weight in self.weights:
+            if not 0 < weight <= 1:
+                raise ValueError(
+                    f"the weight of a piece must be above 0 and at most 1, got {weight}; leave out "
+                    "what is never drawn"
+                )
+        if abs(math.fsum(self.weights) - 1) > 1e-9:
+            raise ValueError(f"the weights of a density sum to {math.fsum(self.weights)}, not to 1")
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[float]]) -> Mixture:
+        """The density that a node's setting ``density`` describes: ``[[q_lo, q_hi, weight], …]``.
+
+        Raises:
+            ValueError: The pieces do not rise or overlap, or the weights are no probabilities.
+        """
+        if any(len(row) != 3 for row in rows):
+            raise ValueError(f"a piece of a density is [q_lo, q_hi, weight], got {list(rows)}")
+        return cls(tuple(Interval(lo, hi) for lo, hi, _ in rows), tuple(w for _, _, w in rows))
+
+    @classmethod
+    def around(cls, interval: Interval, outside: float) -> Mixture:
+        """An interval, with a share of the draws from all of p(σ) outside it.
+
+        Raises:
+            ValueError: ``outside`` is not between 0 and 1, or the interval leaves nothing outside.
+        """
+        left = interval.q_lo + (1 - interval.q_hi)
+        if left == 0:
+            raise ValueError("an interval of all noise levels leaves nothing outside to draw from")
+        pieces = [(interval, 1 - outside)]
+        if interval.q_lo > 0:
+            below = Interval(0.0, interval.q_lo)
+            pieces.insert(0, (below, outside * interval.q_lo / left))
+        if interval.q_hi < 1:
+            pieces.append((Interval(interval.q_hi, 1.0), outside * (1 - interval.q_hi) / left))
+        return cls(tuple(piece for piece, _ in pieces), tuple(weight for _, weight in pieces))
+
+    @property
+    def rows(self) -> list[list[float]]:
+        """The density as node settings hold it: ``[[q_lo, q_hi, weight], …]``."""
+        return [[p.q_lo, p.q_hi, w] for p, w in zip(self.pieces, self.weights, strict=True)]
+
+    def draw(self, u: Tensor, noise: NoiseDistribution) -> Tensor:
+        """Map ``u ~ U[0, 1)`` to σ of this density, rising with u; see :meth:`Interval.draw`.
+
+        So draws that are evenly spread over [0, 1) are evenly spread over the density too. With one
+        piece, σ is bit for bit that of :meth:`Interval.draw`.
+
+        Returns:
+            σ in float64, of u's shape.
+        """
+        import torch
+
+        u = u.double()
+        edges = [0.0, *accumulate(self.weights)]
+        which = torch.bucketize(u, u.new_tensor(edges[1:-1]), right=True)
+        sigma = torch.empty_like(u)
+        for at, (piece, weight) in enumerate(zip(self.pieces, self.weights, strict=True)):
+            mine = which == at
+            # The sum of the weights is rounded, so the last piece may reach beyond 1.
+            inside = ((u[mine] - edges[at]) / weight).clamp(0, 1 - 2.0**-53)
+            sigma[mine] = piece.draw(inside, noise)
+        return sigma
 
 
 def sigma_text(low: float, high: float) -> str:

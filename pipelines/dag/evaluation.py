@@ -51,10 +51,10 @@ class StageEnsemble:
 
 
 def cascade_of(spec: Spec) -> list[StageEnsemble]:
-    """The stages' ensembles, up to the first tree that still grows and so has none yet."""
+    """The stages' ensembles, up to the first tree that still grows or has no boundaries yet."""
     found = []
     for name, stage in spec.stages.items():
-        if not stage.ensemble:
+        if not (stage.ensemble and stage.is_placed):
             break
         candidates = {slot: ancestry(name, slot) for slot in stage.ensemble}
         intervals = {slot: quantiles(interval_of(stage, slot)) for slot in stage.ensemble}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ediffi_core import tree
-from ediffi_core.noise import EVERYTHING, Interval
+from ediffi_core.noise import EVERYTHING, Interval, Mixture
 from pipelines.dag.inputs import Encoders
 from pipelines.dag.node import Node
 from pipelines.spec.pipeline import Spec
@@ -16,19 +16,55 @@ SINGLE = "single"
 """Name of the single model that gets the budget of a whole tree, for comparison."""
 
 
+DIFFICULTY_DRAWS = 4096
+"""Validation draws over p(σ) that a root's loss is measured on, to place boundaries."""
+
+DIFFICULTY_SHARES = 32
+"""Equal shares of p(σ) that the loss is measured in, and equal shares of the loss that its
+boundaries are computed for."""
+
+
 def interval_of(stage: Stage, expert: str) -> Interval:
     """The noise interval an expert is trained on; the complement's depends on the ensemble."""
     if expert == tree.COMPLEMENT:
-        return tree.intervals_of(stage.ensemble)[expert]
-    return EVERYTHING if expert == SINGLE else tree.interval(expert)
+        return tree.intervals_of(stage.ensemble, stage.warp)[expert]
+    return EVERYTHING if expert in (SINGLE, tree.ROOT) else tree.interval(expert, stage.warp)
 
 
 def expert_nodes(spec: Spec, sources: Mapping[str, Any]) -> Iterator[Node]:
-    """Train nodes of all stages' experts, each after its parent."""
+    """Train nodes of all stages' experts, each after its parent, and what places their intervals.
+
+    Experts whose intervals are not known yet are left out.
+    """
     for name, stage in spec.stages.items():
         trained = {**stage.experts, **({SINGLE: stage.single} if stage.single else {})}
         for expert in sorted(trained, key=_training_order):
-            yield train_node(spec, sources, name, expert, trained[expert])
+            if stage.is_placed or expert in (tree.ROOT, SINGLE):
+                yield train_node(spec, sources, name, expert, trained[expert])
+            if expert == tree.ROOT and stage.boundaries == "difficulty":
+                yield difficulty_node(spec, name)
+
+
+def difficulty_node(spec: Spec, stage_name: str) -> Node:
+    """The node that measures where a root's loss is, and so the boundaries of equal difficulty."""
+    evaluate = spec.evaluate
+    return Node(
+        kind="difficulty",
+        name=stage_name,
+        settings={
+            "draws": DIFFICULTY_DRAWS,
+            "shares": DIFFICULTY_SHARES,
+            "resolution": spec.stages[stage_name].resolution,
+            "seed": spec.seed,
+            **super_resolution(spec, stage_name),
+        },
+        inputs={"root": f"train/{stage_name}/{tree.ROOT}", "validation": "embed/validation"},
+        runtime={"gpus": evaluate.gpus},
+        cpus=evaluate.cpus,
+        gpus=evaluate.gpus,
+        labels=evaluate.labels,
+        priority=spec.stages[stage_name].priority + 1,  # all other experts wait for it
+    )
 
 
 def _training_order(expert: str) -> tuple[int, bool, str]:
@@ -78,6 +114,9 @@ def train_node(
         "stream": f"{stage_name}/{stream}",
         "seed": spec.seed,
     }
+    if expert.overlap:
+        own = Interval(*settings["interval"])
+        settings["density"] = Mixture.around(own, expert.overlap).rows
     settings |= super_resolution(spec, stage_name)
     inputs = {"data": "embed/train"}
     if parent:

@@ -98,6 +98,7 @@ def grow(
     settings: Adaptive,
     metrics: Mapping[str, Mapping[str, float]],
     noise: NoiseDistribution,
+    warp: tree.Warp = tree.EQUAL_SHARES,
 ) -> Tree:
     """Grow a tree as far as the metrics of its finished experts allow.
 
@@ -106,11 +107,12 @@ def grow(
         metrics: finished expert → its ``val_loss_parent``, ``val_gain``, ``val_gain_low`` and
             ``val_gain_high``.
         noise: the stage's p(σ), which places the intervals on the sampler's σ grid.
+        warp: where the tree cuts p(σ).
 
     Returns:
         The tree. Its last experts have no metrics yet if it still grows: train them and call again.
     """
-    return _Grower(settings, metrics, noise).tree()
+    return _Grower(settings, metrics, noise, warp).tree()
 
 
 def outer_child(name: str, side: Side) -> str:
@@ -124,6 +126,7 @@ class _Grower:
     settings: Adaptive
     metrics: Mapping[str, Mapping[str, float]]
     noise: NoiseDistribution
+    warp: tree.Warp
     experts: list[str] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     tips: dict[Side, str] = field(default_factory=dict)
@@ -192,7 +195,7 @@ class _Grower:
 
     def _share(self, name: str) -> float:
         """Share of p(σ) or of the sampler's steps that an expert's interval covers."""
-        piece = tree.interval(name)
+        piece = tree.interval(name, self.warp)
         if self.settings.weighting == "noise":
             return piece.q_hi - piece.q_lo
         low, high = (SamplerDensity().quantile_at(sigma) for sigma in piece.bounds(self.noise))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
+from ediffi_core.tree import ROOT
 from pipelines.dag.champion import Champion
 from pipelines.dag.differences import difference, settings_count
 from pipelines.dag.evaluation import champion_comparison_nodes
@@ -49,6 +50,7 @@ FORMATS = {
     "compare": 2,
     "promote": 3,
     "gate": 2,
+    "difficulty": 1,
 }
 
 
@@ -84,7 +86,8 @@ class Plan:
     """The nodes of a pipeline, and which of them must run."""
 
     spec: Spec
-    """The spec, with the experts that its adaptive trees have grown so far."""
+    """The spec, with the experts that its adaptive trees have grown so far, and with the boundaries
+    that are measured."""
 
     verdicts: dict[str, Verdict]
     """Node id → verdict; every node comes after its dependencies."""
@@ -105,14 +108,23 @@ class Plan:
     cells: Mapping[str, Plan] = field(default_factory=dict)
     """Name → plan, of the pipelines that :func:`pipelines.dag.merged.merge` has put together."""
 
+    unplaced: Mapping[str, int] = field(default_factory=dict)
+    """Stage whose boundaries are still to be measured → images of the experts that wait for them,
+    which are not in the plan yet. Without those that an adaptive tree may grow."""
+
     @property
     def is_growing(self) -> bool:
         """Whether a tree will get more experts."""
-        return any(not tree.is_grown for tree in self.trees.values())
+        return bool(self.unplaced) or any(not tree.is_grown for tree in self.trees.values())
 
     def new_decisions(self, before: Plan) -> list[str]:
         """Describe the decisions on experts that an earlier version of the plan did not have."""
+        placed = [name for name in before.unplaced if name not in self.unplaced]
+        halves = [(name, self.spec.stages[name].warp(0.5)) for name in placed]
         return [
+            f"{stage} cuts p(σ) by difficulty: half of the root's loss is below quantile {half:g}"
+            for stage, half in halves
+        ] + [
             f"{stage} grows: {d.expert} {d.gained}; {d.then}"
             for stage, tree in self.trees.items()
             for d in tree.decisions[len(before.trees[stage].decisions) :]
@@ -134,12 +146,13 @@ def images_to_train(plan: Plan, node: Node) -> int | None:
 
 def growth_budget_left(plan: Plan) -> dict[str, int]:
     """Growing stage → images that experts added later may train on, at most."""
-    left = {
+    budgets = {
         name: (plan.spec.stages[name].adaptive, tree.spent)
         for name, tree in plan.trees.items()
         if not tree.is_grown
     }
-    return {name: settings.budget - spent for name, (settings, spent) in left.items() if settings}
+    left = {name: own.budget - spent for name, (own, spent) in budgets.items() if own}
+    return left | {name: images for name, images in plan.unplaced.items() if images}
 
 
 def path_lengths(plan: Plan) -> dict[str, float]:
@@ -180,7 +193,8 @@ def make(
     """Plan a pipeline: fingerprint its nodes and look up which results the store already has.
 
     Adaptive trees are grown from the results in the store, until they need an expert that is not
-    trained yet.
+    trained yet. Boundaries of equal difficulty are taken from there too; as long as they are not
+    measured, only the root of their stage and ``single`` are planned.
 
     Args:
         sources: as of :func:`pipelines.dag.nodes.dag_of`.
@@ -194,9 +208,10 @@ def make(
     lookup = _StoreLookup(store)
     build = partial(retraining_nodes, champion=champion) if retrain and champion else dag_of
     trees = {name: Tree(experts=()) for name, stage in spec.stages.items() if stage.adaptive}
+    cuts: dict[str, list[float]] = {}
     first: str | None = None
     while True:
-        grown = with_grown_experts(spec, trees)
+        grown = with_grown_experts(with_boundaries(spec, cuts), trees)
         nodes, cascade = build(grown, sources)
         verdicts = lookup.verdicts(nodes)
         first = first or _plan_fingerprint(spec, verdicts)
@@ -204,7 +219,8 @@ def make(
         more = champion_comparison_nodes(grown, sources, cascade, champion, fingerprints)
         verdicts = lookup.verdicts(more, verdicts)
         found = {name: _grow_tree(grown, name, verdicts) for name in trees}
-        if found == trees or retrain:
+        measured = _measured_boundaries(verdicts)
+        if (found, measured) == (trees, cuts) or retrain:
             return Plan(
                 spec=grown,
                 verdicts=verdicts,
@@ -212,14 +228,45 @@ def make(
                 trees={} if retrain else trees,
                 champion=champion,
                 regrow=partial(make, spec, store, sources, champion=champion, retrain=retrain),
+                unplaced={} if retrain else _unplaced(grown),
             )
-        trees = found
+        trees, cuts = found, measured
 
 
 def _plan_fingerprint(spec: Spec, verdicts: Mapping[str, Verdict]) -> str:
     fingerprints = {i: v.fingerprint for i, v in verdicts.items()}
     grows = {n: s.adaptive.settings() for n, s in spec.stages.items() if s.adaptive}
-    return digest([fingerprints, grows] if grows else fingerprints)
+    waiting = {
+        n: [{name: e.settings() for name, e in s.experts.items()}, s.ensemble]
+        for n, s in spec.stages.items()
+        if not s.is_placed
+    }
+    later = [*([grows] if grows else []), *([waiting] if waiting else [])]
+    return digest([fingerprints, *later] if later else fingerprints)
+
+
+def with_boundaries(spec: Spec, cuts: Mapping[str, list[float]]) -> Spec:
+    """The spec with the boundaries of equal difficulty that are measured: stage → quantiles."""
+    placed = {name: spec.stages[name].placed(measured) for name, measured in cuts.items()}
+    return spec.model_copy(update={"stages": {**spec.stages, **placed}})
+
+
+def _measured_boundaries(verdicts: Mapping[str, Verdict]) -> dict[str, list[float]]:
+    """Stage → the boundaries that its difficulty node has measured."""
+    return {
+        v.node.name: v.manifest["info"]["boundaries"]
+        for v in verdicts.values()
+        if v.node.kind == "difficulty" and v.manifest
+    }
+
+
+def _unplaced(spec: Spec) -> dict[str, int]:
+    """Stage without boundaries → images of all its experts but the root."""
+    return {
+        name: sum(e.images for expert, e in stage.experts.items() if expert != ROOT)
+        for name, stage in spec.stages.items()
+        if not stage.is_placed
+    }
 
 
 def with_grown_experts(spec: Spec, trees: Mapping[str, Tree]) -> Spec:
@@ -237,12 +284,14 @@ def with_grown_experts(spec: Spec, trees: Mapping[str, Tree]) -> Spec:
 def _grow_tree(spec: Spec, stage: str, verdicts: Mapping[str, Verdict]) -> Tree:
     settings = spec.stages[stage].adaptive
     assert settings is not None
+    if not spec.stages[stage].is_placed:
+        return Tree(experts=())
     metrics = {}
     for name in spec.stages[stage].experts:
         verdict = verdicts[f"train/{stage}/{name}"]
         if verdict.manifest and "val_gain" in verdict.manifest["metrics"]:
             metrics[name] = verdict.manifest["metrics"]
-    return grow(settings, metrics, spec.stages[stage].noise)
+    return grow(settings, metrics, spec.stages[stage].noise, spec.stages[stage].warp)
 
 
 class _StoreLookup:

@@ -75,7 +75,8 @@ def _retrain_node(
     share = spec.retraining.share * before["images"]
     images = max(batch, -(-int(share) // batch) * batch)
     own = mine.experts.get(slot) or (mine.adaptive and mine.grown)
-    expert = Expert(images=images, **(own.overrides if own else {}))
+    overlap = own.overlap if isinstance(own, Expert) else 0.0
+    expert = Expert(images=images, overlap=overlap, **(own.overrides if own else {}))
     node = train_node(spec, sources, name, slot, expert, stage["experts"][slot])
     fixed = ("network", "noise", "sigma_data")
     was, now = ({key: of[key] for key in fixed} for of in (before, node.settings))

@@ -124,8 +124,8 @@ class Runner:
         self.lineage.reused(verdict, self.manifests[verdict.node.id])
 
     def grow_after(self, node: Node, waiting: dict[str, Verdict]) -> None:
-        """Grow adaptive trees after a node is done, and add their new nodes to ``waiting``."""
-        if self.plan.is_growing and node.kind == "train":
+        """Grow trees by the result of a finished node, and add their new nodes to ``waiting``."""
+        if self.plan.is_growing and node.kind in ("train", "difficulty"):
             waiting |= {v.node.id: v for v in self.regrow()}
 
     def regrow(self) -> list[Verdict]:

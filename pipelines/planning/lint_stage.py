@@ -387,6 +387,18 @@ def many_epochs(spec: Spec, name: str, stage: Stage) -> Findings:
         )
 
 
+def unused_boundaries(_: Spec, name: str, stage: Stage) -> Findings:
+    """Boundaries of a stage that has no experts to place."""
+    if stage.boundaries != "quantiles" and not stage.adaptive and set(stage.experts) == {tree.ROOT}:
+        key = _key(name, "boundaries")
+        yield warning(
+            name,
+            key,
+            f"`{key}` has no effect on {tree.ROOT} alone; remove it, or add experts to "
+            f"`{_key(name, 'experts')}`",
+        )
+
+
 STAGE_CHECKS: list[Callable[[Spec, str, Stage], Findings]] = [
     no_checkpoint,
     long_warmup,
@@ -405,4 +417,5 @@ STAGE_CHECKS: list[Callable[[Spec, str, Stage], Findings]] = [
     network_fits,
     unused_network_keys,
     many_epochs,
+    unused_boundaries,
 ]

@@ -31,13 +31,13 @@ def flops_per_image(spec: Spec, node: Node) -> float:
 
 
 def growth_of(plan: Plan, cluster: Cluster) -> dict[str, Cost]:
-    """Adaptive stage → the most that further growth may cost: the rest of the budget, spent on one
-    expert after another."""
+    """Growing stage → the most that experts added later may cost, trained one after another."""
     speeds = measured_speeds(plan)
-    roots = {stage: plan.verdicts[f"train/{stage}/{ROOT}"].node for stage in plan.trees}
+    left = growth_budget_left(plan)
+    roots = {stage: plan.verdicts[f"train/{stage}/{ROOT}"].node for stage in left}
     return {
         stage: training(plan.spec, roots[stage], images, cluster, speeds)
-        for stage, images in growth_budget_left(plan).items()
+        for stage, images in left.items()
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -87,6 +88,7 @@ def data(
             "images": images_to_train(plan, v.node),
             "schedule": schedule_of(v.node),
             "sigma": sigma_range(v.node),
+            **({"density": v.node.settings["density"]} if "density" in v.node.settings else {}),
             "loss_draws": loss_draws(v.node),
             "folder": v.folder,
             **({"work": embed_work[v.node.id]} if embed_work and v.node.id in embed_work else {}),
@@ -158,11 +160,16 @@ def _expert_cells(plan: Plan, node: Node) -> list[str]:
     if sigma is None:
         return ["", "", ""]
     schedule = schedule_of(node) or ""
-    return [
-        interval_text(sigma),
-        f"{images:,} images",
-        schedule if schedule != "constant" else "",
-    ]
+    how = [schedule if schedule != "constant" else "", outside_text(node)]
+    return [interval_text(sigma), f"{images:,} images", ", ".join(filter(None, how))]
+
+
+def outside_text(node: Node) -> str:
+    """``20 % outside``: the share of draws outside a training node's interval; empty for none."""
+    own = Interval(*node.settings["interval"])
+    rows = node.settings.get("density", [])
+    outside = math.fsum(w for lo, hi, w in rows if not own.holds(Interval(lo, hi)))
+    return f"{outside * 100:.3g} % outside" if outside else ""
 
 
 def _cost_cells(forecast: Forecast, node: str) -> list[str]:

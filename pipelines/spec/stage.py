@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from ediffi_core import tree
 from ediffi_core.noise import NoiseDistribution
 from ediffi_core.unet import FieldError
 from pipelines.spec.adaptive import Adaptive
-from pipelines.spec.base import Strict, did_you_mean
+from pipelines.spec.base import LATER, Strict, did_you_mean
 from pipelines.spec.evaluation import Degrade
 from pipelines.spec.network import Network
 from pipelines.spec.renamed import Renamed
@@ -36,6 +37,11 @@ class Expert(Overrides):
     optimizer: Literal["fresh", "carried"] = "fresh"
     """Whether a child starts with a fresh optimiser, or carries on with its parent's state, which
     needs ``start: raw``."""
+
+    overlap: Annotated[float, Field(ge=0, le=0.9), LATER] = 0.0
+    """Share of the training draws from outside the expert's interval, distributed there as p(σ)
+    is. The expert still serves its interval alone. Not for the root and ``single``, whose interval
+    is all of p(σ)."""
 
 
 class Stage(Strict):
@@ -111,6 +117,36 @@ class Stage(Strict):
     """Standard deviation of what the network predicts, with pixels in [-1, 1]; EDM's value for
     pictures. About 0.15 with ``network.residual``."""
 
+    boundaries: Annotated[Literal["quantiles", "difficulty"] | list[float], LATER] = "quantiles"
+    """Where the tree cuts p(σ). ``quantiles``: equal shares of p(σ), as in the paper.
+    ``difficulty``: equal shares of the loss that the finished root has over p(σ), as in CBS
+    (arXiv:2606.06477); the other experts are planned once that is measured. Or a list of quantiles
+    in (0, 1), lowest noise first: ``[0.3]`` for the cut between ``E1_0`` and ``E1_1``, three
+    quantiles for the cuts of level 2, seven for level 3. Deeper levels halve what lies between."""
+
+    _measured: tuple[float, ...] = PrivateAttr(())
+
+    def placed(self, cuts: Sequence[float]) -> Stage:
+        """Return the stage with the measured boundaries of ``boundaries: difficulty``."""
+        found = self.model_copy()
+        found._measured = tuple(cuts)
+        return found
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the experts' intervals are known: false until the difficulty is measured."""
+        return self.boundaries != "difficulty" or bool(self._measured)
+
+    @property
+    def warp(self) -> tree.Warp:
+        """Where the tree cuts p(σ); ValueError if that is not measured yet."""
+        if self.boundaries == "quantiles":
+            return tree.EQUAL_SHARES
+        if not self.is_placed:
+            raise ValueError("the boundaries of equal difficulty are not measured yet")
+        cuts = self._measured if self.boundaries == "difficulty" else self.boundaries
+        return tree.Warp(tuple(float(cut) for cut in cuts))
+
     @property
     def noise(self) -> NoiseDistribution:
         """p(σ) of the stage."""
@@ -142,6 +178,12 @@ class Stage(Strict):
             )
         if not self.adaptive:
             tree.check_cover(tree.intervals_of(self.ensemble))
+        if isinstance(self.boundaries, list):
+            if not self.boundaries:
+                raise ValueError("`boundaries:` is empty; write at least one quantile, as [0.3]")
+            tree.intervals_of(self.ensemble, self.warp)
+            for name in set(self.experts) - {tree.COMPLEMENT}:
+                tree.interval(name, self.warp)
         if tree.COMPLEMENT in self.experts and tree.COMPLEMENT not in self.ensemble:
             raise ValueError(f"{tree.COMPLEMENT} is trained but `ensemble:` does not use it")
         batch = self.training.batch
@@ -167,6 +209,10 @@ class Stage(Strict):
                 raise ValueError(
                     f"{name}: `optimizer: carried` goes on with the parent's moments, which belong "
                     "to its raw weights; set `start: raw` on a child"
+                )
+            if expert.overlap and name in (tree.ROOT, "single"):
+                raise ValueError(
+                    f"{name} trains on all of p(σ), so nothing is outside: remove its `overlap:`"
                 )
         if self.workers.count > batch:
             raise ValueError(

@@ -110,9 +110,15 @@ class Meters:
         return found
 
     def _by_noise_level(self) -> dict[str, float]:
-        """The mean loss in each of ``bins`` equally likely parts of the expert's interval."""
+        """The mean loss in each of ``bins`` equally likely parts of the expert's interval.
+
+        Draws outside the interval, which an expert may train on too, are in no part.
+        """
         sigma = torch.cat([o.sigma for _, o in self.steps]).cpu()
         loss = torch.cat([o.loss for _, o in self.steps]).double().cpu()
+        sigma_lo, sigma_hi = self.interval.bounds(self.noise)
+        inside = (sigma >= sigma_lo) & (sigma < sigma_hi)
+        sigma, loss = sigma[inside], loss[inside]
         low, high = self.interval.q_lo, self.interval.q_hi
         which = ((self.noise.quantile(sigma) - low) / (high - low) * self.bins).long()
         which = which.clamp(0, self.bins - 1)

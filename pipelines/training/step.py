@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning, draw_keep
 from ediffi_core.embeddings import EmbeddingSpec
-from ediffi_core.noise import Interval, NoiseDistribution
+from ediffi_core.noise import Interval, Mixture, NoiseDistribution
 from ediffi_core.precond import Denoiser, denoising_loss
 from pipelines.training.parallel import Communicator, full_tensor, no_sync
 
@@ -35,7 +35,9 @@ class Draws:
         self, settings: Mapping[str, Any], embeddings: tuple[EmbeddingSpec, ...], device: Any
     ) -> None:
         self.seed, self.stream, self.device = settings["seed"], settings["stream"], device
-        self.interval = Interval(*settings["interval"])
+        self.density: Interval | Mixture = Interval(*settings["interval"])
+        if "density" in settings:
+            self.density = Mixture.of(settings["density"])
         self.noise = NoiseDistribution(**settings["noise"])
         self.embeddings = embeddings
         drop = settings["training"]["dropout"]
@@ -45,9 +47,12 @@ class Draws:
         }
 
     def sigma(self, index: Tensor) -> Tensor:
-        """σ ~ p(σ | interval), stratified over consecutive indices. [N] → [N] float64"""
+        """σ of the node's density, stratified over consecutive indices. [N] → [N] float64
+
+        The density is p(σ | interval), unless the setting ``density`` gives another.
+        """
         u = draws.stratified(self.seed, f"{self.stream}/sigma", index)
-        return self.interval.draw(u, self.noise).to(self.device, non_blocking=True)
+        return self.density.draw(u, self.noise).to(self.device, non_blocking=True)
 
     def eps(self, index: Tensor, shape: torch.Size) -> Tensor:
         """Standard normal noise. [N] → [N, *shape] float32"""
