@@ -28,12 +28,16 @@ from pipelines.runs.lease import LeaseLost
 from pipelines.runs.threads import in_thread
 from pipelines.store.artifacts import Store
 from pipelines.training.preemption import Preempted
+from pipelines.training.warm import POOL, Shape
 
 GRACE_S = 25.0
 """How long training nodes may take to save after a signal: a pod has 30 s until SIGKILL."""
 
 CANCEL_GRACE_S = 300.0
 """How long they may take after `ediffi cancel`: no SIGKILL follows."""
+
+WORKERS_END_S = 5.0
+"""How long idle warm workers may take to end; those that are left end with the driver."""
 
 SAVE_EVERY_S = 5.0
 """How often progress is written to the run's record."""
@@ -98,6 +102,7 @@ class Runner:
                 # A failure does no harm: claims end with their driver's lease.
                 with contextlib.suppress(OSError):
                     self.claims.release_all()
+                POOL.close(WORKERS_END_S)
         if self.execution.state == "running":
             self.execution.state = "failed" if self.failed else "done"
         self.execution.ended = now()
@@ -325,7 +330,8 @@ class Runner:
         reads = {**node.inputs, **node.unhashed_inputs}
         inputs = {role: self.plan.verdicts[i].folder for role, i in reads.items()}
         inputs |= {role: external.folder for role, external in node.external.items()}
-        result = run_step(node, ctx, inputs)
+        with POOL.room_for(Shape.of(ctx)):
+            result = run_step(node, ctx, inputs)
         fence(verdict)
         return commit(self.store, verdict, result, self.manifests, time.monotonic() - start)
 

@@ -268,6 +268,10 @@ class Workers(Strict):
     retries: Retries = Retries()
     """How often a failed training is retried."""
 
+    keep_warm: bool = False
+    """Whether a worker process stays and takes the next training, for many short ones: starting
+    one takes seconds. Needs a ``count`` of 1."""
+
     @model_validator(mode="after")
     def sound(self) -> Self:
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
@@ -276,6 +280,11 @@ class Workers(Strict):
             raise ValueError(
                 "`micro_batch: auto` is for `parallel: ddp`; split weights are gathered by all at "
                 "once, and one worker that is out of memory would leave the others waiting"
+            )
+        if self.keep_warm and self.count != 1:
+            raise ValueError(
+                "`keep_warm: true` is for trainings with one worker; set `count: 1` or leave out "
+                "`keep_warm:`"
             )
         if self.parallel != "ddp" and self.count == 1:
             raise ValueError(f"`parallel: {self.parallel}` splits over workers; set `count:` > 1")

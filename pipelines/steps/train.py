@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.runs.context import Context, Result
 from pipelines.store.artifacts import SCRATCH, temp_suffix
-from pipelines.training import retries
+from pipelines.training import retries, warm
 
 Outcome = dict[str, Any]
 
@@ -32,7 +32,23 @@ def train(
 def run_once(
     ctx: Context, worker: Callable[[dict[str, Any]], Outcome], config: dict[str, Any]
 ) -> Outcome:
-    """Train once, on new worker processes; returns rank 0's outcome."""
+    """Train once, from the newest checkpoint; returns rank 0's outcome.
+
+    With ``workers.keep_warm`` the worker is one that has trained before, if there is an idle one.
+    """
+    shape = warm.Shape.of(ctx)
+    if shape is None:
+        outcome: Outcome = fit(ctx, worker, config)
+        return outcome
+
+    def start() -> warm.Worker:
+        return warm.Worker(shape, lambda serve, mailbox: fit(ctx, serve, mailbox))
+
+    return warm.POOL.do(shape, start, worker, config)
+
+
+def fit(ctx: Context, worker: Callable[[dict[str, Any]], Any], config: dict[str, Any]) -> Any:
+    """Call the function on new worker processes; returns what it returned in rank 0."""
     from ray.train import FailureConfig, RunConfig
 
     from pipelines.training.backend import ProcessGroupConfig
@@ -57,20 +73,21 @@ def run_once(
         ),
     )
     try:
-        outcome: Outcome = trainer.fit().return_value
+        return trainer.fit().return_value
     finally:
         with contextlib.suppress(OSError):  # an unavailable bucket: fit() has raised already
             ctx.store.remove_folder(f"{SCRATCH}/{name}")
-    return outcome
 
 
 def scaling(ctx: Context) -> Any:
     """Ray Train's scaling configuration: the workers share the CPUs that the plan gives the
-    node."""
+    node, or ask for as many as :attr:`pipelines.training.warm.Shape.ray_cpus` says."""
     from ray.train import ScalingConfig
 
     workers, gpus, labels = (ctx.runtime["workers"][k] for k in ("count", "gpus", "labels"))
-    cpus = ctx.cpus // workers or ctx.cpus / workers  # Ray allows fractions only below 1
+    shape = warm.Shape.of(ctx)
+    # Ray allows fractions only below 1.
+    cpus = shape.ray_cpus if shape else ctx.cpus // workers or ctx.cpus / workers
     return ScalingConfig(
         num_workers=workers,
         use_gpu=gpus > 0,

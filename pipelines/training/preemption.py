@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -16,6 +17,19 @@ POLL_INTERVAL_S = 0.5
 BOARD_TIMEOUT_S = 5.0
 
 _reasons: list[str] = []
+"""Requests to this process, whatever it trains."""
+
+
+@dataclass
+class _Job:
+    """What this process trains now, and the driver's request to stop it."""
+
+    board: Any = None
+    node: str = ""
+    stop_reason: str | None = None
+
+
+_job = _Job()
 
 
 class Preempted(RuntimeError):
@@ -33,7 +47,17 @@ def request_stop(reason: str) -> None:
 
 def stop_reason() -> str | None:
     """Why this worker should save and exit, or None. Cheap enough to call at every step."""
-    return _reasons[0] if _reasons else None
+    return _reasons[0] if _reasons else _job.stop_reason
+
+
+def follow(board: Any, node: str = "") -> None:
+    """Heed the driver's requests to stop this node from now on, and forget those to another.
+
+    Args:
+        board: the actor through which the driver asks workers to stop; None to ask nobody.
+    """
+    global _job
+    _job = _Job(board, node)
 
 
 def watch(board: Any = None, node: str = "") -> None:
@@ -42,8 +66,9 @@ def watch(board: Any = None, node: str = "") -> None:
     Args:
         board: the actor through which the driver asks workers to stop. One worker per node is
             enough to poll it, because the workers agree on when to stop.
-        node: id of the node that this process trains.
+        node: id of the node that this process trains; :func:`follow` names another.
     """
+    follow(board, node)
     before = signal.getsignal(signal.SIGTERM)
 
     def on_sigterm(number: int, frame: FrameType | None) -> None:
@@ -51,7 +76,7 @@ def watch(board: Any = None, node: str = "") -> None:
         request_stop("SIGTERM")
 
     signal.signal(signal.SIGTERM, on_sigterm)
-    threading.Thread(target=_poll, args=(board, node), name="preemption", daemon=True).start()
+    threading.Thread(target=_poll, name="preemption", daemon=True).start()
 
 
 def driver_stop_reason(board: Any, node: str = "") -> str | None:
@@ -70,8 +95,10 @@ def driver_stop_reason(board: Any, node: str = "") -> str | None:
     return reason
 
 
-def _poll(board: Any, node: str) -> None:
-    while not (reason := _drain_reason() or driver_stop_reason(board, node)):
+def _poll() -> None:
+    while not (reason := _drain_reason()):
+        job = _job  # the answer is for this one, even if another has begun meanwhile
+        job.stop_reason = job.stop_reason or driver_stop_reason(job.board, job.node)
         time.sleep(POLL_INTERVAL_S)
     request_stop(reason)
 
