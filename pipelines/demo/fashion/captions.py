@@ -41,7 +41,7 @@ FORMS = (
     "{} on black",
     "a photo of {} on a black background",
     "a product photo of {}",
-    "this is {}",
+    "an image of {}",
 )
 
 _OTHERS = {"trouser": 1, "boots": 9, "ankle boots": 9, "sneakers": 7, "sandals": 5}

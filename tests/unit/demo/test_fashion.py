@@ -145,7 +145,7 @@ def test_pairs_are_a_choice_of_the_seed(made_up, tmp_path):
 
 
 def test_more_rows_than_there_are_pictures_are_refused(made_up, tmp_path):
-    with pytest.raises(ValueError, match="120 pictures for validation; write `data.validation"):
+    with pytest.raises(ValueError, match=r"120 pictures for validation; write `data\.validation"):
         write_parquet(tmp_path / "a", **{**ARGUMENTS, "count": 121})
 
 
@@ -174,7 +174,7 @@ def test_the_metric_recognises_classes_after_fitting(made_up, tmp_path):
 
 def test_the_metric_is_found_by_its_name():
     assert isinstance(metric("fashion-mnist", {"images": 640}), FashionMnist)
-    with pytest.raises(ValueError, match="fashion-mnist.*at least 64"):
+    with pytest.raises(ValueError, match=r"fashion-mnist.*at least 64"):
         metric("fashion-mnist", {"images": 3})
 
 
