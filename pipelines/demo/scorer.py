@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 NOTHING = len(CONCEPTS)
 """Class of an empty place."""
 
-SIDE = 64
-"""Side of the network's input in pixels."""
-
 BATCH = 64
 RENDERINGS = 8000
 """Number of different training images."""
@@ -92,6 +89,7 @@ class EmojiScenes(Metric):
         import torch
         from safetensors.torch import save_file
 
+        from pipelines.demo.classifiers import SIDE, as_input
         from pipelines.demo.scorer_network import Network
 
         if wrong := [r for r in resolutions if SIDE % r]:
@@ -119,14 +117,11 @@ class EmojiScenes(Metric):
         import torch
         from torch.nn import functional as F
 
-        steps = max(2, self.images // BATCH)
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=3e-3, weight_decay=0.05, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
+        from pipelines.demo.classifiers import SIDE, train, upsampled
+
         random = torch.Generator().manual_seed(seed)
-        self.network.train()
-        for step in range(steps):
+
+        def loss_of(step: int) -> Tensor:
             rows = torch.randint(len(pictures), (BATCH,), generator=random)
             by = torch.randint(-2, 3, (2,), generator=random).tolist()
             x = torch.roll(pictures[rows], by, (2, 3))
@@ -139,14 +134,10 @@ class EmojiScenes(Metric):
             things[:EMPTY] = NOTHING
             concepts, artists, _ = self.network(x)
             loss = 2 * F.cross_entropy(concepts.flatten(0, 1), things.flatten())
-            loss = loss + F.cross_entropy(artists[EMPTY:], targets[1][rows][EMPTY:])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if step % 50 == 49 or step + 1 == steps:
-                progress((step + 1) * BATCH, steps * BATCH)
-        self.network.eval()
+            return loss + F.cross_entropy(artists[EMPTY:], targets[1][rows][EMPTY:])
+
+        steps = max(2, self.images // BATCH)
+        train(self.network, loss_of, steps=steps, batch=BATCH, progress=progress)
 
     def _accuracy(
         self, prefix: str, resolutions: list[int], seed: int, package: str | None
@@ -154,6 +145,8 @@ class EmojiScenes(Metric):
         """Shares of scenes that are recognised correctly."""
         import torch
         from torch.nn import functional as F
+
+        from pipelines.demo.classifiers import SIDE, as_input, as_pictures
 
         shown = [scenes.compose(seed, "validation", i) for i in range(CHECKED)]
         pictures = as_input(
@@ -195,6 +188,8 @@ class EmojiScenes(Metric):
 
     def _outputs(self, pictures: Pictures) -> tuple[Tensor, Tensor, Tensor]:
         import torch
+
+        from pipelines.demo.classifiers import as_input, upsampled
 
         with torch.inference_mode():
             x = as_input(pictures)
@@ -241,6 +236,8 @@ def without_things(x: Tensor, random: torch.Generator) -> Tensor:
     import torch
     from torch.nn import functional as F
 
+    from pipelines.demo.classifiers import SIDE
+
     count, half = len(x), len(x) // 2
     side = SIDE // _BLOCKS
     blocks = x[:half].unflatten(2, (_BLOCKS, side)).unflatten(4, (_BLOCKS, side))
@@ -279,28 +276,6 @@ def grounds(pictures: Pictures) -> NDArray[np.int64]:
     named = np.array(list(GROUNDS.values()), np.float32)
     distance = np.linalg.norm(np.median(border, axis=1)[:, None] - named, axis=2)
     return np.where(distance.min(1) < _GROUND_TOLERANCE, distance.argmin(1), -1)
-
-
-def as_input(pictures: Pictures) -> Tensor:
-    """uint8 [N, R, R, 3] → [N, 3, R, R] in [-1, 1]"""
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def as_pictures(x: Tensor) -> Pictures:
-    """The inverse of :func:`as_input`."""
-    out: Pictures = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    return out
-
-
-def upsampled(x: Tensor) -> Tensor:
-    """Upsample bilinearly to the network's 64 pixels."""
-    if x.shape[2] == SIDE:
-        return x
-    from torch.nn import functional as F
-
-    return F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
 
 
 def _targets(shown: list[Scene]) -> tuple[Tensor, Tensor]:

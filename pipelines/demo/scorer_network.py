@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.demo.classifiers import trunk
 from pipelines.demo.drawings import ARTISTS, CONCEPTS
 from pipelines.demo.scenes import PLACES
 
@@ -14,25 +15,11 @@ class Network(nn.Module):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-
-        def layer(c_in: int, c_out: int, stride: int) -> nn.Sequential:
-            return nn.Sequential(
-                nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()
-            )
-
-        w = width
-        self.trunk = nn.Sequential(
-            nn.Conv2d(3, w, 4, 4),
-            nn.BatchNorm2d(w),
-            nn.ReLU(),
-            layer(w, w, 1),
-            layer(w, 2 * w, 2),
-            layer(2 * w, 2 * w, 1),
-            layer(2 * w, 4 * w, 2),
-            layer(4 * w, 4 * w, 1),
-        )
-        self.concepts = nn.Linear(4 * w * 16, len(PLACES) * (len(CONCEPTS) + 1))  # 1 for nothing
-        self.artists = nn.Linear(4 * w * 16, len(ARTISTS))
+        self.trunk = trunk(width)
+        self.concepts = nn.Linear(
+            4 * width * 16, len(PLACES) * (len(CONCEPTS) + 1)
+        )  # 1 for nothing
+        self.artists = nn.Linear(4 * width * 16, len(ARTISTS))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """→ logits of concepts [N, 3, 37] and artists [N, 5], and pooled features [N, 128]."""

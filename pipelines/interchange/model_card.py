@@ -218,6 +218,11 @@ def _data(store: Store, d: Mapping[str, Any]) -> str:
     found = "Pairs of a picture and a caption.\n\n" + table(head, rows)
     if "emoji-scenes" in makers:
         found += "\n\n" + _attribution()
+    if "fashion-mnist" in makers:
+        found += (
+            "\n\nThe pictures are of Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv "
+            "1708.07747), © 2017 Zalando SE, under the MIT License."
+        )
     if None in makers:
         found += (
             "\n\nThe store records no origin and no license of the trainer's own pairs: unknown "

@@ -18,6 +18,7 @@ from pipelines.planning.lint_measures import check_measures
 from pipelines.planning.lint_stage import STAGE_CHECKS
 from pipelines.planning.training_cost import measured_speeds, training
 from pipelines.spec.cluster import EMBEDDING, Cluster
+from pipelines.spec.data import FASHION_SIDE
 from pipelines.spec.pipeline import Spec
 
 MAX_CPU_S = 12 * 3600
@@ -180,10 +181,26 @@ def few_validation_pairs(spec: Spec, todo: list[Verdict]) -> Findings:
         )
 
 
+def small_pictures(spec: Spec, todo: list[Verdict]) -> Findings:
+    """Stages with a higher resolution than the pictures of Fashion-MNIST."""
+    if "fashion-mnist" not in (spec.data.train.make, spec.data.validation.make):
+        return
+    for name, stage in spec.stages.items():
+        if stage.resolution > FASHION_SIDE:
+            yield error(
+                name,
+                f"stages.{name}.resolution",
+                f"`stages.{name}.resolution` is {stage.resolution}, but the pictures of "
+                f"fashion-mnist are {FASHION_SIDE}×{FASHION_SIDE}; remove the stage, or write "
+                f"{FASHION_SIDE} or less",
+            )
+
+
 SPEC_CHECKS: list[Callable[[Spec, list[Verdict]], Findings]] = [
     missing_gpus,
     limits_parallel_training,
     shared_folder,
     few_validation_pairs,
     check_measures,
+    small_pictures,
 ]

@@ -12,6 +12,12 @@ from pipelines.spec.base import Strict
 MAX_PIXELS = 2**26
 """67 megapixels, so that a decoded picture takes at most 201 MB."""
 
+FASHION_ROWS = {"train": 60_000, "validation": 10_000}
+"""Number of pictures in Fashion-MNIST."""
+
+FASHION_SIDE = 32
+"""Side of its pictures, in pixels."""
+
 
 class Range(Strict):
     """Bounds on a number. At least one of the two is needed."""
@@ -62,7 +68,7 @@ class Filters(Strict):
 
 
 class Source(Strict):
-    """Image–caption pairs: a data set of your own (``path``), or the demo's scenes (``make``)."""
+    """Image–caption pairs: a data set of your own (``path``), or generated ones (``make``)."""
 
     path: str | list[str] | None = None
     """Folder or file of the data set, or a list of them. On disk or remote: ``s3://…``,
@@ -104,8 +110,9 @@ class Source(Strict):
     pairs: int | None = Field(None, ge=1)
     """Estimated number of pairs, used by ``ediffi plan --assume``, which does not read the data."""
 
-    make: Literal["emoji-scenes"] | None = None
-    """Generate the demo's EmojiScenes (:mod:`pipelines.demo`) instead of reading ``path``."""
+    make: Literal["emoji-scenes", "fashion-mnist"] | None = None
+    """Generate pairs (:mod:`pipelines.demo`) instead of reading ``path``: the demo's EmojiScenes,
+    64×64, or Fashion-MNIST with captions, 32×32, from its published files."""
 
     rows: int = Field(4000, ge=1)
     """Number of pairs to generate, with ``make``."""
@@ -126,7 +133,9 @@ class Source(Strict):
     @model_validator(mode="after")
     def one_origin(self) -> Self:
         if (self.path is None) == (self.make is None):
-            raise ValueError("give either `path:` (your data set) or `make: emoji-scenes`")
+            raise ValueError(
+                "give either `path:` (your data set) or `make:`, `emoji-scenes` or `fashion-mnist`"
+            )
         return self
 
     @model_validator(mode="after")
@@ -159,3 +168,13 @@ class Data(Strict):
 
     validation: Source
     """Pairs for validation and evaluation. They must not be among the training pairs."""
+
+    @model_validator(mode="after")
+    def enough_pictures(self) -> Self:
+        for split, source in (("train", self.train), ("validation", self.validation)):
+            if source.make == "fashion-mnist" and source.rows > FASHION_ROWS[split]:
+                raise ValueError(
+                    f"Fashion-MNIST has {FASHION_ROWS[split]:,} pictures for {split}: write "
+                    f"`{split}.rows: {FASHION_ROWS[split]}` or less, not {source.rows}"
+                )
+        return self

@@ -201,7 +201,8 @@ class Evaluate(Strict):
 
     metrics: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Additional metrics with their options, by the names under which packages register them (see
-    :mod:`pipelines.metrics`): ``{emoji-scenes: {}}`` is the demo's."""
+    :mod:`pipelines.metrics`): ``{emoji-scenes: {}}`` is the demo's, ``{fashion-mnist: {}}`` that
+    of Fashion-MNIST."""
 
     clip: str | None = None
     """CLIP model that computes the CLIP score, by name or folder. Choose another than

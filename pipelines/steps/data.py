@@ -1,4 +1,4 @@
-"""Draw an EmojiScenes data set, for the demo."""
+"""Generate the data set that a spec's ``make:`` names."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipelines.demo.make import write_parquet
+from pipelines.demo import make
+from pipelines.demo.fashion import make as fashion
 from pipelines.runs.context import Context, Result
+
+WRITERS = {"emoji-scenes": make.write_parquet, "fashion-mnist": fashion.write_parquet}
+"""``data.SPLIT.make`` → what writes its pairs."""
 
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
-    """Draw the scenes and write them as Parquet shards."""
+    """Write the pairs as Parquet shards."""
     with tempfile.TemporaryDirectory() as scratch:
-        files = write_parquet(
+        files = WRITERS[settings["make"]](
             Path(scratch),
             split=settings["split"],
             count=settings["rows"],

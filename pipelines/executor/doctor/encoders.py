@@ -1,4 +1,4 @@
-"""Checks of the models and drawings that a run would download."""
+"""Checks of the models, drawings and pictures that a run would read or download."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pipelines.executor.doctor import check
 from pipelines.executor.doctor.check import Check, Checks, Level, Subject, reason
+from pipelines.spec.pipeline import Spec
 
 
 def encoders(subject: Subject) -> Checks:
@@ -140,7 +141,7 @@ def demo(subject: Subject) -> Checks:
     """npm, which downloads the demo's drawings, where they are missing and may be needed."""
     from pipelines.demo import fetch
 
-    if subject.spec and not (subject.spec.data.train.make or subject.spec.data.validation.make):
+    if subject.spec and "emoji-scenes" not in _makers(subject.spec):
         return
     if fetch.cached_drawings().is_dir():
         return
@@ -152,3 +153,23 @@ def demo(subject: Subject) -> Checks:
         yield Check("demo", level, "its drawings are not here, and npm is missing", remedy)
     else:
         yield Check("demo", "ok", f"the first run downloads its drawings with {command[0]}")
+
+
+def fashion_mnist(subject: Subject) -> Checks:
+    """The files of Fashion-MNIST, where a spec needs them."""
+    from pipelines.demo.fashion import files
+
+    if subject.spec is None or not (
+        "fashion-mnist" in _makers(subject.spec) or "fashion-mnist" in subject.spec.evaluate.metrics
+    ):
+        return
+    if absent := files.missing():
+        text = f"there is no {absent[0]} in {files.folder()}"
+        yield Check("Fashion-MNIST", "fault", text, files.REMEDY)
+    else:
+        yield Check("Fashion-MNIST", "ok", f"its files are in {files.folder()}")
+
+
+def _makers(spec: Spec) -> set[str | None]:
+    """What generates the spec's data."""
+    return {spec.data.train.make, spec.data.validation.make}

@@ -22,6 +22,7 @@ ALL = {
     "data": (data.paths, 10.0),
     "encoders": (encoders.encoders, 40.0),
     "demo": (encoders.demo, 5.0),
+    "Fashion-MNIST": (encoders.fashion_mnist, 5.0),
 }
 """Each check, and its time-out in seconds; the long ones import torch or OpenCLIP."""
 

@@ -17,6 +17,7 @@ from kit import SMOKE
 from servers import free_port
 
 from pipelines import cli
+from pipelines.demo.fashion import files
 from pipelines.executor.doctor import check, data, encoders, machine, services
 from pipelines.executor.doctor.check import Check, Subject
 from pipelines.executor.doctor.report import ALL, examine
@@ -394,3 +395,17 @@ def test_npm_is_needed_where_the_drawings_are_missing(tmp_path, monkeypatch):
     assert [r.level for r in found(encoders.demo)] == ["warning"]
     assert [r.level for r in found(encoders.demo, spec=specs.load(SMOKE))] == ["fault"]
     assert found(encoders.demo, spec=own_data(tmp_path)) == []
+
+
+def test_the_files_of_fashion_mnist(monkeypatch, tmp_path):
+    spec = specs.load(SMOKE.with_name("fashion.yaml"))
+    monkeypatch.setenv(files.VARIABLE, str(tmp_path))
+    (one,) = found(encoders.fashion_mnist, spec=spec)
+    assert (one.level, one.found) == ("fault", f"there is no train-images-idx3-ubyte in {tmp_path}")
+    assert "dataset-fashion-mnist" in one.remedy and files.VARIABLE in one.remedy
+    for name in files.SHA256:
+        (tmp_path / f"{name}.gz").touch()
+    assert [r.level for r in found(encoders.fashion_mnist, spec=spec)] == ["ok"]
+    assert found(encoders.fashion_mnist) == []
+    assert found(encoders.fashion_mnist, spec=specs.load(SMOKE)) == []
+    assert found(encoders.demo, spec=spec) == []

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.demo import make
+from pipelines.demo import parquet
 from pipelines.demo.make import row, write_parquet
 from pipelines.demo.scenes import draw
 
@@ -40,14 +40,14 @@ def test_an_interrupted_shard_leaves_nothing_behind(tmp_path, monkeypatch):
         where.write_bytes(b"half a file")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(make.pq, "write_table", full_disk)
+    monkeypatch.setattr(parquet.pq, "write_table", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_parquet(tmp_path, **ARGUMENTS)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_arguments_are_explained(tmp_path):
-    with pytest.raises(ValueError, match="at least one scene for each"):
+    with pytest.raises(ValueError, match="at least one picture for each"):
         write_parquet(tmp_path, **{**ARGUMENTS, "shards": 26})
     with pytest.raises(ValueError, match="train, validation, scorer"):
         write_parquet(tmp_path, **{**ARGUMENTS, "split": "test"})

@@ -5,13 +5,12 @@ import pytest
 import torch
 
 from pipelines.demo.captions import write
+from pipelines.demo.classifiers import as_input, as_pictures
 from pipelines.demo.drawings import CONCEPTS
 from pipelines.demo.scenes import GROUNDS, draw, generator
 from pipelines.demo.scorer import (
     NOTHING,
     EmojiScenes,
-    as_input,
-    as_pictures,
     grounds,
     without_things,
 )

@@ -141,18 +141,25 @@ def test_what_the_store_does_not_know_is_said_to_be_unknown(exported):
         assert len(sections[heading]) > 100
 
 
-def test_the_demo_s_card_names_the_artists_and_their_licenses(store, manifest, tmp_path):
+@pytest.mark.parametrize(
+    ("maker", "credits"),
+    [
+        ("emoji-scenes", ("Twemoji © Twitter", "CC BY 4.0")),
+        ("fashion-mnist", ("© 2017 Zalando SE", "MIT License")),
+    ],
+)
+def test_the_card_names_who_made_generated_data(maker, credits, store, manifest, tmp_path):
     d = json.loads(manifest.read_text())
     made = {"metrics": {"rows": 8, "filtered": 0, "quarantined": 0, "repeated": 0}}
     made["inputs"] = {"data": {"node": "data/train", "fingerprint": "f"}}
     store.write_json("nodes/embed/demo/manifest.json", made)
-    store.write_json("nodes/data/train-f/manifest.json", {"settings": {"make": "emoji-scenes"}})
+    store.write_json("nodes/data/train-f/manifest.json", {"settings": {"make": maker}})
     d["data"] = {"train": {"folder": "nodes/embed/demo"}}
     (tmp_path / "ensemble.json").write_text(json.dumps(d))
     export(tmp_path / "ensemble.json", tmp_path / "model")
     _, sections = read_card(tmp_path / "model")
-    assert "made by ediffi (`emoji-scenes`)" in sections["Data"]
-    assert "Twemoji © Twitter" in sections["Data"] and "CC BY 4.0" in sections["Data"]
+    assert f"made by ediffi (`{maker}`)" in sections["Data"]
+    assert all(words in sections["Data"] for words in credits)
     assert "unknown here" not in sections["Data"] and "](packages" not in sections["Data"]
 
 

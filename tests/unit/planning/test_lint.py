@@ -231,6 +231,15 @@ ERRORS = {
         "workers.activation_checkpointing",
         "0, 1",
     ),
+    "pictures smaller than a stage": (
+        {
+            "data__train": {"make": "fashion-mnist", "rows": 64, "shards": 4},
+            f"{SR}resolution": 64,
+        },
+        "sr32",
+        "stages.sr32.resolution",
+        "fashion-mnist are 32×32",
+    ),
 }
 
 

@@ -11,7 +11,7 @@ import pipelines.data
 from pipelines.data.captions import clean_caption
 from pipelines.data.filters import apply_filters
 from pipelines.data.rows import Reason, RejectedRow, Row
-from pipelines.spec.data import Filters, Source
+from pipelines.spec.data import Data, Filters, Source
 from pipelines.spec.embedding import Embedding
 
 
@@ -22,6 +22,7 @@ from pipelines.spec.embedding import Embedding
         ({"path": "a", "make": "emoji-scenes"}, "either `path:`"),
         ({"make": "emoji-scenes", "key": "id"}, "`key:` is for data of your own"),
         ({"make": "emoji-scenes", "filters": {"min_side": 3}}, "`filters:` is for data"),
+        ({"make": "mnist"}, "fashion-mnist"),
         ({"path": "a", "filters": {"scores": {"s": {"min": 1}}}}, "name it in `scores:`"),
         ({"path": "a", "format": "zip"}, "webdataset"),
         ({"path": "a", "filters": {"caption_characters": {}}}, "give `min:`"),
@@ -32,6 +33,18 @@ from pipelines.spec.embedding import Embedding
 def test_settings_that_make_no_sense(settings, word):
     with pytest.raises(ValidationError, match=word):
         Source.model_validate(settings)
+
+
+def test_fashion_mnist_has_so_many_pictures():
+    most = {
+        "train": {"make": "fashion-mnist", "rows": 60_000},
+        "validation": {"make": "fashion-mnist", "rows": 10_000},
+    }
+    assert Data.model_validate(most).train.rows == 60_000
+    for split, source in most.items():
+        more = {**most, split: {**source, "rows": source["rows"] + 1}}
+        with pytest.raises(ValidationError, match=f"write `{split}.rows: {source['rows']}` or"):
+            Data.model_validate(more)
 
 
 def test_captions_that_look_the_same_are_the_same():
