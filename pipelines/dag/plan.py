@@ -49,6 +49,7 @@ FORMATS = {
     "compare": 2,
     "promote": 3,
     "gate": 2,
+    "probe": 1,
 }
 
 
