@@ -10,24 +10,17 @@ from typing import cast
 import torch
 
 from ediffi_core.conditioning import Conditioning
-from ediffi_core.embeddings import EmbeddingSpec
+from ediffi_core.embeddings import EmbeddingSpec, text_encoders
 from ediffi_core.unet import UNet
 from pipelines.evaluation.probes.model import Found, Model, estimates, flat
 from pipelines.spec.probes import EncodersProbe
 
 ALL, NONE = "all", "none"
-PICTURE = "clip_image"
-"""The embedding of the picture itself, which is absent whenever pictures are drawn for captions."""
 
 
 def embeddings_of(model: Model) -> tuple[EmbeddingSpec, ...]:
     """Embeddings that the model's networks read."""
     return cast(UNet, model.ensemble.experts[0].denoiser.net).config.embeddings
-
-
-def text_encoders(specs: Sequence[EmbeddingSpec]) -> list[str]:
-    """Text encoders, by the names under which training drops them: ``clip_text``, ``t5``."""
-    return list(dict.fromkeys(spec.group for spec in specs if spec.name != PICTURE))
 
 
 def kept_alone(cond: Conditioning, kept: str, specs: Sequence[EmbeddingSpec]) -> Conditioning:
