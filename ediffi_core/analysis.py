@@ -1,7 +1,8 @@
-"""Analysis of a trained network: shares of its cross-attention, by layer and σ."""
+"""Analysis of trained networks by noise level: shares of cross-attention, and what text changes."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ediffi_core.conditioning import Conditioning, Tokens
+from ediffi_core.ensemble import Ensemble
+from ediffi_core.precond import coefficients
 from ediffi_core.unet.attention import CrossAttention, attention_mask
 from ediffi_core.unet.net import UNet
 
@@ -79,3 +82,69 @@ def attention_shares(net: UNet) -> Iterator[list[AttentionShare]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass(frozen=True, eq=False)
+class TextEffect:
+    """What the text changes in the pictures that an ensemble denoises at one noise level."""
+
+    expert: str
+    """Expert that serves the noise level."""
+
+    change: Tensor
+    """``‖D(x; σ, c) − D(x; σ, ∅)‖ / ‖D(x; σ, c) − c_skip x‖`` of each picture. [N] float64"""
+
+    error_with: Tensor
+    """``‖D(x; σ, c) − x₀‖²``, mean over pixels. [N] float64"""
+
+    error_without: Tensor
+    """The same of ``D(x; σ, ∅)``. [N] float64"""
+
+    attention: dict[str, float]
+    """``null`` or embedding name → its share of cross-attention, mean over pictures with text and
+    layers. Empty if there is no cross-attention or no text."""
+
+
+@torch.no_grad()
+def text_effect(
+    ensemble: Ensemble, clean: Tensor, eps: Tensor, cond: Conditioning, sigma: float
+) -> TextEffect:
+    """Denoise pictures with their text and without it (eDiff-I section 4.1 and figure 3).
+
+    The change is relative to what the network adds to the skipped input: ``c_out`` cancels, so it
+    is ``‖F(c) − F(∅)‖ / ‖F(c)‖`` of the raw network, which has about the same magnitude at all
+    noise levels. Relative to the picture itself the change would vanish as σ → 0 for any network,
+    as ``c_out`` does.
+
+    Args:
+        ensemble: with U-Nets, all of them on the device.
+        clean: pictures x₀ [N, C, H, W] in [-1, 1].
+        eps: standard normal noise of the same shape; x = x₀ + σ ε.
+        cond: the pictures' text.
+        sigma: the noise level.
+    """
+    expert = ensemble.expert_at(sigma)
+    net, level = expert.denoiser.net, torch.tensor(sigma, dtype=torch.float64)
+    assert isinstance(net, UNet)
+    noisy = clean + sigma * eps
+    with attention_shares(net) as layers:
+        with_text = ensemble(noisy, level, cond)
+    without = ensemble(noisy, level, cond.null())
+    skipped = coefficients(level, expert.denoiser.sigma_data).c_skip.to(noisy) * noisy
+    change, scale = _norm(with_text - without), _norm(with_text - skipped)
+    shares: dict[str, float] = defaultdict(float)
+    for layer in layers:
+        for name, share in layer.shares.items():
+            shares[name] += share / len(layers)
+    return TextEffect(
+        expert=expert.name,
+        change=torch.where(change == 0, 0.0, change / scale),
+        error_with=(with_text - clean).double().square().mean(dim=(1, 2, 3)).cpu(),
+        error_without=(without - clean).double().square().mean(dim=(1, 2, 3)).cpu(),
+        attention=dict(shares),
+    )
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Norm of each row. [N, …] → [N] float64 on the CPU"""
+    return x.double().flatten(1).norm(dim=1).cpu()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+PICTURE = "clip_image"
+"""The embedding of the picture itself, absent when a picture is drawn for a caption alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +41,8 @@ class EmbeddingSpec:
     def group(self) -> str:
         """The name of the group that is dropped together."""
         return self.source or self.name
+
+
+def text_encoders(specs: Iterable[EmbeddingSpec]) -> list[str]:
+    """Text encoders of a denoiser, by the groups that training drops: ``clip_text``, ``t5``."""
+    return list(dict.fromkeys(spec.group for spec in specs if spec.name != PICTURE))

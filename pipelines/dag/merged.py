@@ -61,6 +61,7 @@ def merge(
         champion=None,
         regrow=partial(_regrown, spec, plans, without, homes),
         cells=plans,
+        unplaced={f"{cell}:{s}": n for cell, p in plans.items() for s, n in p.unplaced.items()},
     )
 
 

@@ -9,6 +9,7 @@ from pipelines.dag.evaluation import StageEnsemble, cascade_of, evaluation_nodes
 from pipelines.dag.experts import SINGLE, expert_nodes, interval_of
 from pipelines.dag.inputs import input_nodes
 from pipelines.dag.node import ExternalResult, Node
+from pipelines.dag.probes import probe_nodes
 from pipelines.spec.pipeline import Spec
 
 __all__ = ["SINGLE", "ExternalResult", "Node", "dag_of", "interval_of", "nodes_of"]
@@ -33,4 +34,5 @@ def dag_of(spec: Spec, sources: Mapping[str, Any]) -> tuple[list[Node], list[Sta
     """
     nodes = [*input_nodes(spec, sources), *expert_nodes(spec, sources)]
     cascade = cascade_of(spec)
-    return [*nodes, *evaluation_nodes(spec, sources, cascade)], cascade
+    measured = list(evaluation_nodes(spec, sources, cascade))
+    return [*nodes, *measured, *probe_nodes(spec, measured)], cascade

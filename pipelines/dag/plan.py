@@ -51,6 +51,7 @@ FORMATS = {
     "promote": 3,
     "gate": 2,
     "difficulty": 1,
+    "probe": 1,
 }
 
 
@@ -119,6 +120,12 @@ class Plan:
 
     def new_decisions(self, before: Plan) -> list[str]:
         """Describe the decisions on experts that an earlier version of the plan did not have."""
+        if self.cells:
+            return [
+                f"{cell}: {line}"
+                for cell, plan in self.cells.items()
+                for line in plan.new_decisions(before.cells[cell])
+            ]
         placed = [name for name in before.unplaced if name not in self.unplaced]
         halves = [(name, self.spec.stages[name].warp(0.5)) for name in placed]
         return [

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ediffi_core.noise import NoiseDistribution
 from pipelines.spec.base import LATER, Labels, Strict
+from pipelines.spec.probes import GivenProbes, Probes
 from pipelines.spec.renamed import Renamed
 
 
@@ -245,6 +246,10 @@ class Evaluate(Strict):
 
     labels: Labels = Field(default_factory=dict)
     """Labels of the machines to run on, as Ray selects nodes by label."""
+
+    probes: Annotated[GivenProbes, LATER] = Probes()
+    """What else is looked at in the models of the base stage, each in a node of its own: names, or
+    names with options. None by default."""
 
     @field_validator("measures")
     @classmethod

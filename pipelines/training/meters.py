@@ -150,11 +150,16 @@ def flops_per_image(model: torch.nn.Module, x: Tensor, sigma: Tensor, cond: Any)
     Args:
         x, sigma, cond: inputs of one image.
     """
+    return 3.0 * forward_flops(model, x, sigma, cond)
+
+
+def forward_flops(model: torch.nn.Module, x: Tensor, sigma: Tensor, cond: Any) -> float:
+    """FLOPs of one evaluation of a denoiser; arguments as of :func:`flops_per_image`."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(x, sigma, cond)
-    return 3.0 * float(counter.get_total_flops())
+    return float(counter.get_total_flops())
 
 
 def matmul_flops_per_s(device: torch.device, precision: str) -> float:

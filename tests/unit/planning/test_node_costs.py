@@ -277,3 +277,27 @@ def test_further_text_encoders_take_their_time_on_the_gpus_of_t5():
 
     assert seconds(t5=peak, clip=2 * peak) == pytest.approx(2)
     assert seconds(t5=peak, clip=2 * peak, words=3 * peak, far=None) == pytest.approx(4)
+
+
+def test_a_probe_costs_its_evaluations_of_the_network():
+    probes = {
+        "text_effect": {"levels": 10, "pictures": 6},
+        "prompt_switch": {"captions": 5, "fractions": [0.0, 0.01, 0.5, 1.0]},
+        "encoders": {"captions": 7},
+        "guidance": {"captions": 3, "scales": [0.0, 2.0]},
+        "seconds": {"pictures": 2, "repeats": 4},
+    }
+    spec = edited(evaluate__probes=probes)  # 4 steps with guidance; 2 text encoders, 2 experts
+    found = costs_of(planned(spec), Cluster(), {})
+    one = size_of(config_of(spec, "base")).flops
+    calls = {
+        "text_effect": 10 * 6 * 2,
+        "prompt_switch": 5 * 3 * 8,
+        "encoders": 7 * 4 * 8,
+        "guidance": 3 * (4 + 8),
+        "seconds": 2 * 5 * (2 + 8),
+    }
+    for name, count in calls.items():
+        cost = found[f"probe/base/ensemble/{name}"]
+        assert cost.flops == pytest.approx(count * one)
+        assert cost.seconds == pytest.approx(count * one / CPU_FLOPS)
