@@ -126,8 +126,20 @@ def cells(
 
 
 def _report(path: Path, storage: str | None, output: Path | None) -> None:
-    from pipelines.studies import reporting
+    from pipelines.lineage import studies as lineage
+    from pipelines.studies import claims, reporting
 
     found, store, made = opened_study(path, storage)
-    for line in reporting.report(found, store, made, output):
-        typer.echo(line)
+
+    def record(findings: Any, folder: Path) -> None:
+        try:
+            uri = lineage.record(findings, folder, store, found.study.study, found.base.tracking)
+        except Exception as error:  # MLflow's back ends raise errors of any type
+            why = " ".join(str(error).split())[:200]
+            typer.echo(f"the report is not in MLflow: {why}", err=True)
+        else:
+            typer.echo(f"MLflow record: {uri}")
+
+    made_report = reporting.report(found, store, made, output, record)
+    typer.echo(claims.text(made_report.findings))
+    typer.echo(f"report: {made_report.place}/report.html")
