@@ -126,19 +126,23 @@ def cells(
 
 
 def _report(path: Path, storage: str | None, output: Path | None) -> None:
-    from pipelines.lineage import studies as lineage
+    from pipelines.lineage import studies
+    from pipelines.lineage.address import without_credentials
+    from pipelines.lineage.delivery import one_line
     from pipelines.studies import claims, reporting
 
     found, store, made = opened_study(path, storage)
 
     def record(findings: Any, folder: Path) -> None:
         try:
-            uri = lineage.record(findings, folder, store, found.study.study, found.base.tracking)
-        except Exception as error:  # MLflow's back ends raise errors of any type
-            why = " ".join(str(error).split())[:200]
-            typer.echo(f"the report is not in MLflow: {why}", err=True)
-        else:
-            typer.echo(f"MLflow record: {uri}")
+            uri = studies.record(findings, folder, store, found.study.study, found.base.tracking)
+        except Exception as error:  # whatever MLflow's back end raises
+            typer.echo(f"MLflow has no copy of the report ({one_line(error)})", err=True)
+            return
+        typer.echo(
+            f"MLflow at {without_credentials(uri)} has a copy, in the experiment "
+            f"{found.study.study}"
+        )
 
     made_report = reporting.report(found, store, made, output, record)
     typer.echo(claims.text(made_report.findings))
