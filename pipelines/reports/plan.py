@@ -88,7 +88,7 @@ def data(
             "images": images_to_train(plan, v.node),
             "schedule": schedule_of(v.node),
             "sigma": sigma_range(v.node),
-            **({"density": v.node.settings["density"]} if "density" in v.node.settings else {}),
+            **training_noise(v.node),
             "loss_draws": loss_draws(v.node),
             "folder": v.folder,
             **({"work": embed_work[v.node.id]} if embed_work and v.node.id in embed_work else {}),
@@ -160,8 +160,16 @@ def _expert_cells(plan: Plan, node: Node) -> list[str]:
     if sigma is None:
         return ["", "", ""]
     schedule = schedule_of(node) or ""
-    how = [schedule if schedule != "constant" else "", outside_text(node)]
+    weight = node.settings["training"].get("loss_weight", "")
+    how = [schedule if schedule != "constant" else "", weight, outside_text(node)]
     return [interval_text(sigma), f"{images:,} images", ", ".join(filter(None, how))]
+
+
+def training_noise(node: Node) -> dict[str, Any]:
+    """``density`` and ``loss_weight`` of a training node, where they are not the defaults."""
+    weight = node.settings.get("training", {}).get("loss_weight")
+    given = {"density": node.settings.get("density"), "loss_weight": weight}
+    return {name: value for name, value in given.items() if value}
 
 
 def outside_text(node: Node) -> str:
