@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from ediffi_core import tree
@@ -10,30 +12,34 @@ from ediffi_core.noise import EVERYTHING, Interval
 from pipelines.dag.inputs import Encoders
 from pipelines.dag.node import Node
 from pipelines.spec.pipeline import Spec
-from pipelines.spec.stage import Expert, Stage
+from pipelines.spec.stage import Baseline, Expert, Stage
 
 SINGLE = "single"
 """Name of the single model that gets the budget of a whole tree, for comparison."""
 
 
 def interval_of(stage: Stage, expert: str) -> Interval:
-    """The noise interval an expert is trained on; the complement's depends on the ensemble."""
+    """The noise interval an expert is trained on; the complement's depends on the ensemble.
+
+    ``single`` and baselines are trained on all noise levels.
+    """
     if expert == tree.COMPLEMENT:
         return tree.intervals_of(stage.ensemble)[expert]
-    return EVERYTHING if expert == SINGLE else tree.interval(expert)
+    return tree.interval(expert) if tree.is_expert(expert) else EVERYTHING
 
 
 def expert_nodes(spec: Spec, sources: Mapping[str, Any]) -> Iterator[Node]:
     """Train nodes of all stages' experts, each after its parent."""
     for name, stage in spec.stages.items():
-        trained = {**stage.experts, **({SINGLE: stage.single} if stage.single else {})}
+        trained = {**stage.experts, **stage.continued}
         for expert in sorted(trained, key=_training_order):
             yield train_node(spec, sources, name, expert, trained[expert])
 
 
 def _training_order(expert: str) -> tuple[int, bool, str]:
-    """Sort key: parents before children, the high-noise side first, complement and single last."""
-    if expert in (tree.COMPLEMENT, SINGLE):
+    """Sort key: parents before children, the high-noise side first; last the complement, single
+    and the baselines."""
+    if expert == tree.COMPLEMENT or not tree.is_expert(expert):
         return (1, True, expert)
     level, index = tree.level_and_index(expert)
     return (level, False, f"{-index:09d}")
@@ -55,15 +61,15 @@ def train_node(
     """The node that trains one expert.
 
     Args:
-        name: of the expert: ``E1_1``, ``M_C`` or ``single``.
+        name: of the expert: ``E1_1``, ``M_C``, ``single`` or a baseline's.
         expert: its settings.
         interval: ``[q_lo, q_hi]`` to train on; None for the interval of that name in the spec's
             tree.
     """
     stage = spec.stages[stage_name]
-    single = name == SINGLE
-    parent = tree.ROOT if single else tree.parent(name)
-    stream = tree.ROOT if single else name
+    continues = not tree.is_expert(name)
+    parent = tree.ROOT if continues else tree.parent(name)
+    stream = tree.ROOT if continues else name
     settings: dict[str, Any] = {
         "expert": name,
         "interval": interval or quantiles(interval_of(stage, name)),
@@ -73,12 +79,15 @@ def train_node(
         "training": expert.over(stage.training).settings(),
         "noise": {"P_mean": stage.P_mean, "P_std": stage.P_std},
         "sigma_data": stage.sigma_data,
-        "start": "fresh" if parent is None else "continue" if single else expert.start,
+        "start": "fresh" if parent is None else "continue" if continues else expert.start,
         "optimizer": expert.optimizer,
         "stream": f"{stage_name}/{stream}",
         "seed": spec.seed,
     }
     settings |= super_resolution(spec, stage_name)
+    if isinstance(expert, Baseline) and expert.density == "experts":
+        density = combined_density(stage)
+        settings |= {"density": density} if density != [[0.0, 1.0, 1.0]] else {}
     inputs = {"data": "embed/train"}
     if parent:
         inputs["parent"] = f"train/{stage_name}/{parent}"
@@ -99,6 +108,44 @@ def train_node(
         labels=stage.workers.labels,
         priority=stage.priority,
     )
+
+
+def combined_density(stage: Stage) -> list[list[float]]:
+    """The density of σ that all experts below the root have together, each counted by its images.
+
+    Returns:
+        ``[q_lo, q_hi, weight]`` of each piece with constant density relative to p(σ), lowest noise
+        first; pieces without weight are left out, and the weights sum to 1.
+    """
+    images = {name: e.images for name, e in stage.experts.items() if name != tree.ROOT}
+    intervals = {name: interval_of(stage, name) for name in images}
+    edges = sorted({q for i in intervals.values() for q in (i.q_lo, i.q_hi)})
+    total = sum(images.values())
+    pieces: list[list[float]] = []
+    relative: list[Fraction] = []  # exact, so that equal densities are seen as equal
+    for low, high in pairwise(edges):
+        density = sum(
+            (
+                Fraction(images[name], total) / _width(i.q_lo, i.q_hi)
+                for name, i in intervals.items()
+                if i.holds(Interval(low, high))
+            ),
+            Fraction(0),
+        )
+        if not density:
+            continue
+        if relative and relative[-1] == density and pieces[-1][1] == low:
+            pieces[-1][1] = high
+        else:
+            pieces.append([low, high, 0.0])
+            relative.append(density)
+    for piece, density in zip(pieces, relative, strict=True):
+        piece[2] = float(density * _width(piece[0], piece[1]))
+    return pieces
+
+
+def _width(low: float, high: float) -> Fraction:
+    return Fraction(high) - Fraction(low)
 
 
 def super_resolution(spec: Spec, stage_name: str) -> dict[str, Any]:

@@ -49,6 +49,8 @@ FORMATS = {
     "compare": 2,
     "promote": 3,
     "gate": 2,
+    "merge": 1,
+    "gradients": 1,
 }
 
 
