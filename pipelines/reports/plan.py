@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ediffi_core import tree
 from ediffi_core.noise import Interval, NoiseDistribution
-from pipelines.dag.plan import SINGLE, Node, Plan, Verdict, growth_budget_left, images_to_train
+from pipelines.dag.plan import Node, Plan, Verdict, growth_budget_left, images_to_train
 from pipelines.formatting import align_columns, byte_size, duration, number
 from pipelines.planning import embedding
 from pipelines.planning.cost import CPU
@@ -52,7 +53,7 @@ def tree_order(plan: Plan) -> Iterator[tuple[str, Verdict]]:
 
 def _sibling_order(node: Node) -> tuple[bool, float]:
     sigma = sigma_range(node) or {}
-    return node.settings.get("expert") == SINGLE, -(sigma.get("sigma_lo") or 0.0)
+    return not tree.is_expert(node.settings["expert"]), -(sigma.get("sigma_lo") or 0.0)
 
 
 def waits_for(plan: Plan, node: Node) -> list[str]:
@@ -125,7 +126,8 @@ def text(
         if draws := loss_draws(v.node):
             counts = ", ".join(f"{name} {count:,}" for name, count in draws.items())
             lead = f"         {' ' * len(branches)}"
-            lines.append(f"{lead}loss draws per expert's interval: {counts}")
+            of = "share of p(σ)" if plan.spec.evaluate.losses.strata else "expert's interval"
+            lines.append(f"{lead}loss draws per {of}: {counts}")
     todo = [v for v in plan.verdicts.values() if not v.cached]
     total = sum(images_to_train(plan, v.node) or 0 for v in todo)
     reused = len(plan.verdicts) - len(todo)
@@ -137,7 +139,7 @@ def text(
 
 
 def loss_draws(node: Node) -> dict[str, int] | None:
-    """Expert → loss draws in its interval when an ensemble is evaluated, high noise first.
+    """Expert, or share of p(σ) → loss draws there when an ensemble is evaluated, high noise first.
 
     The models it is compared with are measured on the same draws. None for other nodes.
     """
