@@ -1,0 +1,1 @@
+"""A study's report: figures, a page, the same as Markdown, and the numbers."""
