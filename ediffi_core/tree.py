@@ -83,6 +83,11 @@ def level_and_index(name: str) -> tuple[int, int]:
     return level, index
 
 
+def is_expert(name: str) -> bool:
+    """Whether a name is of the form of an expert's, such as ``E2_3``, or ``M_C``."""
+    return name == COMPLEMENT or _NAME.fullmatch(name) is not None
+
+
 def parent(name: str) -> str | None:
     """The expert whose checkpoint this one starts from: E2_3 → E1_1 → E0_0 → None; M_C → E0_0.
 

@@ -37,8 +37,9 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="MODEL",
-            help="One or more models to compare, each as for `ediffi sample`; or NAME/single or "
-            "NAME/root, for the models of one expert that a pipeline's last run evaluated.",
+            help="One or more models to compare, each as for `ediffi sample`; or NAME/single, "
+            "NAME/root and the like, for models that a pipeline's last run evaluated beside its "
+            "ensemble.",
         ),
     ],
     output: Annotated[

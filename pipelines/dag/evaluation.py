@@ -15,9 +15,11 @@ from ediffi_core.noise import EVERYTHING
 from pipelines.dag.champion import Champion
 from pipelines.dag.experts import SINGLE, interval_of, quantiles, super_resolution
 from pipelines.dag.features import MeasuredFeatures, features_nodes, worker_settings
+from pipelines.dag.groups import gradients_node, merge_node, weights_node
 from pipelines.dag.inputs import Encoders, activation
 from pipelines.dag.node import ExternalResult, Node
 from pipelines.metrics import metric
+from pipelines.spec.groups import MERGED
 from pipelines.spec.pipeline import Spec
 
 BEFORE = "-before"
@@ -78,12 +80,19 @@ def evaluation_nodes(
         groups = {"ensemble": cascade[: at + 1]}
         if not at:
             groups["root"] = [single_expert(spec, ensemble.stage, tree.ROOT)]
-        if stage.single:
-            groups[SINGLE] = [*cascade[:at], single_expert(spec, ensemble.stage, SINGLE)]
+        if stage.merge is not None:
+            yield merge_node(spec, ensemble.stage)
+        more = {name: single_expert(spec, ensemble.stage, name) for name in stage.continued}
+        if stage.merge is not None:
+            more[MERGED] = single_expert(spec, ensemble.stage, MERGED)
+        more |= {name: routed_ensemble(spec, ensemble.stage, name) for name in stage.routings}
+        groups |= {name: [*cascade[:at], one] for name, one in more.items()}
         for group, chain in groups.items():
             yield evaluate_node(spec, sources, group, chain, ensemble)
         if stage.single:
             yield compare_node(ensemble.stage)
+        if (bins := spec.evaluate.gradients) is not None:
+            yield gradients_node(spec, ensemble.stage, bins)
     if len(cascade) == len(spec.stages):
         yield promote_node(spec, sources, cascade)
 
@@ -106,7 +115,8 @@ def metric_nodes(spec: Spec) -> Iterator[Node]:
     """Nodes that fit the spec's metrics, once for all evaluations."""
     resolutions = sorted({stage.resolution for stage in spec.stages.values()})
     for name, what in metric_settings(spec).items():
-        settings = {"metric": name, **what, "resolutions": resolutions, "seed": spec.seed}
+        settings = {"metric": name, **what, "resolutions": resolutions}
+        settings |= {"seed": spec.seed_of_data}
         yield Node(kind="metric", name=name, settings=settings)
 
 
@@ -165,7 +175,19 @@ def single_expert(spec: Spec, stage: str, expert: str) -> StageEnsemble:
     return StageEnsemble(
         stage=stage,
         settings=settings,
-        inputs={f"{stage}/{expert}": f"train/{stage}/{expert}"},
+        inputs={f"{stage}/{expert}": weights_node(stage, expert)},
+    )
+
+
+def routed_ensemble(spec: Spec, name: str, routing: str) -> StageEnsemble:
+    """A stage's ensemble whose slots are served as a routing of the spec says, adopted or not."""
+    stage = spec.stages[name]
+    serves = {slot: slot for slot in stage.ensemble} | stage.routings[routing]
+    intervals = {slot: quantiles(interval_of(stage, slot)) for slot in stage.ensemble}
+    return StageEnsemble(
+        stage=name,
+        settings={**_sampling_settings(spec, name, intervals), "routing": serves},
+        inputs={f"{name}/{expert}": weights_node(name, expert) for expert in serves.values()},
     )
 
 
@@ -182,6 +204,11 @@ def _sampling_settings(
     }
 
 
+def shares(count: int) -> dict[str, list[float]]:
+    """Equal shares of p(σ), from low to high noise: ``1/8`` → its quantiles ``[0, 0.125]``."""
+    return {f"{i + 1}/{count}": [i / count, (i + 1) / count] for i in range(count)}
+
+
 def losses_settings(spec: Spec, own: StageEnsemble) -> dict[str, Any]:
     """How validation losses of a stage are measured, the same for every model of the stage.
 
@@ -190,10 +217,10 @@ def losses_settings(spec: Spec, own: StageEnsemble) -> dict[str, Any]:
 
     Args:
         own: the stage's ensemble in this plan. Each of its experts' intervals gets the same number
-            of draws.
+            of draws; with ``evaluate.losses.strata``, each of so many shares of p(σ) does.
     """
     how, name = spec.evaluate.losses, own.stage
-    experts = dict(own.settings["experts"])
+    experts = shares(how.strata) if how.strata else dict(own.settings["experts"])
     stage = spec.stages[name]
     found: dict[str, Any] = {
         "draws": how.draws_each(len(experts)),
@@ -221,7 +248,8 @@ def evaluate_node(
 
     Args:
         sources: as of :func:`pipelines.dag.nodes.dag_of`.
-        group: what is evaluated: ``ensemble``, ``root``, ``single`` or ``champion``.
+        group: what is evaluated: ``ensemble``, ``root``, ``single``, ``champion``, ``merged``, or
+            the name of a baseline or a routing.
         chain: the stages to sample with, the base first.
         own: the last stage's ensemble in this plan; losses are measured on its intervals.
         validation: validation data of another plan; None for this plan's.

@@ -32,7 +32,7 @@ def data_nodes(spec: Spec) -> list[Node]:
                 "split": split,
                 "rows": source.rows,
                 "shards": source.shards,
-                "seed": spec.seed,
+                "seed": spec.seed_of_data,
             },
         )
         for split in SPLITS
@@ -53,7 +53,8 @@ def encoder_nodes(spec: Spec) -> list[Node]:
             "`encoders.make: tiny` needs generated data (`data.train.make`); for your own images "
             "set `encoders.t5` and `encoders.clip` to a name or folder"
         )
-    settings = {"make": "tiny", "clip_images": spec.encoders.clip_images, "seed": spec.seed}
+    clip_images, seed = spec.encoders.clip_images, spec.seed_of_data
+    settings = {"make": "tiny", "clip_images": clip_images, "seed": seed}
     inputs = {"data": "data/train"}
     return [Node(kind="encoders", name="tiny", settings=settings, inputs=inputs)]
 

@@ -52,6 +52,8 @@ FORMATS = {
     "gate": 2,
     "difficulty": 1,
     "probe": 1,
+    "merge": 1,
+    "gradients": 1,
 }
 
 

@@ -11,11 +11,13 @@ from pipelines.models import champions
 from pipelines.models.manifest import read_manifest
 from pipelines.models.metadata import ModelId, manifest_hash
 from pipelines.runs.execution import by_id, latest
+from pipelines.spec.pipeline import NAME_PATTERN
 from pipelines.steps.ensemble_weights import located
 from pipelines.store.artifacts import MANIFEST, Store
 
-GROUPS = ("ensemble", "root", "single")
-"""What an evaluation measures; of these, ``root`` and ``single`` are models of one expert."""
+MODEL_OF_PIPELINE = re.compile(rf"({NAME_PATTERN[1:-1]})/([a-z][a-z0-9_]*)")
+"""A pipeline, and what of it is evaluated: ``ensemble``, ``root``, ``single``, ``merged``, a
+baseline or a routing."""
 
 
 def find_model(model: str, storage: str) -> Path:
@@ -119,17 +121,18 @@ def find_subject(model: str, storage: str) -> Subject:
     """Find a model to evaluate.
 
     Args:
-        model: As for :func:`find_model`; or ``NAME/single`` or ``NAME/root``, for a model of one
-            expert that the last run of a pipeline has evaluated, of its first stage that has one.
+        model: As for :func:`find_model`; or ``NAME/GROUP`` for a model that the last run of a
+            pipeline has evaluated beside its ensemble, such as ``root``, ``single``, ``merged``, a
+            baseline or a routing; of its first stage that has one.
         storage: Folder or URL of the store.
 
     Raises:
         ValueError: There is no such model.
     """
-    name, slash, group = model.rpartition("/")
-    if slash and group in GROUPS and "://" not in model and "models:/" not in model:
+    if found := MODEL_OF_PIPELINE.fullmatch(model):
+        name, group = found.groups()
         if group != "ensemble":
-            return _one_expert(model, name, group, Store.at(storage).check_access())
+            return _beside_ensemble(model, name, group, Store.at(storage).check_access())
         model = name
     manifest = read_manifest(find_model(model, storage), storage)
     return Subject(
@@ -144,7 +147,7 @@ def find_subject(model: str, storage: str) -> Subject:
     )
 
 
-def _one_expert(model: str, pipeline: str, group: str, store: Store) -> Subject:
+def _beside_ensemble(model: str, pipeline: str, group: str, store: Store) -> Subject:
     """A model that the pipeline's last run evaluated beside its ensemble."""
     execution = latest(store, pipeline)
     if execution is None:
@@ -163,7 +166,7 @@ def _one_expert(model: str, pipeline: str, group: str, store: Store) -> Subject:
     manifests: dict[str, Any] = {
         role: store.read_json(f"{folder}/{MANIFEST}")
         for role, folder in folders.items()
-        if folder.startswith(("nodes/train/", "nodes/adopt/"))
+        if folder.startswith(("nodes/train/", "nodes/adopt/", "nodes/merge/"))
     }
     if lost := [folders[role] for role, found in manifests.items() if found is None]:
         raise ValueError(f"{model} is missing from {store.full(lost[0])}; run its pipeline again")

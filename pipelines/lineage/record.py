@@ -20,7 +20,7 @@ from pipelines.models import champions
 from pipelines.reports import tree as tree_view
 from pipelines.store.artifacts import Store, sha256
 
-LOGGED_FILES = (".png", "captions.txt", "ensemble.json", "decision.json")
+LOGGED_FILES = (".png", "captions.txt", "ensemble.json", "decision.json", "gradients.json")
 """Endings of the files of a node that are uploaded."""
 
 PARAMS, PARAM_CHARACTERS, TAG_CHARACTERS = 100, 6000, 5000  # MLflow's limits a call, or below them

@@ -42,6 +42,9 @@ class Slot:
 
     interval: Interval
 
+    any_interval: bool = False
+    """Whether the weights may have been trained on another interval, as for a control."""
+
 
 def load_ensemble(
     store: Store,
@@ -75,9 +78,9 @@ def _sources(store: Store, slots: Mapping[str, Slot], length: float | None) -> d
     }
 
     def source(slot: Slot) -> Source:
-        file, expert, interval = files[slot.path], slot.expert, slot.interval
-        read = partial(read_checked, file, expert=expert, interval=interval)
-        return Source(slot.path, interval, read)
+        needed = None if slot.any_interval else slot.interval
+        read = partial(read_checked, files[slot.path], expert=slot.expert, interval=needed)
+        return Source(slot.path, slot.interval, read)
 
     return {name: source(slot) for name, slot in slots.items()}
 
@@ -93,7 +96,8 @@ def load_stages(
 
     Args:
         stages: name, experts and sampling settings of every stage, from the smallest on.
-        weights: ``stage/slot`` → ``path`` of the weights in the store, and their ``expert``.
+        weights: ``stage/slot`` → ``path`` of the weights in the store, and their ``expert``; with
+            ``any_interval``, that they may serve noise that they were not trained on.
     """
 
     return StageLoader(store, stages, weights, residency, device).load()
@@ -169,7 +173,8 @@ def slots_of(stage: Mapping[str, Any], weights: Weights) -> dict[str, Slot]:
     found = {}
     for name, quantiles in stage["experts"].items():
         at = weights[f"{stage['name']}/{name}"]
-        found[name] = Slot(at["path"], at["expert"], Interval(*quantiles))
+        anywhere = at.get("any_interval", False)
+        found[name] = Slot(at["path"], at["expert"], Interval(*quantiles), anywhere)
     return found
 
 

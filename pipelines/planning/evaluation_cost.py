@@ -11,6 +11,7 @@ from pipelines.planning.cost import Cost, Power, money_for, power_of
 from pipelines.planning.encoder_cost import clip_size
 from pipelines.planning.network_size import size_of
 from pipelines.planning.stage_networks import config_of
+from pipelines.planning.training_cost import TRAINING_PASSES
 from pipelines.spec.cluster import Cluster
 from pipelines.spec.evaluation import UNTRAINED_CAPTIONS, FeatureNetwork
 from pipelines.spec.pipeline import Spec
@@ -121,6 +122,15 @@ def features(spec: Spec, node: Node, cluster: Cluster) -> Cost:
     kept = rows * FLOAT_BYTES * (size.dim or 0)
     how = f"{rows:,} pictures × {size.flops / 1e9:,.4g} GFLOPs; {power.how}"
     return _cost(power, flops=rows * size.flops, seconds=seconds, kept=kept, how=how)
+
+
+def gradients(spec: Spec, node: Node, cluster: Cluster) -> Cost:
+    """Time = shares of p(σ) × pictures × FLOPs of a forward and a backward pass ÷ FLOP/s."""
+    bins, pictures = node.settings["bins"], node.settings["pictures"]
+    one = TRAINING_PASSES * size_of(config_of(spec, node.name.partition("/")[0])).flops
+    power, flops = power_of(node, cluster, "float32"), bins * pictures * one
+    how = f"{bins:,} shares of p(σ) × {pictures:,} pictures × {one / 1e9:,.4g} GFLOPs; {power.how}"
+    return _cost(power, flops=flops, seconds=flops / power.speed, kept=0, how=how)
 
 
 def _cost(power: Power, *, flops: float, seconds: float, kept: int, how: str) -> Cost:

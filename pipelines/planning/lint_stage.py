@@ -12,7 +12,7 @@ from pipelines.dag.plan import SINGLE
 from pipelines.planning.findings import Findings, error, warning
 from pipelines.planning.stage_networks import config_of
 from pipelines.spec.pipeline import Spec
-from pipelines.spec.stage import Expert, Stage
+from pipelines.spec.stage import Baseline, Expert, Stage
 from pipelines.spec.training import FINAL_DRAWS
 
 MIN_DRAWS_PER_BIN = 4
@@ -44,8 +44,8 @@ def _key(stage: str, *below: str) -> str:
 
 
 def _trained(stage: Stage) -> dict[str, Expert]:
-    """All experts a stage trains, the single model included; those that may grow as one entry."""
-    more = {SINGLE: stage.single} if stage.single else {}
+    """All experts a stage trains, single and baselines included; those that may grow as one."""
+    more = dict(stage.continued)
     if stage.adaptive:
         more[GROWN] = stage.grown
     return {**stage.experts, **more}
@@ -155,7 +155,7 @@ LengthsBySetting = dict[tuple[str, int], dict[str, int]]
 def _rate(stage: Stage, name: str, expert: Expert) -> LearningRate:
     """An expert's learning rate over the images that it follows its schedule for."""
     training = expert.over(stage.training)
-    restarts = name == SINGLE and training.schedule != "constant"
+    restarts = name in stage.continued and training.schedule != "constant"
     return training.rate(stage.experts[tree.ROOT].images if restarts else 0, expert.images)
 
 
@@ -163,8 +163,9 @@ def _rate_key(stage: str, name: str, expert: Expert, field: str) -> str:
     """Key of a training field that applies to an expert: its own, or else the stage's."""
     if field not in expert.overrides:
         return _key(stage, "training", field)
-    path = {SINGLE: ("single",), GROWN: ("adaptive",)}.get(name, ("experts", name))
-    return _key(stage, *path, field)
+    path = {SINGLE: ("single",), GROWN: ("adaptive",)}.get(name)
+    room = "baselines" if isinstance(expert, Baseline) else "experts"
+    return _key(stage, *(path or (room, name)), field)
 
 
 def long_warmup(_: Spec, name: str, stage: Stage) -> Findings:
@@ -216,14 +217,17 @@ def unused_schedule_keys(_: Spec, name: str, stage: Stage) -> Findings:
             key,
             f"`{key}` has no effect without `{schedule}: inverse_sqrt`; set that, or remove it",
         )
-    if stage.single and stage.single.warmup_images and schedules[SINGLE] == "constant":
-        key = _key(name, "single", "warmup_images")
-        yield warning(
-            name,
-            key,
-            f"`{key}` has no effect: at a constant rate, the single model continues from the root "
-            f"without a new warm-up; remove it, or set `{_key(name, 'single', 'schedule')}`",
-        )
+    for model, how in stage.continued.items():
+        if how.warmup_images and schedules[model] == "constant":
+            key = _rate_key(name, model, how, "warmup_images")
+            schedule = key.removesuffix("warmup_images") + "schedule"
+            called = "the single model" if model == SINGLE else f"baseline {model}"
+            yield warning(
+                name,
+                key,
+                f"`{key}` has no effect: at a constant rate, {called} continues from the root "
+                f"without a new warm-up; remove it, or set `{schedule}`",
+            )
 
 
 # -- the rest ------------------------------------------------------------------------------------
@@ -251,9 +255,10 @@ def uneven_batch(_: Spec, name: str, stage: Stage) -> Findings:
 
 
 def idle_expert(_: Spec, name: str, stage: Stage) -> Findings:
-    """Experts that neither serve in the ensemble nor lead to one that does."""
-    used = {*stage.ensemble, *(stage.experts if stage.adaptive else ())}
-    for expert in stage.ensemble:
+    """Experts that no evaluated model has in it, and that do not lead to one that does."""
+    used = {*stage.ensemble, *(stage.experts if stage.adaptive else ()), *(stage.merge or ())}
+    used |= {expert for slots in stage.routings.values() for expert in slots.values()}
+    for expert in [name for name in used if tree.is_expert(name)]:
         while above := tree.parent(expert):
             used.add(expert := above)
     for expert in stage.experts:

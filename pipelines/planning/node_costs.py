@@ -18,7 +18,7 @@ from typing import Any
 
 from pipelines.dag.plan import Node, Plan, images_to_train
 from pipelines.planning.cost import CPU_FLOPS, Cost, gpus_of, group_of, money_for, power_of
-from pipelines.planning.evaluation_cost import evaluation, features
+from pipelines.planning.evaluation_cost import evaluation, features, gradients
 from pipelines.planning.probe_cost import probe
 from pipelines.planning.training_cost import measured_speeds, training
 from pipelines.spec.cluster import Cluster
@@ -51,6 +51,8 @@ def costs_of(plan: Plan, cluster: Cluster, embed_work: Mapping[str, Any]) -> dic
             found[node.id] = features(plan.spec, node, cluster)
         elif node.kind == "probe":
             found[node.id] = probe(plan.spec, node, cluster)
+        elif node.kind == "gradients":
+            found[node.id] = gradients(plan.spec, node, cluster)
         else:
             found[node.id] = Cost()
     return found

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ediffi_core import tree
 from ediffi_core.noise import Interval, NoiseDistribution
-from pipelines.dag.plan import SINGLE, Node, Plan, Verdict, growth_budget_left, images_to_train
+from pipelines.dag.plan import Node, Plan, Verdict, growth_budget_left, images_to_train
 from pipelines.formatting import align_columns, byte_size, duration, number
 from pipelines.planning import embedding
 from pipelines.planning.cost import CPU
@@ -52,7 +53,7 @@ def tree_order(plan: Plan) -> Iterator[tuple[str, Verdict]]:
 
 def _sibling_order(node: Node) -> tuple[bool, float]:
     sigma = sigma_range(node) or {}
-    return node.settings.get("expert") == SINGLE, -(sigma.get("sigma_lo") or 0.0)
+    return not tree.is_expert(node.settings["expert"]), -(sigma.get("sigma_lo") or 0.0)
 
 
 def waits_for(plan: Plan, node: Node) -> list[str]:
@@ -88,7 +89,7 @@ def data(
             "images": images_to_train(plan, v.node),
             "schedule": schedule_of(v.node),
             "sigma": sigma_range(v.node),
-            **({"density": v.node.settings["density"]} if "density" in v.node.settings else {}),
+            **training_noise(v.node),
             "loss_draws": loss_draws(v.node),
             "folder": v.folder,
             **({"work": embed_work[v.node.id]} if embed_work and v.node.id in embed_work else {}),
@@ -125,7 +126,8 @@ def text(
         if draws := loss_draws(v.node):
             counts = ", ".join(f"{name} {count:,}" for name, count in draws.items())
             lead = f"         {' ' * len(branches)}"
-            lines.append(f"{lead}loss draws per expert's interval: {counts}")
+            of = "share of p(σ)" if plan.spec.evaluate.losses.strata else "expert's interval"
+            lines.append(f"{lead}loss draws per {of}: {counts}")
     todo = [v for v in plan.verdicts.values() if not v.cached]
     total = sum(images_to_train(plan, v.node) or 0 for v in todo)
     reused = len(plan.verdicts) - len(todo)
@@ -137,7 +139,7 @@ def text(
 
 
 def loss_draws(node: Node) -> dict[str, int] | None:
-    """Expert → loss draws in its interval when an ensemble is evaluated, high noise first.
+    """Expert, or share of p(σ) → loss draws there when an ensemble is evaluated, high noise first.
 
     The models it is compared with are measured on the same draws. None for other nodes.
     """
@@ -160,8 +162,16 @@ def _expert_cells(plan: Plan, node: Node) -> list[str]:
     if sigma is None:
         return ["", "", ""]
     schedule = schedule_of(node) or ""
-    how = [schedule if schedule != "constant" else "", outside_text(node)]
+    weight = node.settings["training"].get("loss_weight", "")
+    how = [schedule if schedule != "constant" else "", weight, outside_text(node)]
     return [interval_text(sigma), f"{images:,} images", ", ".join(filter(None, how))]
+
+
+def training_noise(node: Node) -> dict[str, Any]:
+    """``density`` and ``loss_weight`` of a training node, where they are not the defaults."""
+    weight = node.settings.get("training", {}).get("loss_weight")
+    given = {"density": node.settings.get("density"), "loss_weight": weight}
+    return {name: value for name, value in given.items() if value}
 
 
 def outside_text(node: Node) -> str:

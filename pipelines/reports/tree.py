@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ediffi_core.noise import Interval, NoiseDistribution, edm_grid, sigma_text
+from ediffi_core.tree import is_expert
 from pipelines.dag.evaluation import BEFORE
 from pipelines.dag.plan import SINGLE, Plan
 from pipelines.formatting import AUXILIARY_SUFFIXES, align_columns
+from pipelines.spec.groups import MERGED
 from pipelines.spec.stage import Stage
 
 
@@ -157,7 +159,7 @@ def tree_rows(experts: Mapping[str, Any]) -> Iterator[TreeRow]:
 
     def below(parent: str | None, depth: int, lines: str) -> Iterator[TreeRow]:
         children = [(n, e) for n, e in experts.items() if e["parent"] == parent]
-        children.sort(key=lambda item: (item[0] == SINGLE, -item[1]["sigma_lo"]))
+        children.sort(key=lambda item: (not is_expert(item[0]), -item[1]["sigma_lo"]))
         for name, expert in children:
             last = name == children[-1][0]
             drawn = lines + ("└─ " if last else "├─ ") if depth else ""
@@ -262,10 +264,19 @@ GROUPS = {
     "champion": "champion",
     SINGLE: "single model, same budget",
     "root": "root alone",
+    MERGED: "experts merged",
     f"ensemble{BEFORE}": "ensemble, the champion's captions",
     f"champion{BEFORE}": "champion, its own captions",
 }
-"""Evaluated model → label of its row."""
+"""Evaluated model → label of its row; baselines and routings are called by their own names."""
+
+
+def group_labels(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Evaluated model → label, for those with any metric, in the order in which they are shown."""
+    measured = [group for group, metrics in evaluations.items() if metrics]
+    known = {group: label for group, label in GROUPS.items() if group in measured}
+    return known | {group: group for group in measured if group not in known}
+
 
 CONTROLS = {
     "enlarged/": "pictures of the stage below, enlarged",
@@ -282,9 +293,9 @@ def evaluation_table(evaluations: Mapping[str, Mapping[str, float]]) -> list[lis
     if not heads:
         return []
     table = [["", *heads.values()]]
-    for group, label in GROUPS.items():
-        if m := evaluations.get(group):
-            table.append([label + pictures_text(m), *(metric_text(m, k) for k in heads)])
+    for group, label in group_labels(evaluations).items():
+        m = evaluations[group]
+        table.append([label + pictures_text(m), *(metric_text(m, k) for k in heads)])
     controls = evaluations.get("ensemble", {})
     for prefix, label in CONTROLS.items():
         row = [metric_text(controls, prefix + k) for k in heads]
@@ -312,7 +323,7 @@ def set_table(evaluations: Mapping[str, Mapping[str, float]]) -> list[list[str]]
 
     Empty if no evaluation has any.
     """
-    columns = {group: label for group, label in GROUPS.items() if group in evaluations}
+    columns = group_labels(evaluations)
     keys = dict.fromkeys(
         key
         for group in columns

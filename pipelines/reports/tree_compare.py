@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.reports.tree import (
-    GROUPS,
+    group_labels,
     interval_text,
     metric_columns,
     state_text,
@@ -142,12 +142,12 @@ def evaluation_table(evaluations: Mapping[str, Any]) -> list[list[str]]:
     """Three rows per evaluated model: A, B and the difference; empty without evaluations."""
     keys = metric_columns(evaluations)
     table = [["", *keys.values()]]
-    groups = [g for g in GROUPS if evaluations.get(g)]
-    width = max((len(GROUPS[g]) for g in groups), default=0)
-    for group in groups:
+    labels = group_labels(evaluations)
+    width = max((len(label) for label in labels.values()), default=0)
+    for group, label in labels.items():
         values = [evaluations[group].get(k, {}) for k in keys]
         table += [
-            [f"{GROUPS[group]:<{width}}  A", *(number(v.get("a"), ".3f") for v in values)],
+            [f"{label:<{width}}  A", *(number(v.get("a"), ".3f") for v in values)],
             [f"{'':<{width}}  B", *(number(v.get("b"), ".3f") for v in values)],
             [f"{'':<{width}}  B − A", *(signed(v.get("difference"), 3) for v in values)],
         ]

@@ -71,6 +71,11 @@ class Losses(Strict):
     degrade: Degrade = Degrade()
     """Degradation of the low-resolution pictures in super-resolution stages."""
 
+    strata: Annotated[int | None, Field(ge=1), LATER] = None
+    """Measure in this many equal shares of the stage's p(σ) in place of the intervals of its
+    experts, so that pipelines with other trees are measured on the same draws. The shares are
+    called ``1/8`` to ``8/8``, from low to high noise."""
+
     @property
     def noise(self) -> NoiseDistribution:
         return NoiseDistribution(P_mean=self.P_mean, P_std=self.P_std)
@@ -232,6 +237,13 @@ class Evaluate(Strict):
 
     losses: Losses = Losses()
     """How denoising losses are measured."""
+
+    gradients: Annotated[int | None, Field(ge=2), LATER] = None
+    """Number of equal shares of p(σ) between which the gradients of each root's loss are compared:
+    the cosine says how alike the tasks are (arXiv:2306.00354). By default they are not compared."""
+
+    gradient_pictures: Annotated[int, Field(ge=2), LATER] = 256
+    """Validation pictures that ``gradients`` averages over."""
 
     workers: Annotated[int, Field(ge=1), LATER] = 1
     """Processes that share an evaluation's pictures, on any machines of the cluster. Results do not

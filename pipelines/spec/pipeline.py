@@ -32,6 +32,10 @@ class Spec(Strict):
     seed: int = 0
     """Seed of all random draws: initial weights, order of the data, crops, noise, dropout."""
 
+    data_seed: int | None = None
+    """Seed of what pipelines share that differ in ``seed`` alone: generated data, made encoders,
+    fitted metrics. By default ``seed``."""
+
     storage: str = "ediffi-store"
     """Folder or ``s3://`` URL of the store, where all results are kept."""
 
@@ -75,6 +79,11 @@ class Spec(Strict):
     cluster: Cluster | None = None
     """GPUs that the plan estimates time and cost for."""
 
+    @property
+    def seed_of_data(self) -> int:
+        """Seed of generated data, made encoders and fitted metrics."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def network_of(self, stage: str) -> dict[str, Any]:
         """Return a stage's network as :meth:`UNetConfig.from_dict` reads it.
 
@@ -88,7 +97,8 @@ class Spec(Strict):
     @model_validator(mode="after")
     def fits(self) -> Self:
         for name, stage in self.stages.items():
-            cpus = [e.cpus for e in (*stage.experts.values(), stage.adaptive) if e]
+            trained = (*stage.experts.values(), *stage.continued.values(), stage.adaptive)
+            cpus = [e.cpus for e in trained if e]
             needed = stage.workers.count * max(cpus)
             if needed > self.cpus:
                 raise ValueError(

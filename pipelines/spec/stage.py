@@ -13,6 +13,7 @@ from ediffi_core.unet import FieldError
 from pipelines.spec.adaptive import Adaptive
 from pipelines.spec.base import LATER, Strict, did_you_mean
 from pipelines.spec.evaluation import Degrade
+from pipelines.spec.groups import GroupName, check_groups
 from pipelines.spec.network import Network
 from pipelines.spec.renamed import Renamed
 from pipelines.spec.sampling import Sampling
@@ -42,6 +43,15 @@ class Expert(Overrides):
     """Share of the training draws from outside the expert's interval, distributed there as p(σ)
     is. The expert still serves its interval alone. Not for the root and ``single``, whose interval
     is all of p(σ)."""
+
+
+class Baseline(Expert):
+    """A model that continues the root alone, on all noise levels, as ``single`` does."""
+
+    density: Literal["all", "experts"] = "all"
+    """What it draws σ from. ``all``: p(σ). ``experts``: the density that all experts below the root
+    have together, each counted by its images; so that a gain of the experts is not one of mere
+    reweighting."""
 
 
 class Stage(Strict):
@@ -106,6 +116,21 @@ class Stage(Strict):
     """Baseline with an equal budget: the root, trained on alone to this number of images in all. It
     is evaluated next to the ensemble."""
 
+    baselines: Annotated[dict[GroupName, Baseline], LATER] = Field(default_factory=dict)
+    """Further models on all noise levels, by lower-case names. Each continues the root to this
+    number of images in all, and is evaluated under its name."""
+
+    merge: Annotated[dict[str, float] | None, LATER] = None
+    """Merge experts into one model on all noise levels, with these weights:
+    θ = θ_root + Σ w (θ_expert − θ_root), of the averaged weights (task vectors, arXiv:2212.04089).
+    It is evaluated as ``merged``."""
+
+    routings: Annotated[dict[GroupName, dict[str, str]], LATER] = Field(default_factory=dict)
+    """The ensemble with other experts in some slots, by lower-case names: slot → any expert of the
+    stage, ``single``, a baseline or ``merged``. Slots not named keep their own expert, whether or
+    not it is adopted. Each is evaluated under its name: parent and child in turn on each interval,
+    the ensemble without an expert, experts swapped as a negative control."""
+
     P_mean: float = -1.2
     """Mean of ln σ in p(σ), the distribution of noise levels in training; EDM's value
     (arXiv:2206.00364). A change moves the experts' intervals too."""
@@ -153,6 +178,11 @@ class Stage(Strict):
         return NoiseDistribution(P_mean=self.P_mean, P_std=self.P_std)
 
     @property
+    def continued(self) -> dict[str, Expert]:
+        """The models that continue the root alone: ``single``, if there is one, and baselines."""
+        return {**({"single": self.single} if self.single else {}), **self.baselines}
+
+    @property
     def grown(self) -> Expert:
         """The settings of each expert that an adaptive tree adds."""
         if self.adaptive is None:
@@ -187,7 +217,7 @@ class Stage(Strict):
         if tree.COMPLEMENT in self.experts and tree.COMPLEMENT not in self.ensemble:
             raise ValueError(f"{tree.COMPLEMENT} is trained but `ensemble:` does not use it")
         batch = self.training.batch
-        trained = {**self.experts, **({"single": self.single} if self.single else {})}
+        trained = {**self.experts, **self.continued}
         if self.adaptive:
             trained["adaptive"] = self.grown
         for name, expert in trained.items():
@@ -218,6 +248,14 @@ class Stage(Strict):
             raise ValueError(
                 f"{self.workers.count} workers cannot share a batch of {batch}; raise `batch:`"
             )
-        if self.single and self.single.images < self.experts[tree.ROOT].images:
-            raise ValueError("`single:` continues the root, so it needs at least as many images")
+        for name, model in self.continued.items():
+            if model.images < self.experts[tree.ROOT].images:
+                raise ValueError(
+                    f"`{name}:` continues the root, so it needs at least as many images"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def sound_groups(self) -> Self:
+        check_groups(self)
         return self

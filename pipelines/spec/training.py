@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ediffi_core.ema_length import gamma_of
 from ediffi_core.learning_rate import LearningRate, Schedule
+from ediffi_core.loss_weight import LossWeight
 from pipelines.spec.base import LATER, Labels, Strict
 from pipelines.spec.renamed import Renamed
 
@@ -107,6 +108,12 @@ class Training(Strict):
 
     dropout: Dropout = Dropout()
     """Probabilities of dropping embeddings."""
+
+    loss_weight: Annotated[LossWeight, LATER] = "edm"
+    """Weight of the training loss over noise levels. ``edm``: EDM's λ(σ), the paper's.
+    ``min_snr``: Min-SNR-γ with γ = 5 (arXiv:2303.09556). ``p2``: P2 with k = γ = 1
+    (arXiv:2204.00227). Formulas are in :mod:`ediffi_core.loss_weight`. All losses that are logged,
+    checked and compared keep EDM's weight."""
 
     bad_loss: BadLoss = BadLoss()
     """What to do about a bad batch."""

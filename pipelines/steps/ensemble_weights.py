@@ -15,7 +15,8 @@ def weights_of(
 
     Args:
         ctx: Context of the node, with the manifests of its inputs.
-        stages: Stages of the cascade; ``experts`` names the slots of each.
+        stages: Stages of the cascade; ``experts`` names the slots of each. ``routing``, if there is
+            one, names the expert that serves each slot, on whatever noise it was trained.
         inputs: Role → folder of the node's inputs.
 
     Returns:
@@ -36,13 +37,15 @@ def located(
     for stage in stages:
         name = stage["name"]
         adopted = manifests.get(f"adopt/{name}", {"info": {"seats": {}}})["info"]["seats"]
+        routing = stage.get("routing", {})
         for slot in stage["experts"]:
-            role = adopted.get(slot, f"{name}/{slot}")
+            role = adopted.get(slot, f"{name}/{routing.get(slot, slot)}")
             manifest = manifests[role]
             weights[f"{name}/{slot}"] = {
                 "path": f"{inputs[role]}/ema.safetensors",
                 "sha256": manifest["info"]["weights_sha256"],
                 "fingerprint": manifest["fingerprint"],
                 "expert": manifest["settings"]["expert"],
+                **({"any_interval": True} if routing else {}),
             }
     return weights

@@ -35,13 +35,13 @@ class Parent:
             ValueError: The parent's interval does not contain the child's, or the weights differ
                 from those that the parent's manifest names.
         """
-        return self._read(which)[0]
+        return self.read(which)[0]
 
     def denoiser(self) -> Denoiser:
         """The parent with its EMA weights, without gradients."""
-        return build_denoiser(*self._read("ema"))
+        return build_denoiser(*self.read("ema"))
 
-    def _read(self, which: WeightKind) -> tuple[dict[str, Tensor], Card]:
+    def read(self, which: WeightKind) -> tuple[dict[str, Tensor], Card]:
         """Read a weights file and its card.
 
         Raises:

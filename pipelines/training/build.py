@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -232,7 +231,7 @@ class TrainingSetup:
         flops = images_per_s * self.flops
         return {"tflops": flops / 1e12, "mfu": flops / (self._peak_flops * self.comm.size)}
 
-    @cached_property
+    @property
     def _peak_flops(self) -> float:
         return matmul_flops_per_s(self.comm.device, self.options["precision"])
 

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections import deque
+from functools import cache
 from typing import Any
 
 import torch
@@ -162,8 +163,12 @@ def forward_flops(model: torch.nn.Module, x: Tensor, sigma: Tensor, cond: Any) -
     return float(counter.get_total_flops())
 
 
+@cache
 def matmul_flops_per_s(device: torch.device, precision: str) -> float:
-    """Measured FLOP/s of a large matrix product on this device: the reference for MFU."""
+    """Measured FLOP/s of a large matrix product on this device: the reference for MFU.
+
+    Measured once per process: a warm worker trains many nodes.
+    """
     side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     if device.type == "cuda" and precision == "float32":
         dtype = torch.float32

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning, draw_keep
 from ediffi_core.embeddings import EmbeddingSpec
+from ediffi_core.loss_weight import LossFactor
 from ediffi_core.noise import Interval, Mixture, NoiseDistribution
 from ediffi_core.precond import Denoiser, denoising_loss
 from pipelines.training.parallel import Communicator, full_tensor, no_sync
@@ -21,7 +22,7 @@ class Outcome(NamedTuple):
     """Result of a step: σ and losses of this process's images, gradient norm over all processes."""
 
     sigma: Tensor  # [n] float64
-    loss: Tensor  # [n]
+    loss: Tensor  # [n], EDM's, whatever weight is trained with
     grad_norm: Tensor  # []
 
 
@@ -90,6 +91,9 @@ class Step:
         self.model, self.wrapped, self.optimizer = model, wrapped, optimizer
         self.draws, self.comm, self.options = draws, comm, options
         self.micro_batch = micro_batch
+        self.factor: LossFactor | None = None
+        if (name := options.get("loss_weight", "edm")) != "edm":
+            self.factor = LossFactor.of(name, draws.noise, model.sigma_data)
 
     def __call__(
         self, index: Tensor, x: Tensor, cond: Conditioning, learning_rate: float
@@ -108,7 +112,8 @@ class Step:
         for rows in slices:
             with nullcontext() if rows is slices[-1] else no_sync(self.wrapped):
                 sigma, loss = self.loss(index[rows], x[rows], cond[rows])
-                (loss.sum() * scale).backward()
+                weighted = loss if self.factor is None else loss * self.factor(sigma).to(loss)
+                (weighted.sum() * scale).backward()
             sigmas.append(sigma)
             losses.append(loss.detach())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options["clip_norm"])
@@ -124,7 +129,7 @@ class Step:
             yield slice(start, min(start + size, count))
 
     def loss(self, index: Tensor, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        """σ [n] and loss [n] of each image."""
+        """σ [n] and loss [n] of each image, with EDM's weight λ(σ)."""
         sigma = self.draws.sigma(index)
         eps = self.draws.eps(index, x.shape[1:])
         cond = self.draws.dropout(index, cond)

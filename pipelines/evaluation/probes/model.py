@@ -290,5 +290,6 @@ def estimate_json(of: Estimate) -> dict[str, float | int | None]:
 
 
 def flat(measures: Mapping[str, Mapping[str, Any]], prefix: str) -> dict[str, float]:
-    """The values of :func:`estimates` as metrics, with a prefix."""
-    return {f"{prefix}{name}": one["value"] for name, one in measures.items()}
+    """The finite values of :func:`estimates` as metrics, with a prefix."""
+    values = {name: one["value"] for name, one in measures.items()}
+    return {f"{prefix}{name}": value for name, value in values.items() if value is not None}

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +17,9 @@ from ediffi_core.precond import Denoiser
 from pipelines.evaluation.probes.model import Found, Model
 from pipelines.spec.probes import SecondsProbe
 from pipelines.training.meters import forward_flops
+
+DRAWING = ""
+"""Name of a whole drawing, among those of experts."""
 
 
 @torch.inference_mode()
@@ -28,27 +32,27 @@ def measure(model: Model, options: SecondsProbe) -> Found:
     [batch, *_] = model.batches(min(options.pictures, model.batch))
     side, count = model.stage.resolution, len(batch.captions)
     x = torch.zeros(count, 3, side, side, device=model.device)
+    noise, calls = model.ensemble.noise, dict[str, Callable[[], object]]()
     experts: dict[str, dict[str, Any]] = {}
-    times: list[float] = []
-    noise, timed = model.ensemble.noise, Timed(model.device, options.repeats)
     for expert in model.ensemble.experts:
         middle = (expert.interval.q_lo + expert.interval.q_hi) / 2
         sigma = torch.tensor(noise.sigma_at(middle), dtype=torch.float64)
-        denoiser = expert.denoiser
-        taken = timed(partial(denoiser, x, sigma, batch.cond))
-        times += taken
+        calls[expert.name] = partial(expert.denoiser, x, sigma, batch.cond)
         one = slice(0, 1)
         experts[expert.name] = {
-            "seconds": median(taken) / count,
-            "parameters": parameters(denoiser),
-            "flops": forward_flops(denoiser, x[one], sigma, batch.cond[one]),
+            "parameters": parameters(expert.denoiser),
+            "flops": forward_flops(expert.denoiser, x[one], sigma, batch.cond[one]),
         }
     model.to_draw = count * (options.repeats + 1)
-    drawing = median(timed(partial(model.draw, batch))) / count
+    calls[DRAWING] = partial(model.draw, batch)
+    times = timed(calls, model.device, options.repeats)
+    drawing = median(times.pop(DRAWING)) / count
+    for name, taken in times.items():
+        experts[name]["seconds"] = median(taken) / count
     distinct = {id(e.denoiser): e.denoiser for e in model.ensemble.experts}
     flops = max(one["flops"] for one in experts.values())
     found: dict[str, float] = {
-        "seconds_evaluation": median(times) / count,
+        "seconds_evaluation": median(chain.from_iterable(times.values())) / count,
         "seconds_picture": drawing,
         "parameters_active": max(one["parameters"] for one in experts.values()),
         "parameters_stored": sum(parameters(denoiser) for denoiser in distinct.values()),
@@ -66,27 +70,28 @@ def measure(model: Model, options: SecondsProbe) -> Found:
     return Found(data=data, metrics=found)
 
 
-class Timed:
-    """Measures how long something takes, a number of times after one that is not counted."""
+def timed(
+    calls: Mapping[str, Callable[[], object]], device: str, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each call, a number of times after one that is not counted.
 
-    def __init__(self, device: str, repeats: int) -> None:
-        self.device, self.repeats = torch.device(device), repeats
+    The calls take turns, so that other load on the machine meets all of them alike.
+    """
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            began = _now(device)
+            call()
+            if turn:
+                found[name].append(_now(device) - began)
+    return found
 
-    def __call__(self, run: Callable[[], object]) -> list[float]:
-        """Seconds of each repeat."""
-        run()
-        found = []
-        for _ in range(self.repeats):
-            self._wait()
-            began = time.perf_counter()
-            run()
-            self._wait()
-            found.append(time.perf_counter() - began)
-        return found
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+def _now(device: str) -> float:
+    """The time once the device has done all that it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def parameters(denoiser: Denoiser) -> int:

@@ -1,4 +1,4 @@
-"""What noise a train node's expert sees: overlap and its density."""
+"""What noise an expert is planned to train on: overlap with its neighbours, and loss weights."""
 
 import pytest
 from plan_kit import Promoted, spec
@@ -53,3 +53,21 @@ def test_a_retraining_keeps_the_overlap(store):
     nodes = {i: v.node for i, v in made.verdicts.items() if v.node.kind == "train"}
     assert nodes["train/base/E1_1"].settings["density"][0] == [0.0, 0.5, 0.2]
     assert "density" not in nodes["train/base/E1_0"].settings
+
+
+def test_a_loss_weight_trains_the_stage_anew_and_is_shown(store):
+    def weighted(raw):
+        raw["stages"]["base"]["training"]["loss_weight"] = "min_snr"
+
+    before, made = plan.make(spec(), store, {}), plan.make(spec(weighted), store, {})
+    changed = {
+        i
+        for i, v in made.verdicts.items()
+        if v.node.kind == "train" and v.fingerprint != before.verdicts[i].fingerprint
+    }
+    experts = ("E0_0", "E1_1", "E1_0", "single")
+    assert changed == {f"train/base/{name}" for name in experts}
+    assert shown.text(made).count("min_snr") == 4 and "min_snr" not in shown.text(before)
+    rows = {row["id"]: row for row in shown.data(made)["nodes"]}
+    assert rows["train/base/single"]["loss_weight"] == "min_snr"
+    assert "loss_weight" not in rows["train/sr32/E0_0"]

@@ -9,7 +9,7 @@ from pipelines.studies.results import Cell, Group, Results
 def group(scores):
     """A group with these scores; the rest does not matter here."""
     return Group(
-        metrics={name: float(np.nanmean(values)) for name, values in scores.items()},
+        metrics={name: float(np.mean(values)) for name, values in scores.items()},
         scores={name: np.asarray(values, dtype=np.float64) for name, values in scores.items()},
         images=1,
         parameters=1,
@@ -48,8 +48,11 @@ def claim(**changes):
     }
 
 
-def results(claims, gains, seeds=5, pictures=200, absent=()):
-    """Results in which experts gain what ``gains[data]`` gives: [S, N], or a number for all."""
+def results(claims, gains, seeds=5, pictures=200, absent=(), others=None):
+    """Results in which experts gain what ``gains[data]`` gives: [S, N], or a number for all.
+
+    ``others`` are further groups, name → gain [S, N].
+    """
     random = np.random.default_rng(0)
     cells = []
     for data in ("emoji", "fashion"):
@@ -67,6 +70,10 @@ def results(claims, gains, seeds=5, pictures=200, absent=()):
                     groups={
                         "ensemble": group({"val_loss": theirs - gain[seed]}),
                         "single": group({"val_loss": theirs}),
+                        **{
+                            name: group({"val_loss": theirs - values[seed]})
+                            for name, values in (others or {}).items()
+                        },
                     },
                 )
             )

@@ -15,7 +15,8 @@ def of_gains(gain, measure="concepts"):
     """The effect of gains [S, N]."""
     gain = np.asarray(gain, dtype=np.float64)
     names = [str(seed) for seed in range(len(gain))]
-    return effect_of(dict(zip(names, gain + 1.0)), dict(zip(names, np.ones_like(gain))), measure)
+    base = np.where(np.isnan(gain), np.nan, 1.0)
+    return effect_of(dict(zip(names, base + gain)), dict(zip(names, base)), measure)
 
 
 def test_a_lower_loss_and_a_higher_score_are_gains():
@@ -34,7 +35,8 @@ def test_the_interval_over_seeds_is_that_of_scipy_for_the_seeds_means():
     assert found.over_seeds == pytest.approx(tuple(expected.confidence_interval(0.95)))
     assert found.interval == found.over_seeds  # seeds alone differ
     assert found.p == pytest.approx(expected.pvalue)
-    assert found.p_above(0) + found.p_above(-2 * found.mean) > 0
+    assert found.p_above(found.over_seeds[0]) == pytest.approx(0.025)
+    assert found.p_below(found.over_seeds[1]) == pytest.approx(0.025)
 
 
 def test_the_bootstrap_has_the_pigeonhole_s_variance():
@@ -108,7 +110,18 @@ def test_pictures_that_a_measure_does_not_apply_to_are_left_out():
     found = of_gains(apart)
     assert found.pictures == 30
     assert found.gains == pytest.approx(of_gains(gain).gains)
-    assert found.error_over_both == pytest.approx(of_gains(gain).error_over_both, rel=0.1)
+    assert found.interval == pytest.approx(of_gains(gain).interval)
+
+
+def test_each_seed_s_gain_is_the_mean_of_its_own_pictures():
+    gain = crossed(np.random.default_rng(6), 4, 200, 1, 1)
+    whole = of_gains(gain)
+    gain[0, :20] = gain[3, 50:60] = np.nan
+    found = of_gains(gain)
+    assert found.pictures == 200
+    assert found.gains == pytest.approx(np.nanmean(gain, axis=1).tolist())
+    assert found.error_over_both == pytest.approx(whole.error_over_both, rel=0.2)
+    assert found.draws.mean() == pytest.approx(found.mean, abs=3 * found.error_over_both / 60)
 
 
 def test_a_value_that_one_model_lacks_is_refused():
