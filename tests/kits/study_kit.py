@@ -21,11 +21,12 @@ PAYS = {"label": "two experts against one model", "mine": {"group": "ensemble"},
         "theirs": {"group": "single"}}  # fmt: skip
 SWAPPED = {"label": "experts at each other's noise levels against one model",
            "mine": {"group": "swapped"}, "theirs": {"group": "single"}}  # fmt: skip
+THREE = {**PAYS, "label": "three experts against one model", "at": {"split": "three"}}
 EACH = {"data": "all"}
 
 FIGURES = {
     "gains": {"title": "Gain of every comparison", "kind": "gains", "each": EACH,
-              "comparisons": [PAYS, SWAPPED], "measures": ["val_loss", "concepts"],
+              "comparisons": [PAYS, THREE, SWAPPED], "measures": ["val_loss", "concepts"],
               "says": "Experts gain a **few percent** of the loss."},
     "noise": {"title": "Gain by noise level", "kind": "gain_by_noise", "each": EACH,
               "comparisons": [PAYS, {**PAYS, "label": "the same, three experts",

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from pipelines.spec.study import SEED, Comparison, Study
-from pipelines.studies.report.shown import at_text, comparison_label, places
+from pipelines.studies.report.shown import at_text, comparison_at, comparison_label, places
 from pipelines.studies.results import Group, Results
 
 COUNTS = {
@@ -48,7 +48,8 @@ def _of_figures(study: Study) -> Iterator[tuple[Comparison, dict[str, str]]]:
         along = [""] if figure.axis is None else study.values(figure.axis)
         for _, at in places(study, figure):
             for comparison, value in itertools.product(figure.comparisons, along):
-                yield comparison, {**at, **({figure.axis: value} if figure.axis else {})}
+                along_x = {figure.axis: value} if figure.axis else {}
+                yield comparison, {**comparison_at(figure, comparison, at), **along_x}
 
 
 def table(results: Results) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.spec.study import Comparison, Figure
+from pipelines.spec.study import Figure
 from pipelines.studies import budget
 from pipelines.studies.budget import Crossing
 from pipelines.studies.report import axes as axis
@@ -20,6 +20,7 @@ from pipelines.studies.report.shown import (
     Record,
     Shown,
     Source,
+    comparison_at,
     comparison_label,
     in_percent,
     measure_label,
@@ -37,6 +38,9 @@ COLUMNS = frozenset(
      "pictures"}
 )  # fmt: skip
 """Columns of :meth:`Row.record`; another one is the axis along x."""
+
+OUTLIER = 5
+"""How many times the usual size a gain has that is shown as an arrow, for the others' sake."""
 
 ROW = 44
 """Height of a comparison in a forest plot, in points."""
@@ -98,7 +102,7 @@ def _rows(
         comparison = one.model_copy(update={"measure": measure or one.measure})
         label = comparison_label(comparison)
         try:
-            result = effect(source.results, comparison, at)
+            result = effect(source.results, comparison, comparison_at(figure, one, at))
         except ValueError as error:
             missing.append(f"{', '.join([label, *at.values()])}: {error}")
         else:
@@ -137,7 +141,7 @@ def gains(source: Source, name: str, figure: Figure) -> Shown:
         name=name, title=figure.title, says=figure.says, panels=tuple(panels),
         records=tuple(records), missing=tuple(missing),
         notes=("Right of zero, the first model of a comparison is better. Bars are 95 % intervals "
-               "over seeds and pictures, rings are single seeds.",),
+               "over seeds and pictures, rings single seeds, arrows gains beyond the axis.",),
     )  # fmt: skip
 
 
@@ -160,8 +164,15 @@ def signed(value: float) -> str:
     return f"{value:+.3g}".replace("-", "−")
 
 
+def _within(rows: Sequence[Row]) -> list[Row]:
+    """The rows that the axis is made for: without those many times as large as is usual."""
+    sizes = [max(map(abs, row.ends)) for row in rows]
+    most = OUTLIER * float(np.median(sizes))
+    return [row for row, size in zip(rows, sizes) if size <= most] or list(rows)
+
+
 def _forest(rows: Sequence[Row], measure: str, axes: Axes, colours: Colours) -> None:
-    at = 0.0
+    at, within = 0.0, _within(rows)
     for row in rows:
         words = _wrapped(row)
         low, high = row.ends
@@ -169,14 +180,20 @@ def _forest(rows: Sequence[Row], measure: str, axes: Axes, colours: Colours) -> 
         if low == high:
             strong = colours["soft"]
         middle = at + 0.34 * len(words) + 0.3
-        seeds = row.seeds
-        axes.plot(
-            seeds, [middle] * len(seeds), linestyle="", marker="o", markersize=5.5,
-            markerfacecolor="none", markeredgecolor=strong, alpha=0.55, zorder=2,
-        )  # fmt: skip
-        axes.plot([low, high], [middle, middle], color=strong, linewidth=2.6, zorder=3)
-        axes.plot([row.mean], [middle], marker="D", markersize=7, color=strong, zorder=4)
         beside = axes.get_yaxis_transform()
+        if row in within:
+            axes.plot(
+                row.seeds, [middle] * len(row.seeds), linestyle="", marker="o", markersize=5.5,
+                markerfacecolor="none", markeredgecolor=strong, alpha=0.55, zorder=2,
+            )  # fmt: skip
+            axes.plot([low, high], [middle, middle], color=strong, linewidth=2.6, zorder=3)
+            axes.plot([row.mean], [middle], marker="D", markersize=7, color=strong, zorder=4)
+        else:
+            right = row.mean > 0
+            axes.plot(
+                [0.99 if right else 0.01], [middle], marker=">" if right else "<", markersize=9,
+                color=strong, transform=beside,
+            )  # fmt: skip
         behind = {"facecolor": colours["paper"], "edgecolor": "none", "pad": 1.5}
         axes.text(
             0, at + 0.06, "\n".join(words), transform=beside, va="top", fontsize=11.5, bbox=behind
@@ -214,7 +231,7 @@ def gain_by_noise(source: Source, name: str, figure: Figure) -> Shown:
                 records.append(row.record(**({"at": where} if where else {})))
         full = {label: rows for label, rows in lines.items() if len(rows) == len(strata)}
         if full:
-            borders = _borders(source, figure.comparisons, at)
+            borders = _borders(source, figure, at)
             panels.append(noise_panel(source, full, strata, borders, where))
     return Shown(
         name=name, title=figure.title, says=figure.says, panels=tuple(panels),
@@ -225,11 +242,11 @@ def gain_by_noise(source: Source, name: str, figure: Figure) -> Shown:
     )  # fmt: skip
 
 
-def _borders(source: Source, comparisons: Sequence[Comparison], at: At) -> list[float]:
+def _borders(source: Source, figure: Figure, at: At) -> list[float]:
     """Quantiles of p(σ) that separate the experts of the first models of comparisons."""
     found: set[float] = set()
-    for comparison in comparisons:
-        place = {**comparison.at, **at}
+    for comparison in figure.comparisons:
+        place = comparison_at(figure, comparison, at)
         for group in source.results.models(comparison.mine, place).values():
             found |= {q for interval in group.intervals.values() for q in interval}
     return sorted(q for q in found if 0 < q < 1)

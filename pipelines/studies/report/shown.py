@@ -100,6 +100,12 @@ def places(study: Study, figure: Figure) -> list[tuple[str, At]]:
     return [(at_text(at), {**_texts(figure.at), **at}) for at in combined]
 
 
+def comparison_at(figure: Figure, comparison: Comparison, at: At) -> At:
+    """A place as a comparison has it: its own ``at`` counts above the figure's, below ``each``."""
+    own = {k: v for k, v in comparison.at.items() if k not in figure.each and k != figure.axis}
+    return {**at, **_texts(own)}
+
+
 def _texts(at: Mapping[str, str | int]) -> dict[str, str]:
     return {axis: str(value) for axis, value in at.items()}
 

@@ -324,3 +324,24 @@ def test_png_has_no_sentinels(folder):
     assert picture.size[0] == theme.POINTS * 2
     assert (pixels[0] == 255).all()
     assert not ((pixels[:, 0] == 1) & (pixels[:, 1] == 1)).any()
+
+
+def test_a_comparison_that_is_far_off_does_not_hide_the_others(made):
+    from matplotlib.figure import Figure
+
+    panel = shown_of(made, "gains").panels[0]
+    axes = Figure().add_subplot()
+    panel.draw(axes, {role: light for role, (light, _) in theme.ROLES.items()})
+    low, high = axes.get_xlim()
+    assert -10 < low < 0 < high < 10
+    assert [line.get_marker() for line in axes.lines].count("<") == 1
+    assert any(text.get_text().startswith("−45") for text in axes.texts)
+
+
+def test_a_comparison_s_own_axes_count_above_the_figure_s(made):
+    figure = kit.study().figures["gains"].model_copy(update={"at": {"split": "two", "images": 5}})
+    own = figure.comparisons[1]
+    at = {"split": "two", "images": "5", "data": "fashion"}
+    assert shown.comparison_at(figure, own, at) == {**at, "split": "three"}
+    each = own.model_copy(update={"at": {"data": "emoji"}})
+    assert shown.comparison_at(figure, each, at) == at
