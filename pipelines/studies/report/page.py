@@ -10,6 +10,9 @@ from pipelines.studies.report import theme
 from pipelines.studies.report.content import Report, rows_of, worded
 from pipelines.studies.report.shown import Shown
 
+SMALL = 416
+"""Width in pixels below which a sheet is enlarged, with its pixels as squares."""
+
 
 def html(report: Report) -> str:
     """Render the page; the same report gives the same bytes."""
@@ -70,6 +73,7 @@ def _figure(figure: Shown) -> dict[str, Any]:
         "pictures": [
             {
                 "caption": picture.caption,
+                "small": picture.width < SMALL,
                 "address": "data:image/png;base64," + base64.b64encode(picture.png).decode(),
             }
             for picture in figure.pictures

@@ -59,8 +59,9 @@ def _first(where: str, **values: Any) -> dict[str, Any]:
 
 
 def _chosen(figure: Figure, known: Sequence[str]) -> list[str]:
-    """The measures that the figure asks for; all that there are if it asks for none of them."""
-    return [m for m in figure.measures if m in known] or list(known)
+    """The measures that the figure asks for; the first, and the distance, if it asks for none."""
+    usual = [m for m in known if m in (next(iter(known)), DISTANCE)]
+    return [m for m in figure.measures if m in known] or usual
 
 
 def _line(
@@ -144,7 +145,8 @@ def _text_effect(
     axis.sigma(axes, min(x), max(x))
     axes.grid(axis="y")
     axis.few(axes.yaxis)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(0.0, low), high + 0.04 * (high - min(0.0, low)))
 
 
 # -- prompt switching ------------------------------------------------------------------------------

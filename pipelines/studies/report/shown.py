@@ -48,6 +48,11 @@ class Picture:
     caption: str
     png: bytes
 
+    @property
+    def width(self) -> int:
+        """Width in pixels, from the PNG's header."""
+        return int.from_bytes(self.png[16:20])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
