@@ -47,7 +47,8 @@ FIGURES = {
 }  # fmt: skip
 
 CLAIMS = {
-    "pays": {**PAYS, "says": "At equal images, two experts beat one model on {data}.", "each": EACH},
+    "pays": {**PAYS, "says": "At equal images, two experts beat one model on {data}.",
+             "each": EACH},
     "wrong-routing": {**SWAPPED, "says": "Experts at the wrong noise levels are better than one "
                       "model."},
     "concepts": {**PAYS, "says": "Two experts draw what the caption asks for as well as one model.",

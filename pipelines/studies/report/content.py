@@ -9,7 +9,8 @@ from typing import Any
 
 from pipelines.spec.study import Section
 from pipelines.studies.claims import Finding
-from pipelines.studies.report import cost
+from pipelines.studies.report import axes as axis
+from pipelines.studies.report import cost, effects
 from pipelines.studies.report.figures import Figures
 from pipelines.studies.report.shown import Record, Shown, measure_label, shown_number
 from pipelines.studies.results import Results
@@ -113,16 +114,23 @@ def _is_loss(record: Record) -> bool:
 
 
 def _loss(record: Record) -> str:
-    known = ("comparison", "measure", "at", "gain", "gain low", "gain high", "gain %", "theirs")
-    along = [f"{k} {v:g}" for k, v in record.items() if k not in (*known, "seeds", "pictures")]
+    """A lost comparison as a line of text."""
+    along = [f"{k} {axis.compact(v)}" for k, v in record.items() if k not in effects.COLUMNS]
     where = ", ".join([*([record["at"]] if record.get("at") else []), *along])
-    ends = (
-        f"[{shown_number(record['gain low'], 'gain')}, {shown_number(record['gain high'], 'gain')}]"
-    )
+    gain, low, high = (shown_number(record[k], "gain") for k in ("gain", "gain low", "gain high"))
+    percent = record["gain %"]
+    share = "" if percent is None else f", {shown_number(percent, 'gain')} %"
     return (
-        f"{record['comparison']}{f' ({where})' if where else ''}: {measure_label(record['measure'])} "
-        f"{shown_number(record['gain'], 'gain')} {ends}"
+        f"{record['comparison']}{f' ({where})' if where else ''}: "
+        f"{measure_label(record['measure'])} {gain} [{low}, {high}]{share}"
     )
+
+
+def worded(rows: Sequence[Sequence[str]]) -> set[int]:
+    """Columns of words, which are aligned to the left."""
+    return {
+        n for n, column in enumerate(zip(*rows[1:])) if any(cell[:1].isalpha() for cell in column)
+    }
 
 
 def rows_of(figure: Shown) -> list[list[str]]:

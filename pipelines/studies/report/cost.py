@@ -77,7 +77,7 @@ def model_pair(comparison: Comparison) -> str:
 
 def _count(groups: Mapping[str, Group], attribute: str) -> int | float:
     value = mean(float(getattr(group, attribute)) for group in groups.values())
-    return round(value, 1) if attribute == "training_seconds" else round(value)
+    return round(value, 1) if value < 10 else round(value)
 
 
 def _equal(pair: list[int | float]) -> bool:

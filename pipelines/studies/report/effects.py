@@ -32,6 +32,12 @@ from pipelines.studies.statistics import Effect, effect
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+COLUMNS = frozenset(
+    {"at", "comparison", "measure", "gain", "gain low", "gain high", "gain %", "theirs", "seeds",
+     "pictures"}
+)  # fmt: skip
+"""Columns of :meth:`Row.record`; another one is the axis along x."""
+
 ROW = 44
 """Height of a comparison in a forest plot, in points."""
 
@@ -171,11 +177,14 @@ def _forest(rows: Sequence[Row], measure: str, axes: Axes, colours: Colours) -> 
         axes.plot([low, high], [middle, middle], color=strong, linewidth=2.6, zorder=3)
         axes.plot([row.mean], [middle], marker="D", markersize=7, color=strong, zorder=4)
         beside = axes.get_yaxis_transform()
-        axes.text(0, at + 0.06, "\n".join(words), transform=beside, va="top", fontsize=11.5)
+        behind = {"facecolor": colours["paper"], "edgecolor": "none", "pad": 1.5}
+        axes.text(
+            0, at + 0.06, "\n".join(words), transform=beside, va="top", fontsize=11.5, bbox=behind
+        )
         unit = " %" if in_percent(measure) else ""
         axes.text(
             1, at + 0.06, f"{signed(row.mean)}{unit}", transform=beside, ha="right", va="top",
-            color=strong, fontsize=11.5, fontweight="bold",
+            color=strong, fontsize=11.5, fontweight="bold", bbox=behind,
         )  # fmt: skip
         at += _lines(row)
     axes.set_ylim(at, 0)
@@ -210,9 +219,9 @@ def gain_by_noise(source: Source, name: str, figure: Figure) -> Shown:
     return Shown(
         name=name, title=figure.title, says=figure.says, panels=tuple(panels),
         records=tuple(records), missing=tuple(dict.fromkeys(missing)),
-        notes=(f"Each of the {len(strata)} points is one equal share of p(σ). Above zero, the first "
-               "model of a comparison is better; bands are 95 % intervals over seeds and pictures; "
-               "dashed lines are borders between experts.",) if panels else (),
+        notes=(f"Each of the {len(strata)} points is one equal share of p(σ). Above zero, the "
+               "first model of a comparison is better; bands are 95 % intervals over seeds and "
+               "pictures; dashed lines are borders between experts.",) if panels else (),
     )  # fmt: skip
 
 
@@ -330,7 +339,7 @@ def gain_against(source: Source, name: str, figure: Figure) -> Shown:
             pays = {label: _pays(points) for label, points in lines.items()}
             panels.append(_against_panel(figure, lines, pays, where))
             crossings += [
-                f"{', '.join(part for part in (where, label) if part)}: better {words}."
+                f"{', '.join(part for part in (label, where) if part)}: better {words}."
                 for label, points in lines.items()
                 if (words := _pays_text(points, str(figure.axis)))
             ]

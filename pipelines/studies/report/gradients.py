@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from pipelines.studies.report.theme import Colours, Panel
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STRONGEST = 0.78
+STRONGEST = 0.64
 """Opacity of a cosine of 1, which leaves its number legible."""
 
 MOST_NUMBERED = 10
@@ -46,7 +47,7 @@ def gradients(source: Source, name: str, figure: Figure) -> Shown:
             near, far = float(np.mean(np.diag(cosine, 1))), float(cosine[0, -1])
             panels.append(
                 Panel(
-                    title=f"{title}: cosines" if title else "",
+                    title=f"{title}: cosine of gradients" if title else "cosine of gradients",
                     describes=f"Cosine of gradients between {len(names)} noise levels; neighbours "
                     f"{near:.2g} on average, lowest against highest {far:.2g}",
                     draw=partial(_map, cosine, names),
@@ -54,15 +55,17 @@ def gradients(source: Source, name: str, figure: Figure) -> Shown:
                 )
             )
     below = effects.gain_by_noise(source, name, figure) if figure.comparisons else None
+    gained = [replace(p, title=f"{p.title}: gain" if p.title else "gain")
+              for p in (below.panels if below else ())]  # fmt: skip
     kind = "corrected for the noise of few pictures" if corrected else "as measured"
     return Shown(
         name=name, title=figure.title, says=figure.says,
-        panels=(*panels, *(below.panels if below else ())),
+        panels=(*panels, *gained),
         records=(*records, *(below.records if below else ())),
         missing=(*missing, *(below.missing if below else ())),
         notes=(f"Cosine of the loss's gradients between equal shares of p(σ), {kind}; blue agree, "
                "orange oppose each other.", *(below.notes if below else ()))
-        if panels or below and below.panels else (),
+        if panels or gained else (),
     )  # fmt: skip
 
 

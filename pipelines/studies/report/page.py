@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.studies.report import theme
-from pipelines.studies.report.content import Report, rows_of
+from pipelines.studies.report.content import Report, rows_of, worded
 from pipelines.studies.report.shown import Shown
 
 
@@ -34,6 +34,7 @@ def html(report: Report) -> str:
         for number, section in enumerate(report.sections(), 1)
     ]
     return environment.get_template("page.html").render(
+        worded=worded,
         title=report.title,
         asks=prose(report.results.study.asks),
         font=theme.FONT,
@@ -76,7 +77,8 @@ def _figure(figure: Shown) -> dict[str, Any]:
             }
             for picture in figure.pictures
         ],
-        "notes": " ".join(figure.notes),
+        "columns": min(figure.columns, len(figure.pictures)) or 1,
+        "notes": figure.notes,
         "missing": figure.missing,
         "empty": not (figure.panels or figure.pictures or figure.records),
         "as_table": figure.as_table,

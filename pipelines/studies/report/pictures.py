@@ -5,6 +5,8 @@ from __future__ import annotations
 from pipelines.spec.study import Figure
 from pipelines.studies.report.shown import Picture, Record, Shown, Source, places
 
+MOST_COLUMNS = 4
+
 
 def pictures(source: Source, name: str, figure: Figure) -> Shown:
     """The sheet of samples of each model at each place, of the first seed that has one."""
@@ -27,5 +29,6 @@ def pictures(source: Source, name: str, figure: Figure) -> Shown:
         missing.append("the figure names no `models:` whose samples to show")
     return Shown(
         name=name, title=figure.title, says=figure.says, pictures=tuple(found),
+        columns=min(len(figure.models), MOST_COLUMNS),
         records=tuple(records), missing=tuple(missing),
     )  # fmt: skip

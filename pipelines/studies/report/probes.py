@@ -203,7 +203,7 @@ def _prompt_switch(
 
 # -- encoders --------------------------------------------------------------------------------------
 
-LENGTHS = {"all": "all captions", "short": "short captions", "long": "long captions"}
+LENGTHS = {"short": "short captions", "all": "all", "long": "long"}
 
 
 def encoders(source: Source, name: str, figure: Figure) -> Shown:
@@ -335,15 +335,16 @@ def _guidance(
     axes: Axes,
     colours: Colours,
 ) -> None:
+    highest = max(curves, key=lambda label: np.mean([y for _, _, y in curves[label]]))
     for number, (label, points) in enumerate(curves.items()):
         strong, marker = series(colours, number)
         x, y = [p[1] for p in points], [p[2] for p in points]
         axes.plot(x, y, color=strong, marker=marker, markersize=6, linewidth=1.8, label=label)
-        side = 1 if number % 2 == 0 else -1
+        side = -1 if label == highest else 1
         for w, at_x, at_y in points:
             axes.annotate(
-                f"{w:g}", (at_x, at_y), xytext=(6 * side, 6 * side), textcoords="offset points",
-                ha="left" if side > 0 else "right", va="bottom" if side > 0 else "top",
+                f"{w:g}", (at_x, at_y), xytext=(5 * side, -5 * side), textcoords="offset points",
+                ha="left" if side > 0 else "right", va="top" if side > 0 else "bottom",
                 color=strong, fontsize=10.5,
             )  # fmt: skip
     axes.grid()

@@ -10,7 +10,7 @@ from typing import Any
 
 from ediffi_core.noise import NoiseDistribution
 from pipelines.evaluation.scores import lower_is_better
-from pipelines.spec.study import SEED, Comparison, Figure, Model, Study
+from pipelines.spec.study import Comparison, Figure, Model, Study
 from pipelines.studies.report.theme import Panel
 from pipelines.studies.results import Results
 
@@ -57,6 +57,9 @@ class Shown:
     says: str = ""
     panels: tuple[Panel, ...] = ()
     pictures: tuple[Picture, ...] = ()
+
+    columns: int = 1
+    """Pictures side by side."""
 
     records: tuple[Record, ...] = ()
     """The data, one row each."""
@@ -181,7 +184,10 @@ def shown_number(value: Any, key: str = "") -> str:
         return f"{value:,}"
     if not math.isfinite(value):
         return "–"
-    text = f"{value:+.3g}" if key.startswith("gain") else f"{value:.4g}"
-    if "e" in text and 1e-6 < abs(value) < 1e7:
-        text = f"{value:,.0f}" if abs(value) >= 1 else f"{value:.6f}"
+    if key.startswith("gain"):
+        text = f"{value:+.3g}"
+    elif value == round(value) or abs(value) >= 1e4:
+        text = f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.4g}"
+    else:
+        text = f"{value:#.4g}"
     return text.replace("-", "−")

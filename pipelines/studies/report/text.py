@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from pipelines.studies.report.content import Report, rows_of
+from pipelines.studies.report.content import Report, rows_of, worded
 from pipelines.studies.report.shown import Shown
 
 PANEL_WIDTH = 420
@@ -61,7 +61,7 @@ def _claims(rows: Sequence[dict[str, str]]) -> str:
         why = f" ({row['why']})" if row["why"] else ""
         shown = {**row, "verdict": f"{row['mark']} {row['verdict']}", "says": row["says"] + why}
         cells.append([shown[key] for key in CLAIM_COLUMNS])
-    return table([list(CLAIM_COLUMNS.values()), *cells], left=2)
+    return table([list(CLAIM_COLUMNS.values()), *cells])
 
 
 def _figure(figure: Shown) -> list[str]:
@@ -84,16 +84,17 @@ def _figure(figure: Shown) -> list[str]:
         parts.append(table(rows))
     if figure.missing:
         parts.append("\n".join(["Not shown:", "", *(f"- {line}" for line in figure.missing)]))
-    parts += [" ".join(figure.notes), figure.says.strip()]
+    parts += [*figure.notes, figure.says.strip()]
     if figure.records:
         parts.append(f"[Data](figures/{figure.name}.json)")
     return parts
 
 
-def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table whose first columns are aligned to the left, the others to the right."""
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column and those of words are aligned to the left."""
     head, *body = rows
-    rule = ["---" if n < left else "--:" for n in range(len(head))]
+    left = {0, *worded(rows)}
+    rule = ["---" if n in left else "--:" for n in range(len(head))]
     lines = [[_plain(cell) for cell in head], rule, *([_plain(c) for c in row] for row in body)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

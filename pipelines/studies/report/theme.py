@@ -18,7 +18,7 @@ POINTS = 360
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 TITLE_CHARACTERS = 46
-LEGEND_CHARACTERS = 50
+LEGEND_CHARACTERS, LEGEND_KEY = 50, 6
 PNG_DPI = 144
 
 ROLES: dict[str, tuple[str, str]] = {
@@ -168,6 +168,10 @@ def _rendered(panel: Panel, kind: str) -> bytes:
 
 
 def _columns(labels: list[str]) -> int:
-    """Columns of a legend that fit below a panel."""
-    widest = max((len(label) for label in labels), default=0) + 6
-    return max(1, min(len(labels), LEGEND_CHARACTERS // widest))
+    """The most columns of a legend that fit below a panel; it is filled column by column."""
+    for columns in range(len(labels), 1, -1):
+        rows = math.ceil(len(labels) / columns)
+        widest = [max(map(len, labels[at : at + rows])) for at in range(0, len(labels), rows)]
+        if sum(width + LEGEND_KEY for width in widest) <= LEGEND_CHARACTERS:
+            return columns
+    return 1
