@@ -116,13 +116,15 @@ class Runner:
                 self.reuse(verdict, verdict.manifest)
         todo = [v for v in verdicts.values() if not v.cached]
         for verdict in todo:
-            self.set_state(verdict, "waiting")
+            self.record_state(verdict, "waiting")
+        self.save()  # once for all: a study has hundreds of nodes
+        self.save_tree()
         return todo
 
     def reuse(self, verdict: Verdict, manifest: Mapping[str, Any]) -> None:
-        """Take a node's result from the store instead of running it."""
+        """Take a node's result from the store instead of running it; does not save the record."""
         self.manifests[verdict.node.id] = dict(manifest)
-        self.set_state(verdict, "reused", seconds=manifest["seconds"])
+        self.record_state(verdict, "reused", seconds=manifest["seconds"])
         self.lineage.reused(verdict, self.manifests[verdict.node.id])
 
     def grow_after(self, node: Node, waiting: dict[str, Verdict]) -> None:
@@ -192,6 +194,8 @@ class Runner:
         del waiting[node.id]
         self.console.log(f"{node.id} reused: another pipeline has built it in the meantime")
         self.reuse(verdict, manifest)
+        self.save()
+        self.save_tree()
         self.grow_after(node, waiting)
         return False
 
@@ -350,12 +354,22 @@ class Runner:
         """Set a node's state in the run's record, and save the record.
 
         Args:
-            state: ``waiting``, ``running``, ``done``, ``reused``, ``failed``, ``skipped``,
-                ``interrupted`` or ``cancelled``.
-            more: further facts to record, such as ``error``.
+            state, more: as of :meth:`record_state`.
 
         Raises:
             LeaseLost: Another driver has taken over the pipeline.
+        """
+        self.record_state(verdict, state, **more)
+        self.save()
+        self.save_tree()
+
+    def record_state(self, verdict: Verdict, state: str, **more: Any) -> None:
+        """Set a node's state in the run's record, without saving it.
+
+        Args:
+            state: ``waiting``, ``running``, ``done``, ``reused``, ``failed``, ``skipped``,
+                ``interrupted`` or ``cancelled``.
+            more: further facts to record, such as ``error``.
         """
         node = verdict.node.id
         self.console.state(node, state)
@@ -373,8 +387,6 @@ class Runner:
         }
         if state == "running":
             self.progress.restart(node)
-        self.save()
-        self.save_tree()
 
     def save(self) -> None:
         """Save the run's record.
