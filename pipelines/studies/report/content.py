@@ -89,7 +89,7 @@ def claim_row(claim: Finding) -> dict[str, str]:
     """A claim as cells of a table."""
     row = {"verdict": claim.verdict, "mark": MARKS[claim.verdict], "says": claim.sentence}
     row |= {"gain": "–", "relative": "–", "count": "–", "p": "–"}
-    reasons = [] if claim.margin is None else [f"margin ±{shown_number(claim.margin)}"]
+    reasons = [] if claim.margin is None else [f"margin ±{claim.margin:.2g}"]
     if (e := claim.effect) is not None:
         low, high = e.interval or (math.nan, math.nan)
         ends = f" [{shown_number(low, 'gain')}, {shown_number(high, 'gain')}]"

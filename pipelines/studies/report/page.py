@@ -66,10 +66,7 @@ def _figure(figure: Shown) -> dict[str, Any]:
         "name": figure.name,
         "title": figure.title,
         "says": prose(figure.says),
-        "panels": [
-            theme.svg(panel, f"{figure.name}-{number}")
-            for number, panel in enumerate(figure.panels, 1)
-        ],
+        "panels": figure.svgs,
         "pictures": [
             {
                 "caption": picture.caption,

@@ -6,12 +6,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ediffi_core.noise import NoiseDistribution
 from pipelines.evaluation.scores import lower_is_better
 from pipelines.spec.study import Comparison, Figure, Model, Study
-from pipelines.studies.report.theme import Panel
+from pipelines.studies.report.theme import Panel, svg
 from pipelines.studies.results import Results
 
 DIGITS = 6
@@ -75,6 +76,11 @@ class Shown:
 
     best: frozenset[tuple[int, str]] = field(default_factory=frozenset)
     """Row and column of the values to set in bold."""
+
+    @cached_property
+    def svgs(self) -> tuple[str, ...]:
+        """The panels as SVG elements, drawn once."""
+        return tuple(svg(panel, f"{self.name}-{n}") for n, panel in enumerate(self.panels, 1))
 
     def best_cells(self) -> set[tuple[int, int]]:
         """Row and column number of :attr:`best`."""

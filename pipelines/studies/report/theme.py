@@ -115,10 +115,9 @@ def _plain(tag: str, prefix: str) -> str:
     return tag
 
 
-def svg_file(panel: Panel, prefix: str) -> str:
-    """A panel as an SVG file, which looks the same outside the page."""
+def alone(element: str) -> str:
+    """An SVG element as a file, which looks the same outside the page."""
     style = f"{css()}text {{ font-family: {FONT} }} * {{ stroke-linejoin: round }}"
-    element = svg(panel, prefix)
     end = element.index(">") + 1
     return f"{element[:end]}<style>{style}</style>{element[end:]}\n"
 

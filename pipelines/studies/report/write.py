@@ -55,9 +55,9 @@ def write(
 
 
 def _write_figure(figure: Shown, folder: Path) -> None:
-    for number, panel in enumerate(figure.panels, 1):
+    for number, (panel, svg) in enumerate(zip(figure.panels, figure.svgs), 1):
         name = f"{figure.name}-{number}"
-        (folder / f"{name}.svg").write_text(theme.svg_file(panel, name), encoding="utf-8")
+        (folder / f"{name}.svg").write_text(theme.alone(svg), encoding="utf-8")
         (folder / f"{name}.png").write_bytes(theme.png(panel))
     for number, picture in enumerate(figure.pictures, 1):
         (folder / f"{figure.name}-{number}.png").write_bytes(picture.png)
