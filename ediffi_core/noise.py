@@ -185,7 +185,7 @@ class Mixture:
 
     @classmethod
     def around(cls, interval: Interval, outside: float) -> Mixture:
-        """An interval, with a share of the draws from all of p(σ) outside it.
+        """An interval, with a share of the draws from all of p(σ) outside it; weights to 12 digits.
 
         Raises:
             ValueError: ``outside`` is not between 0 and 1, or the interval leaves nothing outside.
@@ -193,12 +193,13 @@ class Mixture:
         left = interval.q_lo + (1 - interval.q_hi)
         if left == 0:
             raise ValueError("an interval of all noise levels leaves nothing outside to draw from")
-        pieces = [(interval, 1 - outside)]
+        pieces = [(interval, round(1 - outside, 12))]
         if interval.q_lo > 0:
             below = Interval(0.0, interval.q_lo)
-            pieces.insert(0, (below, outside * interval.q_lo / left))
+            pieces.insert(0, (below, round(outside * interval.q_lo / left, 12)))
         if interval.q_hi < 1:
-            pieces.append((Interval(interval.q_hi, 1.0), outside * (1 - interval.q_hi) / left))
+            above = Interval(interval.q_hi, 1.0)
+            pieces.append((above, round(outside * (1 - interval.q_hi) / left, 12)))
         return cls(tuple(piece for piece, _ in pieces), tuple(weight for _, weight in pieces))
 
     @property

@@ -108,6 +108,8 @@ class Writer:
         if node not in self.runs:
             # A call that timed out may have created it all the same.
             where = f"tags.`ediffi.execution` = '{self.execution}'"
+            if node:  # a study has hundreds of other runs
+                where += f" and tags.`ediffi.node` = '{node}'"
             found = {r.data.tags.get("ediffi.node", ""): r for r in self._search(where)}
             if node in found:
                 self.runs[node] = found[node].info.run_id

@@ -1,4 +1,4 @@
-"""Small trainings one after another: in a warm worker, and each in one that Ray Train starts for it.
+"""Small trainings one after another: in a warm worker, and each in one that is started for it.
 
 Of 64 images by the smoke spec's network, on its data, which are made first. Both ways take turns in
 one Ray on this machine; a node's time is from the call of its step to the result, so it has no

@@ -52,7 +52,7 @@ def in_markdown(markdown: str) -> list[list[str]]:
 def in_prose(markdown: str) -> set[str]:
     """The verbs that a page names outside its blocks, as ``ediffi VERB …`` in code style."""
     prose = re.sub(r"^```.*?^```$", "", markdown, flags=re.M | re.S)
-    return set(re.findall(r"`ediffi ((?:data )?[a-z]+)", prose))
+    return set(re.findall(r"`ediffi ((?:data |study )?[a-z]+)", prose))
 
 
 def understood(words: list[str]) -> None:

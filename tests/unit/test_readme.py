@@ -3,6 +3,7 @@
 import copy
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from pipelines.dag import plan, sources
 from pipelines.planning import lint
 from pipelines.spec.pipeline import Spec
 from pipelines.store.artifacts import Store
+from pipelines.studies.cells import open_study
 
 PAGES = sorted(
     page
@@ -79,7 +81,7 @@ def test_every_verb_and_target_in_prose_exists(page):
 
 def test_the_readme_s_table_has_every_verb():
     [table] = re.findall(r"^\| task \| verbs \|\n(.*?)\n\n", README, flags=re.M | re.S)
-    shown = re.findall(r"`(?:ediffi )?((?:data )?[a-z]+)", table.replace("`make ui`", ""))
+    shown = re.findall(r"`(?:ediffi )?((?:data |study )?[a-z]+)", table.replace("`make ui`", ""))
     assert sorted(shown) == sorted(verbs())
 
 
@@ -105,7 +107,9 @@ SPECS = [
     pytest.param(raw, id=f"{name}-{i}")
     for page, name in zip(PAGES, NAMES)
     for i, raw in enumerate(documents(page))
+    if "study" not in raw
 ]
+STUDIES = [raw for page in PAGES for raw in documents(page) if "study" in raw]
 [BASE] = [yaml.safe_load(b.text) for b in blocks(WHOLE) if b.text.startswith("name: ")]
 
 
@@ -142,7 +146,15 @@ def test_every_spec_plans(raw):
     assert {v.node.kind for v in made.verdicts.values()} >= {"embed", "train"}
 
 
+@pytest.mark.parametrize("raw", STUDIES, ids=[raw["study"] for raw in STUDIES])
+def test_every_study_opens(raw, tmp_path):
+    shutil.copy(ROOT / "pipelines/specs" / raw["base"], tmp_path)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    assert len(open_study(tmp_path / "study.yaml").cells) > 1
+
+
 def test_the_specs_of_the_pages_are_there():
+    assert STUDIES
     assert len(SPECS) >= 10
     assert sum("name" in p.values[0] for p in SPECS) >= 2
 

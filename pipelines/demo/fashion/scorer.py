@@ -125,8 +125,14 @@ class FashionMnist(Metric):
         return found
 
     def features(self, pictures: Pictures) -> NDArray[np.float32]:
-        """[N, 128]: the network's last features, averaged over the image."""
-        out: NDArray[np.float32] = self._outputs(pictures)[1].numpy()
+        """[N, 128]: the network's last features, averaged over the image, at unit length.
+
+        Their lengths differ so much between pictures that a few long ones would decide a kernel
+        distance.
+        """
+        from torch.nn import functional as F
+
+        out: NDArray[np.float32] = F.normalize(self._outputs(pictures)[1]).numpy()
         return out
 
     def score(self, pictures: Pictures, captions: list[str]) -> dict[str, Values]:

@@ -51,6 +51,8 @@ def test_overlap_shares_the_draws_outside_by_length():
     around = Mixture.around(Interval(0.25, 0.625), 0.5)
     assert around.rows == [[0.0, 0.25, 0.2], [0.25, 0.625, 0.5], [0.625, 1.0, 0.3]]
     assert Mixture.of(around.rows) == around
+    odd = Mixture.around(Interval(0.420075, 1.0), 0.2)
+    assert odd.rows == [[0.0, 0.420075, 0.2], [0.420075, 1.0, 0.8]]
     # The outside piece has the interval's density where the share is that of p(σ).
     assert Mixture.around(Interval(0.0, 0.25), 0.75).rows == [[0.0, 0.25, 0.25], [0.25, 1.0, 0.75]]
 

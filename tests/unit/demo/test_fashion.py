@@ -168,6 +168,7 @@ def test_the_metric_recognises_classes_after_fitting(made_up, tmp_path):
     assert set(np.unique(right)) <= {0, 1}
     features = scorer.features(pictures)
     assert features.shape == (50, 128) and features.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
     with pytest.raises(ValueError, match="must divide 32, not 64"):
         own = FashionMnist().fit(tmp_path, resolutions=[64], seed=0, progress=lambda done, of: None)
 

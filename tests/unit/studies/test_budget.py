@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from made import crossed
+from gains_kit import crossed
 
 from pipelines.studies.budget import crossing, text
 from pipelines.studies.statistics import effect_of

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from made import claim, crossed, results
+from gains_kit import claim, crossed, results
 
 from pipelines.studies.claims import data, find, holm, text
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from made import claim, crossed, results
+from gains_kit import claim, crossed, results
 from scipy import stats
 
 from pipelines.spec.study import Claim
