@@ -13,7 +13,7 @@ from pipelines.lineage.delivery import one_line
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 DEATHS = {
     "before its answer": b"",
-    "amid its headers": b"HTTP/1.1 200",
+    "amid its first line": b"HTT",
     "amid its body": HEAD + b"Content-Length: 100\r\n\r\n{",
     "amid a chunk": HEAD + b"Transfer-Encoding: chunked\r\n\r\n64\r\n{",
     "between two chunks": HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
