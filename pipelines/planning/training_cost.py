@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ediffi_core.tree import ROOT
 from pipelines.dag.plan import Node, Plan, growth_budget_left
@@ -31,7 +31,16 @@ def flops_per_image(spec: Spec, node: Node) -> float:
 
 
 def growth_of(plan: Plan, cluster: Cluster) -> dict[str, Cost]:
-    """Growing stage → the most that experts added later may cost, trained one after another."""
+    """Growing stage → the most that experts added later may cost, trained one after another.
+
+    In a plan of several pipelines, all growing stages of a name are one.
+    """
+    if plan.cells:
+        together: dict[str, list[Cost]] = {}
+        for cell in plan.cells.values():
+            for stage, cost in growth_of(cell, cluster).items():
+                together.setdefault(stage, []).append(cost)
+        return {f"{stage} in {len(of)} cells": in_turn(of) for stage, of in together.items()}
     speeds = measured_speeds(plan)
     left = growth_budget_left(plan)
     roots = {stage: plan.verdicts[f"train/{stage}/{ROOT}"].node for stage in left}
@@ -39,6 +48,12 @@ def growth_of(plan: Plan, cluster: Cluster) -> dict[str, Cost]:
         stage: training(plan.spec, roots[stage], images, cluster, speeds)
         for stage, images in left.items()
     }
+
+
+def in_turn(costs: Sequence[Cost]) -> Cost:
+    """The cost of several trainings on the same GPUs, one after another."""
+    added = ("flops", "seconds", "money", "kept_bytes", "scratch_bytes", "written_bytes")
+    return replace(costs[0], **{name: sum(getattr(c, name) for c in costs) for name in added})
 
 
 def training(
