@@ -118,14 +118,14 @@ class Runner:
                 self.reuse(verdict, verdict.manifest)
         todo = [v for v in verdicts.values() if not v.cached]
         for verdict in todo:
-            self.set_state(verdict, "waiting")
-        self.save_states()
+            self.record_state(verdict, "waiting")
+        self.save_states()  # once for all: a study has hundreds of nodes
         return todo
 
     def reuse(self, verdict: Verdict, manifest: Mapping[str, Any]) -> None:
-        """Take a node's result from the store instead of running it."""
+        """Take a node's result from the store instead of running it, without saving the record."""
         self.manifests[verdict.node.id] = dict(manifest)
-        self.set_state(verdict, "reused", seconds=manifest["seconds"])
+        self.record_state(verdict, "reused", seconds=manifest["seconds"])
         self.lineage.reused(verdict, self.manifests[verdict.node.id])
 
     def grow_after(self, node: Node, waiting: dict[str, Verdict]) -> None:
@@ -161,7 +161,6 @@ class Runner:
                     self.lineage.started(verdict)
                     self.started_at[verdict.node.id] = time.monotonic()
                     running[in_thread(self.run_node, verdict, self.fence)] = verdict
-            self.save_states()
             if not running:
                 time.sleep(0.5)
             done, _ = wait(running, timeout=0.5, return_when="FIRST_COMPLETED")
@@ -196,6 +195,7 @@ class Runner:
         del waiting[node.id]
         self.console.log(f"{node.id} reused: another pipeline has built it in the meantime")
         self.reuse(verdict, manifest)
+        self.save_states()
         self.grow_after(node, waiting)
         return False
 
@@ -351,6 +351,18 @@ class Runner:
         self.progress.report_machine()
 
     def set_state(self, verdict: Verdict, state: str, **more: Any) -> None:
+        """Set a node's state, and save the run's record.
+
+        Args:
+            state, more: as of :meth:`record_state`.
+
+        Raises:
+            LeaseLost: Another driver has taken over the pipeline.
+        """
+        self.record_state(verdict, state, **more)
+        self.save_states()
+
+    def record_state(self, verdict: Verdict, state: str, **more: Any) -> None:
         """Set a node's state in the run's record; :meth:`save_states` saves it.
 
         Args:
@@ -382,6 +394,7 @@ class Runner:
         Raises:
             LeaseLost: Another driver has taken over the pipeline.
         """
+        self.claims.lease.check_if_overdue()
         if not self.is_saved:
             self.save()
             self.save_tree()
