@@ -95,12 +95,13 @@ def test_the_report_has_every_figure_and_the_same_bytes_each_time(study, tmp_pat
 
 def test_equal_budgets_are_counted(study, tmp_path):
     said("study", "report", STUDY, "--storage", study.store, "--output", tmp_path)
-    [cost] = [
-        row
-        for row in json.loads((tmp_path / "results.json").read_text())["cost"]
-        if row["comparison"] == "ensemble | single" and row["images"] == [256, 256]
-    ][:1]
-    assert cost["active_parameters"][0] == cost["active_parameters"][1]
+    rows = json.loads((tmp_path / "results.json").read_text())["cost"]
+    cost = {(row["comparison"], row["at"]): row for row in rows}
+    tree = cost["ensemble against reweighted", "tree"]
+    # The root of 128 images, and four experts of 32; a model that trains on from there to 256.
+    assert tree["training images"] == [256, 256] and tree["equal"]
+    assert tree["parameters in use"][0] == tree["parameters in use"][1]
+    assert tree["parameters stored"][0] == 3 * tree["parameters stored"][1]
 
 
 def test_mlflow_has_the_experts_and_the_report(study):
