@@ -140,20 +140,25 @@ def missing(results: Results, comparison: Comparison, at: Mapping[str, str | int
     planned = [seeds_planned(study, place) for place in places]
     for place, seeds in zip(places, planned):
         if not seeds:
-            named = ", ".join(f"{axis} {value}" for axis, value in place.items())
-            return f"no experiment makes the cells of {named}"
+            return f"no experiment makes the cells of {named(study, place)}"
     both = [seed for seed in planned[0] if seed in planned[1]]
     if not both:
         return "no experiment makes the cells of both models with the same seed"
     for model, place in zip(models, places):
         cells, groups = results.at(place), results.models(model, place)
         if absent := [seed for seed in both if seed not in cells]:
-            named = ", ".join(f"{axis} {value}" for axis, value in place.items())
-            return f"seed {join_words(absent, 'and')} of {named} not finished"
+            seeds = "seed" if len(absent) == 1 else "seeds"
+            return f"{seeds} {join_words(absent, 'and')} of {named(study, place)} not finished"
         if absent := [seed for seed in both if seed not in groups]:
             cell = cells[absent[0]]
             return f"{cell.name} has no {model.group}, only {join_words(list(cell.groups), 'and')}"
     return ""
+
+
+def named(study: Study, place: Mapping[str, str]) -> str:
+    """A place in words: its values that are not the first of their axis; else ``the base``."""
+    other = [f"{a} {v}" for a, v in place.items() if a != SEED and v != study.values(a)[0]]
+    return ", ".join(other) or "the base"
 
 
 def seeds_planned(study: Study, place: Mapping[str, str]) -> list[str]:

@@ -60,16 +60,16 @@ def test_more_claims_make_each_weaker():
 @pytest.mark.parametrize(
     ("absent", "changes", "reason"),
     [
-        ([("emoji", 3), ("emoji", 4)], {}, "seed 3 and 4 of data emoji, split two not finished"),
+        ([("emoji", 3), ("emoji", 4)], {}, "seeds 3 and 4 of the base not finished"),
         (
             [("emoji", s) for s in range(5)],
             {},
-            "seed 0, 1, 2, 3 and 4 of data emoji, split two not finished",
+            "seeds 0, 1, 2, 3 and 4 of the base not finished",
         ),
         (
             [],
             {"at": {"split": "three"}},
-            "no experiment makes the cells of data emoji, split three",
+            "no experiment makes the cells of split three",
         ),
         (
             [],
