@@ -147,8 +147,8 @@ def missing(results: Results, comparison: Comparison, at: Mapping[str, str | int
     for model, place in zip(models, places):
         cells, groups = results.at(place), results.models(model, place)
         if absent := [seed for seed in both if seed not in cells]:
-            seeds = "seed" if len(absent) == 1 else "seeds"
-            return f"{seeds} {join_words(absent, 'and')} of {named(study, place)} not finished"
+            word = "seed" if len(absent) == 1 else "seeds"
+            return f"{word} {join_words(absent, 'and')} of {named(study, place)} not finished"
         if absent := [seed for seed in both if seed not in groups]:
             cell = cells[absent[0]]
             return f"{cell.name} has no {model.group}, only {join_words(list(cell.groups), 'and')}"
