@@ -40,9 +40,10 @@ def opened_study(path: Path, storage: str | None, *, assume: bool = False) -> tu
 def show_plan(
     path: StudyPath, storage: SpecStorage = None, as_json: AsJson = False, assume: Assume = False
 ) -> None:
-    """Show a study's cells, how much is to be run, and how long it will take.
+    """Show a study's cells, and what is to be run.
 
-    With `cluster:` in the study or its base also GPU-hours, storage and money.
+    For each kind of node how many there are, the images to train, and the time that is left. With
+    `cluster:` in the study or its base also GPU-hours, storage and money.
     """
     from pipelines.planning import lint
     from pipelines.studies import planning
@@ -62,9 +63,10 @@ def show_plan(
 
 @study.command(name="run", epilog="Example:  ediffi study run pipelines/specs/study-smoke.yaml")
 def run_study(path: StudyPath, storage: SpecStorage = None) -> None:
-    """Run a study, or continue one that was stopped, and write its report into the store.
+    """Run a study, or continue one that was stopped.
 
-    Nodes that cells have in common are made once. A finished study is only reported again.
+    At the end its report is written into the store. Nodes that cells have in common are made once.
+    A finished study is only reported again.
     """
     from pipelines.executor.driver import drive
     from pipelines.studies import planning
@@ -76,7 +78,7 @@ def run_study(path: StudyPath, storage: SpecStorage = None) -> None:
 
 @study.command(epilog="Example:  ediffi study status pipelines/specs/study-smoke.yaml")
 def status(path: StudyPath, storage: SpecStorage = None, as_json: AsJson = False) -> None:
-    """Show how far a study is: its cells, its nodes, the claims so far, and the time left."""
+    """Show how far a study is: cells, nodes, time left."""
     from pipelines.studies import status as view
 
     found, store, made = opened_study(path, storage)
@@ -99,10 +101,10 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write a study's report from its results in the store, and print its claims.
+    """Write a study's report, and print its claims.
 
-    A page, the same as Markdown, the figures, and their data as JSON. The report also becomes a
-    run in MLflow. Cells that are not finished are named in it.
+    From its results in the store: a page, the same as Markdown, the figures, and their data as
+    JSON. The report also becomes a run in MLflow. Cells that are not finished are named in it.
     """
     if output is not None:
         writable_folder(output)
@@ -117,7 +119,10 @@ def cells(
     ],
     storage: SpecStorage = None,
 ) -> None:
-    """Write every cell of a study as a pipeline's spec, for `ediffi plan`, `diff` and `run`."""
+    """Write every cell of a study as a pipeline's spec.
+
+    `ediffi plan`, `diff` and `run` take these.
+    """
     from pipelines.studies.cells import open_study, write_cells
 
     writable_folder(output)
