@@ -82,6 +82,10 @@ def _sqrt(symmetric: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
+MIN_KERNEL_PICTURES = 3
+"""Fewest pictures for a kernel distance."""
+
+
 def kernel_distance(made: Tensor | Features, real: Tensor | Features) -> Tensor:
     """Contribution of each image to the kernel distance (KID, arXiv:1801.01401) of two sets.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -143,6 +144,24 @@ def asked_tree(storage: str | None, run_id: str | None) -> tuple[Any, Any, Any]:
         raise ValueError(f"run {execution.id} has no tree yet; it is {execution.state}")
     found["labels"] = run_aliases(store, execution.pipeline, execution.nodes)
     return store, execution, found
+
+
+def tell_copy(record: Callable[[], str], experiment: str) -> None:
+    """Copy a report to MLflow, and say so. The report counts, so a failure is only told.
+
+    Args:
+        record: writes the copy, and returns MLflow's address.
+        experiment: the experiment that it is in.
+    """
+    from pipelines.lineage.address import without_credentials
+    from pipelines.lineage.delivery import one_line
+
+    try:
+        uri = record()
+    except Exception as error:  # whatever MLflow's back end raises
+        typer.echo(f"MLflow has no copy of the report ({one_line(error)})", err=True)
+        return
+    typer.echo(f"MLflow at {without_credentials(uri)} has a copy, in the experiment {experiment}")
 
 
 def is_dir(output: Path, option: str = "--output") -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipelines.cli import evaluate_options
-from pipelines.cli.app import DEFAULT_STORAGE, Storage, app, writable, writable_folder
+from pipelines.cli.app import DEFAULT_STORAGE, Storage, app, tell_copy, writable, writable_folder
 from pipelines.formatting import clock
 
 if TYPE_CHECKING:
@@ -217,6 +217,7 @@ def evaluate(
     from pipelines.evaluation import comparison
     from pipelines.evaluation.curve import Curve
     from pipelines.executor.ray_cluster import lacking, start_ray
+    from pipelines.lineage import curves as lineage
     from pipelines.lineage.lookup import find_subject, last_evaluation
     from pipelines.reports import curves
     from pipelines.spec.loading import load_protocol
@@ -297,7 +298,8 @@ def evaluate(
     )
     curves.write(curve, output)
     typer.echo(f"{output}/README.md, curve.png and points.json: {len(where)} points")
-    _record(curve, output, first)
+    pipeline = first.pipeline
+    tell_copy(lambda: lineage.record(curve, output, first.store, pipeline), pipeline)
     if write_best:
         _write_best(write_best, curve, where, first)
 
@@ -376,22 +378,6 @@ class _Log:
     def progress(self, text: str) -> None:
         if time.monotonic() - self.printed >= REPORT_EVERY_S:
             self(text)
-
-
-def _record(curve: Curve, folder: Path, first: Subject) -> None:
-    """Copy the report to MLflow. The folder counts, so a failure is only reported."""
-    from pipelines.lineage import curves
-    from pipelines.lineage.address import without_credentials
-    from pipelines.lineage.delivery import one_line
-
-    try:
-        uri = curves.record(curve, folder, first.store, first.pipeline)
-    except Exception as error:  # whatever MLflow's back end raises
-        typer.echo(f"MLflow has no copy of the report ({one_line(error)})", err=True)
-        return
-    typer.echo(
-        f"MLflow at {without_credentials(uri)} has a copy, in the experiment {first.pipeline}"
-    )
 
 
 def _write_best(file: Path, curve: Curve, where: Sequence[Place], first: Subject) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.app import AsJson, SpecStorage, app, writable_folder
+from pipelines.cli.app import AsJson, SpecStorage, app, tell_copy, writable_folder
 from pipelines.cli.running import finish
 
 study = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -25,18 +25,20 @@ Assume = Annotated[
 ]
 
 
-def opened_study(path: Path, storage: str | None, *, assume: bool = False) -> tuple[Any, Any, Any]:
-    """A study, its store, and its plan."""
+def opened_study(
+    path: Path, storage: str | None, *, assume: bool = False
+) -> tuple[Any, Any, Any, Any]:
+    """A study, its store, what its cells read from outside, and its plan."""
     from pipelines.studies import planning
     from pipelines.studies.cells import open_study
 
     found = open_study(path, storage=storage)
     store = planning.store_of(found, nowhere=assume)
     outside = planning.sources_of(found, assume=assume)
-    return found, store, planning.make(found, store, outside)
+    return found, store, outside, planning.make(found, store, outside)
 
 
-@study.command(name="plan", epilog="Example:  ediffi study plan pipelines/specs/study-smoke.yaml")
+@study.command(name="plan", epilog="Example:  ediffi study plan pipelines/specs/studies/smoke.yaml")
 def show_plan(
     path: StudyPath, storage: SpecStorage = None, as_json: AsJson = False, assume: Assume = False
 ) -> None:
@@ -48,11 +50,11 @@ def show_plan(
     from pipelines.planning import lint
     from pipelines.studies import planning
 
-    found, store, made = opened_study(path, storage, assume=assume)
+    found, store, outside, made = opened_study(path, storage, assume=assume)
     problems = planning.findings(made)
     seen = None
     if not any(f.is_error for f in problems):
-        seen = planning.forecast(made, store, planning.sources_of(found, assume=assume))
+        seen = planning.forecast(made, store, outside)
     if as_json:
         typer.echo(json.dumps(planning.data(found, made, seen), indent=1))
     else:
@@ -61,7 +63,7 @@ def show_plan(
     lint.raise_errors(problems)
 
 
-@study.command(name="run", epilog="Example:  ediffi study run pipelines/specs/study-smoke.yaml")
+@study.command(name="run", epilog="Example:  ediffi study run pipelines/specs/studies/smoke.yaml")
 def run_study(path: StudyPath, storage: SpecStorage = None) -> None:
     """Run a study, or continue one that was stopped.
 
@@ -71,22 +73,22 @@ def run_study(path: StudyPath, storage: SpecStorage = None) -> None:
     from pipelines.executor.driver import drive
     from pipelines.studies import planning
 
-    _, store, made = opened_study(path, storage)
+    found, store, outside, made = opened_study(path, storage)
     finish(*drive(made, store, planning.findings(made)))
-    _report(path, storage, None)
+    _report(found, store, planning.make(found, store, outside), None)
 
 
-@study.command(epilog="Example:  ediffi study status pipelines/specs/study-smoke.yaml")
+@study.command(epilog="Example:  ediffi study status pipelines/specs/studies/smoke.yaml")
 def status(path: StudyPath, storage: SpecStorage = None, as_json: AsJson = False) -> None:
     """Show how far a study is: cells, nodes, time left."""
     from pipelines.studies import status as view
 
-    found, store, made = opened_study(path, storage)
+    found, store, _, made = opened_study(path, storage)
     seen = view.status(found, store, made)
     typer.echo(json.dumps(view.data(seen), indent=1) if as_json else view.text(seen))
 
 
-@study.command(epilog="Example:  ediffi study report pipelines/specs/study-smoke.yaml -o report")
+@study.command(epilog="Example:  ediffi study report pipelines/specs/studies/smoke.yaml -o report")
 def report(
     path: StudyPath,
     storage: SpecStorage = None,
@@ -108,10 +110,11 @@ def report(
     """
     if output is not None:
         writable_folder(output)
-    _report(path, storage, output)
+    found, store, _, made = opened_study(path, storage)
+    _report(found, store, made, output)
 
 
-@study.command(epilog="Example:  ediffi study cells pipelines/specs/study-smoke.yaml -o cells")
+@study.command(epilog="Example:  ediffi study cells pipelines/specs/studies/smoke.yaml -o cells")
 def cells(
     path: StudyPath,
     output: Annotated[
@@ -130,25 +133,15 @@ def cells(
         typer.echo(str(made))
 
 
-def _report(path: Path, storage: str | None, output: Path | None) -> None:
+def _report(found: Any, store: Any, made: Any, output: Path | None) -> None:
     from pipelines.lineage import studies
-    from pipelines.lineage.address import without_credentials
-    from pipelines.lineage.delivery import one_line
     from pipelines.studies import claims, reporting
 
-    found, store, made = opened_study(path, storage)
+    name, tracking = found.study.study, found.base.tracking
 
     def record(findings: Any, folder: Path) -> None:
-        try:
-            uri = studies.record(findings, folder, store, found.study.study, found.base.tracking)
-        except Exception as error:  # whatever MLflow's back end raises
-            typer.echo(f"MLflow has no copy of the report ({one_line(error)})", err=True)
-            return
-        typer.echo(
-            f"MLflow at {without_credentials(uri)} has a copy, in the experiment "
-            f"{found.study.study}"
-        )
+        tell_copy(lambda: studies.record(findings, folder, store, name, tracking), name)
 
-    made_report = reporting.report(found, store, made, output, record)
-    typer.echo(claims.text(made_report.findings))
-    typer.echo(f"report: {made_report.place}/report.html")
+    written = reporting.report(found, store, made, output, record)
+    typer.echo(claims.text(written.findings))
+    typer.echo(f"report: {written.place}/report.html")

@@ -80,10 +80,9 @@ def evaluation_nodes(
         groups = {"ensemble": cascade[: at + 1]}
         if not at:
             groups["root"] = [single_expert(spec, ensemble.stage, tree.ROOT)]
-        if stage.merge is not None:
-            yield merge_node(spec, ensemble.stage)
         more = {name: single_expert(spec, ensemble.stage, name) for name in stage.continued}
         if stage.merge is not None:
+            yield merge_node(spec, ensemble.stage)
             more[MERGED] = single_expert(spec, ensemble.stage, MERGED)
         more |= {name: routed_ensemble(spec, ensemble.stage, name) for name in stage.routings}
         groups |= {name: [*cascade[:at], one] for name, one in more.items()}

@@ -122,13 +122,13 @@ def train_node(
         "stream": f"{stage_name}/{stream}",
         "seed": spec.seed,
     }
-    if expert.overlap:
-        own = Interval(*settings["interval"])
-        settings["density"] = Mixture.around(own, expert.overlap).rows
-    settings |= super_resolution(spec, stage_name)
     if isinstance(expert, Baseline) and expert.density == "experts":
         density = combined_density(stage)
-        settings |= {"density": density} if density != [[0.0, 1.0, 1.0]] else {}
+    else:
+        density = _density_rows(Interval(*settings["interval"]), expert.overlap)
+    if density != [[*settings["interval"], 1.0]]:
+        settings["density"] = density
+    settings |= super_resolution(spec, stage_name)
     inputs = {"data": "embed/train"}
     if parent:
         inputs["parent"] = f"train/{stage_name}/{parent}"

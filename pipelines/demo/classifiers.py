@@ -81,3 +81,15 @@ def upsampled(x: Tensor) -> Tensor:
     if x.shape[2] == SIDE:
         return x
     return F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+
+
+def coarse_and_grainy(x: Tensor, side: int, of: int, random: torch.Generator) -> Tensor:
+    """Training pictures as a metric sees them: reduced, upsampled, and each with noise.
+
+    Args:
+        x: [N, 3, of, of] in [-1, 1].
+        side: side in pixels to reduce them to; divides ``of``.
+    """
+    x = upsampled(F.avg_pool2d(x, of // side))
+    grain = 0.1 * torch.rand(len(x), 1, 1, 1, generator=random)
+    return x + grain * torch.randn(x.shape, generator=random)

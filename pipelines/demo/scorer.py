@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from pipelines.demo import scenes
 from pipelines.demo.captions import Ask, parse
+from pipelines.demo.classifier_metric import BATCH, ClassifierMetric
 from pipelines.demo.drawings import ARTISTS, CONCEPTS, HELD_OUT_ARTIST
 from pipelines.demo.scenes import GROUNDS, PLACES, Scene
-from pipelines.metrics import Metric, Pictures, Progress, Values
+from pipelines.metrics import Pictures, Progress, Values
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 NOTHING = len(CONCEPTS)
 """Class of an empty place."""
 
-BATCH = 64
 RENDERINGS = 8000
 """Number of different training images."""
 
@@ -41,7 +41,6 @@ EMPTY = 12
 
 _BLOCKS = 4  # per side
 _GROUND_TOLERANCE = 44.0  # RGB distance; more than half of that between the two closest grounds
-_WEIGHTS = "judge.safetensors"
 
 
 @dataclass(frozen=True)
@@ -58,21 +57,25 @@ class Reading:
     """[N] index of the ground, −1 if no named colour is close."""
 
 
-class EmojiScenes(Metric):
+class EmojiScenes(ClassifierMetric["Network"]):
     """Concepts, places, grounds and styles of EmojiScenes; see :meth:`score`."""
 
     version = 1
+
+    weights_file = "judge.safetensors"
 
     def __init__(self, images: int = 30_000) -> None:
         """
         Args:
             images: training images seen, in batches of 64.
         """
-        if type(images) is not int or images < BATCH:
-            raise ValueError(f"`images:` must be at least {BATCH}, got {images!r}")
-        self.images = images
-        self.network: Network
-        """After :meth:`fit` or :meth:`open`."""
+        super().__init__(images)
+
+    def new_network(self) -> Network:
+        """The classifier, not trained yet."""
+        from pipelines.demo.scorer_network import Network
+
+        return Network()
 
     def fit(
         self, folder: Path, *, resolutions: list[int], seed: int, progress: Progress
@@ -87,10 +90,8 @@ class EmojiScenes(Metric):
             ValueError: A resolution does not divide 64.
         """
         import torch
-        from safetensors.torch import save_file
 
         from pipelines.demo.classifiers import SIDE, as_input
-        from pipelines.demo.scorer_network import Network
 
         if wrong := [r for r in resolutions if SIDE % r]:
             raise ValueError(f"resolutions must divide 64, not {wrong[0]}")
@@ -100,9 +101,9 @@ class EmojiScenes(Metric):
         targets = _targets([s for s, _ in drawn])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = Network()
+            self.network = self.new_network()
             self._train(pictures, targets, resolutions, seed, progress)
-        save_file(self.network.state_dict(), folder / _WEIGHTS)
+        self.save(folder)
         found = self._accuracy("", resolutions, seed, None)
         return found | self._accuracy("unseen_artist_", resolutions, seed, HELD_OUT_ARTIST[1])
 
@@ -117,7 +118,7 @@ class EmojiScenes(Metric):
         import torch
         from torch.nn import functional as F
 
-        from pipelines.demo.classifiers import SIDE, train, upsampled
+        from pipelines.demo.classifiers import SIDE, coarse_and_grainy, train
 
         random = torch.Generator().manual_seed(seed)
 
@@ -125,10 +126,7 @@ class EmojiScenes(Metric):
             rows = torch.randint(len(pictures), (BATCH,), generator=random)
             by = torch.randint(-2, 3, (2,), generator=random).tolist()
             x = torch.roll(pictures[rows], by, (2, 3))
-            side = resolutions[step % len(resolutions)]
-            x = upsampled(F.avg_pool2d(x, SIDE // side))
-            grain = 0.1 * torch.rand(BATCH, 1, 1, 1, generator=random)
-            x = x + grain * torch.randn(x.shape, generator=random)
+            x = coarse_and_grainy(x, resolutions[step % len(resolutions)], SIDE, random)
             things = targets[0][rows]
             x[:EMPTY] = without_things(x[:EMPTY], random)
             things[:EMPTY] = NOTHING
@@ -176,37 +174,16 @@ class EmojiScenes(Metric):
                 found[f"styles_{side}"] = float(ok.float().mean())
         return found
 
-    def open(self, folder: Path) -> None:
-        """Load the weights that :meth:`fit` wrote."""
-        from safetensors.torch import load_file
-
-        from pipelines.demo.scorer_network import Network
-
-        self.network = Network()
-        self.network.load_state_dict(load_file(folder / _WEIGHTS))
-        self.network.eval()
-
-    def _outputs(self, pictures: Pictures) -> tuple[Tensor, Tensor, Tensor]:
-        import torch
-
-        from pipelines.demo.classifiers import as_input, upsampled
-
-        with torch.inference_mode():
-            x = as_input(pictures)
-            parts = [self.network(upsampled(part)) for part in x.split(256)]
-            concepts, artists, features = (torch.cat(list(p)) for p in zip(*parts))
-        return concepts, artists, features
-
     def read(self, pictures: Pictures) -> Reading:
         """What images, uint8 [N, R, R, 3], show."""
-        concepts, artists, _ = self._outputs(pictures)
+        concepts, artists, _ = self.outputs(pictures)
         return Reading(
             concepts.argmax(dim=2).numpy(), artists.argmax(dim=1).numpy(), grounds(pictures)
         )
 
     def features(self, pictures: Pictures) -> NDArray[np.float32]:
         """[N, 128]: the network's last features, averaged over the image."""
-        out: NDArray[np.float32] = self._outputs(pictures)[2].numpy()
+        out: NDArray[np.float32] = self.outputs(pictures)[2].numpy()
         return out
 
     def score(self, pictures: Pictures, captions: list[str]) -> dict[str, Values]:

@@ -20,7 +20,7 @@ from ediffi_core.metrics import by_picture, validation_losses
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.strata import Strata
 from pipelines.dag.differences import difference
-from pipelines.evaluation.scores import from_json, read_required_json, to_json
+from pipelines.evaluation.scores import finite, from_json, read_required_json, to_json
 from pipelines.store.artifacts import Store
 
 FILE = "losses.json"
@@ -88,12 +88,8 @@ class Losses:
         """Write them as JSON into the evaluation's folder."""
         columns = {"picture": self.picture, "sigma": self.sigma, "loss": self.loss}
         rows = {name: to_json(column) for name, column in columns.items()}
-        experts = {name: [low, _json(high)] for name, (low, high) in self.experts.items()}
+        experts = {name: [low, finite(high)] for name, (low, high) in self.experts.items()}
         store.write_json(f"{folder}/{file}", {"how": self.how, "experts": experts, **rows})
-
-
-def _json(high: float) -> float | None:
-    return None if high == float("inf") else high
 
 
 def read(store: Store, folder: str, file: str = FILE) -> Losses:

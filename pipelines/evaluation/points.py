@@ -12,7 +12,7 @@ from torch import Tensor
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.distances import Measured
 from ediffi_core.measures import measure
-from ediffi_core.metrics import Estimate, kernel_distance
+from ediffi_core.metrics import MIN_KERNEL_PICTURES, Estimate, kernel_distance
 from pipelines.dag.plan import digest
 from pipelines.evaluation.curve import Point
 from pipelines.evaluation.job import PARTS, Job, Source
@@ -28,9 +28,6 @@ FOLDER = "curves"
 
 FORMAT = 1
 """Version of a point's results; a change of it measures all points again."""
-
-MIN_KERNEL_PICTURES = 3
-"""Fewest pictures for a kernel distance."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,11 @@ def to_json(values: Tensor) -> list[float | None]:
     return [None if math.isnan(v) else v for v in values.tolist()]
 
 
+def finite(value: float) -> float | None:
+    """A number as a JSON value, with None for NaN and infinity."""
+    return value if math.isfinite(value) else None
+
+
 def from_json(values: Sequence[float | None]) -> Tensor:
     """The inverse of :func:`to_json`. [N] float64"""
     return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)

@@ -79,8 +79,6 @@ class Runner:
         """Node id → when it was started, by the monotonic clock."""
 
         self.saved_at = 0.0
-        self.is_saved = True
-        """Whether the run's record in the store has every change of a node's state."""
 
     def run(self) -> bool:
         """Run the plan to its end.
@@ -119,7 +117,8 @@ class Runner:
         todo = [v for v in verdicts.values() if not v.cached]
         for verdict in todo:
             self.record_state(verdict, "waiting")
-        self.save_states()  # once for all: a study has hundreds of nodes
+        if verdicts:
+            self.save_states()  # once for all: a study has hundreds of nodes
         return todo
 
     def reuse(self, verdict: Verdict, manifest: Mapping[str, Any]) -> None:
@@ -386,18 +385,15 @@ class Runner:
         }
         if state == "running":
             self.progress.restart(node)
-        self.is_saved = False
 
     def save_states(self) -> None:
-        """Save the run's record and its tree, if a node's state has changed since they were.
+        """Save the run's record and its tree.
 
         Raises:
             LeaseLost: Another driver has taken over the pipeline.
         """
-        self.claims.lease.check_if_overdue()
-        if not self.is_saved:
-            self.save()
-            self.save_tree()
+        self.save()
+        self.save_tree()
 
     def save(self) -> None:
         """Save the run's record.
@@ -408,7 +404,6 @@ class Runner:
         self.claims.lease.check_if_overdue()
         self.saved_at = time.monotonic()
         self.execution.save(self.store)
-        self.is_saved = True
 
     def save_tree(self) -> None:
         """Save what `ediffi tree` shows, which is read from the store and not from MLflow."""

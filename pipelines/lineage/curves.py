@@ -12,7 +12,7 @@ from pipelines.dag.plan import digest
 from pipelines.evaluation.curve import Curve, Line
 from pipelines.lineage.record import PARAM_CHARACTERS, whole_lines
 from pipelines.lineage.sync import registry_uri
-from pipelines.lineage.writer import BATCH, Writer
+from pipelines.lineage.writer import Writer
 from pipelines.store.artifacts import Store
 
 FINGERPRINT = "ediffi.fingerprint"
@@ -35,7 +35,7 @@ def record(curve: Curve, folder: Path, store: Store, pipeline: str) -> str:
     writer = Writer(uri, pipeline, "", store)
     client = writer.client
     run = _run_of(client, writer.experiment, curve)
-    _log(client, run, curve)
+    _log(writer, run, curve)
     for file in sorted(folder.iterdir()):
         if file.suffix in (".png", ".json", ".md"):
             client.log_artifact(run, str(file), artifact_path="curve")
@@ -62,15 +62,11 @@ def _run_of(client: Any, experiment: str, curve: Curve) -> str:
     return str(made.info.run_id)
 
 
-def _log(client: Any, run: str, curve: Curve) -> None:
-    from mlflow.entities import Metric
-
+def _log(writer: Writer, run: str, curve: Curve) -> None:
     # MLflow keeps a point once for the same time.
-    time_ms = client.get_run(run).info.start_time
-    values = [(k, v, step) for line in curve.lines for k, v, step in _values(line, curve.along)]
-    for at in range(0, len(values), BATCH):
-        part = [Metric(key, value, time_ms, step) for key, value, step in values[at : at + BATCH]]
-        client.log_batch(run, metrics=part)
+    time_ms = writer.client.get_run(run).info.start_time
+    values = ((k, v, step) for line in curve.lines for k, v, step in _values(line, curve.along))
+    writer.log_points(run, [(key, value, time_ms, step) for key, value, step in values])
 
 
 def _values(line: Line, along: str | None) -> Iterator[tuple[str, float, int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.lineage.address import tracking_uri
 from pipelines.lineage.curves import description, metric_name
-from pipelines.lineage.writer import BATCH, Writer
+from pipelines.lineage.writer import Writer
 from pipelines.store.artifacts import Store
 from pipelines.studies.claims import Finding
 
@@ -31,8 +31,6 @@ def record(
     Returns:
         Address of MLflow. Raises what MLflow raises.
     """
-    from mlflow.entities import Metric
-
     uri = tracking_uri(tracking, store)
     writer = Writer(uri, study, "", store)
     client = writer.client
@@ -43,9 +41,7 @@ def record(
     run = client.create_run(writer.experiment, tags=tags, run_name=f"{study}: report")
     name = run.info.run_id
     values = [(k, v) for finding in findings for k, v in _values(finding)]
-    for at in range(0, len(values), BATCH):
-        part = [Metric(k, v, run.info.start_time, 0) for k, v in values[at : at + BATCH]]
-        client.log_batch(name, metrics=part)
+    writer.log_points(name, [(k, v, run.info.start_time, 0) for k, v in values])
     client.log_artifacts(name, str(folder), artifact_path="report")
     client.set_tag(name, "mlflow.note.content", description((folder / "report.md").read_text()))
     client.set_terminated(name, "FINISHED")

@@ -72,11 +72,15 @@ class Writer:
 
     def metrics(self, node: str, values: Iterable[Point]) -> None:
         """Log curve points to a node's run."""
+        self.log_points(self.runs[node], values)
+
+    def log_points(self, run: str, values: Iterable[Point]) -> None:
+        """Log points to a run, as many at once as MLflow takes."""
         from mlflow.entities import Metric
 
         points = [Metric(key, float(value), time, step) for key, value, time, step in values]
         for at in range(0, len(points), BATCH):
-            self.client.log_batch(self.runs[node], metrics=points[at : at + BATCH])
+            self.client.log_batch(run, metrics=points[at : at + BATCH])
 
     def _search(self, where: str) -> list[Any]:
         return list(self.client.search_runs([self.experiment], where, max_results=1000))

@@ -7,6 +7,7 @@ nodes that cells have in common are made once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -234,6 +235,25 @@ class Study(Strict):
                     + did_you_mean(name, known)
                 )
         return [str(name) for name in names]
+
+    def axes_of(self, experiment: Experiment) -> dict[str, list[str]]:
+        """Return every axis with the values that an experiment combines."""
+        return {
+            axis: self.chosen(axis, experiment.cells[axis])
+            if axis in experiment.cells
+            else self.values(axis)[:1]
+            for axis in self.axes
+        }
+
+    def combinations(self, each: Mapping[str, Values]) -> list[dict[str, str]]:
+        """Return every combination of the values of some axes; one without axes if there are
+        none."""
+        chosen = (self.chosen(axis, values) for axis, values in each.items())
+        return [dict(zip(each, values, strict=True)) for values in itertools.product(*chosen)]
+
+    def cells_of(self, experiment: Experiment) -> list[dict[str, str]]:
+        """Return the cells of an experiment: every axis' value, in the order of the axes."""
+        return self.combinations({axis: [*v] for axis, v in self.axes_of(experiment).items()})
 
     def place(self, *ats: Mapping[str, str | int]) -> dict[str, str]:
         """Return every axis' value but the seed's: the last of ``ats`` that names it, else its

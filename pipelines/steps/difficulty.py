@@ -6,7 +6,6 @@ p(σ), with the averaged weights and text conditioning, as in an evaluation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
@@ -18,6 +17,8 @@ from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.metrics import validation_losses
 from ediffi_core.noise import EVERYTHING, NoiseDistribution
+from pipelines.evaluation.job import text_only
+from pipelines.evaluation.scores import finite
 from pipelines.runs.context import Context, Result
 from pipelines.store.reader import Reader
 from pipelines.training.branch import Parent
@@ -45,8 +46,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
 
     def batches(index: Tensor) -> tuple[Tensor, Conditioning]:
         x, cond = validation_batch(reader, index, settings)
-        absent = torch.zeros(len(cond), dtype=torch.bool)
-        return x.to(device), cond.keep({"clip_image": absent}, ()).to(device)
+        return x.to(device), text_only(cond).to(device)
 
     index, shares = torch.arange(settings["draws"]), settings["shares"]
     u = draws.rotated(settings["seed"], "difficulty/sigma", index, len(reader))
@@ -71,7 +71,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     sigma = [noise.sigma_at(q) for q in quantiles]
     report = {
         "quantiles": quantiles,
-        "sigma": [s if math.isfinite(s) else None for s in sigma],
+        "sigma": [finite(s) for s in sigma],
         "loss": means,
         "cumulated": cumulated(means),
         "boundaries": cuts,

@@ -15,7 +15,7 @@ from ediffi_core.distances import Measured
 from ediffi_core.encoders import CLIP
 from ediffi_core.features import Features
 from ediffi_core.measures import measure
-from ediffi_core.metrics import Moments, frechet_distance, kernel_distance
+from ediffi_core.metrics import MIN_KERNEL_PICTURES, Moments, frechet_distance, kernel_distance
 from pipelines.evaluation import losses as losses_file
 from pipelines.evaluation import scores as scores_file
 from pipelines.evaluation.job import PARTS, Embedded, Job
@@ -41,7 +41,6 @@ from pipelines.store.reader import Reader
 
 GRID = 16
 SHOWN_SIDE = 96  # pixels, of a picture in the sample sheet
-MIN_KERNEL_PICTURES = 3  # fewest pictures for a kernel distance
 MEASURES = "measures.json"
 """File with what is measured on ``evaluate.features``: each value with its interval, number of
 pictures, and network."""

@@ -15,6 +15,7 @@ from ediffi_core.gradient_similarity import Gradients, Similarity, by_distance
 from ediffi_core.noise import EVERYTHING, Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser, denoising_loss
 from pipelines.evaluation.job import text_only
+from pipelines.evaluation.scores import finite
 from pipelines.runs.context import Context, Result
 from pipelines.store.reader import Reader
 from pipelines.training.branch import Parent
@@ -133,7 +134,3 @@ def rows(values: Tensor) -> Any:
     if values.ndim > 1:
         return [rows(row) for row in values]
     return [finite(value) for value in values.tolist()]
-
-
-def finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -80,24 +79,19 @@ def open_study(path: Path, *, storage: str | None = None) -> Opened:
 
 
 def _cells(study: Study, base: Mapping[str, Any], file: str) -> Iterator[CellSpec]:
-    needed: dict[tuple[str, ...], list[str]] = {}
+    needed: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for experiment, of in study.experiments.items():
-        values = [
-            study.chosen(axis, of.cells[axis]) if axis in of.cells else study.values(axis)[:1]
-            for axis in study.axes
-        ]
-        for combination in itertools.product(*values):
-            needed.setdefault(combination, []).append(experiment)
-    at = list(study.axes).index(SEED)
-    order = sorted(needed, key=lambda c: study.values(SEED).index(c[at]))
-    for combination in order:
-        place = dict(zip(study.axes, combination, strict=True))
+        for place in study.cells_of(of):
+            needed.setdefault(tuple(place.items()), []).append(experiment)
+    seeds = study.values(SEED)
+    for key in sorted(needed, key=lambda key: seeds.index(dict(key)[SEED])):
+        place = dict(key)
         name = cell_name(study, place)
         raw = {**overridden(study, base, place), "name": name}
         yield CellSpec(
             name=name,
             at=place,
-            experiments=tuple(needed[combination]),
+            experiments=tuple(needed[key]),
             raw=raw,
             spec=check_spec(raw, f"{file}, cell {name}"),
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -61,9 +60,9 @@ class Finding:
 def find(results: Results) -> list[Finding]:
     """Decide all claims of a study, in its order."""
     made = [
-        _measured(results, name, claim, dict(zip(claim.each, values)))
+        _measured(results, name, claim, at)
         for name, claim in results.study.claims.items()
-        for values in product(*(results.study.chosen(a, v) for a, v in claim.each.items()))
+        for at in results.study.combinations(claim.each)
     ]
     adjusted = holm([1.0 if finding.p is None else finding.p for finding in made])
     return [_decided(finding, p, len(made)) for finding, p in zip(made, adjusted)]
@@ -163,16 +162,9 @@ def named(study: Study, place: Mapping[str, str]) -> str:
 
 def seeds_planned(study: Study, place: Mapping[str, str]) -> list[str]:
     """Seeds in which any experiment makes the cell at a place."""
-    experiments = [
-        {
-            axis: study.chosen(axis, e.cells[axis]) if axis in e.cells else study.values(axis)[:1]
-            for axis in study.axes
-        }
-        for e in study.experiments.values()
-    ]
     made = [
         values[SEED]
-        for values in experiments
+        for values in map(study.axes_of, study.experiments.values())
         if all(value in values[axis] for axis, value in place.items() if axis != SEED)
     ]
     return [seed for seed in study.values(SEED) if any(seed in seeds for seeds in made)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.dag import plan, sources
 from pipelines.dag.merged import merge
-from pipelines.dag.plan import Plan, images_to_train
+from pipelines.dag.plan import Node, Plan, Verdict, images_to_train
 from pipelines.formatting import align_columns, duration, number
 from pipelines.planning import embedding, lint
 from pipelines.planning.cost import Cost
@@ -19,6 +19,7 @@ from pipelines.planning.forecast import Forecast, as_data, make_forecast
 from pipelines.planning.node_costs import costs_of
 from pipelines.reports import plan as plan_view
 from pipelines.spec.pipeline import Spec
+from pipelines.store import remote
 from pipelines.store.artifacts import Store
 from pipelines.studies.cells import Opened
 
@@ -83,7 +84,7 @@ class Work:
 
 def work_of(made: Plan) -> list[Work]:
     """The nodes of each kind, in the order of the plan, with an estimate of the time left."""
-    kinds: dict[str, list[Any]] = {}
+    kinds: dict[str, list[Verdict]] = {}
     for verdict in made.verdicts.values():
         kinds.setdefault(verdict.node.kind, []).append(verdict)
     found = []
@@ -102,7 +103,7 @@ def work_of(made: Plan) -> list[Work]:
     return found
 
 
-def _seconds_left(made: Plan, done: list[Any], todo: list[Any]) -> float | None:
+def _seconds_left(made: Plan, done: list[Verdict], todo: list[Verdict]) -> float | None:
     """Seconds of the nodes still to run: of a training by images and network, of others by their
     kind's mean."""
     if not todo:
@@ -111,7 +112,9 @@ def _seconds_left(made: Plan, done: list[Any], todo: list[Any]) -> float | None:
         return None
     sizes: dict[str, list[float]] = {}
     for v in done:
-        sizes.setdefault(_alike(v.node), []).append(v.manifest["seconds"] / _size(made, v.node))
+        assert v.manifest is not None
+        rate = v.manifest["seconds"] / _size(made, v.node)
+        sizes.setdefault(_alike(v.node), []).append(rate)
     everything = [rate for rates in sizes.values() for rate in rates]
     mean = sum(everything) / len(everything)
     total = 0.0
@@ -121,14 +124,14 @@ def _seconds_left(made: Plan, done: list[Any], todo: list[Any]) -> float | None:
     return total
 
 
-def _alike(node: Any) -> str:
+def _alike(node: Node) -> str:
     """What nodes of about the same speed have in common."""
     if node.kind == "train":
         return json.dumps([node.settings["network"], node.settings["resolution"]], sort_keys=True)
     return str(node.name.rpartition("/")[2])
 
 
-def _size(made: Plan, node: Any) -> float:
+def _size(made: Plan, node: Node) -> float:
     return float(images_to_train(made, node) or 1)
 
 
@@ -200,30 +203,17 @@ def data(opened: Opened, made: Plan, seen: Forecast | None = None) -> dict[str, 
     }
 
 
-def export_s3(opened: Opened) -> None:
-    """Set the environment variables by which the study's store in a bucket is reached."""
-    from pipelines.store import remote
-
-    remote.export_settings(opened.base.s3.variables())
-
-
 def store_of(opened: Opened, *, nowhere: bool = False) -> Store:
     """The study's store; with ``nowhere``, an empty one."""
-    export_s3(opened)
+    remote.export_settings(opened.base.s3.variables())
     return Store.at(os.devnull if nowhere else opened.base.storage).check_access()
 
 
-def done_cells(made: Plan, done: Iterable[str]) -> list[str]:
-    """Cells all of whose nodes are done.
-
-    Args:
-        done: Folders of the nodes that are.
-    """
-    there = set(done)
+def done_cells(made: Plan) -> list[str]:
+    """Cells all of whose nodes are in the store, apart from those that the study leaves out."""
     kept = {v.folder for v in made.verdicts.values()}
     return [
         name
         for name, cell in made.cells.items()
-        if all(v.folder in there for v in cell.verdicts.values() if v.folder in kept)
-        and not cell.is_growing
+        if all(v.cached for v in cell.verdicts.values() if v.folder in kept) and not cell.is_growing
     ]

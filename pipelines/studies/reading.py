@@ -9,7 +9,7 @@ from pipelines.dag.plan import Plan, Verdict, images_to_train
 from pipelines.evaluation import scores
 from pipelines.steps.ensemble_weights import located
 from pipelines.store.artifacts import Store
-from pipelines.studies.cells import CellSpec, Opened
+from pipelines.studies.cells import Opened
 from pipelines.studies.results import Cell, Group, Results
 
 MEASUREMENTS = {"gradients": "gradients.json", "probe": "probe.json"}
@@ -32,7 +32,7 @@ def read(opened: Opened, made: Plan, store: Store) -> Results:
         found = Cell(
             name=cell.name,
             at=dict(cell.at),
-            groups=dict(_groups(opened, cell, plan, store, known)),
+            groups=dict(_groups(opened, plan, store, known)),
             measurements=dict(_measurements(opened, plan, store)),
         )
         if found.groups or found.measurements:
@@ -41,7 +41,7 @@ def read(opened: Opened, made: Plan, store: Store) -> Results:
 
 
 def _groups(
-    opened: Opened, cell: CellSpec, plan: Plan, store: Store, known: dict[str, Group]
+    opened: Opened, plan: Plan, store: Store, known: dict[str, Group]
 ) -> Iterator[tuple[str, Group]]:
     """Evaluated group → its results; ``known`` holds those that other cells share, by folder."""
     stage = opened.study.stage

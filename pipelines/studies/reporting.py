@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipelines.dag.plan import Plan
+from pipelines.evaluation.probes.seconds import processor
 from pipelines.runs.execution import latest
 from pipelines.store.artifacts import Store
 from pipelines.studies import claims
@@ -19,7 +20,6 @@ from pipelines.studies.cells import Opened
 from pipelines.studies.planning import done_cells
 from pipelines.studies.reading import read
 from pipelines.studies.report.write import write
-from pipelines.studies.results import Results
 
 PACKAGES = ("torch", "ray", "numpy", "scipy")
 
@@ -28,7 +28,6 @@ PACKAGES = ("torch", "ray", "numpy", "scipy")
 class Reported:
     """A written report."""
 
-    results: Results
     findings: Sequence[claims.Finding]
     place: str
     """Where it is, for the user."""
@@ -63,7 +62,7 @@ def report(
     if folder is not None:
         write(results, findings, folder, facts, noise=stage.noise, read=store.read)
         then(findings, folder)
-        return Reported(results=results, findings=findings, place=str(folder))
+        return Reported(findings=findings, place=str(folder))
     inside = f"studies/{opened.study.study}"
     with TemporaryDirectory() as scratch:
         write(results, findings, Path(scratch), facts, noise=stage.noise, read=store.read)
@@ -71,17 +70,13 @@ def report(
         store.put_folder(Path(scratch), inside)
         then(findings, Path(scratch))
     path = store.full(inside)
-    return Reported(
-        results=results,
-        findings=findings,
-        place=os.path.relpath(path) if store.is_local else path,
-    )
+    return Reported(findings=findings, place=os.path.relpath(path) if store.is_local else path)
 
 
 def provenance(opened: Opened, store: Store, made: Plan) -> dict[str, str]:
     """Where a report's numbers come from: name → value."""
     last = latest(store, opened.study.study)
-    done = len(done_cells(made, [v.folder for v in made.verdicts.values() if v.cached]))
+    done = len(done_cells(made))
     seconds = sum(v.manifest["seconds"] for v in made.verdicts.values() if v.manifest)
     found = {
         "finished": f"{done} of {len(opened.cells)} cells",
@@ -89,7 +84,7 @@ def provenance(opened: Opened, store: Store, made: Plan) -> dict[str, str]:
         "attempts": str(last.attempt) if last else "",
         "computing": f"{seconds / 3600:.2f} hours of nodes on {made.spec.cpus} CPUs",
         "commit": _commit(),
-        "machine": f"{_processor()}, {os.cpu_count()} CPUs",
+        "machine": f"{processor()}, {os.cpu_count()} CPUs",
         "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES)
         + f", Python {platform.python_version()}",
     }
@@ -109,13 +104,3 @@ def _commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return found.stdout.strip()
-
-
-def _processor() -> str:
-    """The processor's name; on Linux as the kernel gives it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -52,7 +52,7 @@ def status(opened: Opened, store: Store, made: Plan) -> Status:
         made: the plan as the store is now.
     """
     execution = latest(store, opened.study.study)
-    done = done_cells(made, [v.folder for v in made.verdicts.values() if v.cached])
+    done = done_cells(made)
     experiments = {
         name: (
             sum(name in c.experiments and c.name in done for c in opened.cells),

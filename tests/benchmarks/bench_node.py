@@ -21,7 +21,7 @@ from harness import report
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/kits")]
 
-from train_kit import NODE, verdict_of, write_spec  # noqa: E402
+from train_kit import NODE, context_of, verdict_of, write_spec  # noqa: E402
 
 ROUNDS, IMAGES, WARM = 3, 1600, 320
 
@@ -60,25 +60,12 @@ def prepared(folder: Path) -> tuple[Path, Path]:
 
 def context(spec: Path, store: Path, way: str, board: Any = None, **runtime: Any) -> Any:
     """The training setup of the node, in a new folder."""
-    from pipelines.runs.context import Context
-    from pipelines.store.artifacts import Store
     from pipelines.training.build import TrainingSetup
 
     made, verdict = verdict_of(spec, store)
-    node = verdict.node
-    ctx = Context(
-        node=node.id,
-        fingerprint=verdict.fingerprint,
-        store=Store.open(str(store)),
-        folder=f"bench/{way}-{time.time_ns()}",
-        cpus=1,
-        runtime={**node.runtime, **runtime},
-        board=board,
-        manifests={r: made.verdicts[i].manifest for r, i in node.inputs.items()},
-    )
-    reads = {**node.inputs, **node.unhashed_inputs}
-    inputs = {role: made.verdicts[i].folder for role, i in reads.items()}
-    return TrainingSetup(ctx, dict(node.settings), inputs)
+    folder, runtime = f"bench/{way}-{time.time_ns()}", {**verdict.node.runtime, **runtime}
+    given = context_of(made, verdict, store, folder, runtime=runtime, board=board)
+    return TrainingSetup(*given)
 
 
 def timed(setup: Any) -> dict[str, float]:

@@ -20,7 +20,7 @@ from harness import report
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/kits"), str(ROOT / "tests/benchmarks")]
 
-from train_kit import verdict_of, write_spec  # noqa: E402
+from train_kit import context_of, verdict_of, write_spec  # noqa: E402
 
 NODES, IMAGES = 12, 64
 
@@ -29,25 +29,12 @@ def contexts(store: Path, spec: Path, count: int) -> Any:
     """Context, settings and inputs of the spec's root, in a new folder each."""
     import ray
 
-    from pipelines.runs.context import Context, ProgressBoard
-    from pipelines.store.artifacts import Store
+    from pipelines.runs.context import ProgressBoard
 
     made, verdict = verdict_of(spec, store)
-    node, board = verdict.node, ray.remote(num_cpus=0)(ProgressBoard).remote()
-    reads = {**node.inputs, **node.unhashed_inputs}
+    board = ray.remote(num_cpus=0)(ProgressBoard).remote()
     for _ in range(count):
-        ctx = Context(
-            node=node.id,
-            fingerprint=verdict.fingerprint,
-            store=Store.open(str(store)),
-            folder=f"bench/{time.time_ns()}",
-            cpus=1,
-            runtime=dict(node.runtime),
-            board=board,
-            manifests={role: made.verdicts[i].manifest for role, i in node.inputs.items()},
-        )
-        inputs = {role: made.verdicts[i].folder for role, i in reads.items()}
-        yield ctx, dict(node.settings), inputs
+        yield context_of(made, verdict, store, f"bench/{time.time_ns()}", board=board)
 
 
 def main() -> None:

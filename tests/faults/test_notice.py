@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import notice_kit
 import pytest
-from kit import PATIENCE_S, SMOKE, call, descendants, driver, is_alive, strict_json, title
+from kit import PATIENCE_S, SMOKE, call, descendants, driver, is_alive, own_ray, strict_json, title
 
 from pipelines.executor.ray_cluster import start_ray
 from pipelines.runs.context import Context, ProgressBoard
@@ -31,12 +31,8 @@ WORKERS = {"gpus": 0, "retries": RETRIES}
 def environment():
     import ray
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [n for n in os.environ if n.startswith("RAY_")]:
-            patch.delenv(name)
-        patch.setenv("PYTHONPATH", os.pathsep.join([KITS, *sys.path]))
-        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
-        patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.2")
+    polled = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2"}
+    with own_ray(RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="1", **polled):
         yield
         ray.shutdown()
 

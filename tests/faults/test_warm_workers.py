@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import warm_kit
-from kit import descendants, environment, is_alive, kill, title
+from kit import descendants, environment, is_alive, kill, own_ray, title
 from test_notice import KITS, eventually
 
 from pipelines.executor.ray_cluster import start_ray
@@ -25,10 +25,7 @@ pytestmark = pytest.mark.slow
 def ray():
     import ray
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [n for n in os.environ if n.startswith("RAY_")]:
-            patch.delenv(name)
-        patch.setenv("PYTHONPATH", os.pathsep.join([KITS, *sys.path]))
+    with own_ray():
         start_ray(2)
         yield ray
         POOL.close(60)

@@ -33,6 +33,18 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, **more}
 
 
+@contextlib.contextmanager
+def own_ray(**variables: str) -> Iterator[None]:
+    """An environment in which Ray starts on this machine, and its workers find the tests' kits."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.startswith("RAY_")]:
+            patch.delenv(name)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield
+
+
 def ediffi(
     *args: Any, patience_s: float = PATIENCE_S, **env: str
 ) -> subprocess.CompletedProcess[str]:

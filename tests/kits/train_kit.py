@@ -48,6 +48,30 @@ def verdict_of(spec, root):
     return made, made.verdicts[NODE]
 
 
+def context_of(made, verdict, root, folder, **more):
+    """Context, settings and inputs of a planned node, as a run gives them to its step.
+
+    Args:
+        folder: of the result, in the store at ``root``.
+        more: of the context, in place of the node's own.
+    """
+    from pipelines.runs.context import Context
+    from pipelines.store.artifacts import Store
+
+    node = verdict.node
+    own = {"node": node.id, "cpus": 1, "runtime": dict(node.runtime), "board": None}
+    ctx = Context(
+        fingerprint=verdict.fingerprint,
+        store=Store.open(str(root)),
+        folder=folder,
+        manifests={role: made.verdicts[i].manifest for role, i in node.inputs.items()},
+        **{**own, **more},
+    )
+    reads = {**node.inputs, **node.unhashed_inputs}
+    inputs = {role: made.verdicts[i].folder for role, i in reads.items()}
+    return ctx, dict(node.settings), inputs
+
+
 def worker(config):
     """Train, and write each step's images and losses into ``steps/`` of the store."""
     from pipelines.training.build import TrainingSetup

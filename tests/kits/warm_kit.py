@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import notice_kit
-from train_kit import verdict_of, write_spec
+from train_kit import context_of, verdict_of, write_spec
 
 from pipelines.runs.context import Context, ProgressBoard
 from pipelines.steps import train
@@ -29,21 +29,19 @@ class Trainings:
 
     def context(self, folder, keep_warm=True, cpus=1, seed=None):
         """Context, settings and inputs of the node in that folder."""
-        node, verdicts = self.verdict.node, self.made.verdicts
+        node = self.verdict.node
         workers = {**node.runtime["workers"], "keep_warm": keep_warm}
-        ctx = Context(
+        ctx, settings, inputs = context_of(
+            self.made,
+            self.verdict,
+            self.store,
+            folder,
             node=f"train/base/{folder}",
-            fingerprint=self.verdict.fingerprint,
-            store=Store.open(str(self.store)),
-            folder=folder,
             cpus=cpus,
             runtime={**node.runtime, "workers": workers},
-            manifests={role: verdicts[i].manifest for role, i in node.inputs.items()},
             board=self.board,
         )
-        settings = dict(node.settings) | ({} if seed is None else {"seed": seed})
-        reads = {**node.inputs, **node.unhashed_inputs}
-        return ctx, settings, {role: verdicts[i].folder for role, i in reads.items()}
+        return ctx, settings | ({} if seed is None else {"seed": seed}), inputs
 
     def train(self, folder, **how):
         """→ The sha256 of the weights: EMA, raw."""

@@ -12,38 +12,40 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.demo.classifier_metric import BATCH, ClassifierMetric
 from pipelines.demo.fashion.captions import parse
 from pipelines.demo.fashion.files import read_split
 from pipelines.demo.fashion.make import SIDE, as_rgb
-from pipelines.metrics import Metric, Pictures, Progress, Values
+from pipelines.metrics import Pictures, Progress, Values
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipelines.demo.fashion.network import Network
 
-BATCH = 64
 CHECKED = 2000
 """Number of published test pictures to measure its own accuracy on."""
 
-_WEIGHTS = "classifier.safetensors"
 
-
-class FashionMnist(Metric):
+class FashionMnist(ClassifierMetric["Network"]):
     """Classes of Fashion-MNIST; see :meth:`score`."""
 
     version = 1
+
+    weights_file = "classifier.safetensors"
 
     def __init__(self, images: int = 48_000) -> None:
         """
         Args:
             images: training images seen, in batches of 64.
         """
-        if type(images) is not int or images < BATCH:
-            raise ValueError(f"`images:` must be at least {BATCH}, got {images!r}")
-        self.images = images
-        self.network: Network
-        """After :meth:`fit` or :meth:`open`."""
+        super().__init__(images)
+
+    def new_network(self) -> Network:
+        """The classifier, not trained yet."""
+        from pipelines.demo.fashion.network import Network
+
+        return Network()
 
     def fit(
         self, folder: Path, *, resolutions: list[int], seed: int, progress: Progress
@@ -57,9 +59,6 @@ class FashionMnist(Metric):
             ValueError: A resolution does not divide 32, or the data set cannot be read.
         """
         import torch
-        from safetensors.torch import save_file
-
-        from pipelines.demo.fashion.network import Network
 
         if wrong := [r for r in resolutions if SIDE % r]:
             raise ValueError(
@@ -68,9 +67,9 @@ class FashionMnist(Metric):
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = Network()
+            self.network = self.new_network()
             self._train(resolutions, seed, progress)
-        save_file(self.network.state_dict(), folder / _WEIGHTS)
+        self.save(folder)
         pictures, classes = (part[:CHECKED] for part in read_split("validation"))
         return {
             f"classes_{side}": float((self.read(_reduced(pictures, side)) == classes).mean())
@@ -81,7 +80,7 @@ class FashionMnist(Metric):
         import torch
         from torch.nn import functional as F
 
-        from pipelines.demo.classifiers import as_input, train, upsampled
+        from pipelines.demo.classifiers import as_input, coarse_and_grainy, train
 
         pictures, classes = read_split("train")
         targets = torch.from_numpy(classes.astype(np.int64))
@@ -91,37 +90,15 @@ class FashionMnist(Metric):
             rows = torch.randint(len(pictures), (BATCH,), generator=random)
             by = torch.randint(-1, 2, (2,), generator=random).tolist()
             x = torch.roll(as_input(as_rgb(pictures[rows.numpy()])), by, (2, 3))
-            x = upsampled(F.avg_pool2d(x, SIDE // resolutions[step % len(resolutions)]))
-            grain = 0.1 * torch.rand(BATCH, 1, 1, 1, generator=random)
-            x = x + grain * torch.randn(x.shape, generator=random)
+            x = coarse_and_grainy(x, resolutions[step % len(resolutions)], SIDE, random)
             return F.cross_entropy(self.network(x)[0], targets[rows])
 
         steps = max(2, self.images // BATCH)
         train(self.network, loss_of, steps=steps, batch=BATCH, progress=progress)
 
-    def open(self, folder: Path) -> None:
-        """Load the weights that :meth:`fit` wrote."""
-        from safetensors.torch import load_file
-
-        from pipelines.demo.fashion.network import Network
-
-        self.network = Network()
-        self.network.load_state_dict(load_file(folder / _WEIGHTS))
-        self.network.eval()
-
-    def _outputs(self, pictures: Pictures) -> tuple[Tensor, Tensor]:
-        import torch
-
-        from pipelines.demo.classifiers import as_input, upsampled
-
-        with torch.inference_mode():
-            parts = [self.network(upsampled(part)) for part in as_input(pictures).split(256)]
-            classes, features = (torch.cat(list(p)) for p in zip(*parts))
-        return classes, features
-
     def read(self, pictures: Pictures) -> NDArray[np.int64]:
         """[N] classes, from 0 to 9, that images, uint8 [N, R, R, 3], show."""
-        found: NDArray[np.int64] = self._outputs(pictures)[0].argmax(dim=1).numpy()
+        found: NDArray[np.int64] = self.outputs(pictures)[0].argmax(dim=1).numpy()
         return found
 
     def features(self, pictures: Pictures) -> NDArray[np.float32]:
@@ -132,7 +109,7 @@ class FashionMnist(Metric):
         """
         from torch.nn import functional as F
 
-        out: NDArray[np.float32] = F.normalize(self._outputs(pictures)[1]).numpy()
+        out: NDArray[np.float32] = F.normalize(self.outputs(pictures)[1]).numpy()
         return out
 
     def score(self, pictures: Pictures, captions: list[str]) -> dict[str, Values]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -14,18 +13,15 @@ from ediffi_core.cascade import CascadeStage
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.control import Control
 from ediffi_core.ensemble import Ensemble
-from ediffi_core.metrics import Estimate, kernel_distance
+from ediffi_core.metrics import MIN_KERNEL_PICTURES, Estimate, kernel_distance
 from ediffi_core.stage_settings import DEFAULTS, with_settings
 from pipelines.evaluation.job import Source
-from pipelines.evaluation.scores import Scores, lower_is_better
+from pipelines.evaluation.scores import Scores, finite, lower_is_better
 from pipelines.evaluation.scoring import MAIN, Scorer, Scoring
 from pipelines.metrics import Pictures
 from pipelines.models.stages import Weights, draw, load_stages
 from pipelines.spec.sampling import Sampling
 from pipelines.store.artifacts import Store
-
-FEWEST_FOR_KERNEL = 3
-"""Fewest pictures for a kernel distance."""
 
 KERNEL = "kernel_distance"
 
@@ -73,7 +69,7 @@ class Seen:
         """
         rows = torch.ones(self.count, dtype=torch.bool) if rows is None else rows
         found = {name: values[rows] for name, values in self.scores.items()}
-        if self.features is None or self.real is None or int(rows.sum()) < FEWEST_FOR_KERNEL:
+        if self.features is None or self.real is None or int(rows.sum()) < MIN_KERNEL_PICTURES:
             return found
         return {**found, KERNEL: kernel_distance(self.features[rows], self.real[rows])}
 
@@ -281,10 +277,6 @@ def estimates(scores: Scores) -> dict[str, dict[str, float | int | None]]:
 
 def estimate_json(of: Estimate) -> dict[str, float | int | None]:
     """An estimate as JSON."""
-
-    def finite(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
     bounds = {"low": finite(of.low), "high": finite(of.high)}
     return {"value": finite(of.mean), **bounds, "pictures": of.count}
 

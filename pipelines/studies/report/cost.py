@@ -38,9 +38,8 @@ def compared(study: Study) -> Iterator[tuple[str, Comparison, dict[str, str]]]:
 
 def _of_claims(study: Study) -> Iterator[tuple[Comparison, dict[str, str]]]:
     for claim in study.claims.values():
-        axes = [study.chosen(axis, values) for axis, values in claim.each.items()]
-        for values in itertools.product(*axes):
-            yield claim, dict(zip(claim.each, values))
+        for at in study.combinations(claim.each):
+            yield claim, at
 
 
 def _of_figures(study: Study) -> Iterator[tuple[Comparison, dict[str, str]]]:
@@ -92,18 +91,14 @@ def experiments(results: Results) -> list[dict[str, Any]]:
     done = {tuple(sorted(cell.at.items())) for cell in results.cells}
     rows = []
     for name, experiment in study.experiments.items():
-        axes = {
-            axis: study.chosen(axis, experiment.cells.get(axis, [*study.values(axis)[:1]]))
-            for axis in study.axes
-        }
-        cells = [tuple(sorted(zip(axes, values))) for values in itertools.product(*axes.values())]
+        cells = [tuple(sorted(at.items())) for at in study.cells_of(experiment)]
         rows.append(
             {
                 "experiment": name,
                 "asks": experiment.asks,
                 "cells": len(cells),
                 "finished": sum(cell in done for cell in cells),
-                "seeds": len(axes[SEED]),
+                "seeds": len(study.axes_of(experiment)[SEED]),
             }
         )
     return rows

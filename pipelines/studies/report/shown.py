@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,9 +99,8 @@ class Shown:
 
 def places(study: Study, figure: Figure) -> list[tuple[str, At]]:
     """Label and axes' values of everything that a figure is drawn for."""
-    axes = [study.chosen(axis, values) for axis, values in figure.each.items()]
-    combined = [dict(zip(figure.each, values)) for values in itertools.product(*axes)]
-    return [(at_text(at), {**_texts(figure.at), **at}) for at in combined]
+    found = study.combinations(figure.each)
+    return [(at_text(at), {**_texts(figure.at), **at}) for at in found]
 
 
 def comparison_at(figure: Figure, comparison: Comparison, at: At) -> At:

@@ -3,18 +3,9 @@
 import pytest
 import yaml
 from pydantic import ValidationError
+from spec_kit import SPEC
 
 from pipelines.spec.pipeline import Spec
-
-SPEC = """
-name: mine
-data: {train: {path: a}, validation: {path: b}}
-stages:
-  base:
-    training: {batch: 16}
-    experts: {E0_0: {images: 64}, E1_1: {images: 64}, E1_0: {images: 64}}
-    ensemble: [E1_1, E1_0]
-"""
 
 
 def spec(**base):

@@ -3,20 +3,11 @@
 import pytest
 import yaml
 from pydantic import ValidationError
+from spec_kit import SPEC
 
 from pipelines.spec.loading import explain
 from pipelines.spec.pipeline import Spec
 from pipelines.spec.training import Overrides, Training
-
-SPEC = """
-name: mine
-data: {train: {path: a}, validation: {path: b}}
-stages:
-  base:
-    training: {batch: 16}
-    experts: {E0_0: {images: 64}, E1_1: {images: 64}, E1_0: {images: 64}}
-    ensemble: [E1_1, E1_0]
-"""
 
 
 def spec(cpus=2, experts=None, **base):
