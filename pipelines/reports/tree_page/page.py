@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from pipelines.reports import tree as tree_view
+from pipelines.reports.templates import page_template
 from pipelines.reports.tree_page import drawing
 from pipelines.reports.tree_page.drawing import Axis
 
@@ -30,23 +31,13 @@ def html(
     Raises:
         ValueError: An earlier version wrote the tree, and it lacks what the page shows.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     if any("ensemble" not in stage for stage in tree["stages"].values()):
         raise ValueError(
             f"the tree of {tree['execution']} was written by an earlier version and lacks p(σ); "
             "run its spec again (nothing is trained again) and draw the tree of that run"
         )
-    environment = Environment(
-        loader=PackageLoader("pipelines", "reports/tree_page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     pipeline, execution, links = tree["pipeline"], tree["execution"], links or {}
-    return environment.get_template("page.html").render(
+    return page_template("reports/tree_page").render(
         pipeline=pipeline,
         execution=execution or "",
         title=f"{pipeline} · {execution}" if execution else pipeline,

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.reports.templates import page_template
 from pipelines.studies.report import theme
 from pipelines.studies.report.content import Report, rows_of, worded
 from pipelines.studies.report.shown import Shown
@@ -16,16 +17,6 @@ SMALL = 416
 
 def html(report: Report) -> str:
     """Render the page; the same report gives the same bytes."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("pipelines", "studies/report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     sections = [
         {
             "anchor": f"part-{number}",
@@ -36,7 +27,7 @@ def html(report: Report) -> str:
         }
         for number, section in enumerate(report.sections(), 1)
     ]
-    return environment.get_template("page.html").render(
+    return page_template("studies/report").render(
         worded=worded,
         title=report.title,
         asks=prose(report.results.study.asks),
