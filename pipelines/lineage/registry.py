@@ -147,7 +147,7 @@ def signature() -> Any:
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
 
-    from pipelines.models.pyfunc import OPTIONS
+    from pipelines.models.rows import OPTIONS
 
     anything: Any = AnyType
     options = [ColSpec(anything(), name, required=False) for name in OPTIONS]

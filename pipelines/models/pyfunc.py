@@ -6,85 +6,17 @@ package.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Integral, Real
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from ediffi_core.control import Phrase
 from pipelines.models import painting
-from pipelines.models.controls import check_options
-from pipelines.models.text_to_image import Pictures, TextToImage
-from pipelines.spec.sampling import Sampling, with_changes
-
-SHORTHANDS = ("guidance", "steps", "solver")
-"""Columns for the same settings of the base stage, without `sampling`."""
-
-OPTIONS = (
-    "seed",
-    "sampling",
-    *SHORTHANDS,
-    "paint",
-    "style",
-    "style_weights",
-    "variation",
-    "negative",
-    "then",
-    "switch",
-    "switch_sigma",
-    "image",
-    "sigma",
-    "mask",
-)
-"""Columns besides ``prompt``.
-
-The MLflow signature leaves their types open, and this module checks them: MLflow would refuse
-missing numbers, integers in a float column, and lists written as JSON. In return, its server cannot
-parse CSV input."""
-
-PICTURES = ("image", "mask", "variation")
-"""Columns of one picture each, in base64."""
-
-EXACT = 2**53
-"""Integers beyond this change when they pass through a float."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Sampling options; None for the ensemble's own. Rows with equal options share a batch."""
-
-    sampling: str = "{}"
-    """Changes of the sampling settings, as JSON with sorted keys."""
-
-    style: tuple[str, ...] = ()
-    """Pictures as base64, as in ``variation``, ``image`` and ``mask``."""
-
-    style_weights: tuple[float, ...] | None = None
-    variation: str | None = None
-    image: str | None = None
-    sigma: float | None = None
-    mask: str | None = None
-    switch: float | None = None
-    switch_sigma: float | None = None
-    is_painted: bool = False
-    has_second_prompt: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One validated row."""
-
-    prompt: str
-    seed: int
-    paint: Sequence[Phrase]
-    options: Options
-    negative: str = ""
-    then: str = ""
+from pipelines.models.rows import Row, draw, parse_row
+from pipelines.models.text_to_image import TextToImage
+from pipelines.spec.sampling import Sampling
 
 
 class EnsembleModel:
@@ -112,7 +44,7 @@ class EnsembleModel:
         from mlflow.exceptions import MlflowException
 
         try:
-            requests = parse_requests(data, self.model.sampling)
+            requests = parse_rows(data, self.model.sampling)
             with self.lock:
                 pictures = draw(self.model, requests, (params or {}).get("stage"))
         except ValueError as error:  # the server answers this with status 400
@@ -128,36 +60,7 @@ def _load_pyfunc(path: str) -> EnsembleModel:
     return EnsembleModel(TextToImage.load(path))
 
 
-def draw(
-    model: TextToImage, requests: Sequence[Request], stage: str | None = None
-) -> list[Pictures]:
-    """Generate one image per request, in order; requests with equal options share a batch."""
-    groups: dict[Options, list[int]] = {}
-    for row, request in enumerate(requests):
-        groups.setdefault(request.options, []).append(row)
-    found: dict[int, Pictures] = {}
-    for options, rows in groups.items():
-        mine = [requests[row] for row in rows]
-        pictures = model.sample(
-            [r.prompt for r in mine],
-            seed=[r.seed for r in mine],
-            sampling=json.loads(options.sampling),
-            negative=[r.negative for r in mine],
-            **{name: _picture(name, getattr(options, name)) for name in PICTURES},
-            sigma=options.sigma,
-            style=[painting.decode_image(picture) for picture in options.style],
-            style_weights=options.style_weights,
-            then=[r.then for r in mine] if options.has_second_prompt else None,
-            switch=options.switch,
-            switch_sigma=options.switch_sigma,
-            paint=[r.paint for r in mine] if options.is_painted else None,
-            up_to=stage,
-        )
-        found |= dict(zip(rows, pictures, strict=True))
-    return [found[row] for row in range(len(requests))]
-
-
-def parse_requests(data: pd.DataFrame, sampling: Mapping[str, Sampling]) -> list[Request]:
+def parse_rows(data: pd.DataFrame, sampling: Mapping[str, Sampling]) -> list[Row]:
     """Validate the rows of a data frame.
 
     Args:
@@ -170,144 +73,11 @@ def parse_requests(data: pd.DataFrame, sampling: Mapping[str, Sampling]) -> list
     for number, row in enumerate(data.to_dict("records"), 1):
         given = {str(k): v for k, v in row.items() if not _is_missing(v)}
         try:
-            found.append(_request(given, sampling))
+            found.append(parse_row(given, sampling))
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from error
     return found
 
 
-def _request(given: dict[str, Any], own: Mapping[str, Sampling]) -> Request:
-    prompt = _text(given, "prompt")
-    if prompt is None:
-        raise ValueError("`prompt` is None; write a text")
-    paint, then = _phrases(given), _text(given, "then")
-    sampling = _mapping(given, "sampling")
-    shorthands = {
-        "guidance": _number(given, "guidance"),
-        "steps": _whole(given, "steps"),
-        "solver": given.get("solver"),
-    }
-    sampling |= {name: value for name, value in shorthands.items() if value is not None}
-    base = next(iter(with_changes(own, sampling).values()))
-    pictures = {name: _picture(name, given.get(name)) for name in PICTURES}
-    styles = [given["style"]] if _is_base64(given.get("style")) else _list(given, "style")
-    for text in styles or ():
-        if _picture("style", text) is None:
-            raise ValueError("`style` has a missing picture; give PNG, JPEG or WebP as base64")
-    options = Options(
-        sampling=json.dumps(sampling, sort_keys=True),
-        style=tuple(styles or ()),
-        style_weights=_weights(given),
-        sigma=_number(given, "sigma"),
-        switch=_number(given, "switch"),
-        switch_sigma=_number(given, "switch_sigma"),
-        is_painted=bool(paint),
-        has_second_prompt=then is not None,
-        **{name: given.get(name) for name in PICTURES},
-    )
-    check_options(
-        **pictures,
-        sigma=options.sigma,
-        styles=len(options.style),
-        style_weights=options.style_weights,
-        then=then,
-        switch=options.switch,
-        switch_sigma=options.switch_sigma,
-        sigma_min=base.sigma_min,
-        sigma_max=base.sigma_max,
-    )
-    return Request(
-        prompt=prompt,
-        seed=_whole(given, "seed") or 0,
-        paint=paint,
-        options=options,
-        negative=_text(given, "negative") or "",
-        then=then or "",
-    )
-
-
-def _text(given: dict[str, Any], name: str) -> str | None:
-    value = given.get(name)
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"`{name}` is {value!r}; write a text")
-    return value
-
-
-def _is_base64(value: Any) -> bool:
-    return isinstance(value, str) and not value.lstrip().startswith("[")
-
-
-def _picture(name: str, value: Any) -> Any:
-    """A PIL image from base64; None for none."""
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise ValueError(f"`{name}` is {str(value)[:40]!r}; give a PNG, JPEG or WebP as base64")
-    try:
-        return painting.decode_image(value, "black" if name == "mask" else "white")
-    except ValueError as error:
-        raise ValueError(f"`{name}` {error}") from error
-
-
-def _list(given: dict[str, Any], name: str) -> list[Any] | None:
-    """A list, or the same as JSON."""
-    value = given.get(name)
-    if value is None:
-        return None
-    try:
-        raw = json.loads(value) if isinstance(value, str) else list(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"`{name}` {str(value)[:80]!r} is not a JSON list ({error})") from error
-    if not isinstance(raw, list):
-        raise ValueError(f"`{name}` {str(value)[:80]!r} is not a list; write […]")
-    return raw
-
-
-def _weights(given: dict[str, Any]) -> tuple[float, ...] | None:
-    raw = _list(given, "style_weights")
-    if raw is None:
-        return None
-    return tuple(_number({"style_weights": w}, "style_weights") or 0.0 for w in raw)
-
-
 def _is_missing(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
-
-
-def _number(given: dict[str, Any], name: str) -> float | None:
-    value = given.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"`{name}` is {value!r}; write a number")
-    return float(value)
-
-
-def _whole(given: dict[str, Any], name: str) -> int | None:
-    """An integer, or a float without fraction: a column with a missing value holds floats."""
-    value = given.get(name)
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    number = _number(given, name)
-    if number is None:
-        return None
-    if number != int(number) or abs(number) > EXACT:
-        raise ValueError(f"`{name}` is {value!r}; write a whole number, exact up to {EXACT}")
-    return int(number)
-
-
-def _mapping(given: dict[str, Any], name: str) -> dict[str, Any]:
-    """A mapping, or the same as JSON."""
-    value = given.get(name, {})
-    try:
-        raw = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise ValueError(f"`{name}` {value[:80]!r} is not a JSON object ({error})") from error
-    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-        raise ValueError(f"`{name}` {str(value)[:80]!r} is not a mapping; write {{setting: value}}")
-    return dict(raw)
-
-
-def _phrases(given: dict[str, Any]) -> list[Phrase]:
-    """Phrases from a list of ``{phrase, where, strength}``, or from the same as JSON."""
-    return painting.phrases_from_json(_list(given, "paint") or [])

@@ -20,8 +20,8 @@ FLOORS = (
     ("interchange", "reports", "steps"),
     ("studies",),
     ("lineage",),
-    ("executor",),
-    ("jobs",),
+    ("executor", "serving"),
+    ("jobs", "studio"),
     ("cli",),
 )
 """The rooms of `pipelines/`, from the ground up: each may import those below it, and no other."""

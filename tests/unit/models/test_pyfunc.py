@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from pipelines.models import painting
-from pipelines.models.pyfunc import Options, draw, parse_requests
+from pipelines.models.pyfunc import parse_rows
+from pipelines.models.rows import Options, draw
 from pipelines.spec.sampling import Sampling
 
 OWN = {"base": Sampling(), "sr32": Sampling(steps=5)}
@@ -19,7 +20,7 @@ PAINT = [{"phrase": "a cat", "where": [0, 0, 0.5, 1]}]
 
 
 def one(**columns):
-    (found,) = parse_requests(
+    (found,) = parse_rows(
         pd.DataFrame({"prompt": ["a cat"]} | {k: [v] for k, v in columns.items()}), OWN
     )
     return found
@@ -42,7 +43,7 @@ def test_a_missing_value_means_the_ensembles_own():
             "paint": [PAINT, None],
         }
     )
-    first, second = parse_requests(frame, OWN)
+    first, second = parse_rows(frame, OWN)
     assert (first.seed, second.seed) == (0, 7) and isinstance(second.seed, int)
     assert first.options == Options(sampling='{"guidance": 3.0}', style=(PICTURE,), is_painted=True)
     assert second.options == Options(sampling='{"solver": "heun", "steps": 5}')
@@ -150,7 +151,7 @@ def test_rows_with_equal_options_share_a_batch_and_keep_their_order():
         }
     )
     model = Recorded()
-    found = draw(model, parse_requests(frame, OWN), "base")
+    found = draw(model, parse_rows(frame, OWN), "base")
     assert [p for p, _, _ in model.calls] == [["a", "c"], ["b"], ["d"]]
     assert [o["sampling"] for _, _, o in model.calls] == [{"guidance": 1.0}, {"guidance": 2.0}, {}]
     assert {o["up_to"] for _, _, o in model.calls} == {"base"}
@@ -169,7 +170,7 @@ def test_rows_with_other_texts_share_a_batch_and_rows_with_other_pictures_do_not
         }
     )
     model = Recorded()
-    draw(model, parse_requests(frame, OWN))
+    draw(model, parse_rows(frame, OWN))
     assert [p for p, _, _ in model.calls] == [["a", "b"], ["c"], ["d"]]
     first, second, third = (options for _, _, options in model.calls)
     assert first["negative"] == ["x", ""] and first["then"] is None
@@ -178,4 +179,4 @@ def test_rows_with_other_texts_share_a_batch_and_rows_with_other_pictures_do_not
 
 
 def test_no_rows_give_no_images():
-    assert draw(Recorded(), parse_requests(pd.DataFrame({"prompt": []}), OWN)) == []
+    assert draw(Recorded(), parse_rows(pd.DataFrame({"prompt": []}), OWN)) == []

@@ -16,7 +16,7 @@ from snapshot_kit import read_json, write_ensemble
 from ediffi_core.conditioning import Conditioning, EmbeddingSpec
 from ediffi_core.unet import UNetConfig
 from pipelines.cli.drawing import parse_settings
-from pipelines.models.pyfunc import parse_requests
+from pipelines.models.pyfunc import parse_rows
 from pipelines.models.stages import configured, draw, load_stages
 from pipelines.spec import loading as specs
 from pipelines.spec.base import nested
@@ -135,7 +135,7 @@ def test_the_command_line_and_a_row_can_set_it(name):
         told = parse_settings([f"{n}={json.dumps(v)}" for n, v in changes.items()])
         assert with_changes(own, told) == expected
         frame = pd.DataFrame({"prompt": ["a cat"], "sampling": [json.dumps(changes)]})
-        [request] = parse_requests(frame, own)
+        [request] = parse_rows(frame, own)
         assert with_changes(own, json.loads(request.options.sampling)) == expected
 
 
