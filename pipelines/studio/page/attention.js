@@ -50,7 +50,8 @@ export function mountAttention(state, root) {
 /** Fills `body` with the attention of a result; gives a function that ends its playing. */
 function explain(result, body) {
   const { words, ranges } = result.attention;
-  let [word, range, timer] = [0, 0, null];
+  const { shares: first } = ranges[0];
+  let [word, range, timer] = [first.indexOf(Math.max(...first)), 0, null];
 
   const large = heated(result);
   const sentence = element("p", { class: "sentence", role: "status" });
@@ -73,7 +74,7 @@ function explain(result, body) {
   });
 
   body.append(
-    chips(result, (i) => choose(i, range)),
+    chips(result, word, (i) => choose(i, range)),
     element(
       "div",
       { class: "beside" },
@@ -166,7 +167,7 @@ function heated({ png }) {
 }
 
 /** The prompt with its words as radio buttons. */
-function chips({ request, attention: { words, spans } }, onchoose) {
+function chips({ request, attention: { words, spans } }, chosen, onchoose) {
   const prompt = [...request.prompt]; // code points, as the service counts them
   const between = (from, to) => prompt.slice(from, to).join("");
   return element(
@@ -181,7 +182,7 @@ function chips({ request, attention: { words, spans } }, onchoose) {
         element("input", {
           type: "radio",
           name: "attention-word",
-          checked: i === 0,
+          checked: i === chosen,
           onchange: () => onchoose(i),
         }),
         word,

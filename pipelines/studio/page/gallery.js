@@ -93,7 +93,7 @@ export function mountGallery(state, root) {
         element("span", { class: "prompt" }, request.prompt),
         element("span", { class: "soft small" }, `seed ${seed}, ${clock(finishedAt)}`),
         element("span", { class: "soft small" }, modelName(model)),
-        id === first ? element("span", { class: "badge" }, "left of the comparison") : null,
+        id === first ? element("span", { class: "badge" }, "to compare") : null,
       ),
     );
   }

@@ -37,7 +37,7 @@ function alone(models) {
     element(
       "p",
       {},
-      model ? `There is one model here, ${labelOf(model)}.` : "There is no model here yet.",
+      model ? `There is one model here, ${modelName(model.id)}.` : "There is no model here yet.",
     ),
     element(
       "p",
@@ -131,7 +131,7 @@ const field = (label, control) =>
   element("label", { class: "field" }, element("span", {}, label), control);
 
 const labelOf = ({ id, aliases }) =>
-  aliases.length ? `${modelName(id)} (${aliases.join(", ")})` : modelName(id);
+  [aliases.join(" and "), modelName(id)].filter(Boolean).join(": ");
 
 const select = (models, chosen) =>
   element(
