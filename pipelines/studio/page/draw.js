@@ -149,7 +149,7 @@ export function mountDraw(state, api) {
       now.hidden = !isHere;
       if (isHere) now.style.setProperty("--now", `${position(stage.dataset, at.sigma)}%`);
       stage.querySelector(".what").textContent = isHere
-        ? `step ${at.step + 1} of ${at.steps}, σ ${short(at.sigma)}, ${at.expert}`
+        ? `σ ${short(at.sigma)}, ${at.expert} at work`
         : "";
     }
   }
@@ -168,7 +168,7 @@ function progress({ ahead, at, request, pictures }) {
   const which = request.n > 1 ? `picture ${at.picture + 1} of ${request.n} · ` : "";
   const done = Object.values(pictures).filter((picture) => picture.id).length;
   if (done === request.n) return "finishing";
-  return `${which}${at.stage} · step ${at.step + 1} of ${at.steps} · σ ${short(at.sigma)}`;
+  return `${which}${at.stage} · step ${at.step + 1} of ${at.steps} · ${at.expert}`;
 }
 
 /** Pictures of the last request. */
@@ -227,6 +227,6 @@ function bar({ name, resolution, experts, sampling }) {
   const now = noise.appendChild(document.createElement("i"));
   now.className = "now";
   now.hidden = true;
-  stage.append(title, noise, line("ends", `σ ${short(axis.high)}, noise`, `σ ${short(axis.low)}`));
+  stage.append(title, noise, line("ends", `σ ${short(axis.high)}, noise`, `σ ${short(axis.low)}, picture`));
   return stage;
 }
