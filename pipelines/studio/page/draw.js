@@ -104,34 +104,29 @@ export function mountDraw(state, api) {
   }
 
   function showPictures() {
-    const { drawing, results } = state;
-    const latest = results.at(-1);
-    const last = results.filter((r) => latest && sameRequest(r, latest));
-    const tiles = drawing
-      ? Array.from({ length: drawing.request.n }, (_, i) => drawing.pictures[i]?.preview ?? null)
-      : last.map((result) => result.png);
-    find("pictures").style.setProperty("--columns", tiles.length > 1 ? 2 : 1);
-    find("pictures").classList.toggle("forming", Boolean(drawing));
-    const made = tiles.map((tile, i) => {
-      const box = document.createElement("div");
-      box.className = "tile";
-      if (tile === null) box.textContent = "waiting";
-      else {
-        const image = box.appendChild(document.createElement("img"));
-        image.src = tile.startsWith("data:") ? tile : png(tile);
-        image.alt = drawing
-          ? `Picture ${i + 1} as it forms`
-          : `Drawn from: ${last[i].request.prompt}`;
-      }
-      return box;
+    const { drawing } = state;
+    const shown = drawing
+      ? Array.from({ length: drawing.request.n }, (_, i) => ({
+          src: drawing.pictures[i]?.preview && png(drawing.pictures[i].preview),
+          alt: `Picture ${i + 1} as it forms`,
+          text: "waiting",
+        }))
+      : latest(state.results).map((result) => ({
+          src: result.png,
+          alt: `Drawn from: ${result.request.prompt}`,
+        }));
+    if (!shown.length) shown.push({ text: "The picture appears here while it is drawn." });
+    const box = find("pictures");
+    box.style.setProperty("--columns", shown.length > 1 ? 2 : 1);
+    while (box.children.length > shown.length) box.lastChild.remove();
+    shown.forEach((tile, i) => {
+      const place = box.children[i] ?? box.appendChild(document.createElement("div"));
+      place.className = "tile";
+      if (!tile.src) return place.replaceChildren(tile.text);
+      const image = place.querySelector("img") ?? document.createElement("img");
+      Object.assign(image, { src: tile.src, alt: tile.alt }); // in place, so that it does not flicker
+      if (!image.parentNode) place.replaceChildren(image);
     });
-    if (!made.length) {
-      const box = document.createElement("div");
-      box.className = "tile";
-      box.textContent = "The picture appears here while it is drawn.";
-      made.push(box);
-    }
-    find("pictures").replaceChildren(...made);
   }
 
   /** A bar a stage: its experts from high noise on the left to low on the right. */
@@ -154,7 +149,7 @@ export function mountDraw(state, api) {
       now.hidden = !isHere;
       if (isHere) now.style.setProperty("--now", `${position(stage.dataset, at.sigma)}%`);
       stage.querySelector(".what").textContent = isHere
-        ? `step ${at.step + 1} of ${at.steps}, σ ${short(at.sigma)}, ${at.expert}`
+        ? `σ ${short(at.sigma)}, ${at.expert} at work`
         : "";
     }
   }
@@ -173,12 +168,17 @@ function progress({ ahead, at, request, pictures }) {
   const which = request.n > 1 ? `picture ${at.picture + 1} of ${request.n} · ` : "";
   const done = Object.values(pictures).filter((picture) => picture.id).length;
   if (done === request.n) return "finishing";
-  return `${which}${at.stage} · step ${at.step + 1} of ${at.steps} · σ ${short(at.sigma)}`;
+  return `${which}${at.stage} · step ${at.step + 1} of ${at.steps} · ${at.expert}`;
 }
 
-/** Whether two results are pictures of one request. */
-function sameRequest(a, b) {
-  return a.seed === b.seed && JSON.stringify(a.request) === JSON.stringify(b.request);
+/** Pictures of the last request. */
+function latest(results) {
+  const last = results.at(-1);
+  if (!last) return [];
+  const request = JSON.stringify(last.request);
+  return results
+    .slice(-last.request.n)
+    .filter((result) => JSON.stringify(result.request) === request);
 }
 
 function short(sigma) {
@@ -227,6 +227,6 @@ function bar({ name, resolution, experts, sampling }) {
   const now = noise.appendChild(document.createElement("i"));
   now.className = "now";
   now.hidden = true;
-  stage.append(title, noise, line("ends", `σ ${short(axis.high)}, noise`, `σ ${short(axis.low)}`));
+  stage.append(title, noise, line("ends", `σ ${short(axis.high)}, noise`, `σ ${short(axis.low)}, picture`));
   return stage;
 }

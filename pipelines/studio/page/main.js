@@ -54,7 +54,8 @@ function mountToken(state) {
 }
 
 mountTheme();
-const state = await State.open();
+/** The session at hand. */
+export const state = await State.open();
 mountAlert(state);
 mountToken(state);
 mountPhrases(state);

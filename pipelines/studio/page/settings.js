@@ -78,7 +78,7 @@ function mountFields(state) {
       const field = find(name);
       const value = settings[name] ?? "";
       if (document.activeElement !== field) field.value = value;
-      field.placeholder = own === undefined ? "" : `${own}, the model’s own`;
+      field.placeholder = own ?? "";
       field.max = state.info?.limits?.[name] ?? "";
     }
     if (document.activeElement !== find("negative")) find("negative").value = settings.negative;
@@ -92,7 +92,7 @@ function mountFields(state) {
       find("stage"),
       stages.map(({ name, resolution }, i) => [
         i === stages.length - 1 ? "" : name,
-        `${name}, ${resolution} × ${resolution}`,
+        `${name} (${resolution} px)`,
       ]),
       settings.stage,
     );

@@ -206,7 +206,7 @@ export class State {
       ...(stage && { stage }),
       ...(paint.length && { paint }),
       ...(style.length && { style }),
-      previews: true,
+      previews: this.info?.defaults?.previews ?? true,
       attention,
     };
   }
