@@ -21,7 +21,12 @@ from pipelines.serving.engine import ExpertInfo, ModelInfo, StageInfo
 from pipelines.serving.events import Attention, Event, Finished, Words
 
 ROOT = Path(pipelines.studio.__file__).parent
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+}
 POLICY = "default-src 'self'; img-src 'self' data: blob:"
 
 Draw = Callable[[dict[str, Any], int], Iterable[Event]]
