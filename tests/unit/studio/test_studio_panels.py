@@ -287,9 +287,7 @@ def test_heat_maps_are_the_served_maps_in_viridis(studio):
     )
     draw(page, prompt)
     section = page.locator("#attention")
-    legend, *shown = section.locator("fieldset").inner_text().split("\n")
-    assert legend == "Word of the prompt"
-    assert "".join(shown).split() == prompt.split()
+    assert section.locator("fieldset").text_content() == f"Word of the prompt{prompt}"
     large = section.locator("canvas[role=img]")
     colours = matplotlib.colormaps["viridis"](np.arange(256), bytes=True)[:, :3]
     for word, number in itertools.product((1, 5), (0, 2)):
