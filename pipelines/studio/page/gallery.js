@@ -72,7 +72,6 @@ export function mountGallery(state, root) {
 
   function item(result) {
     const { id, png, request, seed, model, finishedAt } = result;
-    const about = `${request.prompt}, seed ${seed}, ${modelName(model)}`;
     return element(
       "li",
       {},
@@ -82,7 +81,6 @@ export function mountGallery(state, root) {
           type: "button",
           class: "thumbnail",
           "data-id": id,
-          "aria-label": id === first ? `${about}, first of two to compare` : about,
           "aria-haspopup": "dialog",
           tabIndex: id === current ? 0 : -1,
           onclick: () => open(id),
