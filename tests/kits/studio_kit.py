@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,22 @@ class Witness:
         return await self.engine.status()
 
 
+def _wait_for(work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine in a thread of its own: Playwright keeps this one's event loop busy."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, work).result()
+
+
 @contextlib.contextmanager
 def engine(root: Path) -> Iterator[LocalEngine]:
     """An engine that has loaded the tiny ensemble."""
     ensemble_kit.make(root)
-    local = LocalEngine(Serving(model=ensemble_kit.NAME, storage=str(root)))
-    asyncio.run(local.load())
+    local = LocalEngine(Serving(model=f"{ensemble_kit.NAME}@candidate", storage=str(root)))
+    _wait_for(local.load())
     try:
         yield local
     finally:
-        local.close()
+        _wait_for(local.close())
 
 
 @contextlib.contextmanager
