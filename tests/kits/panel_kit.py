@@ -18,6 +18,7 @@ from web_server import Server
 import pipelines.studio
 from pipelines.models.metadata import ModelId
 from pipelines.serving.engine import ExpertInfo, ModelInfo, StageInfo
+from pipelines.serving.errors import Refused
 from pipelines.serving.events import Attention, Event, Finished, Words
 
 ROOT = Path(pipelines.studio.__file__).parent
@@ -119,9 +120,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append(request)
-        events = [e for number in range(request["n"]) for e in self.server.draw(request, number)]
-        lines = [f"event: {e.type}\ndata: {e.model_dump_json()}\n\n" for e in events]
-        self.answer("".join([*lines, "event: done\ndata: {}\n\n"]).encode(), "text/event-stream")
+        lines = []
+        try:
+            for event in (e for i in range(request["n"]) for e in self.server.draw(request, i)):
+                lines.append(f"event: {event.type}\ndata: {event.model_dump_json()}\n\n")
+            lines.append("event: done\ndata: {}\n\n")
+        except Refused as error:
+            said = {"error": {"message": error.message, "code": error.code}}
+            lines.append(f"event: error\ndata: {json.dumps(said)}\n\n")
+        self.answer("".join(lines).encode(), "text/event-stream")
 
     def answer(self, body: bytes, kind: str) -> None:
         self.send_response(200)

@@ -58,7 +58,13 @@ function contest(state, models, api) {
     models.find((model) => model !== not);
   const champion = named("champion");
   const selects = [champion, named("candidate", champion)].map((chosen) => select(models, chosen));
-  const count = element("input", { type: "number", min: 1, max: MOST_PAIRS, value: 2 });
+  const count = element("input", {
+    type: "number",
+    min: 1,
+    max: MOST_PAIRS,
+    value: 2,
+    required: true,
+  });
   const blind = element("input", { type: "checkbox", checked: true });
   const go = button("Draw pairs", () => (abort ? abort.abort() : run()), { class: "primary" });
   const status = element("p", { class: "soft", role: "status" });

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import threading
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +17,8 @@ import panel_kit
 import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
+
+from pipelines.serving.errors import QueueFull
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -357,6 +360,38 @@ def test_a_blind_comparison_hides_models_and_counts_choices(studio):
     won = Counter([names[sides[0][0]], names[sides[1][1]], "No difference", names[sides[3][0]]])
     tally = dict(row.locator("span").all_inner_texts() for row in versus.locator(".tally li").all())
     assert tally == {name: f"{won[name]} of 4" for name in [*names.values(), "No difference"]}
+
+
+def test_pairs_that_are_stopped_or_refused_leave_those_that_are_drawn(studio):
+    asked, going_on = itertools.count(), threading.Event()
+
+    def drawn(request, number):
+        which = next(asked)
+        if which == 3:
+            going_on.wait(60)
+        if which == 5:
+            raise QueueFull("64 pictures wait; come again")
+        return [panel_kit.noise(request, number, [CHAMPION, CANDIDATE])]
+
+    page, service = studio([CHAMPION, CANDIDATE], drawn)
+    page.fill("#prompt", "a frog")
+    versus = page.locator("#versus")
+    versus.get_by_role("button", name="Draw pairs").click()
+    expect(versus.locator(".pairs > li")).to_have_count(2)
+    expect(versus.locator(".pairs button")).to_have_count(3)
+    while len(service.requests) < 4:
+        page.wait_for_timeout(10)
+    versus.get_by_role("button", name="Stop").click()
+    expect(versus.locator(".pairs > li")).to_have_count(1)
+    expect(versus.get_by_role("status")).to_have_text("Stopped.")
+    expect(versus.get_by_role("alert")).to_have_count(0)
+    versus.get_by_role("button", name="No difference").click()
+    going_on.set()
+
+    versus.get_by_role("button", name="Draw pairs").click()
+    expect(versus.get_by_role("alert")).to_have_text("64 pictures wait; come again")
+    expect(versus.locator(".pairs > li")).to_have_count(0)
+    expect(versus.locator(".tally li").last).to_contain_text("1 of 1")
 
 
 def test_one_model_has_nothing_to_be_compared_with(studio):
