@@ -21,7 +21,7 @@ from pipelines.spec.serving import Serving
 from pipelines.studio.app import create_studio
 
 PROMPT = "a frog and a rocket, on a pink background"
-PATIENCE_S = 120
+PATIENCE_S = 20
 
 
 class Witness:
@@ -142,8 +142,9 @@ class Hands:
     def _slots(self, wanted: str) -> dict[int, int]:
         script = """async () => {
           const { PALETTE } = await import("/page/masks.js");
-          const canvas = document.getElementById("canvas");
-          const { data } = canvas.getContext("2d").getImageData(0, 0, 256, 256);
+          const copy = new OffscreenCanvas(256, 256).getContext("2d", { willReadFrequently: true });
+          copy.drawImage(document.getElementById("canvas"), 0, 0);
+          const { data } = copy.getImageData(0, 0, 256, 256);
           const hex = (i) => "#" + [...data.slice(i, i + 3)].map(
             (v) => v.toString(16).padStart(2, "0")).join("");
           const slots = Array.from({ length: 256 * 256 }, (_, i) =>

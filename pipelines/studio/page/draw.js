@@ -7,6 +7,10 @@ import { randomSeed } from "./state.js";
 const FIRST_HUE = 18;
 const LAST_HUE = 262;
 
+/** Noise levels of a stage that does not tell its own: the service leaves out EDM's, the default. */
+const SIGMA_MIN = 0.002;
+const SIGMA_MAX = 80;
+
 const find = (id) => document.getElementById(id);
 const png = (base64) => `data:image/png;base64,${base64}`;
 
@@ -192,7 +196,7 @@ function position({ low, high }, sigma) {
 }
 
 function bar({ name, resolution, experts, sampling }) {
-  const axis = { low: sampling.sigma_min, high: sampling.sigma_max };
+  const axis = { low: sampling.sigma_min ?? SIGMA_MIN, high: sampling.sigma_max ?? SIGMA_MAX };
   const stage = document.createElement("div");
   Object.assign(stage.dataset, axis, { stage: name });
   const line = (className, ...texts) => {

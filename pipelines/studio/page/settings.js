@@ -37,21 +37,26 @@ export function mountSettings(state) {
 }
 
 function mountFields(state) {
-  const numbers = { guidance: Number.parseFloat, steps: (text) => Number.parseInt(text, 10) };
-  for (const [name, parse] of Object.entries(numbers)) {
+  const shown = {}; // what the fields of numbers show, so that other changes spare what is typed
+  const numbers = {
+    guidance: (value) => ({ guidance: Number.isFinite(value) ? value : null }),
+    steps: (value) => ({ steps: Number.isFinite(value) ? Math.trunc(value) : null }),
+    seed: (value) =>
+      Number.isSafeInteger(value) && value >= 0 ? { seed: value, seedLocked: true } : {},
+  };
+  for (const [name, changes] of Object.entries(numbers)) {
+    find(name).addEventListener("input", (event) => {
+      const made = changes(event.target.valueAsNumber);
+      shown[name] = made[name];
+      state.setSettings(made);
+    });
     find(name).addEventListener("change", (event) => {
-      const value = parse(event.target.value);
-      state.setSettings({ [name]: Number.isFinite(value) ? value : null });
+      event.target.value = state.settings[name] ?? ""; // as it was understood
     });
   }
   find("negative").addEventListener("input", (event) =>
     state.setSettings({ negative: event.target.value }),
   );
-  find("seed").addEventListener("change", (event) => {
-    const seed = Math.trunc(Number(event.target.value));
-    const isSeed = event.target.value !== "" && Number.isSafeInteger(seed) && seed >= 0;
-    state.setSettings(isSeed ? { seed, seedLocked: true } : { seed: state.settings.seed });
-  });
   find("dice").addEventListener("click", () => state.setSettings({ seed: randomSeed() }));
   find("lock").addEventListener("click", () =>
     state.setSettings({ seedLocked: !state.settings.seedLocked }),
@@ -73,16 +78,13 @@ function mountFields(state) {
     const model = chosenModel(state);
     const base = model?.stages[0].sampling ?? {};
     const scale = base.guidance?.scale ?? base.guidance;
-    for (const name of ["guidance", "steps"]) {
-      const own = name === "steps" ? base.steps : scale;
-      const field = find(name);
-      const value = settings[name] ?? "";
-      if (document.activeElement !== field) field.value = value;
-      field.placeholder = own ?? "";
-      field.max = state.info?.limits?.[name] ?? "";
+    for (const name of Object.keys(numbers)) {
+      if (shown[name] !== settings[name]) find(name).value = settings[name] ?? "";
+      shown[name] = settings[name];
     }
-    if (document.activeElement !== find("negative")) find("negative").value = settings.negative;
-    find("seed").value = settings.seed;
+    find("guidance").placeholder = scale ?? "";
+    find("steps").placeholder = base.steps ?? "";
+    if (find("negative").value !== settings.negative) find("negative").value = settings.negative;
     find("lock").setAttribute("aria-pressed", settings.seedLocked);
     find("lock").textContent = settings.seedLocked ? "Locked" : "Lock";
     find("n").value = settings.n;
