@@ -112,7 +112,7 @@ class Names:
                     name=stage["name"],
                     resolution=stage["resolution"],
                     experts=experts.get(stage["name"], []),
-                    sampling=sampling[stage["name"]].settings(),
+                    sampling=sampling[stage["name"]].model_dump(mode="json"),
                 )
                 for stage in target.manifest["stages"]
             ],
