@@ -20,6 +20,7 @@ from pipelines.models.metadata import ModelId
 from pipelines.serving.engine import ExpertInfo, ModelInfo, StageInfo
 from pipelines.serving.errors import Refused
 from pipelines.serving.events import Attention, Event, Finished, Words
+from pipelines.spec.sampling import Sampling
 
 ROOT = Path(pipelines.studio.__file__).parent
 TYPES = {
@@ -49,7 +50,7 @@ def model(name: str, *aliases: str, version: int = 1, manifest: str | None = Non
         ExpertInfo(name="E1_1", sigma=(0.5, 1e9)),
         ExpertInfo(name="E1_0", sigma=(0.0, 0.5)),
     ]
-    sampling = {"guidance": 2.0, "steps": 12, "sigma_min": 0.02, "sigma_max": 80.0}
+    sampling = Sampling(guidance=2.0, steps=12, sigma_min=0.02).model_dump(mode="json")
     return ModelInfo(
         name=name,
         id=ModelId(name="tiny", manifest=manifest or name, version=version),

@@ -70,6 +70,13 @@ function said(key, value) {
   return { text: typeof value === "string" ? value : JSON.stringify(value), pictures: [] };
 }
 
+/** Guidance as a number if it is the same for all experts and noise levels. */
+function plainGuidance(guidance) {
+  const { scale, experts = {}, interval = null } = guidance ?? {};
+  const isPlain = scale !== undefined && !Object.keys(experts).length && interval === null;
+  return isPlain ? scale : guidance;
+}
+
 const isEmpty = (value) => value === undefined || value === null || value.length === 0;
 
 /**
@@ -83,10 +90,11 @@ export function settingsOf(result, models) {
   const { request, seed, number, model } = result;
   const given = Object.entries(request).filter(([key]) => !NOT_SHOWN.has(key));
   const own = models.find(({ id }) => id.manifest === model.manifest)?.stages[0].sampling ?? {};
-  const base = { guidance: own.guidance, steps: own.steps };
+  const sampling = { guidance: own.guidance, steps: own.steps, ...request.sampling };
+  sampling.guidance = plainGuidance(sampling.guidance);
   const order = Object.keys(NAMES);
   const place = ([key]) => (order.includes(key) ? order.indexOf(key) : order.length);
-  const settings = [...given, ...Object.entries({ ...base, ...request.sampling })]
+  const settings = [...given, ...Object.entries(sampling)]
     .filter(([, value]) => !isEmpty(value))
     .sort((a, b) => place(a) - place(b))
     .map(([key, value]) => ({ name: NAMES[key] ?? key, ...said(key, value), value }));
