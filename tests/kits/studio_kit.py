@@ -21,7 +21,7 @@ from pipelines.spec.serving import Serving
 from pipelines.studio.app import create_studio
 
 PROMPT = "a frog and a rocket, on a pink background"
-PATIENCE_S = 20
+PATIENCE_S = 120
 
 
 class Witness:
@@ -133,7 +133,9 @@ class Hands:
 
     def slots(self) -> dict[int, int]:
         """Slot → pixels that the canvas shows in its colour; 0 for those without paint."""
-        return self._slots("[...new Set(slots)].map((s) => [s, slots.filter((x) => x === s).length])")
+        return self._slots(
+            "[...new Set(slots)].map((s) => [s, slots.filter((x) => x === s).length])"
+        )
 
     def slot_at(self, x: int, y: int) -> int:
         """Slot of the colour that the canvas shows at a pixel."""
@@ -151,7 +153,7 @@ class Hands:
             data[4 * i + 3] ? PALETTE.indexOf(hex(4 * i)) : 0);
           return WANTED;
         }"""
-        return {slot: n for slot, n in self.page.evaluate(script.replace("WANTED", wanted))}
+        return dict(self.page.evaluate(script.replace("WANTED", wanted)))
 
     def draw(self) -> Any:
         """Draw, and wait until it is done; returns the request's body."""
@@ -161,5 +163,5 @@ class Hands:
 
     def state(self, expression: str) -> Any:
         """A value of the session, as ``state.prompt``."""
-        script = f'async () => {{ const {{ state }} = await import("/page/main.js"); return {expression}; }}'
-        return self.page.evaluate(script)
+        opened = 'const { state } = await import("/page/main.js");'
+        return self.page.evaluate(f"async () => {{ {opened} return {expression}; }}")

@@ -7,7 +7,7 @@ import { randomSeed } from "./state.js";
 const FIRST_HUE = 18;
 const LAST_HUE = 262;
 
-/** Noise levels of a stage that does not tell its own: the service leaves out EDM's, the default. */
+/** EDM's noise levels, the default, which the service leaves out of a stage's settings. */
 const SIGMA_MIN = 0.002;
 const SIGMA_MAX = 80;
 
@@ -128,7 +128,8 @@ export function mountDraw(state, api) {
       place.className = "tile";
       if (!tile.src) return place.replaceChildren(tile.text);
       const image = place.querySelector("img") ?? document.createElement("img");
-      Object.assign(image, { src: tile.src, alt: tile.alt }); // in place, so that it does not flicker
+      // The same element shows picture after picture; a new one each time would flicker.
+      Object.assign(image, { src: tile.src, alt: tile.alt });
       if (!image.parentNode) place.replaceChildren(image);
     });
   }
@@ -231,6 +232,7 @@ function bar({ name, resolution, experts, sampling }) {
   const now = noise.appendChild(document.createElement("i"));
   now.className = "now";
   now.hidden = true;
-  stage.append(title, noise, line("ends", `σ ${short(axis.high)}, noise`, `σ ${short(axis.low)}, picture`));
+  const ends = line("ends", `σ ${short(axis.high)}, noise`, `σ ${short(axis.low)}, picture`);
+  stage.append(title, noise, ends);
   return stage;
 }

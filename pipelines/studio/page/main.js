@@ -55,7 +55,11 @@ function mountToken(state) {
 
 mountTheme();
 /** The session at hand. */
-export const state = await State.open();
+export const state = await State.open().catch((error) => {
+  find("alert").hidden = false;
+  find("alert-text").textContent = `This browser lets the page keep nothing (${error.message}).`;
+  throw error;
+});
 mountAlert(state);
 mountToken(state);
 mountPhrases(state);

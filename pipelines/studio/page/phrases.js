@@ -201,7 +201,7 @@ export function mountPhrases(state) {
       }),
     );
 
-    const gone = element("button", { type: "button", className: "remove quiet", textContent: "✕" });
+    const gone = element("button", { type: "button", className: "remove quiet" }, "✕");
     gone.setAttribute("aria-label", `Remove ${text}`);
     gone.addEventListener("click", () => remove(slot));
 
@@ -210,7 +210,9 @@ export function mountPhrases(state) {
     row.classList.toggle("active", isActive);
     row.classList.toggle("lost", isLost);
     colour(row, slot);
-    if (isLost) row.append(element("span", { className: "note" }, "Not in the prompt any more; not sent."));
+    if (isLost) {
+      row.append(element("span", { className: "note" }, "Not in the prompt any more; not sent."));
+    }
     return row;
   }
 }

@@ -28,6 +28,9 @@ export function occurrences(text, prompt) {
   return [...prompt.matchAll(new RegExp(`(?<!${edge})${words.join("\\s+")}(?!${edge})`, "giu"))];
 }
 
+/** Fields that are kept besides pictures. */
+const CONTROLS = ["prompt", "phrases", "active", "settings"];
+
 /** A random seed, exact in JSON. */
 export function randomSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0];
@@ -98,8 +101,9 @@ export class State {
   /** Set fields, keep them for the next visit, and tell the subscribers. */
   set(changes) {
     Object.assign(this, changes);
-    const { prompt, phrases, active, settings } = this;
-    writeControls({ prompt, phrases, active, settings });
+    if (CONTROLS.some((key) => key in changes)) {
+      writeControls(Object.fromEntries(CONTROLS.map((key) => [key, this[key]])));
+    }
     for (const key of ["paint", "styles"]) {
       if (key in changes) this.#keep(this.#pictures.put(key, this[key]));
     }
