@@ -119,8 +119,8 @@ def box_mask(parts: Sequence[Any]) -> Tensor:
 
 
 def _quoted(parts: Any) -> str:
-    text = ",".join(map(str, parts)) if isinstance(parts, list | tuple) else str(parts)
-    return repr(text[:80])
+    given = ",".join(map(str, parts)) if isinstance(parts, list | tuple) else parts
+    return repr(given)[:80]
 
 
 def open_image(path: Path, behind: str = "white") -> Any:

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from PIL import Image
 
 from pipelines.models import metadata
 from pipelines.serving import service
@@ -72,7 +73,8 @@ def test_n_pictures_have_one_seed_and_consecutive_numbers(engine):
 
 
 def test_every_option_reaches_the_model(engine):
-    picture, mask = http_kit.upload(32, "green"), http_kit.upload(32, "white")
+    picture = http_kit.upload(Image.new("RGB", (32, 32), "green"))
+    mask = http_kit.upload(Image.linear_gradient("L").resize((32, 32)))
     body = {
         "prompt": PROMPT,
         "seed": 1,
