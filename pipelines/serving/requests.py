@@ -24,6 +24,9 @@ from pipelines.spec.serving import Limits, Serving
 SEEDS = 2**32
 """Seeds that are drawn at random lie below this."""
 
+SAMPLING_CHARS = 10_000
+"""Characters of ``sampling`` at most: all settings of a long cascade need fewer."""
+
 Body = TypeVar("Body", bound=Strict)
 
 
@@ -153,9 +156,9 @@ def to_order(asked: Sample, status: Status, serving: Serving, request_id: str) -
     """
     limits, model = serving.limits, find_model(status, asked.model)
     noise = _noise(asked, limits.pictures)
-    _check_texts(asked, limits)
     check_count("paint", len(asked.paint), limits.phrases)
     check_count("style", len(asked.style), limits.styles)
+    _check_texts(asked, limits)
     stages = [stage.name for stage in model.stages]
     if asked.stage is not None and asked.stage not in stages:
         raise Invalid(f"`stage` is {asked.stage[:100]!r}; there are {', '.join(stages)}", "stage")
@@ -169,7 +172,7 @@ def to_order(asked: Sample, status: Status, serving: Serving, request_id: str) -
         for phrase in row.paint:
             painting.holders(phrase.text, [asked.prompt], asked.then)
     except ValueError as error:
-        raise Invalid(str(error), _field_in(str(error))) from None
+        raise Invalid(str(error)[:500], _field_in(str(error))) from None
     return Order(
         rows=[replace(row, seed=seed, number=number) for seed, number in noise],
         model=role_of(asked.model, status),
@@ -200,6 +203,10 @@ def _noise(asked: Sample, most: int) -> list[tuple[int, int]]:
 def _check_texts(asked: Sample, limits: Limits) -> None:
     for name in ("prompt", "negative", "then"):
         check_text(name, getattr(asked, name) or "", limits)
+    for i, one in enumerate(asked.paint):
+        check_text(f"paint.{i}.phrase", one.phrase, limits)
+    if len(str(asked.sampling)) > SAMPLING_CHARS:
+        raise Invalid(f"`sampling` is longer than {SAMPLING_CHARS:,} characters", "sampling")
     if not asked.prompt.strip() and asked.variation is None:
         raise Invalid("`prompt` is empty; write what to draw", "prompt")
 
