@@ -39,7 +39,7 @@ class Finisher:
 
     def preview(self, event: Step) -> Step:
         """A step whose preview has the marks of finished pictures."""
-        if event.preview is None or not self.is_marking:
+        if event.preview is None:
             return event
         marked = mark(_pixels(event.preview), self.marks)
         return event.model_copy(update={"preview": encode_png(marked)})

@@ -103,7 +103,7 @@ class Guard:
         """
         Args:
             public: paths that need no token, besides :data:`PROBES`; one that ends with a slash
-                stands for all below it, but ``/`` for itself alone.
+                stands for all below it, but for ``/``, which is itself alone.
         """
         self.app, self.serving, self.public = app, serving, public
         self.token = None if token is None else token.encode()
@@ -151,9 +151,8 @@ class Guard:
             check_token(headers.get("authorization"), self.token)
 
     def _is_public(self, path: str) -> bool:
-        return any(
-            path == p or (p != "/" and p.endswith("/") and path.startswith(p)) for p in self.public
-        )
+        folders = tuple(p for p in self.public if p.endswith("/") and p != "/")
+        return path in self.public or path.startswith(folders)
 
 
 def check_host(given: Sequence[str], serving: Serving) -> str:

@@ -24,6 +24,9 @@ from pipelines.spec.serving import Limits, Serving
 SEEDS = 2**32
 """Seeds that are drawn at random lie below this."""
 
+SAMPLING_CHARS = 10_000
+"""Characters of ``sampling`` at most: all settings of a long cascade need fewer."""
+
 Body = TypeVar("Body", bound=Strict)
 
 
@@ -127,15 +130,22 @@ def find_model(status: Status, name: str | None) -> ModelInfo:
     """
     if not status.models:
         raise NotReady("no model is loaded yet")
-    served, *_ = status.models
-    if name in (None, served.id.name):
-        return served
-    alias = str(name).removeprefix(f"{served.id.name}@")
+    alias = role_of(name, status)
+    if alias is None:
+        return status.models[0]
     for model in status.models:
-        if model.name in (name, alias):
+        if alias == model.name or alias in model.aliases:
             return model
     names = ", ".join(model.name for model in status.models)
     raise UnknownModel(f"there is no model {str(name)[:100]!r}; there are {names}")
+
+
+def role_of(name: str | None, status: Status) -> str | None:
+    """As :attr:`Order.model`: None for the served model, or an alias of the same pipeline."""
+    served = status.models[0]
+    if name in (None, served.name, served.id.name):
+        return None
+    return str(name).removeprefix(f"{served.id.name}@")
 
 
 def to_order(asked: Sample, status: Status, serving: Serving, request_id: str) -> Order:
@@ -146,9 +156,9 @@ def to_order(asked: Sample, status: Status, serving: Serving, request_id: str) -
     """
     limits, model = serving.limits, find_model(status, asked.model)
     noise = _noise(asked, limits.pictures)
-    _check_texts(asked, limits)
     check_count("paint", len(asked.paint), limits.phrases)
     check_count("style", len(asked.style), limits.styles)
+    _check_texts(asked, limits)
     stages = [stage.name for stage in model.stages]
     if asked.stage is not None and asked.stage not in stages:
         raise Invalid(f"`stage` is {asked.stage[:100]!r}; there are {', '.join(stages)}", "stage")
@@ -162,10 +172,10 @@ def to_order(asked: Sample, status: Status, serving: Serving, request_id: str) -
         for phrase in row.paint:
             painting.holders(phrase.text, [asked.prompt], asked.then)
     except ValueError as error:
-        raise Invalid(str(error), _field_in(str(error))) from None
+        raise Invalid(str(error)[:500], _field_in(str(error))) from None
     return Order(
         rows=[replace(row, seed=seed, number=number) for seed, number in noise],
-        model=None if model is status.models[0] else model.name,
+        model=role_of(asked.model, status),
         stage=asked.stage,
         previews=asked.previews,
         attention=asked.attention,
@@ -193,6 +203,10 @@ def _noise(asked: Sample, most: int) -> list[tuple[int, int]]:
 def _check_texts(asked: Sample, limits: Limits) -> None:
     for name in ("prompt", "negative", "then"):
         check_text(name, getattr(asked, name) or "", limits)
+    for i, one in enumerate(asked.paint):
+        check_text(f"paint.{i}.phrase", one.phrase, limits)
+    if len(str(asked.sampling)) > SAMPLING_CHARS:
+        raise Invalid(f"`sampling` is longer than {SAMPLING_CHARS:,} characters", "sampling")
     if not asked.prompt.strip() and asked.variation is None:
         raise Invalid("`prompt` is empty; write what to draw", "prompt")
 

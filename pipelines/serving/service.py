@@ -132,7 +132,7 @@ class Service:
             async for event in events:
                 if isinstance(event, Started) and sampling_of(event.model, models) is None:
                     models = (await self.engine.status()).models  # a newer one took over
-                elif isinstance(event, Step):
+                elif isinstance(event, Step) and self.finisher.is_marking:
                     event = await run_sync(self.finisher.preview, event)
                 elif isinstance(event, Finished):
                     event = await run_sync(self.finisher.finished, event, order, models)

@@ -10,6 +10,8 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from PIL import Image
+from starlette.testclient import TestClient
 
 from pipelines.models import metadata
 from pipelines.serving import service
@@ -72,7 +74,8 @@ def test_n_pictures_have_one_seed_and_consecutive_numbers(engine):
 
 
 def test_every_option_reaches_the_model(engine):
-    picture, mask = http_kit.upload(32, "green"), http_kit.upload(32, "white")
+    picture = http_kit.upload(Image.new("RGB", (32, 32), "green"))
+    mask = http_kit.upload(Image.linear_gradient("L").resize((32, 32)))
     body = {
         "prompt": PROMPT,
         "seed": 1,
@@ -240,6 +243,13 @@ def test_a_token_is_wanted_for_all_but_the_probes(engine):
             assert refused.status_code == 401
         right = {"Authorization": f"bearer {TOKEN}"}
         assert httpx.get(f"{url}/v1/models", headers=right).status_code == 200
+
+
+def test_only_public_paths_are_open(engine):
+    app = create_app(engine, Serving(model="tiny"), token=TOKEN, public=["/", "/page/"])
+    with TestClient(app, base_url="http://localhost") as caller:
+        paths = ("/", "/page/main.js", "/page", "/pages", "/v1/models", "/metrics")
+        assert [caller.get(path).status_code for path in paths] == [404, 404, 401, 401, 401, 401]
 
 
 @pytest.mark.parametrize(
