@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -60,11 +61,12 @@ class HandleEngine:
             )
             numbers = tuple(left)
             try:
-                async for event in self._once(rest, end + REPLICA_GRACE_S):
-                    told = _renumbered(event, numbers)
-                    if isinstance(told, Finished):
-                        left.remove(told.picture)
-                    yield told
+                async with aclosing(self._once(rest, end + REPLICA_GRACE_S)) as events:
+                    async for event in events:
+                        told = _renumbered(event, numbers)
+                        if isinstance(told, Finished):
+                            left.remove(told.picture)
+                        yield told
                 return
             except LOST as error:
                 log.warning(
@@ -77,7 +79,7 @@ class HandleEngine:
             f"{ATTEMPTS} replicas were lost while they drew this; ask for fewer or smaller pictures"
         )
 
-    async def _once(self, order: Order, end: float) -> AsyncIterator[Event]:
+    async def _once(self, order: Order, end: float) -> AsyncGenerator[Event]:
         """Events of one replica."""
         answer = self._painters.options(stream=True).draw.remote(order)
         try:
@@ -98,8 +100,9 @@ class HandleEngine:
                 if isinstance(event, Refused):
                     raise event
                 yield event
-        finally:
+        except BaseException:  # closed, cancelled or given up: the replica need not go on
             answer.cancel()
+            raise
 
     async def status(self) -> Status:
         """All replicas together; not ready while none answers."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
+    from pipelines.serving.local import LocalEngine
+
 NAME = "ediffi"
 """Name of the application."""
 
@@ -45,6 +47,8 @@ STARTS = 3
 
 class Painter:
     """A replica: a model of its own, a queue, and the thread that draws."""
+
+    engine: LocalEngine | None = None
 
     async def __init__(self, serving: Serving) -> None:
         import torch
@@ -76,7 +80,8 @@ class Painter:
 
     async def __del__(self) -> None:
         """Called by Serve once the replica's requests have ended."""
-        await self.engine.close(self.drain_s)
+        if self.engine:
+            await self.engine.close(self.drain_s)
 
 
 def log_as_serve() -> None:
