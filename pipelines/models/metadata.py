@@ -1,7 +1,7 @@
 """What a PNG file of ``ediffi sample`` says about itself: model, settings, prompts and seeds.
 
 The text chunk ``ediffi`` has it as JSON, for ``ediffi sample --like``; ``Description``, which most
-viewers show, has it for people.
+viewers show, has it for people. The XMP packet says, in IPTC's terms, that a model made it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
+from xml.sax.saxutils import quoteattr
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -23,6 +25,25 @@ KEY = "ediffi"
 
 LISTED = 50
 """Pictures of a sheet that its description lists, at most."""
+
+
+XMP_KEY = "XML:com.adobe.xmp"
+"""Keyword of the text chunk in which readers of XMP look for a packet."""
+
+SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+"""IPTC's vocabulary for how a picture came to be."""
+
+_XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about=""
+    xmlns:xmp="http://ns.adobe.com/xap/1.0/"
+    xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+    xmp:CreatorTool={tool}
+    Iptc4xmpExt:DigitalSourceType={source}/>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="r"?>"""
 
 
 def installed() -> str:
@@ -117,15 +138,56 @@ class Metadata(Strict):
             lines.append(f"{stage}: {', '.join(settings)}".replace('"', ""))
         return "\n".join([*lines, f"model: {self.model}"])
 
+    @property
+    def tool(self) -> str:
+        """The program that drew the picture, with its version."""
+        return f"ediffi {self.ediffi}".strip()
+
+    @property
+    def source_type(self) -> str:
+        """URI of IPTC's term for pictures of a trained model, or for an edited picture."""
+        is_edited = self.request.image is not None
+        term = "compositeWithTrainedAlgorithmicMedia" if is_edited else "trainedAlgorithmicMedia"
+        return SOURCE_TYPES + term
+
+    def xmp(self) -> str:
+        """XMP packet with the picture's source; read-only, since a change would break the PNG."""
+        return _XMP.format(tool=quoteattr(self.tool), source=quoteattr(self.source_type))
+
     def chunks(self) -> Any:
         """The text chunks, for Pillow's ``save(…, pnginfo=…)``."""
         from PIL.PngImagePlugin import PngInfo
 
         info = PngInfo()
-        info.add_itxt("Software", f"ediffi {self.ediffi}".strip())
+        info.add_itxt(XMP_KEY, self.xmp())
+        info.add_itxt("Software", self.tool)
         info.add_itxt("Description", self.describe())
         info.add_itxt(KEY, json.dumps(self.model_dump(mode="json"), ensure_ascii=False))
         return info
+
+
+def source_type(path: Path) -> str | None:
+    """URI of IPTC's digital source type in a picture's XMP, as any program may have written it.
+
+    Raises:
+        ValueError: It is no picture.
+    """
+    packet = _opened(path).get("xmp") or b""
+    text = packet if isinstance(packet, str) else packet.decode("utf-8", "replace")
+    found = re.search(rf"""{re.escape(SOURCE_TYPES)}\w+""", text)
+    return found[0] if found else None
+
+
+def _opened(path: Path) -> dict[str, Any]:
+    """``info`` of a PIL image; ValueError if the file is no picture."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return {**image.info, **getattr(image, "text", {})}
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} is not a readable image ({why})") from error
 
 
 def read(path: Path) -> Metadata:
@@ -134,14 +196,7 @@ def read(path: Path) -> Metadata:
     Raises:
         ValueError: It is no picture, or has no settings that this version can read.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            text = getattr(image, "text", {}).get(KEY)
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path} is not a readable image ({why})") from error
+    text = _opened(path).get(KEY)
     if text is None:
         raise ValueError(
             f"{path} does not say how it was drawn; --like needs a PNG file that `ediffi sample` "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import itertools
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,20 @@ class Reference(Strict):
         raise ValueError(f"{self.file} {what}; restore it, or give another file with {option}")
 
 
+def black_and_white(image: Any, side: int | None = None) -> str:
+    """A PIL image as a base64 PNG of one bit a pixel, white where it is bright.
+
+    Args:
+        side: resize it to a square of this side.
+    """
+    gray = image.convert("L")
+    if side is not None:
+        gray = gray.resize((side, side))
+    out = io.BytesIO()
+    gray.point(lambda value: 255 * (value > 127)).convert("1").save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
 class Style(Reference):
     """A picture whose style is taken."""
 
@@ -99,16 +114,9 @@ class Mask(Reference):
         Args:
             side: resize it to a square of this side.
         """
-        import base64
-
         from pipelines.models.painting import open_image
 
-        gray = open_image(Path(file), "black").convert("L")
-        if side is not None:
-            gray = gray.resize((side, side))
-        out = io.BytesIO()
-        gray.point(lambda value: 255 * (value > 127)).convert("1").save(out, "PNG")
-        return Mask.of(file, png=base64.b64encode(out.getvalue()).decode())
+        return Mask.of(file, png=black_and_white(open_image(Path(file), "black"), side))
 
     def image(self) -> Any:
         """The mask as a PIL image."""

@@ -111,12 +111,15 @@ def draw(model: TextToImage, requests: Sequence[Row], stage: str | None = None) 
     return [found[row] for row in range(len(requests))]
 
 
-def parse_row(given: dict[str, Any], own: Mapping[str, Sampling]) -> Row:
+def parse_row(
+    given: dict[str, Any], own: Mapping[str, Sampling], *, pixels: int | None = None
+) -> Row:
     """Validate one row.
 
     Args:
         given: ``prompt`` and some of :data:`OPTIONS`; missing values left out.
         own: stage → the ensemble's own settings.
+        pixels: of a picture, at most; no limit by default.
 
     Raises:
         ValueError: It is invalid; the message names the column or setting.
@@ -124,7 +127,7 @@ def parse_row(given: dict[str, Any], own: Mapping[str, Sampling]) -> Row:
     prompt = _text(given, "prompt")
     if prompt is None:
         raise ValueError("`prompt` is None; write a text")
-    paint, then = _phrases(given), _text(given, "then")
+    paint, then = _phrases(given, pixels), _text(given, "then")
     sampling = _mapping(given, "sampling")
     shorthands = {
         "guidance": _number(given, "guidance"),
@@ -133,10 +136,10 @@ def parse_row(given: dict[str, Any], own: Mapping[str, Sampling]) -> Row:
     }
     sampling |= {name: value for name, value in shorthands.items() if value is not None}
     base = next(iter(with_changes(own, sampling).values()))
-    pictures = {name: _picture(name, given.get(name)) for name in PICTURES}
+    pictures = {name: _picture(name, given.get(name), pixels) for name in PICTURES}
     styles = [given["style"]] if _is_base64(given.get("style")) else _list(given, "style")
     for text in styles or ():
-        if _picture("style", text) is None:
+        if _picture("style", text, pixels) is None:
             raise ValueError("`style` has a missing picture; give PNG, JPEG or WebP as base64")
     options = Options(
         sampling=json.dumps(sampling, sort_keys=True),
@@ -181,14 +184,14 @@ def _is_base64(value: Any) -> bool:
     return isinstance(value, str) and not value.lstrip().startswith("[")
 
 
-def _picture(name: str, value: Any) -> Any:
+def _picture(name: str, value: Any, pixels: int | None = None) -> Any:
     """A PIL image from base64; None for none."""
     if value is None:
         return None
     if not isinstance(value, str):
         raise ValueError(f"`{name}` is {str(value)[:40]!r}; give a PNG, JPEG or WebP as base64")
     try:
-        return painting.decode_image(value, "black" if name == "mask" else "white")
+        return painting.decode_image(value, "black" if name == "mask" else "white", pixels)
     except ValueError as error:
         raise ValueError(f"`{name}` {error}") from error
 
@@ -248,6 +251,6 @@ def _mapping(given: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(raw)
 
 
-def _phrases(given: dict[str, Any]) -> list[Phrase]:
+def _phrases(given: dict[str, Any], pixels: int | None) -> list[Phrase]:
     """Phrases from a list of ``{phrase, where, strength}``, or from the same as JSON."""
-    return painting.phrases_from_json(_list(given, "paint") or [])
+    return painting.phrases_from_json(_list(given, "paint") or [], pixels)
