@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +12,6 @@ from pipelines.cli.app import DEFAULT_STORAGE, app
 
 if TYPE_CHECKING:
     from pipelines.spec.serving import Serving
-
-LOOK_EVERY_S = 0.2
-TELL_EVERY_S = 5.0
-"""How often it is looked whether the number of replicas has changed."""
 
 Model = Annotated[
     str | None,
@@ -116,10 +111,10 @@ def serve(
         model, config, storage=storage, host=host, port=port, allow_host=allow_host,
         replicas=replicas,
     )  # fmt: skip
-    from pipelines.serving.access import address_of, free_port, token_of
+    from pipelines.serving.access import free_port, token_of
 
     is_local = not os.environ.get("RAY_ADDRESS")
-    token = token_of(serving)
+    token_of(serving)  # refused before anything is started
     if is_local:
         serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})
     if check_only:
@@ -138,17 +133,17 @@ def serve(
 
         stop.listen()
         try:
-            with stderr_closed():
+            with stderr_closed():  # Ray and Serve write to it what is no mistake of the user's
                 on_ray.deploy(ray_app.application(serving, creator(serving)), serving)
-            if on_ray.watch(lambda: stop.signal is not None, typer.echo):
-                typer.echo(f"{serving.model} is served at {address_of(serving.host, serving.port)}")
-                typer.echo(f"metrics: {on_ray.metrics_address()}")
-                typer.echo(example(serving, token is not None))
-                follow(stop)
-            typer.echo("ends, and finishes what it has taken on")
-            on_ray.withdraw(serving.queue.deadline_s, whole=is_local)
+                if on_ray.watch(lambda: stop.signal is not None, typer.echo):
+                    for line in introduction(serving, on_ray.metrics_address()):
+                        typer.echo(line)
+                    on_ray.follow(lambda: stop.signal is not None, typer.echo)
+                typer.echo("takes no more requests, and finishes those it has")
+                on_ray.withdraw(serving.queue.deadline_s, whole=is_local)
         finally:
-            ray.shutdown()
+            with stderr_closed():
+                ray.shutdown()
 
 
 @app.command(
@@ -242,25 +237,15 @@ def creator(serving: Serving) -> Any:
     return create_app
 
 
-def example(serving: Serving, has_token: bool) -> str:
-    """A call of the service, to be copied into a shell."""
-    from pipelines.serving.access import address_of
+def introduction(serving: Serving, metrics: str) -> list[str]:
+    """What a caller needs to know: the address, and a call to be copied into a shell."""
+    from pipelines.serving.access import address_of, token_of
 
-    token = f' -H "Authorization: Bearer ${serving.token_variable}"' if has_token else ""
-    return (
-        f"try: curl {address_of(serving.host, serving.port)}/v1/images/generations{token} "
-        "-H 'Content-Type: application/json' -d '{\"prompt\": \"a frog\"}'"
-    )
-
-
-def follow(stop: Any) -> None:
-    """Tell when the number of replicas changes, until a signal comes."""
-    from pipelines.serving import on_ray
-
-    told, looked = on_ray.state(), time.monotonic()
-    while stop.signal is None:
-        time.sleep(LOOK_EVERY_S)
-        if time.monotonic() - looked > TELL_EVERY_S:
-            looked = time.monotonic()
-            if (now := on_ray.state()) != told:
-                typer.echo(told := now)
+    address = address_of(serving.host, serving.port)
+    token = token_of(serving) and f' -H "Authorization: Bearer ${serving.token_variable}"'
+    return [
+        f"{serving.model} is served at {address}",
+        f"metrics for Prometheus: {metrics}",
+        f"try: curl {address}/v1/images/generations{token or ''} "
+        "-H 'Content-Type: application/json' -d '{\"prompt\": \"a frog\"}'",
+    ]

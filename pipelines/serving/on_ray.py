@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ray.serve.schema import ApplicationStatusOverview
 
 LOOK_EVERY_S = 0.5
+TELL_EVERY_S = 5.0
 END_GRACE_S = 15.0
 """Time for replicas to end, besides what their last pictures take."""
 
@@ -63,6 +64,17 @@ def watch(is_stopped: Callable[[], bool], say: Callable[[str], None]) -> bool:
             say(told := now)
         time.sleep(LOOK_EVERY_S)
     return False
+
+
+def follow(is_stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Tell how the application is whenever that changes, until it is stopped."""
+    told, looked = state(), time.monotonic()
+    while not is_stopped():
+        time.sleep(LOOK_EVERY_S)
+        if time.monotonic() - looked > TELL_EVERY_S:
+            looked = time.monotonic()
+            if (now := state()) != told:
+                say(told := now)
 
 
 def state() -> str:
