@@ -16,6 +16,7 @@ from pipelines.spec.sampling import Sampling, with_changes
 
 if TYPE_CHECKING:
     from pipelines.models.text_to_image import Pictures, TextToImage
+    from pipelines.models.watch import Watch
 
 SHORTHANDS = ("guidance", "steps", "solver")
 """Columns for the same settings of the base stage, without `sampling`."""
@@ -84,17 +85,38 @@ class Row:
     """Tells apart the pictures of one seed."""
 
 
-def draw(model: TextToImage, requests: Sequence[Row], stage: str | None = None) -> list[Pictures]:
-    """Generate one image per request, in order; requests with equal options share a batch."""
+def draw(
+    model: TextToImage,
+    requests: Sequence[Row],
+    stage: str | None = None,
+    *,
+    watch: Watch | None = None,
+) -> list[Pictures]:
+    """Generate one image per request, in order; requests with equal options share a batch.
+
+    Args:
+        stage: last stage to run; all by default.
+        watch: follows the drawing; all requests must have equal options.
+
+    Raises:
+        ValueError: The requests do not fit the model or, with a watch, each other.
+        Abandoned: The watch wants none of the images any more.
+    """
     groups: dict[Options, list[int]] = {}
     for row, request in enumerate(requests):
         groups.setdefault(request.options, []).append(row)
+    if watch and len(groups) > 1:
+        raise ValueError(
+            f"a watch follows requests that are drawn at once, but these have {len(groups)} "
+            "different options; draw those of equal options in a call each"
+        )
     found: dict[int, Pictures] = {}
     for options, rows in groups.items():
         mine = [requests[row] for row in rows]
         pictures = model.sample(
             [r.prompt for r in mine],
             seed=[r.seed for r in mine],
+            first=[r.number for r in mine],
             sampling=json.loads(options.sampling),
             negative=[r.negative for r in mine],
             **{name: _picture(name, getattr(options, name)) for name in PICTURES},
@@ -106,6 +128,8 @@ def draw(model: TextToImage, requests: Sequence[Row], stage: str | None = None) 
             switch_sigma=options.switch_sigma,
             paint=[r.paint for r in mine] if options.is_painted else None,
             up_to=stage,
+            batch=len(mine) if watch else 64,
+            watch=watch,
         )
         found |= dict(zip(rows, pictures, strict=True))
     return [found[row] for row in range(len(requests))]
