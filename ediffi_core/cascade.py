@@ -96,9 +96,10 @@ def sample(
     cond: Conditioning,
     *,
     seed: int | Sequence[int],
-    first: int = 0,
+    first: int | Sequence[int] = 0,
     callback: Callable[[str], Callback] | None = None,
     control: Control | None = None,
+    wanted: Callable[[], Sequence[bool]] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Sample all stages, and yield each one's name and images [N, 3, R, R] in [-1, 1].
 
@@ -108,12 +109,16 @@ def sample(
     Args:
         stages: from the lowest resolution up.
         cond: conditioning of N images.
-        seed: one seed for all rows; or one per row, and then every row has number ``first``.
-        first: number of the first row.
+        seed: one seed for all rows; or one per row.
+        first: number of the first row, from which one seed for all counts on; with a seed per row,
+            the number of every row. Or one number per row.
         callback: stage name → callback for its solver.
         control: negative prompts, a second prompt, and a picture to start from or to keep a part
             of. The first stage starts from the picture and switches prompts; all stages have the
             negative prompts and the part to keep.
+        wanted: asked before every evaluation which of the N rows to go on with. A row that is not
+            wanted is never evaluated again, whatever the later answers, and its images mean
+            nothing. An error that it raises ends the sampling.
 
     Raises:
         ValueError: A row of the conditioning, or of a stage's images, has values that are not
@@ -123,22 +128,25 @@ def sample(
     if bad := cond.non_finite_rows():
         row, name = bad[0]
         raise ValueError(
-            f"the conditioning's {name} has values that are not finite in row {first + row} (and "
-            f"{len(bad) - 1} more such); encode it again, in float32 if it was in another type"
+            f"the conditioning's {name} has values that are not finite in row "
+            f"{_row_name(first, row)} (and {len(bad) - 1} more such); encode it again, in float32 "
+            "if it was in another type"
         )
     control = (control or Control()).to(cond.device)
     control.check(len(cond))
+    seeds, numbers = _seeds_and_numbers(seed, first, len(cond))
+    live = _LiveRows(len(cond), wanted)
     for stage in stages:
-        noise = partial(_noise, seed, first, len(cond), (3, stage.resolution, stage.resolution))
+        noise = partial(_noise, seeds, numbers, (3, stage.resolution, stage.resolution))
         pictures, cond = _sample_stage(
-            stage, cond, control, noise, callback(stage.name) if callback else None
+            stage, cond, control, noise, live, callback(stage.name) if callback else None
         )
         finite = pictures.isfinite().flatten(1).all(dim=1)
-        if not bool(finite.all()):
-            row = first + int((~finite).nonzero()[0])
+        overflowed = [] if bool(finite.all()) else [r for r in live.rows if not finite[r]]
+        if overflowed:
             raise ValueError(
-                f"stage {stage.name} drew values that are not finite in row {row}; lower its "
-                "guidance, or check its weights"
+                f"stage {stage.name} drew values that are not finite in row "
+                f"{_row_name(first, overflowed[0])}; lower its guidance, or check its weights"
             )
         pictures = pictures.clamp(-1, 1)
         yield stage.name, pictures
@@ -152,6 +160,7 @@ def _sample_stage(
     cond: Conditioning,
     control: Control,
     noise: Callable[[str], Tensor],
+    live: _LiveRows,
     callback: Callback | None,
 ) -> tuple[Tensor, Conditioning]:
     """The stage's images, and the conditioning at its end."""
@@ -163,9 +172,15 @@ def _sample_stage(
         denoiser = Tiled(denoiser, stage.tile, stage.overlap)
 
     def conditioned(on: Conditioning) -> Denoise:
-        return guided(
-            denoiser, on, stage.guidance, negative=control.negative, threshold=stage.threshold
-        )
+        def of_rows(rows: Tensor | None) -> Denoise:
+            mine, avoided = on, control.negative
+            if rows is not None:
+                mine, avoided = mine[rows], None if avoided is None else avoided[rows]
+            return guided(
+                denoiser, mine, stage.guidance, negative=avoided, threshold=stage.threshold
+            )
+
+        return live.denoise(of_rows)
 
     denoise = conditioned(cond)
     if switch:
@@ -207,15 +222,86 @@ def _solver_options(stage: CascadeStage, noise: Callable[[str], Tensor]) -> dict
     return {}
 
 
+def _seeds_and_numbers(
+    seed: int | Sequence[int], first: int | Sequence[int], rows: int
+) -> tuple[list[int], list[int]]:
+    """Seed and number of each row, from the arguments of :func:`sample`."""
+    seeds = [seed] * rows if isinstance(seed, int) else list(seed)
+    if len(seeds) != rows:
+        raise ValueError(f"{len(seeds)} seeds for {rows} pictures; give one for all, or one each")
+    if not isinstance(first, int):
+        numbers = list(first)
+    elif isinstance(seed, int):
+        numbers = list(range(first, first + rows))
+    else:
+        numbers = [first] * rows
+    if len(numbers) != rows:
+        raise ValueError(f"{len(numbers)} numbers for {rows} pictures; give the first, or one each")
+    return seeds, numbers
+
+
 def _noise(
-    seed: int | Sequence[int], first: int, rows: int, shape: tuple[int, ...], purpose: str
+    seeds: Sequence[int], numbers: Sequence[int], shape: tuple[int, ...], purpose: str
 ) -> Tensor:
-    if isinstance(seed, int):
-        return draws.normal(seed, purpose, torch.arange(first, first + rows), shape)
-    if len(seed) != rows:
-        raise ValueError(f"{len(seed)} seeds for {rows} pictures; give one for all, or one each")
-    number = torch.tensor([first])
-    return torch.cat([draws.normal(s, purpose, number, shape) for s in seed])
+    """Noise of each row's seed and number. → [N, *shape]"""
+    noise = torch.empty(len(seeds), *shape)
+    for seed in set(seeds):
+        rows = [row for row, s in enumerate(seeds) if s == seed]
+        index = torch.tensor([numbers[row] for row in rows])
+        noise[rows] = draws.normal(seed, purpose, index, shape)
+    return noise
+
+
+def _row_name(first: int | Sequence[int], row: int) -> int:
+    """What errors call a row: its number where rows are numbered on, else its place."""
+    return first + row if isinstance(first, int) else row
+
+
+class _LiveRows:
+    """The rows that are still wanted; the others are not evaluated."""
+
+    def __init__(self, rows: int, wanted: Callable[[], Sequence[bool]] | None) -> None:
+        self.count, self.wanted = rows, wanted
+        self.rows = list(range(rows))
+        """Rows that were wanted whenever it was asked, in order."""
+
+    def ask(self) -> None:
+        if self.wanted is None:
+            return
+        wanted = self.wanted()
+        if len(wanted) != self.count:
+            raise ValueError(f"{len(wanted)} answers what is wanted of {self.count} rows")
+        self.rows = [row for row in self.rows if wanted[row]]
+
+    def denoise(self, of_rows: Callable[[Tensor | None], Denoise]) -> Denoise:
+        """A function for all rows that evaluates the live ones, and leaves the others as they are.
+
+        Args:
+            of_rows: makes the function for the rows of these indices, None for all; called when
+                rows have left.
+        """
+
+        def make() -> tuple[list[int], Tensor | None, Denoise]:
+            some = len(self.rows) < self.count
+            index = torch.tensor(self.rows, dtype=torch.int64) if some else None
+            return self.rows, index, of_rows(index)
+
+        rows, index, evaluate = make()
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            nonlocal rows, index, evaluate
+            self.ask()
+            if not self.rows:
+                return x
+            if self.rows != rows:
+                rows, index, evaluate = make()
+            if index is None:
+                return evaluate(x, sigma)
+            out = x.clone()
+            out[index] = evaluate(x[index], sigma)
+            return out
+
+        return denoise
 
 
 class Tiled(nn.Module):

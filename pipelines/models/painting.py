@@ -59,10 +59,15 @@ def holders(words: str, prompts: Sequence[str], then: str | None = None) -> list
     return found
 
 
-def phrases_from_json(painted: Sequence[Mapping[str, Any]]) -> list[Phrase]:
+def phrases_from_json(
+    painted: Sequence[Mapping[str, Any]], pixels: int | None = None
+) -> list[Phrase]:
     """Phrases from ``{phrase, where, strength}`` objects.
 
     ``where`` is a box or a base64 image, never a path: the sender is untrusted, so no file is read.
+
+    Args:
+        pixels: as of :func:`decode_image`.
 
     Raises:
         ValueError: An object is malformed.
@@ -82,7 +87,7 @@ def phrases_from_json(painted: Sequence[Mapping[str, Any]]) -> list[Phrase]:
                 f"the strength of {phrase!r} is {strength!r}; write a number of 0 or more"
             )
         if isinstance(where, str) and where.count(",") != 3:
-            place = image_mask(decode_image(where, "black"))
+            place = image_mask(decode_image(where, "black", pixels))
         else:
             place = box_mask(where.split(",") if isinstance(where, str) else where)
         found.append(Phrase(phrase.strip(), place, float(strength)))
@@ -134,18 +139,22 @@ def open_image(path: Path, behind: str = "white") -> Any:
         raise ValueError(f"{path} is not a readable image ({why})") from error
 
 
-def decode_image(text: str, behind: str = "white") -> Any:
+def decode_image(text: str, behind: str = "white", pixels: int | None = None) -> Any:
     """Decode a base64 PNG, JPEG or WebP as upright RGB; ValueError for anything else.
 
     Args:
         behind: colour behind transparent pixels: ``white`` as in training; ``black`` for a mask,
             which is then dark where nothing was drawn on it.
+        pixels: refuse a picture that has more by its header, before it is decoded; no limit by
+            default.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(text)), formats=FORMATS)
-        return _upright(image, behind)
+        data = base64.b64decode("".join(text.split()), validate=True)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if pixels is None or image.width * image.height <= pixels:
+            return _upright(image, behind)
     except MemoryError:
         raise
     except Exception as error:  # as above
@@ -154,6 +163,9 @@ def decode_image(text: str, behind: str = "white") -> Any:
         raise ValueError(
             f"{text[:40]!r} is not an image ({why}); give a PNG, JPEG or WebP as base64"
         ) from error
+    raise ValueError(
+        f"{text[:40]!r} has {image.width}×{image.height} pixels; give {pixels:,} at most"
+    )
 
 
 def _upright(image: Any, behind: str) -> Any:

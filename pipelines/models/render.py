@@ -118,14 +118,11 @@ def render(
         if not any(i in wanted for i in rows):
             continue
         mine = [request.pictures[i] for i in rows]
-        seeds = [p.seed for p in mine]
         paint = [inputs.paint[i] for i in rows] if inputs.paint else []
-        # Consecutive numbers are drawn from one seed, a single number from a seed each.
-        counts = len({p.number for p in mine}) > 1
         drawn = model.sample(
             [p.prompt for p in mine],
-            seed=seeds[0] if counts else seeds,
-            first=mine[0].number,
+            seed=[p.seed for p in mine],
+            first=[p.number for p in mine],
             sampling=settings,
             paint=paint if any(paint) else None,
             up_to=request.stage,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -193,19 +192,9 @@ class Request(Strict):
         }
 
     def batches(self) -> Iterator[range]:
-        """Consecutive pictures to draw at once.
-
-        In each, all have one seed and consecutive numbers, or all have the same number.
-        """
-        first = 0
-        for i in range(1, len(self.pictures) + 1):
-            if (
-                i == len(self.pictures)
-                or i - first == self.batch
-                or not _fit(self.pictures[first : i + 1])
-            ):
-                yield range(first, i)
-                first = i
+        """Consecutive pictures to draw at once."""
+        for first in range(0, len(self.pictures), self.batch):
+            yield range(first, min(first + self.batch, len(self.pictures)))
 
     def steered_by(self) -> list[str]:
         """What all pictures are drawn by besides their prompts, in a few lines for people."""
@@ -229,9 +218,3 @@ class Request(Strict):
     def only(self, rows: range) -> Request:
         """The same with some of its pictures."""
         return self.model_copy(update={"pictures": [self.pictures[i] for i in rows]})
-
-
-def _fit(pictures: list[Picture]) -> bool:
-    same_seed = len({p.seed for p in pictures}) == 1
-    steps = {b.number - a.number for a, b in itertools.pairwise(pictures)}
-    return steps == {0} or (same_seed and steps == {1})

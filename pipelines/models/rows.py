@@ -16,6 +16,7 @@ from pipelines.spec.sampling import Sampling, with_changes
 
 if TYPE_CHECKING:
     from pipelines.models.text_to_image import Pictures, TextToImage
+    from pipelines.models.watch import Watch
 
 SHORTHANDS = ("guidance", "steps", "solver")
 """Columns for the same settings of the base stage, without `sampling`."""
@@ -84,17 +85,38 @@ class Row:
     """Tells apart the pictures of one seed."""
 
 
-def draw(model: TextToImage, requests: Sequence[Row], stage: str | None = None) -> list[Pictures]:
-    """Generate one image per request, in order; requests with equal options share a batch."""
+def draw(
+    model: TextToImage,
+    requests: Sequence[Row],
+    stage: str | None = None,
+    *,
+    watch: Watch | None = None,
+) -> list[Pictures]:
+    """Generate one image per request, in order; requests with equal options share a batch.
+
+    Args:
+        stage: last stage to run; all by default.
+        watch: follows the drawing; all requests must have equal options.
+
+    Raises:
+        ValueError: The requests do not fit the model or, with a watch, each other.
+        Abandoned: The watch wants none of the images any more.
+    """
     groups: dict[Options, list[int]] = {}
     for row, request in enumerate(requests):
         groups.setdefault(request.options, []).append(row)
+    if watch and len(groups) > 1:
+        raise ValueError(
+            f"a watch follows requests that are drawn at once, but these have {len(groups)} "
+            "different options; draw those of equal options in a call each"
+        )
     found: dict[int, Pictures] = {}
     for options, rows in groups.items():
         mine = [requests[row] for row in rows]
         pictures = model.sample(
             [r.prompt for r in mine],
             seed=[r.seed for r in mine],
+            first=[r.number for r in mine],
             sampling=json.loads(options.sampling),
             negative=[r.negative for r in mine],
             **{name: _picture(name, getattr(options, name)) for name in PICTURES},
@@ -106,17 +128,22 @@ def draw(model: TextToImage, requests: Sequence[Row], stage: str | None = None) 
             switch_sigma=options.switch_sigma,
             paint=[r.paint for r in mine] if options.is_painted else None,
             up_to=stage,
+            batch=len(mine) if watch else 64,
+            watch=watch,
         )
         found |= dict(zip(rows, pictures, strict=True))
     return [found[row] for row in range(len(requests))]
 
 
-def parse_row(given: dict[str, Any], own: Mapping[str, Sampling]) -> Row:
+def parse_row(
+    given: dict[str, Any], own: Mapping[str, Sampling], *, pixels: int | None = None
+) -> Row:
     """Validate one row.
 
     Args:
         given: ``prompt`` and some of :data:`OPTIONS`; missing values left out.
         own: stage → the ensemble's own settings.
+        pixels: of a picture, at most; no limit by default.
 
     Raises:
         ValueError: It is invalid; the message names the column or setting.
@@ -124,7 +151,7 @@ def parse_row(given: dict[str, Any], own: Mapping[str, Sampling]) -> Row:
     prompt = _text(given, "prompt")
     if prompt is None:
         raise ValueError("`prompt` is None; write a text")
-    paint, then = _phrases(given), _text(given, "then")
+    paint, then = _phrases(given, pixels), _text(given, "then")
     sampling = _mapping(given, "sampling")
     shorthands = {
         "guidance": _number(given, "guidance"),
@@ -133,10 +160,10 @@ def parse_row(given: dict[str, Any], own: Mapping[str, Sampling]) -> Row:
     }
     sampling |= {name: value for name, value in shorthands.items() if value is not None}
     base = next(iter(with_changes(own, sampling).values()))
-    pictures = {name: _picture(name, given.get(name)) for name in PICTURES}
+    pictures = {name: _picture(name, given.get(name), pixels) for name in PICTURES}
     styles = [given["style"]] if _is_base64(given.get("style")) else _list(given, "style")
     for text in styles or ():
-        if _picture("style", text) is None:
+        if _picture("style", text, pixels) is None:
             raise ValueError("`style` has a missing picture; give PNG, JPEG or WebP as base64")
     options = Options(
         sampling=json.dumps(sampling, sort_keys=True),
@@ -181,14 +208,14 @@ def _is_base64(value: Any) -> bool:
     return isinstance(value, str) and not value.lstrip().startswith("[")
 
 
-def _picture(name: str, value: Any) -> Any:
+def _picture(name: str, value: Any, pixels: int | None = None) -> Any:
     """A PIL image from base64; None for none."""
     if value is None:
         return None
     if not isinstance(value, str):
         raise ValueError(f"`{name}` is {str(value)[:40]!r}; give a PNG, JPEG or WebP as base64")
     try:
-        return painting.decode_image(value, "black" if name == "mask" else "white")
+        return painting.decode_image(value, "black" if name == "mask" else "white", pixels)
     except ValueError as error:
         raise ValueError(f"`{name}` {error}") from error
 
@@ -248,6 +275,6 @@ def _mapping(given: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(raw)
 
 
-def _phrases(given: dict[str, Any]) -> list[Phrase]:
+def _phrases(given: dict[str, Any], pixels: int | None) -> list[Phrase]:
     """Phrases from a list of ``{phrase, where, strength}``, or from the same as JSON."""
-    return painting.phrases_from_json(_list(given, "paint") or [])
+    return painting.phrases_from_json(_list(given, "paint") or [], pixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from ediffi_core.loading import Residency, Source, build_ensemble, load_function
 from ediffi_core.noise import Interval
 from ediffi_core.precond import Denoiser
 from ediffi_core.residency import SwappedEnsemble
+from ediffi_core.sampling import Callback
 from ediffi_core.stage_settings import DEFAULTS, with_settings
 from ediffi_core.unet import UNet
 from pipelines.models import averages
+from pipelines.models.watch import Abandoned, StepDone, Watch
 from pipelines.spec.sampling import Sampling, SamplingWarning
 from pipelines.store.artifacts import Store
 
@@ -211,10 +214,11 @@ def draw(
     cond: Conditioning,
     *,
     seed: int | Sequence[int],
-    first: int = 0,
+    first: int | Sequence[int] = 0,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
     control: Control | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Tensor]:
     """Generate images with every stage of a cascade.
 
@@ -222,24 +226,85 @@ def draw(
         cond: conditioning of N images.
         seed: one seed for all, then image i depends on (seed, first + i) alone; or one seed per
             image, then it depends on its seed and ``first`` alone.
-        first: number of the first image.
+        first: number of the first image; or one number per image.
         batch: images generated at once.
         progress: called with the number of finished images.
         control: as for :func:`ediffi_core.cascade.sample`.
+        watch: follows the drawing, which must fit in one batch.
 
     Returns:
         Stage name → images, uint8 [N, R, R, 3].
+
+    Raises:
+        Abandoned: None of the images is wanted any more.
+        ValueError: There is a watch and more than a batch; or as of
+            :func:`ediffi_core.cascade.sample`.
     """
+    if watch and len(cond) > batch:
+        raise ValueError(
+            f"a watch follows images that are drawn at once, but {len(cond)} do not fit in "
+            f"`batch={batch}`; write {len(cond)}"
+        )
+    followed: dict[str, Any] = {}
+    if watch:
+        followed = {"wanted": partial(_wanted, watch), "callback": Reports(watch, stages).callback}
     found: dict[str, list[Tensor]] = {stage.name: [] for stage in stages}
     for at in range(0, len(cond), batch):
-        rows = cond[slice(at, at + batch)]
-        mine, number = (
-            (seed, first + at) if isinstance(seed, int) else (seed[at : at + batch], first)
+        mine = slice(at, at + batch)
+        number = first[mine] if not isinstance(first, int) else first
+        if isinstance(seed, int) and isinstance(first, int):
+            number = first + at
+        drawn = cascade.sample(
+            stages,
+            cond[mine],
+            seed=seed if isinstance(seed, int) else seed[mine],
+            first=number,
+            control=control and control[mine],
+            **followed,
         )
-        steered = control and control[slice(at, at + batch)]
-        drawn = cascade.sample(stages, rows, seed=mine, first=number, control=steered)
         for name, x in drawn:
-            found[name].append(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
+            found[name].append(as_pictures(x))
         if progress:
-            progress(at + len(rows))
+            progress(min(at + batch, len(cond)))
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def as_pictures(x: Tensor) -> Tensor:
+    """Images [N, 3, R, R] in [-1, 1], other values clipped. → uint8 [N, R, R, 3] on the CPU"""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu()
+
+
+def _wanted(watch: Watch) -> Sequence[bool]:
+    wanted = watch.wanted()
+    if not any(wanted):
+        raise Abandoned("no picture of the batch is wanted any more")
+    return wanted
+
+
+class Reports:
+    """Tells a watch of every step of a cascade's stages."""
+
+    def __init__(self, watch: Watch, stages: Sequence[CascadeStage]) -> None:
+        self.watch = watch
+        self.stages = {stage.name: stage for stage in stages}
+        self.last = time.perf_counter()
+
+    def callback(self, name: str) -> Callback:
+        """The callback for the solver of a stage."""
+        return partial(self._step, self.stages[name])
+
+    def _step(self, stage: CascadeStage, state: dict[str, Any]) -> None:
+        now = time.perf_counter()
+        ensemble, sigma = stage.denoiser, state["sigma"]
+        self.watch.step(
+            StepDone(
+                stage=stage.name,
+                step=state["step"],
+                steps=stage.steps,
+                sigma=sigma,
+                expert=ensemble.expert_at(sigma).name if isinstance(ensemble, Ensemble) else "",
+                seconds=now - self.last,
+                pictures=lambda: as_pictures(state["denoised"]).numpy(),
+            )
+        )
+        self.last = time.perf_counter()

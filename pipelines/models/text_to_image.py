@@ -33,6 +33,7 @@ from pipelines.models.encoders import (
 )
 from pipelines.models.manifest import own_sampling, read_manifest
 from pipelines.models.stages import StageLoader, configured, draw
+from pipelines.models.watch import Watch
 from pipelines.spec.sampling import Sampling, SamplingWarning, warn_not_run, with_changes
 from pipelines.store.artifacts import Store
 
@@ -91,7 +92,7 @@ class TextToImage:
         prompts: Sequence[str],
         *,
         seed: int | Sequence[int] = 0,
-        first: int = 0,
+        first: int | Sequence[int] = 0,
         sampling: Mapping[str, Any] | None = None,
         negative: str | Sequence[str] | None = None,
         image: Any = None,
@@ -106,6 +107,7 @@ class TextToImage:
         paint: Sequence[Sequence[Phrase]] | None = None,
         up_to: str | None = None,
         batch: int = 64,
+        watch: Watch | None = None,
     ) -> Pictures:
         """Generate one image per prompt; unset options are the ensemble's own.
 
@@ -113,7 +115,8 @@ class TextToImage:
             seed: one seed for all, then equal prompts give different images; or one seed per
                 prompt, then an image does not depend on the other prompts.
             first: number of the first image, to go on with a seed: image i of a call depends on
-                (seed, first + i).
+                (seed, first + i). With a seed per prompt, the number of every image. Or one number
+                per prompt, then image i depends on its seed and ``first[i]``.
             sampling: changes of the ensemble's own settings, as for
                 :func:`~pipelines.spec.sampling.with_changes`, such as ``{"sr256.steps": 20}``.
             negative: negative prompts, for all or for each prompt: guidance leads away from them.
@@ -135,6 +138,8 @@ class TextToImage:
                 in whichever of the two prompts has it.
             up_to: name of the last stage to run; all stages by default.
             batch: images generated at once, at most.
+            watch: is told of every step, and says which images are still wanted; all must fit in
+                one batch.
 
         Returns:
             uint8 [N, R, R, 3].
@@ -144,6 +149,7 @@ class TextToImage:
 
         Raises:
             ValueError: An option, a prompt or a painted phrase is invalid.
+            Abandoned: The watch wants none of the images any more.
         """
         names = [stage.name for stage in self.stages]
         if up_to is not None and up_to not in names:
@@ -191,7 +197,9 @@ class TextToImage:
         for message in ineffective(control, stages):
             warnings.warn(message, SamplingWarning, stacklevel=2)
         cond = conditioned(prompts, phrases).to(self.device)
-        drawn = draw(stages, cond, seed=seed, first=first, batch=batch, control=control)
+        drawn = draw(
+            stages, cond, seed=seed, first=first, batch=batch, control=control, watch=watch
+        )
         out: Pictures = drawn[stages[-1].name].numpy()
         return out
 
