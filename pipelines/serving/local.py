@@ -168,7 +168,6 @@ class LocalEngine:
                 self.queue.took(time.monotonic() - began, len(jobs))
         except BaseException:
             log.critical("the thread that draws has died", exc_info=True)
-            raise
         finally:
             self.queue.close(NotReady(ENDING, retry_after_s=LATER_S))
 

@@ -50,11 +50,18 @@ class Failure:
 
     reason: str
     target: Target | None = None
-    registry: bytes | None = None
-    """The registry's file then; after a change of it, the model is tried again."""
+    """What could not be loaded; None if nothing was found."""
 
     until: float = 0.0
-    """Or from this time on."""
+    """It is tried again from this time on, or after a change of the registry."""
+
+    def bars(self, target: Target) -> bool:
+        """Whether a target is not to be tried now."""
+        return (
+            self.target is not None
+            and (self.target.key, self.target.registry) == (target.key, target.registry)
+            and time.monotonic() < self.until
+        )
 
 
 class LoadedModels:
@@ -178,6 +185,12 @@ class LoadedModels:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._follow()
+        except BaseException:
+            log.critical("the thread that loads models has died", exc_info=True)
+
+    def _follow(self) -> None:
         look = time.monotonic() + self.serving.refresh_s
         while True:
             with self._condition:
@@ -203,7 +216,7 @@ class LoadedModels:
                 self._forget(role)
             elif current or role == "served":
                 self._bring(role, target)
-            elif (failure := self._failures.get(role)) and not self._holds(failure, target):
+            elif (failure := self._failures.get(role)) and not failure.bars(target):
                 self._forget(role)
 
     def _look_up(self, roles: Sequence[Role]) -> list[Role]:
@@ -222,7 +235,7 @@ class LoadedModels:
     def _bring(self, role: Role, target: Target) -> None:
         """Load a role's model, unless it failed lately. After an error, all stays as it was."""
         for failure in self._failures.values():
-            if self._holds(failure, target):
+            if failure.bars(target):
                 self._note(role, failure)
                 return
         shared = next((m for m in self._current.values() if m.target.key == target.key), None)
@@ -234,7 +247,6 @@ class LoadedModels:
             failure = Failure(
                 reason=f"{target.id} cannot be used: {error}",
                 target=target,
-                registry=self.names.registry(),
                 until=time.monotonic() + RETRY * self.serving.refresh_s,
             )
             self._note(role, failure)
@@ -276,15 +288,6 @@ class LoadedModels:
             oldest = min(models.values(), key=lambda m: m.used)
             log.info("unloading %s", oldest.target.id)
             self._current = {r: m for r, m in self._current.items() if m is not oldest}
-
-    def _holds(self, failure: Failure, target: Target) -> bool:
-        """Whether a failure keeps a model from being tried again."""
-        return (
-            failure.target is not None
-            and failure.target.key == target.key
-            and failure.registry == self.names.registry()
-            and time.monotonic() < failure.until
-        )
 
     def _note(self, role: Role, failure: Failure) -> None:
         """Remember a failure, and log it once."""

@@ -129,3 +129,11 @@ def upload(side=32, color="red", format="PNG", size=None):
     file = io.BytesIO()
     Image.new("RGB", size or (side, side), color).save(file, format)
     return base64.b64encode(file.getvalue()).decode()
+
+
+def wait_for(condition):
+    """Wait until something holds that another thread brings about."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
