@@ -175,7 +175,7 @@ async def times_of(http: httpx.AsyncClient, body: Body) -> tuple[float, float]:
         if kind == "step" and data["preview"] and preview is None:
             preview = time.perf_counter() - start
         if kind == "finished":
-            assert preview is not None
+            assert preview is not None, "no preview came before the picture"
             return preview, time.perf_counter() - start
     raise AssertionError("the stream ended without a picture")
 
