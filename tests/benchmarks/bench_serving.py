@@ -59,10 +59,8 @@ def throughput(service: Service, count: int) -> list[str]:
     ]
 
 
-def latency(service: Service, fingerprint: str, threads: int, rounds: int) -> str:
-    """A lone request beside a call in this process, in turn."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+def latency(service: Service, fingerprint: str, rounds: int) -> str:
+    """A lone request beside a call in this process, in turn, both on as many threads."""
     model = service.ensemble(fingerprint)
     first, whole, inside = [], [], []
 
@@ -78,7 +76,6 @@ def latency(service: Service, fingerprint: str, threads: int, rounds: int) -> st
             first.append(preview)
             whole.append(picture)
             inside.append(time.perf_counter() - start)
-    torch.set_num_threads(before)
     a, b, c = map(statistics.median, (first, whole, inside))
     return (
         f"A lone request with previews, medians of {rounds} in turn: the first preview after "
@@ -128,6 +125,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=ROOT / "ediffi-store", help="a done demo's")
     parser.add_argument("--requests", type=int, default=500, help="of the load with trouble")
     parser.add_argument("--pictures", type=int, default=64, help="of a row of throughput")
+    parser.add_argument("--rounds", type=int, default=10, help="of a lone request")
     given, rest = parser.parse_known_args()
     sys.argv[1:] = rest  # the report has options of its own
     on_ray = given.engine == "ray"
@@ -135,17 +133,18 @@ def main() -> None:
         folder = Path(scratch)
         store = load_kit.own_store(given.store, folder / "store", given.model)
         now = load_kit.champion_of(store, given.model)
-        one = {"batching": {"pictures": CALLERS}, "replicas": {"max": 1, "cpus": 2}}
+        threads = torch.get_num_threads()
+        one = {"batching": {"pictures": CALLERS}, "replicas": {"max": 1, "cpus": threads}}
         start = partial(load_kit.service, given.model, store, on_ray=on_ray)
         with start(folder=folder / "one", **one) as service:
             fast = throughput(service, given.pictures)
-            lone = latency(service, now, threads=2, rounds=10)
+            lone = latency(service, now, rounds=given.rounds)
             refused = refusals(service, 200)
         two = {"replicas": {"min": 2, "max": 2}, "refresh_s": 1.0}
         with start(folder=folder / "two", **two) as service:
             hard = trouble(service, given.requests, kills=2 if on_ray else 0)
     kind = "Ray Serve" if on_ray else "one process"
-    lines = [f"`{given.model}` by {kind}, its replica on two threads. {fast[0]}", *fast[1:], ""]
+    lines = [f"`{given.model}` by {kind}, {threads} threads. {fast[0]}", *fast[1:], ""]
     several = ["With two replicas of a thread: " + hard[0], *hard[1:]] if on_ray else hard
     report("Serving", [*lines, lone, "", refused, "", *several])
 
