@@ -111,7 +111,10 @@ def refusals(service: Service, count: int) -> str:
     before = service.resident_bytes()
     statuses = asyncio.run(load_kit.send_bad(service, requests))
     after = service.resident_bytes()
-    told = ", ".join(f"{n} × {status}" for status, n in sorted(statuses.items()))
+    told = ", ".join(
+        f"{n} × {status or 'closed amid a body beyond the limit'}"
+        for status, n in sorted(statuses.items())
+    )
     return (
         f"{count} bad requests, after as many before: {told}; resident memory of the service's "
         f"processes {before / MB:.0f} → {after / MB:.0f} MB."
