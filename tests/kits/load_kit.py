@@ -350,6 +350,7 @@ def serve_alone() -> None:
     """``--config FILE --port N MODEL --storage PATH``: the service in one process, without Ray."""
     import argparse
 
+    from pipelines.executor.stopping import Stop
     from pipelines.serving import alone
     from pipelines.serving.app import create_app
     from pipelines.spec.serving import Serving
@@ -366,7 +367,8 @@ def serve_alone() -> None:
     def ready(port: int) -> None:
         print(f"{serving.model} is served at http://127.0.0.1:{port}", flush=True)
 
-    alone.run(serving, create_app, ready)
+    with Stop():
+        alone.run(serving, create_app, ready)
 
 
 if __name__ == "__main__":

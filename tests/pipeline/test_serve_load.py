@@ -28,7 +28,7 @@ def test_a_load_of_trouble_loses_nothing(tmp_path):
                 asked,
                 callers=CALLERS,
                 cancelled=random.Random(0).sample(range(REQUESTS), CANCELLED),
-                at={50: kill, 100: kill, 150: service.promote_next},
+                at={40: kill, 60: service.promote_next, 120: kill},
             )
         )
         assert outcome.lost(asked) == []
