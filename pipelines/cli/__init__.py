@@ -21,6 +21,7 @@ from pipelines.cli import (
     planning,
     running,
     schedules,
+    serving,
     start,
     studies,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "planning",
     "running",
     "schedules",
+    "serving",
     "start",
     "studies",
 ]

@@ -10,9 +10,10 @@ from typer.core import TyperCommand, TyperGroup
 VERBS = {
     "Start": ("init", "doctor"),
     "Run": ("plan", "run", "retrain", "status", "cancel", "diff"),
-    "Look": ("tree", "sample", "evaluate", "ema"),
+    "Look": ("tree", "sample", "studio", "evaluate", "ema"),
     "Studies": tuple(f"study {v}" for v in ("plan", "run", "status", "report", "cells")),
     "Models": ("models", "promote", "rollback", "export"),
+    "Serve": ("serve",),
     "Data": ("data stats", "data show"),
     "Clusters and schedules": ("submit", "jobs", "logs", "stop", "schedule"),
 }

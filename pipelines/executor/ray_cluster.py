@@ -13,13 +13,17 @@ START_ATTEMPTS = 3  # on a busy machine Ray may exceed its own limit of 30 s
 SPARE_CPUS = 2  # for Ray Data's reads, which hang when actors hold every CPU
 
 
-def start_ray(cpus: int, variables: Mapping[str, str] | None = None) -> None:
+def start_ray(
+    cpus: int, variables: Mapping[str, str] | None = None, metrics_port: int | None = None
+) -> None:
     """Connect to the cluster in RAY_ADDRESS, or start one on this machine.
 
     Args:
         cpus: that nodes may use, of a cluster on this machine.
         variables: environment variables for the processes of an existing cluster. Processes on
             this machine inherit the environment.
+        metrics_port: at which a cluster on this machine gives its metrics to Prometheus; any that
+            is free by default.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(
@@ -40,6 +44,7 @@ def start_ray(cpus: int, variables: Mapping[str, str] | None = None) -> None:
         "num_cpus": cpus + SPARE_CPUS,
         "include_dashboard": False,
         "object_store_memory": 512 * 2**20,
+        "_metrics_export_port": metrics_port,
     }
     if os.environ.get("RAY_ADDRESS"):
         where = {"runtime_env": {"env_vars": dict(variables)}} if variables else {}

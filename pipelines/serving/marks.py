@@ -45,7 +45,7 @@ what JPEG drops first."""
 STRENGTH = 0.25
 """Standard deviation of the watermark, as a share of that of the pixels around."""
 
-AMPLITUDES = (1.75, 5.0)
+AMPLITUDES = (1.25, 5.0)
 """Least and greatest standard deviation of the watermark, in levels of 255."""
 
 NEAR = 2.0
@@ -54,7 +54,7 @@ NEAR = 2.0
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luminance, as in JPEG."""
 
-SIGN = ("       ", "  # #  ", " # # # ", " # # # ", " ### # ", " # # # ", "       ")
+SIGN = ("       ", "  #  # ", " # # # ", " ### # ", " # # # ", " # # # ", "       ")
 """``AI``, in white on black, for a picture of up to 127 pixels."""
 
 
@@ -165,8 +165,9 @@ def _tile(key: bytes) -> Floats:
     signs = np.unpackbits(np.frombuffer(bits, np.uint8)).reshape(TILE, TILE) * 2.0 - 1
     spectrum = np.fft.fft2(signs)
     spectrum *= _band() / np.maximum(np.abs(spectrum), 1e-12)
-    tile = np.fft.ifft2(spectrum).real
-    return tile / tile.std()
+    tile: Floats = np.fft.ifft2(spectrum).real
+    tile /= tile.std()
+    return tile
 
 
 @functools.cache
@@ -174,7 +175,8 @@ def _band() -> Floats:
     """1 at the watermark's frequencies, else 0: [TILE, TILE]."""
     frequencies = np.fft.fftfreq(TILE)
     radius = np.hypot(frequencies[:, None], frequencies)
-    return ((radius >= BAND[0]) & (radius <= BAND[1])).astype(float)
+    out: Floats = ((radius >= BAND[0]) & (radius <= BAND[1])).astype(float)
+    return out
 
 
 def _blurred(values: Floats) -> Floats:
@@ -187,7 +189,8 @@ def _folded(values: Floats) -> Floats:
     rows, columns = (math.ceil(side / TILE) for side in values.shape)
     whole = np.zeros((rows * TILE, columns * TILE))
     whole[: values.shape[0], : values.shape[1]] = values
-    return whole.reshape(rows, TILE, columns, TILE).sum((0, 2))
+    out: Floats = whole.reshape(rows, TILE, columns, TILE).sum((0, 2))
+    return out
 
 
 def _with_watermark(pixels: Pictures, tile: Floats) -> Pictures:

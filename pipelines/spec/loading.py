@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pipelines.spec.base import Strict, did_you_mean, nested
 from pipelines.spec.pipeline import NAME_PATTERN, Spec
 from pipelines.spec.protocol import Protocol
+from pipelines.spec.serving import Serving
 from pipelines.spec.study import Study
 
 if TYPE_CHECKING:
@@ -87,6 +88,18 @@ def check_spec(raw: Mapping[str, Any], name: str) -> Spec:
         ValueError: The spec is not valid; the message is one line.
     """
     return _checked(dict(raw), Spec, name)
+
+
+def check_serving(raw: Mapping[str, Any], name: str) -> Serving:
+    """Check settings of the service that were read or put together.
+
+    Args:
+        name: What to call them in an error.
+
+    Raises:
+        ValueError: They are not valid; the message is one line.
+    """
+    return _checked(dict(raw), Serving, name)
 
 
 def read_yaml(path: str | Path, what: str, holds: str) -> dict[str, Any]:
@@ -183,7 +196,7 @@ PATTERNS = {NAME_PATTERN: "write lower-case letters, digits and hyphens"}
 MISSING = {
     f"data.{split}": f"write `{split}: {{path: ...}}` below `data:`"
     for split in ("train", "validation")
-}
+} | {"model": "name the model to serve"}
 """Required key → what to write if it is missing."""
 
 

@@ -76,9 +76,20 @@ JOB = strict(
     ("entrypoint", "rayClusterSpec"),
 )
 
+SERVICE = strict(
+    {
+        "serveConfigV2": TEXT,
+        "upgradeStrategy": strict({"type": {"enum": ["NewCluster", "None"]}}, ("type",)),
+        "rayClusterDeletionDelaySeconds": NUMBER,
+        "rayClusterConfig": CLUSTER,
+    },
+    ("serveConfigV2", "rayClusterConfig"),
+)
+
 SPECS = {
     "RayCluster": CLUSTER,
     "RayJob": JOB,
+    "RayService": SERVICE,
     "RayCronJob": strict(
         {"schedule": TEXT, "suspend": FLAG, "timeZone": TEXT, "jobTemplate": JOB},
         ("schedule", "jobTemplate"),

@@ -55,11 +55,16 @@ def containers(template: dict) -> list[dict]:
 
 
 def clusters() -> list[tuple[str, dict]]:
-    """(where, spec) of every Ray cluster that would come to be."""
+    """(where, spec) of every Ray cluster that would come to be for pipelines."""
     found = [("cluster", find("RayCluster", "ediffi-cluster", "cluster")["spec"])]
     found += [(f, r["spec"]["rayClusterSpec"]) for f, r in each("RayJob")]
     found += [(f, r["spec"]["jobTemplate"]["rayClusterSpec"]) for f, r in each("RayCronJob")]
     return found
+
+
+def all_clusters() -> list[tuple[str, dict]]:
+    """(where, spec) of every Ray cluster that would come to be, the service's too."""
+    return clusters() + [(f, r["spec"]["rayClusterConfig"]) for f, r in each("RayService")]
 
 
 def jobs() -> list[tuple[str, dict]]:

@@ -11,10 +11,13 @@ from urllib.parse import urlsplit
 import fsspec
 import pytest
 import yaml
+from commands import understood
 from paths import ROOT
 
 from pipelines.executor import runner as run
 from pipelines.executor.driver import RECORD_WHEN_STOPPED_S
+from pipelines.spec.loading import load
+from pipelines.spec.serving import Queue, Serving
 
 INFRA = ROOT / "infra"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
@@ -93,7 +96,7 @@ def test_the_image_holds_the_lock_and_the_project_and_runs_as_a_user():
 
 def test_every_folder_that_a_volume_covers_is_the_user_s():
     [made] = [run for run in arguments("RUN") if "mkdir" in run]
-    for service in ("ray", "ediffi"):
+    for service in ("ray", "serve", "ediffi"):
         for volume in SERVICES[service]["volumes"]:
             name, place = volume.split(":")
             assert name in COMPOSE["volumes"]
@@ -135,7 +138,7 @@ def test_ray_brings_its_job_server():
 
 
 def test_services_wait_for_services_that_say_when_they_are_ready():
-    assert set(SERVICES) == {"postgres", "s3", "bucket", "mlflow", "ray", "ediffi"}
+    assert set(SERVICES) == {"postgres", "s3", "bucket", "mlflow", "ray", "serve", "ediffi"}
     waits = [w for s in SERVICES.values() for w in s.get("depends_on", {}).items()]
     assert waits
     for name, wait in waits:
@@ -150,7 +153,7 @@ def test_services_wait_for_services_that_say_when_they_are_ready():
 
 
 def test_a_gpu_is_given_to_those_that_compute():
-    assert set(GPU["services"]) == {"ediffi", "ray"}
+    assert set(GPU["services"]) == {"ediffi", "ray", "serve"}
 
 
 @pytest.mark.slow
@@ -168,7 +171,7 @@ def test_the_bucket_that_is_made_is_the_one_that_is_used(server, s3, monkeypatch
 def test_the_bucket_is_called_where_it_is():
     port = next(c.split("=")[1] for c in SERVICES["s3"]["command"] if c.startswith("-s3.port="))
     called = [v for _, n, v in ENVIRONMENT if n in ("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")]
-    assert set(called) == {f"http://s3:{port}"} and len(called) == 4
+    assert set(called) == {f"http://s3:{port}"} and len(called) == 5
     assert f":{port}/" in SERVICES["s3"]["healthcheck"]["test"][-1]
 
 
@@ -184,6 +187,20 @@ def test_ray_s_options_exist_and_its_port_is_the_job_server_s():
     patience = int(SERVICES["ray"]["environment"]["RAY_JOB_STOP_WAIT_TIME_S"])
     assert stop < patience < int(SERVICES["ray"]["stop_grace_period"].removesuffix("s"))
     assert stop < int(SERVICES["ediffi"]["stop_grace_period"].removesuffix("s"))
+
+
+def test_the_service_s_command_is_ours_and_it_listens_where_it_is_asked():
+    service = SERVICES["serve"]
+    words = [re.sub(r"\$\{\w+:-(.*)\}", r"\1", word) for word in service["command"]]
+    understood(["ediffi", *words])
+    given = dict(word.removeprefix("--").split("=") for word in words[2:])
+    assert words[1] == load(ROOT / "pipelines/specs/demo.yaml").name
+    assert f"/work/{given['storage']}" in [v.split(":")[1] for v in service["volumes"]]
+    assert given["allow-host"] in SERVICES
+    assert service["ports"] == [f"127.0.0.1:{given['port']}:{given['port']}"]
+    assert f"http://localhost:{given['port']}/readyz" in service["healthcheck"]["test"][-1]
+    patience = int(service["stop_grace_period"].removesuffix("s"))
+    assert patience > Queue().deadline_s + 20  # what it has taken on, and the end of Ray
 
 
 def test_the_build_s_files_are_where_compose_looks():
@@ -214,7 +231,9 @@ def test_every_variable_is_read_by_someone(where, name):
         assert name == "NVIDIA_DRIVER_CAPABILITIES"  # by NVIDIA's container runtime
     elif name.startswith("AWS_"):
         assert name in read_by_botocore()
-    elif where in ("ediffi", "ray"):
+    elif name == Serving.model_fields["token_variable"].default:
+        assert where == "serve"
+    elif where in ("ediffi", "ray", "serve"):
         assert name in read_by_the_project() | read_by_ray()
     else:
         assert name in read_by_mlflow()
@@ -292,7 +311,6 @@ def test_its_health_is_asked_where_it_answers():
 def test_the_spec_that_the_readme_copies_is_recorded_on_the_server(tmp_path, monkeypatch):
     """The container's variable decides, a spec's own key comes before it, a file is the last."""
     from pipelines.lineage import tracking_uri
-    from pipelines.spec.loading import load
     from pipelines.store.artifacts import Store
 
     [source] = re.findall(r"cp (\S+) mine.yaml", README)

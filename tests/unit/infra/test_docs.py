@@ -5,7 +5,7 @@ import re
 from manifests import FOLDERS, ROOT
 
 INFRA = ROOT / "infra"
-TASKS = {"run", "submit", "schedule", "recover", "upgrade"}
+TASKS = {"run", "submit", "schedule", "serve", "recover", "upgrade"}
 TOPICS = {"clusters", "storage", "cost"}
 
 

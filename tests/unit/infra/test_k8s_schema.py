@@ -8,7 +8,7 @@ import jsonschema
 import kuberay
 import pytest
 import yaml
-from manifests import APPLIED, FOLDERS, K8S, all_pods, clusters, each, find, jobs, rendered
+from manifests import APPLIED, FOLDERS, K8S, all_clusters, all_pods, each, find, jobs, rendered
 
 KUBERNETES = "1.33"
 validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
@@ -77,7 +77,7 @@ def test_what_kuberay_demands_beside_its_schema():
     for _, spec in jobs():
         assert spec["shutdownAfterJobFinishes"] or not spec.get("suspend")
         assert spec["backoffLimit"] > 0
-    for _, spec in clusters():
+    for _, spec in all_clusters():
         templates = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
         for group in templates:  # the second autoscaler starts pods anew, not containers
             assert "restartPolicy" not in group["template"]["spec"]

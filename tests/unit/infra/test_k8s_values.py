@@ -16,6 +16,7 @@ from manifests import (
     APPLIED,
     K8S,
     ROOT,
+    all_clusters,
     all_pods,
     clusters,
     containers,
@@ -43,6 +44,7 @@ READ_BY = {
     "RAY_JOB_STOP_WAIT_TIME_S": "ray/dashboard/modules/job/job_supervisor.py",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "ray/_private/ray_constants.py",
     "TOKENIZERS_PARALLELISM": "tokenizers/tokenizers.abi3.so",
+    "EDIFFI_TOKEN": "pipelines/spec/serving.py",
     "AWS_ACCESS_KEY_ID": "botocore/credentials.py",
     "AWS_SECRET_ACCESS_KEY": "botocore/credentials.py",
     "AWS_DEFAULT_REGION": "botocore/configprovider.py",
@@ -56,8 +58,9 @@ READ_BY = {
 SECRETS = {
     "ediffi-postgres": {"password", "uri"},
     "ediffi-s3": {"access-key", "secret-key", "region", "endpoint"},
+    "ediffi-serve": {"token"},
 }
-"""What an operator makes, as docs/run.md says."""
+"""What an operator makes, as docs/run.md and docs/serve.md say."""
 
 
 @cache
@@ -159,7 +162,8 @@ def test_secrets_are_only_referred_to_and_every_one_is_in_the_documents():
                     assert "value" not in entry, where
                 if reference := entry.get("valueFrom", {}).get("secretKeyRef"):
                     assert reference["key"] in SECRETS[reference["name"]]
-    said = (ROOT / "infra" / "docs" / "run.md").read_text()
+    docs = ROOT / "infra" / "docs"
+    said = (docs / "run.md").read_text() + (docs / "serve.md").read_text()
     for name, keys in SECRETS.items():
         assert f"create secret generic {name}" in said
         assert all(f"{key}=" in said for key in keys - {"uri"})
@@ -296,7 +300,7 @@ def gpus_of(limits):
     return limits.get("nvidia.com/gpu", 0)
 
 
-@pytest.mark.parametrize(("where", "cluster"), clusters(), ids=[w for w, _ in clusters()])
+@pytest.mark.parametrize(("where", "cluster"), all_clusters(), ids=[w for w, _ in all_clusters()])
 def test_ray_s_parameters_exist_and_fit_the_machine(where, cluster):
     from ray.scripts.scripts import start
 
@@ -322,16 +326,24 @@ def test_ray_answers_where_its_health_is_asked():
         "ray/dashboard/modules/reporter/reporter_head.py"
     )
     open_to_all = text_of("ray/dashboard/http_server_head.py")  # without a token
-    for _, cluster in clusters():
+    proxy = text_of("ray/serve/_private/proxy_request_response.py")
+    for _, cluster in all_clusters():
         for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
             [container] = group["template"]["spec"]["containers"]
+            serves = {
+                p["containerPort"] for p in container.get("ports", []) if p["name"] == "serve"
+            }
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-                path = container[probe]["httpGet"]["path"].encode()
-                assert path in routes and path in open_to_all
+                asked = container[probe]["httpGet"]
+                path = asked["path"].encode()
+                if asked["port"] in serves:
+                    assert path in proxy
+                else:
+                    assert path in routes and path in open_to_all
 
 
 def test_gpu_machines_are_chosen_and_tolerated():
-    for _, cluster in clusters():
+    for _, cluster in all_clusters():
         for group in cluster["workerGroupSpecs"]:
             pod = group["template"]["spec"]
             limits = pod["containers"][0]["resources"]["limits"]

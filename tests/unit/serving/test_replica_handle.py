@@ -1,0 +1,226 @@
+"""Orders handed to replicas: what is lost with one is drawn by another, and nothing twice."""
+
+import asyncio
+import base64
+from contextlib import aclosing
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import BackPressureError
+
+from pipelines.models.metadata import ModelId
+from pipelines.models.rows import Options, Row
+from pipelines.serving.engine import Order, Status
+from pipelines.serving.errors import DeadlineExceeded, DrawingFailed, QueueFull, UnknownModel
+from pipelines.serving.events import Finished, Queued, Started
+from pipelines.serving.handle import ATTEMPTS, HandleEngine
+
+MODEL = ModelId(name="tiny", manifest="0" * 64)
+
+
+class Replicas:
+    """A deployment's handle; of every call, a script says what becomes of it.
+
+    A replica tells that the order is queued and started, and finishes picture after picture. A
+    script is the number of pictures after which it dies, an error that it raises, or None.
+    """
+
+    def __init__(self, *scripts):
+        self.scripts, self.orders, self.cancelled = list(scripts), [], 0
+        self.draw = self
+
+    def options(self, **options):
+        assert options == {"stream": True}
+        return self
+
+    def remote(self, order):
+        self.orders.append(order)
+        return Answer(self, order, self.scripts.pop(0) if self.scripts else None)
+
+
+class Answer:
+    def __init__(self, replicas, order, script):
+        self.replicas, self.events = replicas, self.told(order, script)
+
+    async def told(self, order, script):
+        if isinstance(script, Exception):
+            raise script
+        yield Queued(ahead=0)
+        for i, row in enumerate(order.rows):
+            if script == i:
+                raise ActorDiedError()
+            if script == "waits":
+                await asyncio.sleep(1000)
+            yield Started(picture=i, model=MODEL, batch=len(order.rows))
+            yield Finished(
+                picture=i,
+                png=base64.b64encode(row.prompt.encode()).decode(),
+                model=MODEL,
+                prompt=row.prompt,
+                seed=row.seed,
+                number=row.number,
+                seconds=0.1,
+                waited=0.0,
+            )
+        if isinstance(script, UnknownModel):
+            yield script
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return await anext(self.events)
+
+    def cancel(self):
+        self.replicas.cancelled += 1
+
+
+def order(count, **more):
+    rows = [Row(prompt=f"picture {i}", seed=i, paint=(), options=Options()) for i in range(count)]
+    return Order(rows=rows, **more)
+
+
+def drawn(replicas, asked):
+    async def all_events():
+        return [event async for event in HandleEngine(replicas).draw(asked)]
+
+    return asyncio.run(all_events())
+
+
+@pytest.mark.parametrize(
+    "deaths", [(), (0,), (2,), (4,), (1, 1, 1), (0, 0, 0)], ids=lambda d: f"dies after {d}"
+)
+def test_every_picture_is_finished_once_whatever_dies(deaths):
+    replicas = Replicas(*deaths)
+    events = drawn(replicas, order(5))
+    finished = [e for e in events if isinstance(e, Finished)]
+    assert [(e.picture, e.prompt) for e in finished] == [(i, f"picture {i}") for i in range(5)]
+    assert len(replicas.orders) == len(deaths) + 1
+    assert [len(o.rows) for o in replicas.orders] == [
+        5 - sum(deaths[:i]) for i in range(len(deaths) + 1)
+    ]
+
+
+def test_all_events_name_the_picture_by_its_number_in_the_request():
+    events = drawn(Replicas(2), order(4))
+    last = [e.picture for e in events if isinstance(e, Started)][-2:]
+    assert last == [2, 3]
+
+
+def test_a_replica_that_dies_with_all_done_is_not_missed():
+    class LastWords(Answer):
+        async def told(self, order, script):
+            async for event in super().told(order, None):
+                yield event
+            raise ActorDiedError()
+
+    class Dying(Replicas):
+        def remote(self, order):
+            self.orders.append(order)
+            return LastWords(self, order, None)
+
+    replicas = Dying()
+    assert sum(isinstance(e, Finished) for e in drawn(replicas, order(2))) == 2
+    assert len(replicas.orders) == 1
+
+
+def test_an_order_that_kills_every_replica_is_given_up():
+    replicas = Replicas(*[0] * 10)
+    with pytest.raises(DrawingFailed, match="fewer or smaller"):
+        drawn(replicas, order(1))
+    assert len(replicas.orders) == ATTEMPTS
+
+
+def test_a_refusal_reaches_the_caller_as_it_is():
+    class Told(Answer):
+        async def told(self, order, script):
+            yield script
+
+    class Refusing(Replicas):
+        def remote(self, order):
+            return Told(self, order, QueueFull("full", retry_after_s=7.0))
+
+    with pytest.raises(QueueFull) as refused:
+        drawn(Refusing(), order(1))
+    assert (refused.value.message, refused.value.retry_after_s) == ("full", 7.0)
+
+
+def test_a_full_queue_of_serve_s_own_says_when_to_come_again():
+    full = BackPressureError(num_queued_requests=3, max_queued_requests=3)
+    with pytest.raises(QueueFull) as refused:
+        drawn(Replicas(full), order(1))
+    assert refused.value.status == 429 and refused.value.retry_after_s > 0
+
+
+def test_a_caller_who_goes_away_ends_the_drawing():
+    async def first_event(replicas):
+        async with aclosing(HandleEngine(replicas).draw(order(3))) as events:
+            async for event in events:
+                return event
+
+    async def cancelled(replicas):
+        task = asyncio.create_task(first_picture(replicas))
+        while not replicas.orders:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def first_picture(replicas):
+        async for event in HandleEngine(replicas).draw(order(1)):
+            if isinstance(event, Finished):
+                return event
+
+    closed, waiting = Replicas(), Replicas("waits")
+    assert asyncio.run(first_event(closed)) == Queued(ahead=0)
+    asyncio.run(cancelled(waiting))
+    assert closed.cancelled == waiting.cancelled == 1
+
+
+def test_a_replica_that_never_answers_is_given_up_at_the_deadline(monkeypatch):
+    monkeypatch.setattr("pipelines.serving.handle.REPLICA_GRACE_S", 0.0)
+    replicas = Replicas("waits")
+    with pytest.raises(DeadlineExceeded):
+        drawn(replicas, order(1, deadline_s=0.05))
+    assert replicas.cancelled == 1
+
+
+def test_a_second_replica_gets_the_time_that_is_left():
+    replicas = Replicas(0)
+    drawn(replicas, order(1, deadline_s=60.0))
+    first, second = (o.deadline_s for o in replicas.orders)
+    assert second < first <= 60.0
+
+
+# -- status --------------------------------------------------------------------------------------
+
+
+class Answers:
+    """A deployment whose replicas answer so."""
+
+    def __init__(self, *answers):
+        self.answers = answers
+
+    def broadcast(self, method):
+        assert method == "status"
+        return self
+
+    async def results_async(self, **options):
+        return list(self.answers)
+
+
+def status(*answers):
+    return asyncio.run(HandleEngine(Answers(*answers)).status())
+
+
+def test_the_status_is_that_of_all_replicas():
+    one = Status(ready=True, waiting=2, drawing=1, models=[])
+    new = Status(ready=False, waiting=0, drawing=0, models=[], trouble="version 3 does not load")
+    found = status(one, one, new, ActorDiedError())
+    assert (found.ready, found.waiting, found.drawing) == (True, 4, 2)
+    assert found.trouble == "version 3 does not load"
+
+
+def test_without_a_replica_it_is_not_ready():
+    assert status().ready is False
+    assert status(ActorDiedError()).ready is False
