@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     store = ensemble_kit.make(tmp_path_factory.mktemp("store"))
-    kit.champion(store)
+    kit.promote(store)
     return store
 
 
