@@ -96,16 +96,14 @@ class LoadedModels:
         self._current: dict[Role, Loaded] = {}
         self._failures: dict[Role, Failure] = {}
         self._wanted: list[Role] = ["served"]
+        self.is_ready = False
+        """Whether the served model has been loaded; it may be unloaded for another meanwhile."""
+
         self._closed = False
         self._condition = threading.Condition()
         self._look_up(ROLES[1:])
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
         self._thread.start()
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the served model has been loaded."""
-        return "served" in self._current
 
     @property
     def is_alive(self) -> bool:
@@ -214,7 +212,7 @@ class LoadedModels:
             if current and current.target.key == target.key:
                 current.target = target  # its aliases may be others now
                 self._forget(role)
-            elif current or role == "served":
+            elif current or (role == "served" and not self.is_ready):
                 self._bring(role, target)
             elif (failure := self._failures.get(role)) and not failure.bars(target):
                 self._forget(role)
@@ -255,6 +253,7 @@ class LoadedModels:
             is_switch = role in self._current
             loaded.used = time.monotonic()
             self._current = {**self._current, role: loaded}
+            self.is_ready |= role == "served"
             self._failures.pop(role, None)
             self._trim(self.serving.models)
             self._condition.notify_all()

@@ -35,13 +35,13 @@ def serving(store: Store, **changes: Any) -> Serving:
     return Serving.model_validate(given)
 
 
-def champion(store: Store) -> None:
-    """Make ``tiny``'s candidate its champion."""
-    champions.promote(store, "tiny", ensemble_kit.FINGERPRINT, "first")
+def promote(store: Store, fingerprint: str = ensemble_kit.FINGERPRINT) -> None:
+    """Make an ensemble the champion of ``tiny``."""
+    champions.promote(store, "tiny", fingerprint, "tested")
 
 
 def newer(store: Store, fingerprint: str, factor: float) -> Path:
-    """Promote a copy of ``tiny`` in which an expert's weights are multiplied; returns their file.
+    """Add a candidate, ``tiny`` with one expert's weights multiplied; returns their file.
 
     Args:
         fingerprint: 16 hexadecimal digits.
@@ -56,7 +56,6 @@ def newer(store: Store, fingerprint: str, factor: float) -> Path:
     store.write_json(f"{folder}/ensemble.json", manifest)
     entry = Entry(fingerprint=fingerprint, folder=folder, why="newer", by="promote")
     champions.add_candidate(store, "tiny", entry)
-    champions.promote(store, "tiny", fingerprint, "newer")
     return store.local(slot["path"])
 
 

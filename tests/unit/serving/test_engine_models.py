@@ -1,29 +1,36 @@
-"""A service follows its model's name, loses nothing over it, and refuses models that do not draw."""
+"""A service follows its model's name, loses nothing over it, and keeps a model that draws."""
 
 import asyncio
 import math
+import shutil
 
 import ensemble_kit
 import numpy as np
 import pytest
 import serving_kit as kit
 
-from pipelines.models import champions
 from pipelines.models.text_to_image import TextToImage
 from pipelines.serving.errors import NotReady, UnknownModel
 from pipelines.serving.events import Finished
 from pipelines.serving.local import LocalEngine
+from pipelines.store.artifacts import Store
 
 pytestmark = pytest.mark.slow
 
 NEWER, NEWEST = "f" * 16, "e" * 16
 
 
-@pytest.fixture
-def store(tmp_path):
-    store = ensemble_kit.make(tmp_path)
-    kit.champion(store)
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    store = ensemble_kit.make(tmp_path_factory.mktemp("store"))
+    kit.promote(store)
     return store
+
+
+@pytest.fixture
+def store(original, tmp_path):
+    shutil.copytree(original.root, tmp_path / "store")
+    return Store.at(str(tmp_path / "store"))
 
 
 def own_picture(store, fingerprint, prompt, seed):
@@ -32,7 +39,7 @@ def own_picture(store, fingerprint, prompt, seed):
 
 
 async def drawn_by(engine, **more):
-    found = [e for e in await kit.events(engine, kit.order("a frog", **more))]
+    found = await kit.events(engine, kit.order("a frog", **more))
     assert isinstance(found[-1], Finished)
     return found[-1].model.fingerprint
 
@@ -48,6 +55,7 @@ def test_no_order_is_lost_while_the_champion_changes(store):
             tasks = [asyncio.ensure_future(asked(i)) for i in range(20)]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.to_thread(kit.newer, store, NEWER, 2.0)
+            kit.promote(store, NEWER)
             await kit.until(lambda: engine.models.label("served") == "tiny@2")
             late = await kit.events(engine, kit.order("a frog", seed=99))
             return [*await asyncio.gather(*tasks), late[-1]]
@@ -76,26 +84,23 @@ def damaged(file):
     ],
 )
 def test_a_broken_champion_is_not_switched_to(store, factor, spoil, reason):
-    good, find = [], champions.promote
+    good = []
 
-    async def scene(patch):
+    async def scene():
         async with kit.running(kit.serving(store)) as engine:
-            patch.setattr(champions, "promote", lambda *_: None)
-            spoil(kit.newer(store, NEWER, factor))  # broken before it becomes the champion
-            patch.undo()
-            champions.promote(store, "tiny", NEWER, "newer")
+            spoil(kit.newer(store, NEWER, factor))
+            kit.promote(store, NEWER)
             await kit.until(lambda: engine.models.trouble)
             status = await engine.status()
             assert reason in status.trouble and status.ready
             good.append(await drawn_by(engine))
             assert 'model_switches_total{outcome="refused"} 1.0' in engine.prometheus()
             kit.newer(store, NEWEST, 3.0)
+            kit.promote(store, NEWEST)
             await kit.until(lambda: engine.models.trouble is None)
             good.append(await drawn_by(engine))
 
-    assert find is champions.promote
-    with pytest.MonkeyPatch.context() as patch:
-        asyncio.run(scene(patch))
+    asyncio.run(scene())
     assert good == [ensemble_kit.FINGERPRINT, NEWEST]
 
 
@@ -110,6 +115,7 @@ def test_a_broken_model_is_tried_again_after_a_while_or_a_change_of_the_registry
 
             engine.models._load = counted
             kit.newer(store, NEWER, 2.0)
+            kit.promote(store, NEWER)
             await kit.until(lambda: tries)
             began = asyncio.get_running_loop().time()
             await kit.until(lambda: len(tries) == 2)
@@ -133,14 +139,13 @@ def test_a_model_that_does_not_load_is_an_error_at_the_start(store):
         await engine.close(0)
 
     asyncio.run(scene())
-    with pytest.raises(ValueError, match="neither an ensemble.json"):
+    with pytest.raises(ValueError, match="neither an ensemble"):
         LocalEngine(kit.serving(store, model="another"))
 
 
 @pytest.mark.parametrize("models", [1, 2])
 def test_champion_and_candidate_side_by_side(store, models):
     kit.newer(store, NEWER, 2.0)
-    champions.roll_back(store, "tiny")
 
     async def scene():
         async with kit.running(kit.serving(store, models=models)) as engine:
@@ -162,7 +167,6 @@ def test_champion_and_candidate_side_by_side(store, models):
 
 def test_a_broken_candidate_is_refused_and_the_champion_draws_on(store):
     file = kit.newer(store, NEWER, 2.0)
-    champions.roll_back(store, "tiny")
     damaged(file)
 
     async def scene():

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow  # the kit's store is made once, in half a second
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     store = ensemble_kit.make(tmp_path_factory.mktemp("store"))
-    kit.champion(store)
+    kit.promote(store)
     return store
 
 
@@ -54,9 +54,9 @@ async def queued(engine, *orders):
     """Tasks of orders that wait, in this order."""
     tasks = []
     for order in orders:
-        before = engine.queue.waiting
+        waiting = engine.queue.waiting + len(order.rows)
         tasks.append(asyncio.ensure_future(kit.events(engine, order)))
-        await kit.until(lambda n=before + len(order.rows): engine.queue.waiting == n)
+        await kit.until(lambda n=waiting: engine.queue.waiting == n)
     return tasks
 
 
@@ -103,7 +103,9 @@ def test_a_batch_takes_pictures_of_its_first_ones_shape(store):
 def test_a_first_picture_waits_for_company(store):
     async def scene(engine, easel):
         easel.free()
-        await asyncio.gather(*(kit.events(engine, kit.order(name)) for name in "abcd"))
+        first = asyncio.ensure_future(kit.events(engine, kit.order("a")))
+        await asyncio.sleep(0.1)
+        await asyncio.gather(first, *(kit.events(engine, kit.order(name)) for name in "bcd"))
         return easel.calls
 
     assert play(store, scene, batching={"pictures": 4, "wait_ms": 10_000}) == [["a", "b", "c", "d"]]
