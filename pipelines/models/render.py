@@ -13,7 +13,8 @@ from pipelines.models.controls import check_options
 from pipelines.models.request import Painted, Request
 
 if TYPE_CHECKING:
-    from pipelines.models.text_to_image import Pictures, TextToImage
+    from pipelines.models.text_to_image import TextToImage
+    from pipelines.models.watch import Pictures
 
 
 @dataclass(frozen=True)

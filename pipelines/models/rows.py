@@ -15,8 +15,8 @@ from pipelines.models.controls import check_options
 from pipelines.spec.sampling import Sampling, with_changes
 
 if TYPE_CHECKING:
-    from pipelines.models.text_to_image import Pictures, TextToImage
-    from pipelines.models.watch import Watch
+    from pipelines.models.text_to_image import TextToImage
+    from pipelines.models.watch import Pictures, Watch
 
 SHORTHANDS = ("guidance", "steps", "solver")
 """Columns for the same settings of the base stage, without `sampling`."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ediffi_core.cascade import CascadeStage
@@ -33,11 +32,9 @@ from pipelines.models.encoders import (
 )
 from pipelines.models.manifest import own_sampling, read_manifest
 from pipelines.models.stages import StageLoader, configured, draw
-from pipelines.models.watch import Watch
+from pipelines.models.watch import Pictures, Watch
 from pipelines.spec.sampling import Sampling, SamplingWarning, warn_not_run, with_changes
 from pipelines.store.artifacts import Store
-
-Pictures = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass

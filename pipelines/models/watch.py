@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from pipelines.models.text_to_image import Pictures
+import numpy as np
+
+Pictures = np.ndarray[Any, np.dtype[np.uint8]]
+"""Pictures [N, R, R, 3]."""
 
 
 class Abandoned(Exception):

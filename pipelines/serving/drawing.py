@@ -19,7 +19,7 @@ from pipelines.serving.meters import Meters
 from pipelines.serving.models import Loaded
 
 if TYPE_CHECKING:
-    from pipelines.models.text_to_image import Pictures
+    from pipelines.models.watch import Pictures
 
 log = logging.getLogger("ediffi.serving")
 

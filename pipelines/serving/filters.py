@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.models.text_to_image import Pictures
+from pipelines.models.watch import Pictures
 from pipelines.serving.errors import Unwanted
 from pipelines.serving.http_errors import FilterFailed, log_error
 from pipelines.spec.serving import Filters

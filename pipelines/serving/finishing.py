@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.models.metadata import ModelId
 from pipelines.models.painting import encode_png
-from pipelines.models.text_to_image import Pictures
+from pipelines.models.watch import Pictures
 from pipelines.serving.engine import ModelInfo, Order
 from pipelines.serving.events import Finished, Step
 from pipelines.serving.filters import Judges

@@ -14,7 +14,7 @@ from pipelines.serving.errors import Refused
 from pipelines.serving.events import Event, Finished, Step
 
 if TYPE_CHECKING:
-    from pipelines.models.text_to_image import Pictures
+    from pipelines.models.watch import Pictures
 
 ROOM = 64
 """Steps that wait for a slow reader, at most."""

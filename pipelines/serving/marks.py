@@ -21,7 +21,7 @@ import numpy as np
 from scipy import ndimage, special
 
 from pipelines.models import metadata
-from pipelines.models.text_to_image import Pictures
+from pipelines.models.watch import Pictures
 from pipelines.spec.serving import Marks
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]

@@ -25,7 +25,7 @@ from pipelines.models.request import (
     black_and_white,
 )
 from pipelines.models.rows import Row
-from pipelines.models.text_to_image import Pictures
+from pipelines.models.watch import Pictures
 from pipelines.spec.sampling import Sampling, with_changes
 from pipelines.store.artifacts import sha256
 

@@ -30,7 +30,8 @@ from pipelines.demo.scorer import EmojiScenes
 from pipelines.lineage.lookup import find_model
 from pipelines.models.painting import SIDE
 from pipelines.models.sheet import grid
-from pipelines.models.text_to_image import Pictures, TextToImage
+from pipelines.models.text_to_image import TextToImage
+from pipelines.models.watch import Pictures
 
 matplotlib.use("Agg")
 COUNT, SEED = 96, 11
