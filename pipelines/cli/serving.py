@@ -168,19 +168,23 @@ def studio(
     """
     serving = asked(model, config, storage=storage, host=host, port=port, allow_host=allow_host)
     serving = serving.model_copy(update={"studio": True})
-    typer.echo(f"loads {serving.model}")
-    from pipelines.executor.stopping import Stop
-    from pipelines.serving import alone
-    from pipelines.serving.access import address_of
+    from pipelines.serving.access import address_of, listening, token_of
 
-    def ready(port: int) -> None:
-        page = f"{address_of(serving.host, port)}/"
-        typer.echo(f"{serving.model} is at {page}")
-        if open_browser:
-            typer.launch(page)
+    token_of(serving)  # refused before anything is loaded
+    with listening(serving.host, serving.port) as opened:
+        page = f"{address_of(serving.host, opened.getsockname()[1])}/"
+        typer.echo(f"loads {serving.model}")
 
-    with Stop():
-        alone.run(serving, creator(serving), ready)
+        from pipelines.executor.stopping import Stop
+        from pipelines.serving import alone
+
+        def ready() -> None:
+            typer.echo(f"{serving.model} is at {page}")
+            if open_browser:
+                typer.launch(page)
+
+        with Stop():
+            alone.run(serving, creator(serving), opened, ready)
 
 
 def asked(
