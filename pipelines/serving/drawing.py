@@ -85,7 +85,7 @@ def _draw(loaded: Loaded, jobs: list[Job], meters: Meters) -> list[list[Job]]:
     watch = BatchWatch(jobs, meters)
     _tell_started(loaded, jobs, meters)
     try:
-        drawn = rows.draw(loaded.model, [job.row for job in jobs], jobs[0].stage)
+        drawn = rows.draw(loaded.model, [job.row for job in jobs], jobs[0].stage, watch=watch)
     except Abandoned:
         return []
     except Exception as error:  # it is one picture's fault, and the others are to be drawn

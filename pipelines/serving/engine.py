@@ -48,6 +48,8 @@ class StageInfo(Strict):
     name: str
     resolution: int
     experts: list[ExpertInfo]
+    """None while the model is not loaded: their σ are in the files of their weights."""
+
     sampling: dict[str, Any]
     """The ensemble's own settings, as `sampling` of a spec."""
 
@@ -89,11 +91,14 @@ class Engine(Protocol):
         queue and out of the batch at work.
 
         Yields:
-            Events in order of time; one :class:`~pipelines.serving.events.Finished` a picture.
+            Events in order of time; one :class:`~pipelines.serving.events.Finished` a picture. A
+            picture that is drawn anew, since one of its batch has failed, starts again. Steps may
+            be left out for who reads slowly.
 
         Raises:
             Refused: The model is unknown, the queue is full, the deadline has passed, or what was
-                drawn cannot be shown.
+                drawn cannot be shown. If one of several pictures fails, this is raised after the
+                others are finished.
         """
         ...
 

@@ -64,10 +64,7 @@ class LocalEngine:
         await asyncio.to_thread(self.models.wait_ready)
 
     async def draw(self, order: Order) -> AsyncIterator[Event]:
-        """As of :class:`~pipelines.serving.engine.Engine`.
-
-        If one of several pictures fails, the others are drawn before its error is raised.
-        """
+        """As of :class:`~pipelines.serving.engine.Engine`."""
         if self._is_closing:
             raise NotReady(ENDING, retry_after_s=LATER_S)
         if not self.models.is_ready:
@@ -168,7 +165,6 @@ class LocalEngine:
                 self.queue.took(time.monotonic() - began, len(jobs))
         except BaseException:
             log.critical("the thread that draws has died", exc_info=True)
-            raise
         finally:
             self.queue.close(NotReady(ENDING, retry_after_s=LATER_S))
 

@@ -50,11 +50,18 @@ class Failure:
 
     reason: str
     target: Target | None = None
-    registry: bytes | None = None
-    """The registry's file then; after a change of it, the model is tried again."""
+    """What could not be loaded; None if nothing was found."""
 
     until: float = 0.0
-    """Or from this time on."""
+    """It is tried again from this time on, or after a change of the registry."""
+
+    def bars(self, target: Target) -> bool:
+        """Whether a target is not to be tried now."""
+        return (
+            self.target is not None
+            and (self.target.key, self.target.registry) == (target.key, target.registry)
+            and time.monotonic() < self.until
+        )
 
 
 class LoadedModels:
@@ -89,16 +96,14 @@ class LoadedModels:
         self._current: dict[Role, Loaded] = {}
         self._failures: dict[Role, Failure] = {}
         self._wanted: list[Role] = ["served"]
+        self.is_ready = False
+        """Whether the served model has been loaded; it may be unloaded for another meanwhile."""
+
         self._closed = False
         self._condition = threading.Condition()
         self._look_up(ROLES[1:])
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
         self._thread.start()
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the served model has been loaded."""
-        return "served" in self._current
 
     @property
     def is_alive(self) -> bool:
@@ -178,6 +183,12 @@ class LoadedModels:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._follow()
+        except BaseException:
+            log.critical("the thread that loads models has died", exc_info=True)
+
+    def _follow(self) -> None:
         look = time.monotonic() + self.serving.refresh_s
         while True:
             with self._condition:
@@ -201,9 +212,9 @@ class LoadedModels:
             if current and current.target.key == target.key:
                 current.target = target  # its aliases may be others now
                 self._forget(role)
-            elif current or role == "served":
+            elif current or (role == "served" and not self.is_ready):
                 self._bring(role, target)
-            elif (failure := self._failures.get(role)) and not self._holds(failure, target):
+            elif (failure := self._failures.get(role)) and not failure.bars(target):
                 self._forget(role)
 
     def _look_up(self, roles: Sequence[Role]) -> list[Role]:
@@ -222,7 +233,7 @@ class LoadedModels:
     def _bring(self, role: Role, target: Target) -> None:
         """Load a role's model, unless it failed lately. After an error, all stays as it was."""
         for failure in self._failures.values():
-            if self._holds(failure, target):
+            if failure.bars(target):
                 self._note(role, failure)
                 return
         shared = next((m for m in self._current.values() if m.target.key == target.key), None)
@@ -234,7 +245,6 @@ class LoadedModels:
             failure = Failure(
                 reason=f"{target.id} cannot be used: {error}",
                 target=target,
-                registry=self.names.registry(),
                 until=time.monotonic() + RETRY * self.serving.refresh_s,
             )
             self._note(role, failure)
@@ -243,6 +253,7 @@ class LoadedModels:
             is_switch = role in self._current
             loaded.used = time.monotonic()
             self._current = {**self._current, role: loaded}
+            self.is_ready |= role == "served"
             self._failures.pop(role, None)
             self._trim(self.serving.models)
             self._condition.notify_all()
@@ -276,15 +287,6 @@ class LoadedModels:
             oldest = min(models.values(), key=lambda m: m.used)
             log.info("unloading %s", oldest.target.id)
             self._current = {r: m for r, m in self._current.items() if m is not oldest}
-
-    def _holds(self, failure: Failure, target: Target) -> bool:
-        """Whether a failure keeps a model from being tried again."""
-        return (
-            failure.target is not None
-            and failure.target.key == target.key
-            and failure.registry == self.names.registry()
-            and time.monotonic() < failure.until
-        )
 
     def _note(self, role: Role, failure: Failure) -> None:
         """Remember a failure, and log it once."""

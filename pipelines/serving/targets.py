@@ -10,6 +10,7 @@ from ediffi_core.cascade import CascadeStage
 from ediffi_core.ensemble import Ensemble
 from pipelines.lineage.lookup import find_model, identify
 from pipelines.models import champions
+from pipelines.models.champions import Registry
 from pipelines.models.manifest import own_sampling, read_manifest
 from pipelines.models.metadata import ModelId
 from pipelines.serving.engine import ExpertInfo, ModelInfo, StageInfo
@@ -32,7 +33,13 @@ class Target:
 
     id: ModelId
     manifest: dict[str, Any]
-    aliases: list[str]
+    registry: Registry
+    """Of the pipeline, when this was looked up."""
+
+    @property
+    def aliases(self) -> list[str]:
+        """``champion``, ``candidate``, both or neither."""
+        return self.registry.aliases(self.id.fingerprint or "")
 
     @property
     def key(self) -> tuple[Path, str]:
@@ -81,18 +88,12 @@ class Names:
         name = self.serving.model if is_served else f"{self.pipeline}@{role}"
         storage = self.serving.storage if is_served else self.store.root
         place = find_model(name, storage)
-        found = identify(place, storage)
-        registry = champions.read(self.store, self.pipeline)
         return Target(
             place=place,
-            id=found,
+            id=identify(place, storage),
             manifest=read_manifest(place, storage),
-            aliases=registry.aliases(found.fingerprint) if found.fingerprint else [],
+            registry=champions.read(self.store, self.pipeline),
         )
-
-    def registry(self) -> bytes | None:
-        """Content of the registry's file."""
-        return self.store.read(champions.registry_path(self.pipeline))
 
     def describe(self, role: Role, target: Target, stages: list[CascadeStage] | None) -> ModelInfo:
         """A model as callers are told.
