@@ -119,7 +119,8 @@ def box_mask(parts: Sequence[Any]) -> Tensor:
 
 
 def _quoted(parts: Any) -> str:
-    return repr(",".join(map(str, parts)) if isinstance(parts, list | tuple) else parts)
+    given = ",".join(map(str, parts)) if isinstance(parts, list | tuple) else parts
+    return repr(given)[:80]
 
 
 def open_image(path: Path, behind: str = "white") -> Any:

@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from pipelines.serving import ediffi_api, openai_api
 from pipelines.serving.engine import Engine
-from pipelines.serving.errors import NotReady
 from pipelines.serving.filters import Judges
+from pipelines.serving.finishing import Finisher
 from pipelines.serving.guards import Guard, is_loopback
 from pipelines.serving.http_errors import http_exception
 from pipelines.serving.service import Service
@@ -44,7 +44,8 @@ def create_app(
             f"{serving.token_variable}, or write `host: 127.0.0.1`"
         )
     judges = Judges.load(serving.filters, log_messages=serving.log_prompts)
-    service = Service(engine=engine, serving=serving, judges=judges)
+    finisher = Finisher(judges=judges, marks=serving.marks)
+    service = Service(engine=engine, serving=serving, finisher=finisher)
     app = FastAPI(
         title="ediffi",
         docs_url=None,
@@ -63,8 +64,7 @@ def create_app(
 
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
-        if not (await engine.status()).ready:
-            raise NotReady("the model is still being loaded")
+        await service.status()
         return JSONResponse({"ready": True})
 
     if (prometheus := getattr(engine, "prometheus", None)) is not None:

@@ -12,10 +12,9 @@ from starlette.responses import JSONResponse, Response
 
 from ediffi_core.solver_names import SOLVER_NAMES
 from pipelines.models.painting import STRENGTH
-from pipelines.serving.engine import Order
 from pipelines.serving.events import Attention, Finished
 from pipelines.serving.requests import Sample, validated
-from pipelines.serving.service import Service
+from pipelines.serving.service import Drawing, Service
 from pipelines.serving.sse import Message, stream
 
 
@@ -30,10 +29,12 @@ def router(service: Service) -> APIRouter:
     @routes.post("/sample")
     async def sample(request: Request) -> Response:
         asked = validated(Sample, await service.read(request))
-        order = await service.order(request, asked)
+        status = await service.status()
+        order = await service.order(request, asked, status)
+        drawing = service.draw(request, order, status)
         if not asked.stream:
-            return JSONResponse(await _pictures(service, request, order))
-        messages = _messages(service, request, order)
+            return JSONResponse(await _pictures(drawing, len(order.rows)))
+        messages = _messages(drawing)
         return await stream(request, messages, with_message=service.serving.log_prompts)
 
     return routes
@@ -58,17 +59,17 @@ async def _model(service: Service) -> dict[str, Any]:
     }
 
 
-async def _pictures(service: Service, request: Request, order: Order) -> dict[str, Any]:
+async def _pictures(drawing: Drawing, count: int) -> dict[str, Any]:
     """All pictures of an order in one answer."""
     found: dict[int, Finished] = {}
     attention: dict[int, Attention] = {}
-    async with aclosing(service.draw(request, order)) as events:
+    async with aclosing(drawing) as events:
         async for event in events:
             if isinstance(event, Finished):
                 found[event.picture] = event
             elif isinstance(event, Attention):
                 attention[event.picture] = event
-    ordered = [found[picture] for picture in range(len(order.rows))]
+    ordered = [found[picture] for picture in range(count)]
     return {
         "created": int(time.time()),
         "model": ordered[0].model.model_dump(mode="json"),
@@ -87,10 +88,8 @@ async def _pictures(service: Service, request: Request, order: Order) -> dict[st
     }
 
 
-async def _messages(
-    service: Service, request: Request, order: Order
-) -> AsyncGenerator[Message | None, None]:
-    async with aclosing(service.draw(request, order)) as events:
+async def _messages(drawing: Drawing) -> AsyncGenerator[Message | None, None]:
+    async with aclosing(drawing) as events:
         async for event in events:
             yield None if event is None else (event.type, event.model_dump(mode="json"))
     yield "done", {}

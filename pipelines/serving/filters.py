@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import importlib
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.models.text_to_image import Pictures
 from pipelines.serving.errors import Unwanted
 from pipelines.serving.http_errors import FilterFailed, log_error
 from pipelines.spec.serving import Filters
@@ -51,19 +50,12 @@ class Judges:
         for name, function in self.prompt:
             self._ask(name, function, prompt)
 
-    def judge_picture(self, png: str) -> None:
+    def judge_picture(self, pixels: Pictures) -> None:
         """Ask every filter of pictures; errors as of :meth:`judge_prompt`.
 
         Args:
-            png: base64; the filters get its pixels, uint8 [H, W, 3].
+            pixels: uint8 [H, W, 3]; each filter gets a copy.
         """
-        if not self.picture:
-            return
-        import numpy as np
-        from PIL import Image
-
-        with Image.open(io.BytesIO(base64.b64decode(png))) as image:
-            pixels = np.asarray(image.convert("RGB"))
         for name, function in self.picture:
             self._ask(name, function, pixels.copy())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -12,11 +12,11 @@ from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
 from pipelines.models.rows import EXACT
-from pipelines.serving.engine import ModelInfo, Order
+from pipelines.serving.engine import ModelInfo, StageInfo
 from pipelines.serving.events import Finished, Step
 from pipelines.serving.http_errors import Invalid
 from pipelines.serving.requests import Sample, find_model, validated
-from pipelines.serving.service import Service
+from pipelines.serving.service import Drawing, Service
 from pipelines.serving.sse import Message, stream
 from pipelines.spec.base import Strict
 
@@ -80,13 +80,15 @@ def router(service: Service) -> APIRouter:
     async def generations(request: Request) -> Response:
         asked = validated(Generation, await service.read(request))
         _check_offered(asked)
-        found = find_model(await service.engine.status(), asked.model)
-        order = await service.order(request, _sample(asked, found))
-        if not asked.stream:
-            return JSONResponse(await _pictures(service, request, order))
-        if len(order.rows) > 1:
+        if asked.stream and asked.n not in (None, 1):
             raise Invalid("a stream is of one picture; write `n: 1`, or leave `stream` out", "n")
-        messages = _messages(service, request, order, found, asked.partial_images or 0)
+        status = await service.status()
+        model = find_model(status, asked.model)
+        order = await service.order(request, _sample(asked, model), status)
+        drawing = service.draw(request, order, status)
+        if not asked.stream:
+            return JSONResponse(await _pictures(drawing, len(order.rows)))
+        messages = _messages(drawing, _run(model, order.stage), asked.partial_images or 0)
         return await stream(request, messages, with_message=service.serving.log_prompts)
 
     return routes
@@ -128,13 +130,19 @@ def _stage(size: str | None, model: ModelInfo) -> str | None:
     return sizes[size]
 
 
-async def _pictures(service: Service, request: Request, order: Order) -> dict[str, Any]:
+def _run(model: ModelInfo, last: str | None) -> list[StageInfo]:
+    """The stages up to the last one; all by default."""
+    names = [stage.name for stage in model.stages]
+    return model.stages if last is None else model.stages[: names.index(last) + 1]
+
+
+async def _pictures(drawing: Drawing, count: int) -> dict[str, Any]:
     found: dict[int, Finished] = {}
-    async with aclosing(service.draw(request, order)) as events:
+    async with aclosing(drawing) as events:
         async for event in events:
             if isinstance(event, Finished):
                 found[event.picture] = event
-    pictures = [found[picture] for picture in range(len(order.rows))]
+    pictures = [found[picture] for picture in range(count)]
     return {
         "created": int(time.time()),
         "output_format": "png",
@@ -143,15 +151,18 @@ async def _pictures(service: Service, request: Request, order: Order) -> dict[st
 
 
 async def _messages(
-    service: Service, request: Request, order: Order, model: ModelInfo, partial: int
+    drawing: Drawing, stages: Sequence[StageInfo], partial: int
 ) -> AsyncGenerator[Message | None, None]:
-    """OpenAI's events: some pictures as they form, evenly over all steps, and the finished one."""
-    stages = [stage.name for stage in model.stages]
-    sides = {stage.name: stage.resolution for stage in model.stages}
-    last = order.stage or stages[-1]
-    run = stages[: stages.index(last) + 1]
+    """OpenAI's events: some pictures as they form, evenly over all stages, and the finished one.
+
+    Args:
+        stages: those that are run.
+        partial: pictures before the finished one, at most.
+    """
+    sides = {stage.name: stage.resolution for stage in stages}
+    run = list(sides)
     sent = 0
-    async with aclosing(service.draw(request, order)) as events:
+    async with aclosing(drawing) as events:
         async for event in events:
             if event is None:
                 yield None
@@ -164,7 +175,7 @@ async def _messages(
                     sent += 1
             elif isinstance(event, Finished):
                 kind = "image_generation.completed"
-                told = _told(kind, event.png, sides[last])
+                told = _told(kind, event.png, sides[run[-1]])
                 yield kind, {**told, "seed": event.seed, "number": event.number}
 
 

@@ -127,15 +127,22 @@ def find_model(status: Status, name: str | None) -> ModelInfo:
     """
     if not status.models:
         raise NotReady("no model is loaded yet")
-    served, *_ = status.models
-    if name in (None, served.id.name):
-        return served
-    alias = str(name).removeprefix(f"{served.id.name}@")
+    alias = role_of(name, status)
+    if alias is None:
+        return status.models[0]
     for model in status.models:
-        if model.name in (name, alias):
+        if alias == model.name or alias in model.aliases:
             return model
     names = ", ".join(model.name for model in status.models)
     raise UnknownModel(f"there is no model {str(name)[:100]!r}; there are {names}")
+
+
+def role_of(name: str | None, status: Status) -> str | None:
+    """As :attr:`Order.model`: None for the served model, or an alias of the same pipeline."""
+    served = status.models[0]
+    if name in (None, served.name, served.id.name):
+        return None
+    return str(name).removeprefix(f"{served.id.name}@")
 
 
 def to_order(asked: Sample, status: Status, serving: Serving, request_id: str) -> Order:
@@ -165,7 +172,7 @@ def to_order(asked: Sample, status: Status, serving: Serving, request_id: str) -
         raise Invalid(str(error), _field_in(str(error))) from None
     return Order(
         rows=[replace(row, seed=seed, number=number) for seed, number in noise],
-        model=None if model is status.models[0] else model.name,
+        model=role_of(asked.model, status),
         stage=asked.stage,
         previews=asked.previews,
         attention=asked.attention,

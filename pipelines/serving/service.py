@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,10 +13,10 @@ import anyio
 from anyio.to_thread import run_sync
 from starlette.requests import Request
 
-from pipelines.serving.engine import Engine, Order
+from pipelines.serving.engine import Engine, ModelInfo, Order, Status
 from pipelines.serving.errors import NotReady
-from pipelines.serving.events import Event, Finished
-from pipelines.serving.filters import Judges
+from pipelines.serving.events import Event, Finished, Started, Step
+from pipelines.serving.finishing import Finisher, sampling_of
 from pipelines.serving.guards import read_body, record_of
 from pipelines.serving.http_errors import ClientGone, WrongMediaType
 from pipelines.serving.limits import parse_json
@@ -30,13 +30,17 @@ DECODING = 2
 """Requests whose pictures are decoded at once, which bounds memory."""
 
 
+Drawing = AsyncGenerator[Event | None, None]
+"""Events of an order; None is a heartbeat."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """An engine with the settings and filters of its HTTP side."""
 
     engine: Engine
     serving: Serving
-    judges: Judges
+    finisher: Finisher
     decoding: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(DECODING))
 
     async def read(self, request: Request) -> dict[str, Any]:
@@ -55,33 +59,41 @@ class Service:
         body = await read_body(request, self.serving.limits.body_bytes)
         return await run_sync(parse_json, body, limiter=self.decoding)
 
-    async def order(self, request: Request, asked: Sample) -> Order:
+    async def status(self) -> Status:
+        """How the engine is; :class:`NotReady` until it can draw."""
+        status = await self.engine.status()
+        if not status.ready:
+            raise NotReady("the model is still being loaded; ask again")
+        return status
+
+    async def order(self, request: Request, asked: Sample, status: Status) -> Order:
         """The order of a body, which filters of prompts have let pass.
 
         Raises:
             Refused: The body or a prompt is refused.
         """
-        record, status = record_of(request), await self.engine.status()
-        if not status.ready:
-            raise NotReady("the model is still being loaded; ask again")
+        record = record_of(request)
         if self.serving.log_prompts:
             record.prompt = asked.prompt
         record.model = find_model(status, asked.model).name
         make = partial(to_order, asked, status, self.serving, record.id)
         order = await run_sync(make, limiter=self.decoding)
         for text in filter(None, (asked.prompt, asked.then)):
-            await run_sync(self.judges.judge_prompt, text)
+            await run_sync(self.finisher.judges.judge_prompt, text)
         return replace(order, previews=order.previews and self.shows_previews)
 
     @property
     def shows_previews(self) -> bool:
         """Whether pictures are shown as they form: not where filters judge finished ones."""
-        return not self.judges.picture
+        return not self.finisher.judges.picture
 
-    async def draw(self, request: Request, order: Order) -> AsyncGenerator[Event | None, None]:
+    async def draw(self, request: Request, order: Order, status: Status) -> Drawing:
         """Draw an order as long as its caller is there.
 
         Close the iterator; that takes the order out of the engine.
+
+        Args:
+            status: when the order was made.
 
         Yields:
             Events; None after every :data:`HEARTBEAT_S` without one.
@@ -90,7 +102,7 @@ class Service:
             ClientGone: The caller has closed the connection.
             Refused: As of :meth:`Engine.draw`, or a filter refuses a picture.
         """
-        events = self._judged(request, order)
+        events = self._finished(request, order, status.models)
         gone, upcoming = asyncio.ensure_future(_gone(request)), asyncio.ensure_future(_next(events))
         try:
             while True:
@@ -112,12 +124,18 @@ class Service:
             await asyncio.gather(gone, upcoming, return_exceptions=True)
             await events.aclose()
 
-    async def _judged(self, request: Request, order: Order) -> AsyncGenerator[Event, None]:
+    async def _finished(
+        self, request: Request, order: Order, models: Sequence[ModelInfo]
+    ) -> AsyncGenerator[Event, None]:
         drawing = cast(AsyncGenerator[Event, None], self.engine.draw(order))
         async with aclosing(drawing) as events:
             async for event in events:
-                if isinstance(event, Finished):
-                    await run_sync(self.judges.judge_picture, event.png)
+                if isinstance(event, Started) and sampling_of(event.model, models) is None:
+                    models = (await self.engine.status()).models  # a newer one took over
+                elif isinstance(event, Step):
+                    event = await run_sync(self.finisher.preview, event)
+                elif isinstance(event, Finished):
+                    event = await run_sync(self.finisher.finished, event, order, models)
                     record_of(request).pictures += 1
                 yield event
 

@@ -28,15 +28,41 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
+    def __init__(
+        self,
+        request: Request,
+        first: Message | None,
+        messages: AsyncGenerator[Message | None, None],
+        *,
+        with_message: bool,
+    ) -> None:
+        """
+        Args:
+            first, messages: as of :func:`stream`.
+        """
+        super().__init__(self._chunks(first), headers={"X-Accel-Buffering": "no"})
+        self.record, self.messages = record_of(request), messages
+        self.with_message = with_message
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.stream_response(send)
+        async with aclosing(self.messages):
+            await self.stream_response(send)
+
+    async def _chunks(self, first: Message | None) -> AsyncIterator[bytes]:
+        yield encode(first)
+        try:
+            async for message in self.messages:
+                yield encode(message)
+        except ClientGone:
+            self.record.is_gone = True
+        except Exception as error:
+            refused = as_refused(error, self.record.id, with_message=self.with_message)
+            self.record.code = refused.code
+            yield encode(("error", shape_of(refused)))
 
 
 async def stream(
-    request: Request,
-    messages: AsyncGenerator[Message | None, None],
-    *,
-    with_message: bool,
+    request: Request, messages: AsyncGenerator[Message | None, None], *, with_message: bool
 ) -> EventStream:
     """The answer that sends these messages; None is a heartbeat.
 
@@ -50,28 +76,7 @@ async def stream(
         Refused: There is no first message.
     """
     first = await anext(messages, None)
-    chunks = _chunks(request, first, messages, with_message)
-    return EventStream(chunks, headers={"X-Accel-Buffering": "no"})
-
-
-async def _chunks(
-    request: Request,
-    first: Message | None,
-    messages: AsyncGenerator[Message | None, None],
-    with_message: bool,
-) -> AsyncIterator[bytes]:
-    record = record_of(request)
-    async with aclosing(messages):
-        yield encode(first)
-        try:
-            async for message in messages:
-                yield encode(message)
-        except ClientGone:
-            record.is_gone = True
-        except Exception as error:
-            refused = as_refused(error, record.id, with_message=with_message)
-            record.code = refused.code
-            yield encode(("error", shape_of(refused)))
+    return EventStream(request, first, messages, with_message=with_message)
 
 
 def encode(message: Message | None) -> bytes:

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import serving_kit
 import uvicorn
 from PIL import Image
 
@@ -18,6 +19,7 @@ from pipelines.models.text_to_image import TextToImage
 from pipelines.serving.app import create_app
 from pipelines.serving.engine import ExpertInfo, ModelInfo, StageInfo, Status
 from pipelines.serving.events import Finished, Queued, Started, Step
+from pipelines.serving.local import LocalEngine
 from pipelines.spec.serving import Serving
 
 PATIENCE_S = 120
@@ -98,7 +100,7 @@ class PlainEngine:
 @contextlib.contextmanager
 def running(engine, *, token=None, **settings):
     """A real server on a free port of loopback; → its URL."""
-    serving = Serving(model="tiny", **settings)
+    serving = settings.pop("serving", None) or Serving(model="tiny", **settings)
     config = uvicorn.Config(
         create_app(engine, serving, token=token), host="127.0.0.1", port=0, log_config=None
     )
@@ -117,6 +119,19 @@ def running(engine, *, token=None, **settings):
         thread.join(PATIENCE_S)
 
 
+@contextlib.contextmanager
+def running_local(store, **settings):
+    """The same with a :class:`LocalEngine` of a store's champion; → the engine and the URL."""
+    serving = serving_kit.serving(store, **settings)
+    engine = LocalEngine(serving)
+    asyncio.run(engine.load())
+    try:
+        with running(engine, serving=serving) as url:
+            yield engine, url
+    finally:
+        asyncio.run(engine.close())
+
+
 def pixels_of(b64_png):
     """uint8 [H, W, 3] of a PNG in base64."""
     import numpy as np
@@ -124,8 +139,16 @@ def pixels_of(b64_png):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64_png))).convert("RGB"))
 
 
-def upload(side=32, color="red", format="PNG", size=None):
-    """A picture of one colour in base64."""
+def upload(image):
+    """A picture in base64."""
     file = io.BytesIO()
-    Image.new("RGB", size or (side, side), color).save(file, format)
+    image.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
+
+
+def wait_for(condition):
+    """Wait until something holds that another thread brings about."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -65,7 +65,8 @@ def test_every_command_exists(page, monkeypatch):
     text = page.read_text()
     for name, value in re.findall(r"^export (\w+)=(\S+)", text, flags=re.M):
         monkeypatch.setenv(name, value)
-    assert {block.info for block in blocks(text)} <= {"", ELSEWHERE, "text", "yaml", "python"}
+    known = {"", ELSEWHERE, "bash", "text", "yaml", "python"}
+    assert {block.info for block in blocks(text)} <= known
     for line in commands(text):
         exists(line)
     for words in in_markdown(text):
