@@ -27,8 +27,8 @@ def create_app(
     Args:
         token: what callers send as ``Authorization: Bearer``; None for no check, which is for
             loopback only.
-        public: paths that need no token, such as a page's own files; one that ends with a slash
-            stands for all below it.
+        public: paths that need no token, such as a page's own files; as of
+            :class:`~pipelines.serving.guards.Guard`.
 
     Raises:
         ValueError: The token is missing for another host than loopback, or is empty; or a filter

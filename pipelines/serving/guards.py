@@ -103,7 +103,7 @@ class Guard:
         """
         Args:
             public: paths that need no token, besides :data:`PROBES`; one that ends with a slash
-                stands for all below it.
+                stands for all below it, but ``/`` for itself alone.
         """
         self.app, self.serving, self.public = app, serving, public
         self.token = None if token is None else token.encode()
@@ -151,7 +151,9 @@ class Guard:
             check_token(headers.get("authorization"), self.token)
 
     def _is_public(self, path: str) -> bool:
-        return any(path.startswith(p) if p.endswith("/") else path == p for p in self.public)
+        return any(
+            path == p or (p != "/" and p.endswith("/") and path.startswith(p)) for p in self.public
+        )
 
 
 def check_host(given: Sequence[str], serving: Serving) -> str:

@@ -1,0 +1,2 @@
+/** Mounts the panel into its section. */
+export function mountGallery(state, root) {}
