@@ -133,7 +133,9 @@ class Hands:
 
     def slots(self) -> dict[int, int]:
         """Slot → pixels that the canvas shows in its colour; 0 for those without paint."""
-        return self._slots("[...new Set(slots)].map((s) => [s, slots.filter((x) => x === s).length])")
+        return self._slots(
+            "[...new Set(slots)].map((s) => [s, slots.filter((x) => x === s).length])"
+        )
 
     def slot_at(self, x: int, y: int) -> int:
         """Slot of the colour that the canvas shows at a pixel."""
