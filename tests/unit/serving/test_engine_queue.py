@@ -103,7 +103,9 @@ def test_a_batch_takes_pictures_of_its_first_ones_shape(store):
 def test_a_first_picture_waits_for_company(store):
     async def scene(engine, easel):
         easel.free()
-        await asyncio.gather(*(kit.events(engine, kit.order(name)) for name in "abcd"))
+        first = asyncio.ensure_future(kit.events(engine, kit.order("a")))
+        await asyncio.sleep(0.1)
+        await asyncio.gather(first, *(kit.events(engine, kit.order(name)) for name in "bcd"))
         return easel.calls
 
     assert play(store, scene, batching={"pictures": 4, "wait_ms": 10_000}) == [["a", "b", "c", "d"]]
