@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError
 
-from pipelines.serving.engine import Order, Status
+from pipelines.models.metadata import ModelId
+from pipelines.serving.engine import ModelInfo, Order, Status
 from pipelines.serving.errors import DeadlineExceeded, DrawingFailed, QueueFull, Refused
-from pipelines.serving.events import Event, Finished, Queued
+from pipelines.serving.events import Event, Finished, Queued, Started
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -77,6 +78,8 @@ class HandleEngine:
                         told = _renumbered(event, numbers)
                         if isinstance(told, Finished):
                             left.remove(told.picture)
+                        if isinstance(told, Started) and not self._knows(told.model):
+                            self._asked = -math.inf  # a newer model: the next status is asked anew
                         yield told
                 return
             except LOST as error:
@@ -126,6 +129,9 @@ class HandleEngine:
                     self._status, self._answered = _together(found), self._asked
         return self._status
 
+    def _knows(self, model: ModelId) -> bool:
+        return any(info.id == model for info in self._status.models)
+
     async def _ask(self) -> list[Status]:
         """What the replicas say that answer in time."""
         try:
@@ -140,11 +146,15 @@ class HandleEngine:
 def _together(found: Sequence[Status]) -> Status:
     if not found:
         return Status(ready=False, waiting=0, drawing=0, models=[])
+    models: dict[ModelId, ModelInfo] = {}
+    for status in sorted(found, key=lambda status: not status.ready):
+        for info in status.models:  # replicas change to a newer model one after another
+            models.setdefault(info.id, info)
     return Status(
         ready=any(status.ready for status in found),
         waiting=sum(status.waiting for status in found),
         drawing=sum(status.drawing for status in found),
-        models=next((s.models for s in found if s.ready), found[0].models),
+        models=list(models.values()),
         trouble=next((s.trouble for s in found if s.trouble), None),
     )
 

@@ -10,7 +10,7 @@ from ray.serve.exceptions import BackPressureError
 
 from pipelines.models.metadata import ModelId
 from pipelines.models.rows import Options, Row
-from pipelines.serving.engine import Order, Status
+from pipelines.serving.engine import ModelInfo, Order, Status
 from pipelines.serving.errors import DeadlineExceeded, DrawingFailed, QueueFull, UnknownModel
 from pipelines.serving.events import Finished, Queued, Started
 from pipelines.serving.handle import ATTEMPTS, HandleEngine
@@ -230,6 +230,35 @@ def test_the_status_is_that_of_all_replicas():
     [found] = statuses(Answers([READY, READY, new, ActorDiedError()]))
     assert (found.ready, found.waiting, found.drawing) == (True, 4, 2)
     assert found.trouble == "version 3 does not load"
+
+
+def info(version):
+    identity = ModelId(name="tiny", manifest=str(version) * 64, version=version)
+    return ModelInfo(name="tiny", id=identity, aliases=[], stages=[], loaded=True)
+
+
+def test_replicas_that_change_to_a_newer_model_name_both_the_ready_ones_first():
+    loading = Status(ready=False, waiting=0, drawing=0, models=[info(3)])
+    old = READY.model_copy(update={"models": [info(1)]})
+    new = READY.model_copy(update={"models": [info(2), info(1)]})
+    [found] = statuses(Answers([loading, old, new]))
+    assert [model.id.version for model in found.models] == [1, 2, 3]
+
+
+def test_a_picture_of_a_newer_model_has_the_replicas_asked_anew():
+    class Changing(Replicas, Answers):
+        def __init__(self, *calls):
+            Replicas.__init__(self)
+            Answers.__init__(self, *calls)
+
+    async def ask(engine):
+        await engine.status()
+        async for _ in engine.draw(order(1)):
+            pass
+        return await engine.status()
+
+    replicas = Changing([READY], [READY.model_copy(update={"waiting": 0})])
+    assert asyncio.run(ask(HandleEngine(replicas))).waiting == 0
 
 
 @pytest.mark.parametrize("answers", [[], [ActorDiedError()], TimeoutError()])
