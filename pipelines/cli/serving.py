@@ -67,9 +67,9 @@ AllowHost = Annotated[
     "  ediffi serve emoji-scenes --replicas 2 --port 9000\n"
     "  ediffi serve --config serve.yaml --check-only\n\n"
     "\b\nIf it does not start:\n"
-    "  port taken     give another with --port, or --port 0 for any that is free\n"
-    "  unknown model  `ediffi models` lists those of a store; give the store with --storage\n"
-    "  no token       export EDIFFI_TOKEN=$(openssl rand -hex 16), for a --host of others\n"
+    "  port taken     give another with --port; 0 is any that is free\n"
+    "  unknown model  list those of a store with `ediffi models --storage PATH`\n"
+    "  no token       for other machines: export EDIFFI_TOKEN=$(openssl rand -hex 16)\n"
 )
 def serve(
     model: Model = None,
@@ -140,7 +140,7 @@ def serve(
                         typer.echo(line)
                     on_ray.follow(lambda: stop.signal is not None, typer.echo)
                 typer.echo("takes no more requests, and finishes those it has")
-                on_ray.withdraw(serving.queue.deadline_s, whole=is_local)
+                on_ray.withdraw(serving.queue.deadline_s)
         finally:
             with stderr_closed():
                 ray.shutdown()
