@@ -175,8 +175,12 @@ def studio(
         page = f"{address_of(serving.host, opened.getsockname()[1])}/"
         typer.echo(f"loads {serving.model}")
 
+        from transformers.utils.logging import disable_progress_bar
+
         from pipelines.executor.stopping import Stop
         from pipelines.serving import alone
+
+        disable_progress_bar()
 
         def ready() -> None:
             typer.echo(f"{serving.model} is at {page}")
