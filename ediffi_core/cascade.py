@@ -15,6 +15,7 @@ from ediffi_core.conditioning import Conditioning
 from ediffi_core.control import Control, SwitchOnGrid, check_start
 from ediffi_core.ensemble import Ensemble
 from ediffi_core.guidance import ConditionalDenoise, Scale, Threshold, guided
+from ediffi_core.invariant import RowInvariant, padded
 from ediffi_core.noise import edm_grid
 from ediffi_core.sampling import SOLVERS, Callback, Churn, Denoise
 from ediffi_core.solver_names import MULTISTEP, SINGLE_STEP
@@ -103,8 +104,9 @@ def sample(
 ) -> Iterator[tuple[str, Tensor]]:
     """Sample all stages, and yield each one's name and images [N, 3, R, R] in [-1, 1].
 
-    An image depends only on its seed and number, not on its batch. Sampling runs on the device of
-    the conditioning, from noise drawn on the CPU, so every device starts from the same bits.
+    An image depends only on its own row, seed and number, not on its batch, to the bit on a CPU
+    (:mod:`ediffi_core.invariant`). Sampling runs on the device of the conditioning, from noise
+    drawn on the CPU, so every device starts from the same bits.
 
     Args:
         stages: from the lowest resolution up.
@@ -134,6 +136,7 @@ def sample(
         )
     control = (control or Control()).to(cond.device)
     control.check(len(cond))
+    cond, control = padded(cond), control.map_rows(padded, lambda picture: picture)
     seeds, numbers = _seeds_and_numbers(seed, first, len(cond))
     live = _LiveRows(len(cond), wanted)
     for stage in stages:
@@ -167,7 +170,7 @@ def _sample_stage(
     start, switch = control.start, control.switch
     sigmas = stage.sigmas(start.sigma if start else None)
     x = noise(f"sample/{stage.name}").to(cond.device) * (start.sigma if start else stage.sigma_max)
-    denoiser = _in_precision(stage)
+    denoiser = _row_by_row(stage)
     if stage.tile and stage.tile < stage.resolution:
         denoiser = Tiled(denoiser, stage.tile, stage.overlap)
 
@@ -199,14 +202,12 @@ def _sample_stage(
     return solver(denoise, x, sigmas, callback, **_solver_options(stage, noise)), cond
 
 
-def _in_precision(stage: CascadeStage) -> ConditionalDenoise:
-    """The stage's denoiser under autocast, unless it computes in float32."""
+def _row_by_row(stage: CascadeStage) -> ConditionalDenoise:
+    """The stage's denoiser in its precision, with rows that do not depend on their batch."""
     dtype = PRECISIONS[stage.precision]
-    if dtype is None:
-        return stage.denoiser
 
     def denoise(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        with torch.autocast(x.device.type, dtype):
+        with RowInvariant(), torch.autocast(x.device.type, dtype, enabled=dtype is not None):
             return stage.denoiser(x, sigma, cond).to(x.dtype)
 
     return denoise

@@ -31,6 +31,10 @@ BATCH_TOKENS = 8192
 """Tokens per batch, including padding; bounds an encoder's memory."""
 
 
+ALONE = 1
+"""As ``batch_tokens``: every text is a batch of its own."""
+
+
 class FrozenEncoder:
     """Base of encoders whose weights are used as published."""
 
@@ -395,20 +399,24 @@ def encode_prompts(
 ) -> Conditioning:
     """Encode prompts into the conditioning for sampling; CLIP's image embedding is absent.
 
+    Each is encoded by itself: in a padded batch its embeddings would depend on the others, by
+    rounding.
+
     Args:
         more: further encoders: embedding name → encoder and kind of embedding.
 
     Raises:
         ValueError: An encoder returned values that are not finite.
     """
-    clip_tokens, pooled = clip.text(prompts)
-    sequences = {"clip_text": pad(clip_tokens), "t5": pad(t5.text(prompts))}
+    clip_tokens, pooled = clip.text(prompts, batch_tokens=ALONE)
+    t5_tokens = t5.text(prompts, batch_tokens=ALONE)
+    sequences = {"clip_text": pad(clip_tokens), "t5": pad(t5_tokens)}
     vectors = {"clip_text_pooled": pooled, "clip_image": torch.zeros(len(prompts), clip.dim)}
     for name, (encoder, kind) in (more or {}).items():
         if kind == "sequence":
-            sequences[name] = pad(encoder.text(prompts))
+            sequences[name] = pad(encoder.text(prompts, batch_tokens=ALONE))
         else:
-            vectors[name] = torch.stack(encoder.pooled(prompts))
+            vectors[name] = torch.stack(encoder.pooled(prompts, batch_tokens=ALONE))
     cond = Conditioning(
         {name: tokens for name, (tokens, _) in sequences.items()},
         {name: mask for name, (_, mask) in sequences.items()},

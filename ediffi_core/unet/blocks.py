@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ediffi_core.unet.config import Norm, groups_of
 
@@ -66,22 +67,37 @@ class NoiseEmbedding(nn.Module):
         return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
 
 
-class UpConv(nn.Conv2d):
+def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Nearest-neighbour upsampling by 2 and a 3×3 convolution, fused.
 
     Each output pixel depends on 2×2 input pixels, so 16 products replace 36: the kernel, summed
     over repeated pixels, becomes a 4×4 transposed convolution of stride 2.
+
+    Args:
+        x: [N, c_in, H, W].
+        weight: of the convolution, [c_out, c_in, 3, 3].
+
+    Returns:
+        [N, c_out, 2H, 2W].
     """
+    if has_torch_function_unary(x):  # a mode may compute it otherwise, as ediffi_core.invariant
+        out: Tensor = handle_torch_function(up_conv, (x,), x, weight, bias)
+        return out
+    w = weight.transpose(0, 1).flip(2, 3)
+    pads = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
+    kernel = torch.stack([F.pad(w, p) for p in pads]).sum(dim=0)
+    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
+
+
+class UpConv(nn.Conv2d):
+    """The layer of :func:`up_conv`."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(c_in, c_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, c_in, H, W] → [N, c_out, 2H, 2W]."""
-        w = self.weight.transpose(0, 1).flip(2, 3)
-        pads = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
-        kernel = torch.stack([F.pad(w, p) for p in pads]).sum(dim=0)
-        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+        return up_conv(x, self.weight, self.bias)
 
 
 class ResBlock(nn.Module):

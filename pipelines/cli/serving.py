@@ -67,9 +67,9 @@ AllowHost = Annotated[
     "  ediffi serve emoji-scenes --replicas 2 --port 9000\n"
     "  ediffi serve --config serve.yaml --check-only\n\n"
     "\b\nIf it does not start:\n"
-    "  port taken     give another with --port, or --port 0 for any that is free\n"
-    "  unknown model  `ediffi models` lists those of a store; give the store with --storage\n"
-    "  no token       export EDIFFI_TOKEN=$(openssl rand -hex 16), for a --host of others\n"
+    "  port taken     give another with --port; 0 is any that is free\n"
+    "  unknown model  list those of a store with `ediffi models --storage PATH`\n"
+    "  no token       for other machines: export EDIFFI_TOKEN=$(openssl rand -hex 16)\n"
 )
 def serve(
     model: Model = None,
@@ -140,7 +140,7 @@ def serve(
                         typer.echo(line)
                     on_ray.follow(lambda: stop.signal is not None, typer.echo)
                 typer.echo("takes no more requests, and finishes those it has")
-                on_ray.withdraw(serving.queue.deadline_s, whole=is_local)
+                on_ray.withdraw(serving.queue.deadline_s)
         finally:
             with stderr_closed():
                 ray.shutdown()
@@ -168,19 +168,27 @@ def studio(
     """
     serving = asked(model, config, storage=storage, host=host, port=port, allow_host=allow_host)
     serving = serving.model_copy(update={"studio": True})
-    typer.echo(f"loads {serving.model}")
-    from pipelines.executor.stopping import Stop
-    from pipelines.serving import alone
-    from pipelines.serving.access import address_of
+    from pipelines.serving.access import address_of, listening, token_of
 
-    def ready(port: int) -> None:
-        page = f"{address_of(serving.host, port)}/"
-        typer.echo(f"{serving.model} is at {page}")
-        if open_browser:
-            typer.launch(page)
+    token_of(serving)  # refused before anything is loaded
+    with listening(serving.host, serving.port) as opened:
+        page = f"{address_of(serving.host, opened.getsockname()[1])}/"
+        typer.echo(f"loads {serving.model}")
 
-    with Stop():
-        alone.run(serving, creator(serving), ready)
+        from transformers.utils.logging import disable_progress_bar
+
+        from pipelines.executor.stopping import Stop
+        from pipelines.serving import alone
+
+        disable_progress_bar()
+
+        def ready() -> None:
+            typer.echo(f"{serving.model} is at {page}")
+            if open_browser:
+                typer.launch(page)
+
+        with Stop():
+            alone.run(serving, creator(serving), opened, ready)
 
 
 def asked(

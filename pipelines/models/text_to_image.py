@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,10 @@ from pipelines.models.watch import Pictures, Watch
 from pipelines.spec.sampling import Sampling, SamplingWarning, warn_not_run, with_changes
 from pipelines.store.artifacts import Store
 
+TEXTS = 256
+"""Encoded texts that a model remembers: pictures of one prompt come after each other, and many
+callers share a negative prompt."""
+
 
 @dataclass
 class TextToImage:
@@ -53,6 +58,14 @@ class TextToImage:
 
     loader: StageLoader | None = None
     """Loads the weights for another ``ema_length``."""
+
+    def __post_init__(self) -> None:
+        @functools.lru_cache(TEXTS)
+        def encoded(text: str) -> Conditioning:
+            return encode_prompts(self.t5, self.clip, [text], self.more)
+
+        self.encoded = encoded
+        """Text → its conditioning, one row."""
 
     @staticmethod
     def load(
@@ -201,7 +214,7 @@ class TextToImage:
         return out
 
     def _encoded(self, texts: Sequence[str], *, empty_is_absent: bool) -> Conditioning:
-        cond = encode_prompts(self.t5, self.clip, texts, self.more)
+        cond = Conditioning.cat([self.encoded(text) for text in texts])
         absent = torch.tensor([empty_is_absent and not text.strip() for text in texts])
         return cond.with_absent(absent) if absent.any() else cond
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import uvicorn
 
-from pipelines.serving.access import listening, token_of
+from pipelines.serving.access import token_of
 from pipelines.serving.local import LocalEngine
 from pipelines.serving.meters import LocalMeters
 from pipelines.spec.serving import Serving
@@ -18,31 +19,38 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
-def run(serving: Serving, create: Callable[..., FastAPI], ready: Callable[[int], None]) -> None:
+def run(
+    serving: Serving,
+    create: Callable[..., FastAPI],
+    opened: socket.socket,
+    ready: Callable[[], None],
+) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish the pictures that were asked for.
 
     Args:
         create: makes the HTTP side, such as :func:`~pipelines.serving.app.create_app`.
-        ready: is given the port once the model is loaded.
+        opened: the socket to serve at, from :func:`~pipelines.serving.access.listening`.
+        ready: is called once the model is loaded.
 
     Raises:
-        ValueError: There is no such model, no token where one is needed, or the port is taken.
+        ValueError: There is no such model, or no token where one is needed.
     """
-    asyncio.run(_run(serving, create, ready))
+    asyncio.run(_run(serving, create, opened, ready))
 
 
 async def _run(
-    serving: Serving, create: Callable[..., FastAPI], ready: Callable[[int], None]
+    serving: Serving,
+    create: Callable[..., FastAPI],
+    opened: socket.socket,
+    ready: Callable[[], None],
 ) -> None:
-    token = token_of(serving)
-    with listening(serving.host, serving.port) as opened:
-        engine = LocalEngine(serving, LocalMeters())
-        try:
-            await engine.load()
-            app = create(engine, serving, token=token)
-            patience_s = math.ceil(serving.queue.deadline_s)
-            config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=patience_s)
-            ready(opened.getsockname()[1])
-            await uvicorn.Server(config).serve(sockets=[opened])
-        finally:
-            await engine.close(serving.queue.deadline_s)
+    engine = LocalEngine(serving, LocalMeters())
+    try:
+        app = create(engine, serving, token=token_of(serving))
+        await engine.load()
+        patience_s = math.ceil(serving.queue.deadline_s)
+        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=patience_s)
+        ready()
+        await uvicorn.Server(config).serve(sockets=[opened])
+    finally:
+        await engine.close(serving.queue.deadline_s)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING
 from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError
 
-from pipelines.serving.engine import Order, Status
+from pipelines.models.metadata import ModelId
+from pipelines.serving.engine import ModelInfo, Order, Status
 from pipelines.serving.errors import DeadlineExceeded, DrawingFailed, QueueFull, Refused
-from pipelines.serving.events import Event, Finished, Queued
+from pipelines.serving.events import Event, Finished, Queued, Started
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -34,6 +36,13 @@ REPLICA_GRACE_S = 2.0
 STATUS_PATIENCE_S = 3.0
 """How long replicas may take to say how they are; those that are starting say nothing."""
 
+STATUS_AGE_S = 0.5
+"""How old a status may be: every request asks for it, and replicas shall draw."""
+
+STATUS_HOLDS_S = 30.0
+"""How long the last status holds while no replica answers, since they are busy or being replaced:
+requests wait for them meanwhile."""
+
 FULL_RETRY_S = 1.0
 """When to come again, if it is Serve's own queue that is full: no replica has reckoned it."""
 
@@ -44,6 +53,9 @@ class HandleEngine:
 
     def __init__(self, painters: DeploymentHandle) -> None:
         self._painters = painters
+        self._status = _together([])
+        self._asked = self._answered = -math.inf
+        self._asking = asyncio.Lock()
 
     async def draw(self, order: Order) -> AsyncIterator[Event]:
         """As :meth:`Engine.draw`.
@@ -66,6 +78,8 @@ class HandleEngine:
                         told = _renumbered(event, numbers)
                         if isinstance(told, Finished):
                             left.remove(told.picture)
+                        if isinstance(told, Started) and not self._knows(told.model):
+                            self._asked = -math.inf  # a newer model: the next status is asked anew
                         yield told
                 return
             except LOST as error:
@@ -105,20 +119,44 @@ class HandleEngine:
             raise
 
     async def status(self) -> Status:
-        """All replicas together; not ready while none answers."""
-        answers = await self._painters.broadcast("status").results_async(
-            timeout_s=STATUS_PATIENCE_S, return_exceptions=True
-        )
-        found = [status for status in answers if isinstance(status, Status)]
-        if not found:
-            return Status(ready=False, waiting=0, drawing=0, models=[])
-        return Status(
-            ready=any(status.ready for status in found),
-            waiting=sum(status.waiting for status in found),
-            drawing=sum(status.drawing for status in found),
-            models=next((s.models for s in found if s.ready), found[0].models),
-            trouble=next((s.trouble for s in found if s.trouble), None),
-        )
+        """All replicas together, asked at most every :data:`STATUS_AGE_S`; not ready while none
+        answers."""
+        async with self._asking:
+            now = time.monotonic()
+            if now - self._asked > STATUS_AGE_S:
+                found, self._asked = await self._ask(), time.monotonic()
+                if found or self._asked - self._answered > STATUS_HOLDS_S:
+                    self._status, self._answered = _together(found), self._asked
+        return self._status
+
+    def _knows(self, model: ModelId) -> bool:
+        return any(info.id == model for info in self._status.models)
+
+    async def _ask(self) -> list[Status]:
+        """What the replicas say that answer in time."""
+        try:
+            answers = await self._painters.broadcast("status").results_async(
+                timeout_s=STATUS_PATIENCE_S, return_exceptions=True
+            )
+        except TimeoutError:
+            return []
+        return [status for status in answers if isinstance(status, Status)]
+
+
+def _together(found: Sequence[Status]) -> Status:
+    if not found:
+        return Status(ready=False, waiting=0, drawing=0, models=[])
+    models: dict[ModelId, ModelInfo] = {}
+    for status in sorted(found, key=lambda status: not status.ready):
+        for info in status.models:  # replicas change to a newer model one after another
+            models.setdefault(info.id, info)
+    return Status(
+        ready=any(status.ready for status in found),
+        waiting=sum(status.waiting for status in found),
+        drawing=sum(status.drawing for status in found),
+        models=list(models.values()),
+        trouble=next((s.trouble for s in found if s.trouble), None),
+    )
 
 
 def _renumbered(event: Event, numbers: tuple[int, ...]) -> Event:

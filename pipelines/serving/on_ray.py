@@ -109,19 +109,18 @@ def metrics_address() -> str:
     return f"http://{machine['NodeManagerAddress']}:{machine['MetricsExportPort']}/metrics"
 
 
-def withdraw(patience_s: float, *, whole: bool) -> None:
+def withdraw(patience_s: float) -> None:
     """Take no more requests, finish those that are there, and end the application.
+
+    Serve itself, with its proxies, ends with the cluster.
 
     Args:
         patience_s: how long its requests may take.
-        whole: whether to end Serve itself, which has no other application.
     """
     serve.delete(NAME, _blocking=False)
     end = time.monotonic() + patience_s + END_GRACE_S
     while _found() and time.monotonic() < end:
         time.sleep(LOOK_EVERY_S)
-    if whole:
-        serve.shutdown()
 
 
 def _found() -> ApplicationStatusOverview | None:

@@ -7,9 +7,9 @@ A Serve configuration names :func:`build`, with the keys of
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
-
-    from pipelines.serving.local import LocalEngine
 
 NAME = "ediffi"
 """Name of the application."""
@@ -48,9 +46,7 @@ STARTS = 3
 class Painter:
     """A replica: a model of its own, a queue, and the thread that draws."""
 
-    engine: LocalEngine | None = None
-
-    async def __init__(self, serving: Serving) -> None:
+    async def __init__(self, serving: Serving) -> None:  # type: ignore[misc]  # Serve awaits it
         import torch
 
         from pipelines.serving.local import LocalEngine
@@ -64,14 +60,16 @@ class Painter:
 
     async def draw(self, order: Order) -> AsyncIterator[Event | Refused]:
         """Draw an order; a refusal is the last item, since Serve logs what is raised as a fault."""
+        drawing = cast(AsyncGenerator[Event, None], self.engine.draw(order))
         try:
-            async with aclosing(self.engine.draw(order)) as events:
+            async with aclosing(drawing) as events:
                 async for event in events:
                     yield event
         except Refused as refusal:
             yield refusal
 
     async def status(self) -> Status:
+        """As of :class:`~pipelines.serving.engine.Engine`."""
         return await self.engine.status()
 
     def check_health(self) -> None:
@@ -79,8 +77,9 @@ class Painter:
         self.engine.check()
 
     async def __del__(self) -> None:
-        """Called by Serve once the replica's requests have ended."""
-        if self.engine:
+        """Called by Serve once the replica's requests have ended; it has no engine if that could
+        not be made."""
+        if hasattr(self, "engine"):
             await self.engine.close(self.drain_s)
 
 

@@ -4,6 +4,8 @@ import re
 
 from manifests import FOLDERS, ROOT
 
+from pipelines.serving.meters import METRICS
+
 INFRA = ROOT / "infra"
 TASKS = {"run", "submit", "schedule", "serve", "recover", "upgrade"}
 TOPICS = {"clusters", "storage", "cost"}
@@ -18,3 +20,10 @@ def test_there_is_a_page_for_each_task_and_topic():
     assert {p.stem for p in (INFRA / "docs").glob("*.md")} == TASKS | TOPICS
     links = set(re.findall(r"\(docs/(\w+)\.md\)", (INFRA / "README.md").read_text()))
     assert links == TASKS | TOPICS
+
+
+def test_the_metrics_of_the_service_are_listed():
+    page = (INFRA / "docs" / "serve.md").read_text()
+    rows = re.findall(r"^\| `(ediffi_serve_\w+)` \| (.*?) \| (.*?) \| (.*?) \|$", page, flags=re.M)
+    shown = {row[0]: (row[1], tuple(re.findall(r"\w+", row[2])), row[3]) for row in rows}
+    assert shown == {name: (m.kind, m.labels, m.about) for name, m in METRICS.items()}

@@ -10,7 +10,7 @@ from ray.serve.exceptions import BackPressureError
 
 from pipelines.models.metadata import ModelId
 from pipelines.models.rows import Options, Row
-from pipelines.serving.engine import Order, Status
+from pipelines.serving.engine import ModelInfo, Order, Status
 from pipelines.serving.errors import DeadlineExceeded, DrawingFailed, QueueFull, UnknownModel
 from pipelines.serving.events import Finished, Queued, Started
 from pipelines.serving.handle import ATTEMPTS, HandleEngine
@@ -195,32 +195,91 @@ def test_a_second_replica_gets_the_time_that_is_left():
 # -- status --------------------------------------------------------------------------------------
 
 
-class Answers:
-    """A deployment whose replicas answer so."""
+READY = Status(ready=True, waiting=2, drawing=1, models=[])
 
-    def __init__(self, *answers):
-        self.answers = answers
+
+class Answers:
+    """A deployment whose replicas answer so, call after call; an error is raised."""
+
+    def __init__(self, *calls):
+        self.calls, self.asked = list(calls), 0
 
     def broadcast(self, method):
         assert method == "status"
+        self.asked += 1
         return self
 
     async def results_async(self, **options):
-        return list(self.answers)
+        await asyncio.sleep(0)
+        answers = self.calls.pop(0)
+        if isinstance(answers, Exception):
+            raise answers
+        return answers
 
 
-def status(*answers):
-    return asyncio.run(HandleEngine(Answers(*answers)).status())
+def statuses(answers, times=1):
+    async def ask():
+        engine = HandleEngine(answers)
+        return [await engine.status() for _ in range(times)]
+
+    return asyncio.run(ask())
 
 
 def test_the_status_is_that_of_all_replicas():
-    one = Status(ready=True, waiting=2, drawing=1, models=[])
     new = Status(ready=False, waiting=0, drawing=0, models=[], trouble="version 3 does not load")
-    found = status(one, one, new, ActorDiedError())
+    [found] = statuses(Answers([READY, READY, new, ActorDiedError()]))
     assert (found.ready, found.waiting, found.drawing) == (True, 4, 2)
     assert found.trouble == "version 3 does not load"
 
 
-def test_without_a_replica_it_is_not_ready():
-    assert status().ready is False
-    assert status(ActorDiedError()).ready is False
+def info(version):
+    identity = ModelId(name="tiny", manifest=str(version) * 64, version=version)
+    return ModelInfo(name="tiny", id=identity, aliases=[], stages=[], loaded=True)
+
+
+def test_replicas_that_change_to_a_newer_model_name_both_the_ready_ones_first():
+    loading = Status(ready=False, waiting=0, drawing=0, models=[info(3)])
+    old = READY.model_copy(update={"models": [info(1)]})
+    new = READY.model_copy(update={"models": [info(2), info(1)]})
+    [found] = statuses(Answers([loading, old, new]))
+    assert [model.id.version for model in found.models] == [1, 2, 3]
+
+
+def test_a_picture_of_a_newer_model_has_the_replicas_asked_anew():
+    class Changing(Replicas, Answers):
+        def __init__(self, *calls):
+            Replicas.__init__(self)
+            Answers.__init__(self, *calls)
+
+    async def ask(engine):
+        await engine.status()
+        async for _ in engine.draw(order(1)):
+            pass
+        return await engine.status()
+
+    replicas = Changing([READY], [READY.model_copy(update={"waiting": 0})])
+    assert asyncio.run(ask(HandleEngine(replicas))).waiting == 0
+
+
+@pytest.mark.parametrize("answers", [[], [ActorDiedError()], TimeoutError()])
+def test_without_an_answer_it_is_not_ready(answers):
+    [found] = statuses(Answers(answers))
+    assert found.ready is False
+
+
+def test_many_requests_at_once_ask_the_replicas_once():
+    async def ask(engine):
+        return await asyncio.gather(*(engine.status() for _ in range(50)))
+
+    answers = Answers([READY])
+    assert asyncio.run(ask(HandleEngine(answers))) == [READY] * 50
+    assert answers.asked == 1
+
+
+@pytest.mark.parametrize("silence", [[], [ActorDiedError()], TimeoutError()])
+def test_requests_wait_for_replicas_that_are_replaced(silence, monkeypatch):
+    """The last status holds for a while, and not for ever."""
+    monkeypatch.setattr("pipelines.serving.handle.STATUS_AGE_S", -1.0)
+    assert statuses(Answers([READY], silence, silence), 3) == [READY] * 3
+    monkeypatch.setattr("pipelines.serving.handle.STATUS_HOLDS_S", -1.0)
+    assert [s.ready for s in statuses(Answers([READY], silence), 2)] == [True, False]
