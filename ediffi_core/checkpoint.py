@@ -20,6 +20,9 @@ from ediffi_core.unet import UNetConfig
 
 FORMAT = 1
 
+CARD_SHA256 = "card_sha256"
+"""Key of a header's own hash."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -46,13 +49,22 @@ class Card:
     weights_sha256: str = ""
 
     def to_json(self) -> str:
-        """JSON with sorted keys and the format's version."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+        """JSON with sorted keys, the format's version, and a sha256 of all the rest."""
+        content = {"format": FORMAT, **asdict(self)}
+        return json.dumps({**content, CARD_SHA256: _sha256_of(content)}, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> Card:
-        """The inverse of :meth:`to_json`; ValueError for another format."""
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: It has another format, or does not match its own sha256. Version 0.1.0 wrote
+                none, and its cards are read without.
+        """
         d = json.loads(text)
+        claimed = d.pop(CARD_SHA256, None)
+        if claimed is not None and claimed != _sha256_of(d):
+            raise ValueError("it does not match its own sha256: the file is damaged")
         if (found := d.pop("format")) != FORMAT:
             raise ValueError(f"checkpoint format {found} is not {FORMAT}, which this version reads")
         return Card(
@@ -63,6 +75,10 @@ class Card:
                 "network": UNetConfig.from_dict(d["network"]),
             }
         )
+
+
+def _sha256_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
@@ -107,8 +123,11 @@ def _card(path: Path | str, metadata: Mapping[str, str] | None) -> Card:
         raise ValueError(f"{path} is a safetensors file that ediffi did not write")
     try:
         return Card.from_json(header)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} has a header that cannot be read ({error!r})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = error if type(error) is ValueError else repr(error)
+        raise ValueError(
+            f"{path} has a header that cannot be read ({why}); delete the file and run again"
+        ) from error
 
 
 def read(path: Path | str) -> tuple[dict[str, Tensor], Card]:
@@ -136,13 +155,18 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], Card]:
 
 
 def read_checked(
-    path: Path | str, *, expert: str | None = None, interval: Interval | None = None
+    path: Path | str,
+    *,
+    expert: str | None = None,
+    interval: Interval | None = None,
+    sha256: str | None = None,
 ) -> tuple[dict[str, Tensor], Card]:
     """Read a weights file and check that it is the expected one.
 
     Args:
         expert: expected name.
         interval: interval that the expert should serve; it must have been trained on all of it.
+        sha256: expected :func:`weights_sha256`.
 
     Raises:
         ValueError: As :func:`read`, or the file holds something else.
@@ -155,6 +179,11 @@ def read_checked(
         )
     if interval is not None:
         check_interval(path, card, interval)
+    if sha256 is not None and sha256 != card.weights_sha256:
+        raise ValueError(
+            f"{path} holds weights {card.weights_sha256[:12]}…, but {sha256[:12]}… were asked for: "
+            "the file was replaced; restore it, or run its pipeline again"
+        )
     return weights, card
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.dag.champion import Champion
 from pipelines.dag.plan import Plan
+from pipelines.models import champions
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
 
@@ -22,7 +23,7 @@ def reason_to_skip(plan: Plan, store: Store, sources: Mapping[str, Any], champio
     before = champion.data("train")
     if plan.verdicts["embed/train"].fingerprint == before.fingerprint:
         return "the data is what the champion was trained on"
-    if plan.verdicts[f"promote/{plan.spec.name}"].cached:
+    if is_settled(plan, store):
         return "the champion has already been retrained on this data"
     if "train" not in sources:  # made by a node: its settings changed, so its data did
         return ""
@@ -32,3 +33,20 @@ def reason_to_skip(plan: Plan, store: Store, sources: Mapping[str, Any], champio
     if new < least:
         return f"{new:,} files are new, and `retraining.new_shards` asks for {least:,}"
     return ""
+
+
+def is_settled(plan: Plan, store: Store) -> bool:
+    """Whether nothing is left to do: every node is done, and the result was offered and decided on.
+
+    A run that was cut off after its promote node has neither been compared with the champion nor
+    offered as candidate; the same command goes on with it.
+    """
+    name = plan.spec.name
+    if not all(verdict.cached for verdict in plan.verdicts.values()):
+        return False
+    mine, book = plan.verdicts[f"promote/{name}"].fingerprint, champions.read(store, name)
+    if mine not in book.versions:
+        return False
+    gate = plan.verdicts.get(f"gate/{name}")
+    wins = gate is not None and gate.manifest is not None and gate.manifest["info"]["wins"]
+    return not wins or mine in {e.fingerprint for e in book.history if e.what == "promoted"}

@@ -126,22 +126,37 @@ def register_ensemble(
     entry = champions.Entry(fingerprint=mine, folder=promoted.folder, why="finished", by=by)
     known = mine in before.versions
     book = champions.add_candidate(store, name, entry)
-    if before.champion is None:
-        book = champions.promote(store, name, mine, "there was no champion", by=by)
-    elif before.champion.fingerprint == mine:
+    if before.champion and before.champion.fingerprint == mine:
         return []
-    else:
-        gate = manifests.get(f"gate/{name}")
-        if gate is None:
-            return [
-                f"{name}: {entry.short} stays candidate: it cannot be compared with the champion, "
-                "which is incomplete or has other stages; `ediffi promote` makes it champion"
-            ]
-        decision = gate["info"]
-        if not decision["wins"]:
-            return [f"{name}: {entry.short} stays candidate: {decision['why']}"]
-        numbers = {k: v for k, v in gate["metrics"].items() if k != "wins"}
-        book = champions.promote(store, name, mine, decision["why"], by=by, numbers=numbers)
+    try:
+        if before.champion is None:
+            why = "there was no champion"
+            book = champions.promote(store, name, mine, why, by=by, instead_of=None)
+        else:
+            gate = manifests.get(f"gate/{name}")
+            if gate is None:
+                return [
+                    f"{name}: {entry.short} stays candidate: it cannot be compared with the "
+                    "champion, which is incomplete or has other stages; `ediffi promote` makes it "
+                    "champion"
+                ]
+            decision = gate["info"]
+            if not decision["wins"]:
+                return [f"{name}: {entry.short} stays candidate: {decision['why']}"]
+            book = champions.promote(
+                store,
+                name,
+                mine,
+                decision["why"],
+                by=by,
+                numbers={k: v for k, v in gate["metrics"].items() if k != "wins"},
+                instead_of=decision["champion"],
+            )
+    except champions.ChampionChanged as changed:
+        return [
+            f"{name}: {entry.short} stays candidate: {changed}; run the same command again to "
+            "compare it with the champion, or promote it by `ediffi promote`"
+        ]
     if book.champion and book.champion.fingerprint == mine:
         return [f"{name}: {entry.short} is champion: {book.champion.why}"]
     if known:

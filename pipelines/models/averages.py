@@ -147,6 +147,12 @@ def mixed(store: Store, trained: Trained, length: float) -> tuple[dict[str, Tens
                     f"{trained.settings['expert']} after {snapshot.images:,}; delete it and run "
                     "its pipeline again"
                 )
+            with file.open("rb") as content:
+                if hashlib.file_digest(content, "sha256").hexdigest() != snapshot.sha256:
+                    raise ValueError(
+                        f"{file} is not what {trained.name} wrote: its sha256 differs from its "
+                        "manifest's; delete it and run its pipeline again"
+                    )
             cards.append(card)
             yield weights
             store.evict(file)

@@ -6,15 +6,17 @@ The candidate is the newest ensemble, the champion the one to generate with. The
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-from collections.abc import Callable, Iterator, Mapping
+import json
+import random
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.store.artifacts import Store
+from pipelines.store.compare_and_swap import compare_and_swap, read_snapshot
+from pipelines.store.remote import StorageError
 
 MANIFEST = "ensemble.json"
 """File that a promote node writes into its folder."""
@@ -24,6 +26,16 @@ SHORT_LENGTH = 8
 
 MIN_PREFIX = 4
 """Least characters of a fingerprint that identify it; a shorter number is a version."""
+
+ANY = "any"
+"""In place of a fingerprint: whichever ensemble is the champion, or none."""
+
+ATTEMPTS = 50
+"""How often a change is tried again because somebody else changed the registry at that moment."""
+
+
+class ChampionChanged(ValueError):
+    """The champion is another one than the one that a new ensemble was compared with."""
 
 
 def _now() -> str:
@@ -129,16 +141,20 @@ def models(store: Store) -> list[str]:
 
 def read(store: Store, model: str) -> Registry:
     """Read a model's registry, empty without a file; ValueError for a file of another kind."""
-    raw = store.read_json(registry_path(model))
-    if raw is None:
+    return _registry(store, model, store.read(registry_path(model)))
+
+
+def _registry(store: Store, model: str, data: bytes | None) -> Registry:
+    if data is None:
         return Registry()
     try:
+        raw = json.loads(data)
         return Registry(
             candidate=_entry(raw["candidate"]),
             champion=_entry(raw["champion"]),
             history=tuple(_parsed(e) for e in raw["history"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{store.full(registry_path(model))} is not a registry file ({error!r})"
         ) from error
@@ -179,6 +195,7 @@ def promote(
     *,
     by: str = "promote",
     numbers: Mapping[str, float] | None = None,
+    instead_of: str | None = ANY,
 ) -> Registry:
     """Make a registered ensemble the champion; does nothing if it already is.
 
@@ -188,12 +205,21 @@ def promote(
     Args:
         fingerprint: any name that :meth:`Registry.find` takes.
         numbers: measurements of the gate that decided.
+        instead_of: fingerprint of the champion that it was compared with, or None if there was
+            none; by default it takes the place of any.
 
     Raises:
+        ChampionChanged: Another ensemble than ``instead_of`` is the champion now.
         ValueError: The ensemble is unknown, or its files are no longer in the store.
     """
 
     def change(registry: Registry) -> Registry:
+        now = registry.champion.fingerprint if registry.champion else None
+        if instead_of != ANY and now not in (instead_of, fingerprint):
+            raise ChampionChanged(
+                f"{now[:SHORT_LENGTH] if now else 'no ensemble'} is the champion now, and it was "
+                f"compared with {instead_of[:SHORT_LENGTH] if instead_of else 'none'}"
+            )
         known = _check_stored(store, registry.find(model, fingerprint))
         return with_champion(
             registry, replace(known, why=why, by=by, when=_now(), numbers=numbers or {})
@@ -265,25 +291,21 @@ def succession(history: tuple[Entry, ...]) -> list[Entry]:
 
 
 def _update(store: Store, model: str, change: Callable[[Registry], Registry]) -> Registry:
-    with _locked(store, model):
-        before = read(store, model)
+    """Apply a change to a model's registry; again on what is there if somebody else was faster."""
+    path = registry_path(model)
+    for attempt in range(ATTEMPTS):
+        seen = read_snapshot(store, path)
+        before = _registry(store, model, seen.data)
         after = change(before)
-        if after is not before:
-            store.write_json(registry_path(model), asdict(after))
-    return after
+        if after is before:
+            return after
+        if compare_and_swap(store, path, seen, _serialised(after)):
+            return after
+        time.sleep(random.uniform(0, min(1.0, 0.02 * 2**attempt)))
+    raise StorageError(
+        f"{store.full(path)} was changed by others {ATTEMPTS} times in a row; try again"
+    )
 
 
-@contextlib.contextmanager
-def _locked(store: Store, model: str) -> Iterator[None]:
-    """Lock a model's file against concurrent updates, such as a run and a person.
-
-    Object stores have no lock: of two updates within a second, the later one wins.
-    """
-    if not store.is_local:
-        yield
-        return
-    lock = Path(store.full(f"registry/.{model}.lock"))
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _serialised(registry: Registry) -> bytes:
+    return json.dumps(asdict(registry), indent=1, sort_keys=True).encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,26 @@ def read_manifest(file: str | Path, storage: str | None = None) -> dict[str, Any
         if not names or names - set(found["weights"]):
             raise ValueError("its stages and weights do not fit")
         paths = {found["weights"][name]["path"] for name in names}
+        if outside := sorted(p for p in {*paths, *folders(found)} if not in_nodes(p)):
+            raise ValueError(f"it names {outside[0]!r}, which is outside the store's nodes")
         named = Store.at(found["store"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not an ensemble manifest ({error})") from error
     return {**found, "store": _place_of(paths, path, storage, named).root}
+
+
+def in_nodes(path: str) -> bool:
+    """Whether a path in a store leads to a node's files and nowhere else."""
+    parts = path.split("/")
+    return parts[0] == "nodes" and not {"", ".", ".."} & set(parts) and "\\" not in path
+
+
+def folders(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Folders of nodes that a manifest names besides those of its weights."""
+    if manifest["encoders_folder"] is not None:
+        yield manifest["encoders_folder"]
+    for given in manifest.get("data", {}).values():
+        yield given["folder"]
 
 
 def _place_of(paths: Collection[str], file: Path, storage: str | None, named: Store) -> Store:

@@ -48,6 +48,9 @@ class Slot:
     any_interval: bool = False
     """Whether the weights may have been trained on another interval, as for a control."""
 
+    sha256: str | None = None
+    """Of the weights; None if they are named without, and are then not compared."""
+
 
 def load_ensemble(
     store: Store,
@@ -60,14 +63,15 @@ def load_ensemble(
 
     Args:
         ema_length: σ_rel of the averages to load, made from the experts' snapshots; None for the
-            weights at the slots' paths.
+            weights at the slots' paths, which are compared with the slots' sha256.
         residency: where the experts' weights are. ``all``: on the device. ``current``: one on the
             device, the others in host memory. ``disk``: one on the device, the next being read.
 
     Raises:
         ValueError: The intervals do not cover p(σ) exactly once; a checkpoint is damaged, belongs
-            to another expert or was not trained on its slot's interval; the experts differ in
-            architecture, noise distribution or sigma_data; or one has no snapshots.
+            to another expert, has been replaced or was not trained on its slot's interval; the
+            experts differ in architecture, noise distribution or sigma_data; or one has no
+            snapshots.
     """
     return build_ensemble(_sources(store, slots, ema_length), residency, device)
 
@@ -82,7 +86,10 @@ def _sources(store: Store, slots: Mapping[str, Slot], length: float | None) -> d
 
     def source(slot: Slot) -> Source:
         needed = None if slot.any_interval else slot.interval
-        read = partial(read_checked, files[slot.path], expert=slot.expert, interval=needed)
+        sha256 = slot.sha256 if length is None else None  # an average has one of its own
+        read = partial(
+            read_checked, files[slot.path], expert=slot.expert, interval=needed, sha256=sha256
+        )
         return Source(slot.path, slot.interval, read)
 
     return {name: source(slot) for name, slot in slots.items()}
@@ -99,8 +106,9 @@ def load_stages(
 
     Args:
         stages: name, experts and sampling settings of every stage, from the smallest on.
-        weights: ``stage/slot`` → ``path`` of the weights in the store, and their ``expert``; with
-            ``any_interval``, that they may serve noise that they were not trained on.
+        weights: ``stage/slot`` → ``path`` of the weights in the store, their ``expert`` and
+            ``sha256``; with ``any_interval``, that they may serve noise that they were not trained
+            on.
     """
 
     return StageLoader(store, stages, weights, residency, device).load()
@@ -177,7 +185,8 @@ def slots_of(stage: Mapping[str, Any], weights: Weights) -> dict[str, Slot]:
     for name, quantiles in stage["experts"].items():
         at = weights[f"{stage['name']}/{name}"]
         anywhere = at.get("any_interval", False)
-        found[name] = Slot(at["path"], at["expert"], Interval(*quantiles), anywhere)
+        interval = Interval(*quantiles)
+        found[name] = Slot(at["path"], at["expert"], interval, anywhere, at.get("sha256"))
     return found
 
 

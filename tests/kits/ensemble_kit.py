@@ -50,8 +50,9 @@ def make(root: Path) -> Store:
     for stage, experts in EXPERTS.items():
         for name, interval in experts.items():
             path = f"nodes/train/{stage}/{name}.safetensors"
-            store.write(path, _weights(stage, name, interval))
-            weights[f"{stage}/{name}"] = {"path": path, "expert": name}
+            data, sha = _weights(stage, name, interval)
+            store.write(path, data)
+            weights[f"{stage}/{name}"] = {"path": path, "expert": name, "sha256": sha}
     manifest = {
         "model": NAME,
         "store": store.root,
@@ -75,7 +76,7 @@ def make(root: Path) -> Store:
     return store
 
 
-def _weights(stage: str, name: str, interval: Interval) -> bytes:
+def _weights(stage: str, name: str, interval: Interval) -> tuple[bytes, str]:
     config = UNetConfig(
         resolution=SIDES[stage],
         channels=8,
@@ -91,5 +92,4 @@ def _weights(stage: str, name: str, interval: Interval) -> bytes:
     net = UNet(config)
     for p in net.parameters():
         p.data.copy_(0.3 * torch.randn(p.shape))
-    data, _ = to_bytes(Denoiser(net).state_dict(), card(name, interval, config))
-    return data
+    return to_bytes(Denoiser(net).state_dict(), card(name, interval, config))

@@ -36,7 +36,11 @@ class Run:
     def end(self, **gate):
         manifests = {"promote/smoke": {}}
         if gate:
-            manifests["gate/smoke"] = {"info": gate, "metrics": {"wins": 1.0, "gain/base": 0.01}}
+            compared = self.plan.verdicts["gate/smoke"].node.settings["champion"]
+            manifests["gate/smoke"] = {
+                "info": {**gate, "champion": compared},
+                "metrics": {"wins": 1.0, "gain/base": 0.01},
+            }
         said = register_ensemble(self.plan, self.store, self.execution, manifests)
         return said, champions.read(self.store, "smoke")
 
@@ -86,3 +90,40 @@ def test_a_plan_that_promotes_nothing_registers_nothing(store):
     run = Run(store)
     assert register_ensemble(run.plan, store, run.execution, {}) == []
     assert champions.read(store, "smoke").champion is None
+
+
+def test_a_champion_that_it_was_not_compared_with_is_kept(store):
+    """Somebody promotes another ensemble, or rolls back, between the gate and the run's end."""
+    first = Run(store)
+    first.end()
+    run = Run(store, longer, number=2)  # its gate compares with the first
+    other = champions.Entry(
+        fingerprint="c" * 16, folder="nodes/promote/smoke-other", why="mine", by="run smoke-9"
+    )
+    store.write_json(f"{other.folder}/ensemble.json", {})
+    champions.add_candidate(store, "smoke", other)
+    champions.promote(store, "smoke", other.fingerprint, "I like its pictures")
+    said, book = run.end(wins=True, why="better")
+    assert book.champion.fingerprint == other.fingerprint
+    assert book.candidate.fingerprint == run.mine
+    assert len(said) == 1 and "stays candidate: cccccccc is the champion now" in said[0]
+
+
+def test_a_first_champion_is_not_put_over_one_that_came_meanwhile(store, monkeypatch):
+    run = Run(store)
+    other = champions.Entry(
+        fingerprint="c" * 16, folder="nodes/promote/smoke-other", why="mine", by="run smoke-9"
+    )
+    store.write_json(f"{other.folder}/ensemble.json", {})
+    add = champions.add_candidate
+
+    def add_and_be_overtaken(*args):
+        book = add(*args)
+        add(store, "smoke", other)
+        champions.promote(store, "smoke", other.fingerprint, "faster", instead_of=None)
+        return book
+
+    monkeypatch.setattr(champions, "add_candidate", add_and_be_overtaken)
+    said, book = run.end()
+    assert book.champion.fingerprint == other.fingerprint
+    assert "compared with none" in said[0]

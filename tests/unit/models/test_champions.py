@@ -20,7 +20,19 @@ def entry(fingerprint, by="run smoke-1"):
 @pytest.fixture
 def store(tmp_path):
     """A store with three finished ensembles."""
-    made = Store.at(str(tmp_path))
+    return with_ensembles(Store.at(str(tmp_path)))
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def either(request, tmp_path):
+    """The same in a folder and in a bucket."""
+    if request.param == "folder":
+        return with_ensembles(Store.at(str(tmp_path / "store")))
+    request.getfixturevalue("s3")
+    return with_ensembles(Store.at(f"s3://bucket/{tmp_path.name}/store"))
+
+
+def with_ensembles(made):
     for fingerprint in (A, B, C):
         made.write_json(f"{entry(fingerprint).folder}/ensemble.json", {})
     return made
@@ -180,3 +192,51 @@ def test_a_registry_of_version_0_1_0_is_read(store):
     found = champions.read(store, "m")
     assert found.champion.what == "promoted"
     assert [e.what for e in found.history] == ["offered", "promoted"]
+
+
+def test_a_choice_made_amid_another_change_is_kept(either, monkeypatch):
+    """A person promotes while a run offers its ensemble: neither vanishes, nor does any history."""
+    champions.add_candidate(either, "m", entry(A))
+    swap, choices = champions.compare_and_swap, [B, C]
+
+    def overtaken(store, path, seen, data):
+        if choices:
+            chosen = choices.pop()
+            champions.add_candidate(store, "m", entry(chosen))
+            champions.promote(store, "m", chosen, "I looked at its pictures")
+        return swap(store, path, seen, data)
+
+    monkeypatch.setattr(champions, "compare_and_swap", overtaken)
+    monkeypatch.setattr(champions.time, "sleep", lambda _: None)
+    late = f"{1:016x}"
+    champions.add_candidate(either, "m", entry(late, by="run smoke-7"))
+    book = champions.read(either, "m")
+    assert not choices and book.candidate.fingerprint == late
+    assert book.champion is not None
+    assert {e.fingerprint for e in book.history} == {A, B, C, late}
+    promoted = [e.fingerprint for e in book.history if e.what == "promoted"]
+    assert sorted(promoted) == [B, C] and book.champion.fingerprint == promoted[-1]
+
+
+def test_a_gates_decision_holds_for_the_champion_that_it_saw(either):
+    for fingerprint in (A, B, C):
+        champions.add_candidate(either, "m", entry(fingerprint))
+    champions.promote(either, "m", A, "first", instead_of=None)
+    champions.promote(either, "m", B, "by hand")
+    before = champions.read(either, "m")
+    with pytest.raises(champions.ChampionChanged, match="bbbbbbbb is the champion now"):
+        champions.promote(either, "m", C, "beats A", by="run smoke-3", instead_of=A)
+    with pytest.raises(champions.ChampionChanged, match="compared with none"):
+        champions.promote(either, "m", C, "first", by="run smoke-3", instead_of=None)
+    assert champions.read(either, "m") == before
+    champions.promote(either, "m", C, "beats B", by="run smoke-3", instead_of=B)
+    assert champion(either) == C
+    champions.promote(either, "m", C, "beats B", by="run smoke-3", instead_of=B)  # told twice
+    assert champion(either) == C
+
+
+def test_a_registry_that_never_rests_is_an_error(store, monkeypatch):
+    monkeypatch.setattr(champions, "compare_and_swap", lambda *_: False)
+    monkeypatch.setattr(champions.time, "sleep", lambda _: None)
+    with pytest.raises(OSError, match="was changed by others 50 times"):
+        champions.add_candidate(store, "m", entry(A))
