@@ -53,6 +53,19 @@ def init(
             metavar="COLUMN", help="Column of the captions.", show_default="found by name and type"
         ),
     ] = None,
+    urls: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Host that pictures named by address may be fetched from; repeat the option for "
+            "several.",
+            show_default="none",
+        ),
+    ] = None,
+    follow_links: Annotated[
+        bool,
+        typer.Option("--follow-links", help="Read files that links lead to outside of the data."),
+    ] = False,
     t5: Annotated[
         str, typer.Option(metavar="NAME", help="T5 text encoder: its name, or its folder.")
     ] = "google/t5-v1_1-xxl",
@@ -84,7 +97,13 @@ def init(
     encoders = {"t5": starter.check_encoder("--t5", t5)}
     encoders["clip"] = starter.check_encoder("--clip", clip)
     train, held, how = starter.look(
-        data, validation or (), format=format, image=image, caption=caption
+        data,
+        validation or (),
+        follow_links=follow_links,
+        format=format,
+        image=image,
+        caption=caption,
+        urls=urls or None,
     )
     written = starter.text(
         starter.name_for(spec),

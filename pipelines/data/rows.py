@@ -20,6 +20,7 @@ class Reason(StrEnum):
     IMAGE_AWAY = "image's server is away"
     """Temporary: the shard is embedded again by a later run."""
 
+    URL_HOST = "image's host is not allowed by `urls:`"
     IMAGE_LARGE = "image file is too large"
     IMAGE_UNKNOWN = "image is of no known format"
     IMAGE_BROKEN = "image is damaged or cut short"

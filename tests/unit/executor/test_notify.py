@@ -1,11 +1,9 @@
 """A webhook on a real server is notified of a run's end, and failures are logged."""
 
-import contextlib
 import json
-import socket
-import threading
 from http.server import BaseHTTPRequestHandler
 
+import dripping_kit
 import pytest
 import web_server
 from pydantic import ValidationError
@@ -143,43 +141,18 @@ def test_a_redirect_is_not_followed_and_counts_as_a_failure(server, send, status
     assert [path for path, *_ in server.got] == [TOKEN]
 
 
-@contextlib.contextmanager
-def dripping(start, drip):
-    """A server that answers every request with ``start``, then with ``drip`` for ever."""
-    stop = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def answer(connection):
-            with connection, contextlib.suppress(OSError):
-                connection.recv(2**16)
-                connection.sendall(start)
-                while not stop.wait(0.01):
-                    connection.sendall(drip)
-
-        def serve():
-            with contextlib.suppress(OSError):
-                while True:
-                    threading.Thread(
-                        target=answer, args=(listening.accept()[0],), daemon=True
-                    ).start()
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}{TOKEN}"
-        stop.set()
-
-
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX-Long: "])
 def test_a_server_that_never_ends_its_headers_is_given_up_at_the_deadline(send, start):
     """Each byte comes well before the timeout of a socket."""
-    with dripping(start, b"x") as url:
-        assert send(url, total_s=0.2) == [
+    with dripping_kit.dripping(start, b"x") as url:
+        assert send(url + TOKEN, total_s=0.2) == [
             "could not notify the webhook at 127.0.0.1 (no answer within 0.2 s)"
         ]
 
 
 def test_an_answer_without_end_is_not_read(send):
-    with dripping(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 1000) as url:
-        assert send(url) == []
+    with dripping_kit.dripping(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 1000) as url:
+        assert send(url + TOKEN) == []
 
 
 @pytest.mark.parametrize(
