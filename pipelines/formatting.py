@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Sequence
 
 AUXILIARY_SUFFIXES = ("_ci95", "_pictures")
@@ -28,13 +29,40 @@ def join_words(words: Sequence[object], last: str) -> str:
     return f"{', '.join(first)} {last} {end}" if first else end
 
 
+def printable(text: str, *, lines: bool = False) -> str:
+    """Escape what a terminal would obey, and lone surrogates: for everything that is shown.
+
+    Args:
+        text: What somebody else may have written, such as a key, a caption, an error or a reason.
+        lines: Keep line breaks and tabs, of a text of several lines whose parts are escaped.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if _is_shown(c, lines) else _escaped(c) for c in text)
+
+
+def _is_shown(character: str, lines: bool) -> bool:
+    return (
+        character.isprintable()
+        or unicodedata.category(character) == "Zs"  # spaces of other widths
+        or (lines and character in "\n\t")
+    )
+
+
+def _escaped(character: str) -> str:
+    if character == "\x7f":
+        return "\\u007f"  # as JSON has it, which leaves this one alone
+    return character.encode("unicode_escape").decode()
+
+
 def align_columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
     """Lay out a table as one line per row; columns without any text are left out.
 
     Args:
-        rows: the cells; every row has the same number.
+        rows: the cells; every row has the same number. They are escaped by :func:`printable`.
         right: indices of the columns to align to the right.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return [
         "  ".join(

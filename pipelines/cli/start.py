@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, AsJson, SomeStorage, app, writable
+from pipelines.cli.app import DEFAULT_STORAGE, AsJson, SomeStorage, app, echo, writable
 
 Format = Literal["parquet", "folder", "coco", "webdataset"]
 
@@ -116,12 +116,12 @@ def init(
     )
     spec.write_text(written, encoding="utf-8")
     for label, found in lines(train):
-        typer.echo(f"{label:<12}{found}")
+        echo(f"{label:<12}{found}")
     about = "" if held.exact else "about "
-    typer.echo(f"{'validation':<12}{how}: {about}{held.pairs:,} pairs")
+    echo(f"{'validation':<12}{how}: {about}{held.pairs:,} pairs")
     chosen = ", ".join(f"{name} ({side} pixels)" for name, side, _ in starter.stages(train))
-    typer.echo(f"{'stages':<12}{chosen}")
-    typer.echo(f"{spec} is written; next: `ediffi doctor {spec}`, then `ediffi plan {spec}`")
+    echo(f"{'stages':<12}{chosen}")
+    echo(f"{spec} is written; next: `ediffi doctor {spec}`, then `ediffi plan {spec}`")
 
 
 @app.command(
@@ -150,7 +150,7 @@ def doctor(
     for check in report.examine(spec, storage, DEFAULT_STORAGE):
         found.append(check)
         if not as_json:
-            typer.echo(report.line(check))
-    typer.echo(report.as_json(found) if as_json else report.summary(found))
+            echo(report.line(check))
+    echo(report.as_json(found) if as_json else report.summary(found))
     if any(check.level == "fault" for check in found):
         raise SystemExit(1)

@@ -11,7 +11,7 @@ from pipelines.models import champions
 from pipelines.models.manifest import read_manifest
 from pipelines.models.metadata import ModelId, manifest_hash
 from pipelines.runs.execution import by_id, latest
-from pipelines.spec.pipeline import NAME_PATTERN
+from pipelines.spec.names import NAME_PATTERN, check_name
 from pipelines.steps.ensemble_weights import located
 from pipelines.store.artifacts import MANIFEST, Store
 
@@ -59,6 +59,7 @@ def find_drawn_by(model: ModelId, storage: str) -> Path:
         ValueError: The store does not have it.
     """
     store = Store.at(storage).check_access()
+    check_name(model.name, "name of a model")  # a picture says it, whoever wrote it
     file = f"nodes/promote/{model.name}-{model.fingerprint}/{champions.MANIFEST}"
     if model.fingerprint and store.size(file) is not None:
         return store.local(file)

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from pipelines.models.request import Picture, Request
+from pipelines.rgb import FORMATS
 from pipelines.spec.base import Strict
 
 KEY = "ediffi"
@@ -137,7 +138,7 @@ def read(path: Path) -> Metadata:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             text = getattr(image, "text", {}).get(KEY)
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         why = getattr(error, "strerror", None) or error

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from pipelines.spec.base import Strict, did_you_mean, nested
 from pipelines.spec.bounded_yaml import MAX_CHARACTERS, parse
-from pipelines.spec.pipeline import NAME_PATTERN, Spec
+from pipelines.spec.names import NAME_PATTERN
+from pipelines.spec.pipeline import Spec
 from pipelines.spec.protocol import Protocol
 from pipelines.spec.study import Study
 

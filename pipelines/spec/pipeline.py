@@ -13,13 +13,11 @@ from pipelines.spec.data import Data
 from pipelines.spec.embedding import Embedding
 from pipelines.spec.encoders import Encoders
 from pipelines.spec.evaluation import Evaluate
+from pipelines.spec.names import NAME_PATTERN
 from pipelines.spec.notify import Notify
 from pipelines.spec.promotion import Promotion, Retraining
 from pipelines.spec.s3 import S3
 from pipelines.spec.stage import Stage
-
-NAME_PATTERN = r"^[a-z0-9][a-z0-9-]*$"
-"""Pattern of a pipeline's name."""
 
 
 class Spec(Strict):

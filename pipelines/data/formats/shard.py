@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.data.files import Location
-from pipelines.data.rows import RejectedRow, printable
+from pipelines.data.rows import RejectedRow
+from pipelines.formatting import printable
 from pipelines.spec.data import Source
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
