@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Collection, Sequence
+
+USER_INFO = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#'\"]*@")
+"""An address's scheme, with user and password."""
+
+QUERY_PASSWORD = re.compile(r"([?&](?:password|passwd|pwd)=)[^&#\s'\"]+", re.IGNORECASE)
+"""A password in the query of an address, as databases take it."""
 
 AUXILIARY_SUFFIXES = ("_ci95", "_pictures")
 """Endings of metric names whose values belong to another metric, such as its interval."""
@@ -30,15 +37,31 @@ def join_words(words: Sequence[object], last: str) -> str:
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Escape what a terminal would obey, and lone surrogates: for everything that is shown.
+    """Escape what a terminal would obey, and lone surrogates, and drop passwords of addresses.
+
+    For everything that is shown.
 
     Args:
         text: What somebody else may have written, such as a key, a caption, an error or a reason.
         lines: Keep line breaks and tabs, of a text of several lines whose parts are escaped.
     """
+    text = without_passwords(text)
     if text.isprintable():
         return text
     return "".join(c if _is_shown(c, lines) else _escaped(c) for c in text)
+
+
+def without_passwords(text: str) -> str:
+    """A text without user, password and passwords in the query of the addresses in it."""
+    if "://" not in text:
+        return text
+    return QUERY_PASSWORD.sub(r"\1…", USER_INFO.sub(r"\1", text))
+
+
+def has_password(address: str) -> bool:
+    """Whether an address holds a password before its host."""
+    found = USER_INFO.match(address)
+    return found is not None and ":" in found[0][found.end(1) :]
 
 
 def _is_shown(character: str, lines: bool) -> bool:

@@ -14,6 +14,7 @@ from pipelines.data.formats import folder, parquet, webdataset
 from pipelines.data.formats.shard import RawRow, SourceShard, is_image, shard_name
 from pipelines.data.identity import identify_each
 from pipelines.data.rows import Reason, RejectedRow, Row, RowError, split_captions
+from pipelines.formatting import without_passwords
 from pipelines.spec.data import Source
 from pipelines.spec.hosts import Hosts
 
@@ -165,11 +166,11 @@ def _kind(path: str) -> str | None:
 
 
 def _text(value: Any) -> str:
-    """A key, path or detail as valid UTF-8 text; other bytes are escaped."""
+    """A key, path or detail as valid UTF-8 text, without passwords; other bytes are escaped."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
     text = "" if value is None else str(value).strip()
-    return text.encode("utf-8", "backslashreplace").decode()
+    return without_passwords(text.encode("utf-8", "backslashreplace").decode())
 
 
 def _numbers(found: RawRow) -> dict[str, float]:

@@ -93,7 +93,7 @@ def drive(
         here = " on this machine, as a bucket cannot hold it" if lineage.is_outside_store else ""
         failed = {node: one_line(error) for node, error in runner.failed.items()}
         notify.send(made.spec.notify, execution, failed, console.log)
-        console.log(f"run {execution.state}; MLflow record: {lineage.uri}{here}")
+        console.log(f"run {execution.state}; MLflow record: {lineage.shown}{here}")
     shown = ""
     if not made.cells:
         tree = tree_view.build(runner.plan, execution, runner.manifests)

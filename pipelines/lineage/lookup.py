@@ -106,7 +106,8 @@ def _holds(store: Store, folder: str, content: str) -> bool:
 
 def _registered(model: str, store: Store) -> Path:
     """The ``ensemble.json`` of a registered model. Nothing from the registry is executed."""
-    from pipelines.lineage.address import quiet_mlflow
+    from pipelines.lineage.address import quiet_mlflow, to_keep
+    from pipelines.lineage.delivery import one_line
     from pipelines.lineage.sync import registry_uri
 
     mlflow = quiet_mlflow()
@@ -115,7 +116,9 @@ def _registered(model: str, store: Store) -> Path:
     try:
         return next(Path(mlflow.artifacts.download_artifacts(model)).rglob("ensemble.json"))
     except (mlflow.exceptions.MlflowException, StopIteration) as error:
-        raise ValueError(f"{model} is not in the registry at {uri} ({error})") from error
+        raise ValueError(
+            f"{model} is not in the registry at {to_keep(uri)} ({one_line(error)})"
+        ) from error
 
 
 def find_subject(model: str, storage: str) -> Subject:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipelines.formatting import has_password
 from pipelines.spec.base import LATER, Strict
 from pipelines.spec.hosts import Hosts
 
@@ -140,6 +141,17 @@ class Source(Strict):
                 "digit-scenes was the demo's data until emoji-scenes took its place: write "
                 "`make: emoji-scenes`; what was trained on digits stays as it is in its store"
             )
+        return given
+
+    @field_validator("path")
+    @classmethod
+    def no_password(cls, given: str | list[str] | None) -> str | list[str] | None:
+        for path in [given] if isinstance(given, str) else given or ():
+            if any(has_password(part) for part in path.split("::")):
+                raise ValueError(
+                    "`path:` holds a password, which every record would keep; write user and "
+                    "password to ~/.netrc on all machines, for http and https"
+                )
         return given
 
     @field_validator("urls")

@@ -112,7 +112,7 @@ def read_yaml(path: str | Path, what: str, holds: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"{path} {holds}, got {raw!r:.40}")
+        raise ValueError(f"{path} {holds}, got {type(raw).__name__}")
     return raw
 
 
@@ -134,6 +134,9 @@ def parse_value(text: str) -> Any:
     except ValueError as error:
         raise ValueError(f"the value cannot be read: {error}") from None
 
+
+SECRETS = {"s3", "notify", "tracking", "storage", "path"}
+"""Keys whose values an error does not show, as they may hold a password or a token."""
 
 MAX_ERRORS = 3
 """Number of validation errors that a message names."""
@@ -177,7 +180,8 @@ def _explain_one(error: ErrorDetails, model: type[Strict]) -> str:
         return f"{at}{message}"
     if error["type"] == "string_pattern_mismatch":
         message = PATTERNS.get(error.get("ctx", {}).get("pattern", ""), message)
-    got = "" if key.split(".")[0] == "s3" else f", got {error['input']!r:.60}"  # a secret perhaps
+    is_secret = not SECRETS.isdisjoint(map(str, error["loc"]))
+    got = "" if is_secret else f", got {error['input']!r:.60}"
     return f"{at}{message[:1].lower()}{message[1:]}{got}"
 
 
