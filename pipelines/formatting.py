@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Collection, Sequence
+
+USER_INFO = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#'\"]*@")
+"""An address's scheme, with user and password."""
+
+QUERY_PASSWORD = re.compile(r"([?&](?:password|passwd|pwd)=)[^&#\s'\"]+", re.IGNORECASE)
+"""A password in the query of an address, as databases take it."""
 
 AUXILIARY_SUFFIXES = ("_ci95", "_pictures")
 """Endings of metric names whose values belong to another metric, such as its interval."""
@@ -28,13 +36,56 @@ def join_words(words: Sequence[object], last: str) -> str:
     return f"{', '.join(first)} {last} {end}" if first else end
 
 
+def printable(text: str, *, lines: bool = False) -> str:
+    """Escape what a terminal would obey, and lone surrogates, and drop passwords of addresses.
+
+    For everything that is shown.
+
+    Args:
+        text: What somebody else may have written, such as a key, a caption, an error or a reason.
+        lines: Keep line breaks and tabs, of a text of several lines whose parts are escaped.
+    """
+    text = without_passwords(text)
+    if text.isprintable():
+        return text
+    return "".join(c if _is_shown(c, lines) else _escaped(c) for c in text)
+
+
+def without_passwords(text: str) -> str:
+    """A text without user, password and passwords in the query of the addresses in it."""
+    if "://" not in text:
+        return text
+    return QUERY_PASSWORD.sub(r"\1…", USER_INFO.sub(r"\1", text))
+
+
+def has_password(address: str) -> bool:
+    """Whether an address holds a password before its host."""
+    found = USER_INFO.match(address)
+    return found is not None and ":" in found[0][found.end(1) :]
+
+
+def _is_shown(character: str, lines: bool) -> bool:
+    return (
+        character.isprintable()
+        or unicodedata.category(character) == "Zs"  # spaces of other widths
+        or (lines and character in "\n\t")
+    )
+
+
+def _escaped(character: str) -> str:
+    if character == "\x7f":
+        return "\\u007f"  # as JSON has it, which leaves this one alone
+    return character.encode("unicode_escape").decode()
+
+
 def align_columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
     """Lay out a table as one line per row; columns without any text are left out.
 
     Args:
-        rows: the cells; every row has the same number.
+        rows: the cells; every row has the same number. They are escaped by :func:`printable`.
         right: indices of the columns to align to the right.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return [
         "  ".join(

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import Image
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""The accepted formats. PIL opens dozens more, some by running another program."""
+
 
 def to_rgb(picture: Image.Image, behind: str = "white") -> Image.Image:
     """A PIL image as RGB: 16 bits scaled to 8, transparency composited on a colour.

@@ -26,6 +26,7 @@ from pipelines.cli import (
     studies,
 )
 from pipelines.cli.app import app
+from pipelines.formatting import printable
 from pipelines.spec.renamed import SpecWarning
 
 __all__ = [
@@ -48,8 +49,8 @@ __all__ = [
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks; its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error's message without line breaks and escapes; its type where it has none."""
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def show_warning(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:

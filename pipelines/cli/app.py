@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli.help import ByTask
+from pipelines.formatting import printable
 
 app = typer.Typer(
     cls=ByTask,
@@ -63,6 +64,17 @@ RunId = Annotated[
     str | None,
     typer.Option("--run", metavar="ID", help="The run's id.", show_default="the last run"),
 ]
+
+
+def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
+    """Print to the terminal, without what it would obey: nearly all that a verb shows was written
+    by somebody else.
+
+    Args:
+        nl: End the line.
+        err: Print to stderr.
+    """
+    typer.echo(printable(text, lines=True), nl=nl, err=err)
 
 
 def opened(
@@ -159,9 +171,9 @@ def tell_copy(record: Callable[[], str], experiment: str) -> None:
     try:
         uri = record()
     except Exception as error:  # whatever MLflow's back end raises
-        typer.echo(f"MLflow has no copy of the report ({one_line(error)})", err=True)
+        echo(f"MLflow has no copy of the report ({one_line(error)})", err=True)
         return
-    typer.echo(f"MLflow at {without_credentials(uri)} has a copy, in the experiment {experiment}")
+    echo(f"MLflow at {without_credentials(uri)} has a copy, in the experiment {experiment}")
 
 
 def is_dir(output: Path, option: str = "--output") -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, AsJson, Storage, app, writable
+from pipelines.cli.app import DEFAULT_STORAGE, AsJson, Storage, app, echo, writable
 
 
 @app.command(
@@ -113,16 +113,16 @@ def ema(
             draws=draws,
             device="cuda" if torch.cuda.is_available() else "cpu",
         ).data()
-        typer.echo(json.dumps(found, indent=1) if as_json else report.losses_text(found))
+        echo(json.dumps(found, indent=1) if as_json else report.losses_text(found))
         if plot is not None:
             plot.write_bytes(report.plot(found))
-            typer.echo(f"{plot}: the gains by length", err=as_json)
+            echo(f"{plot}: the gains by length", err=as_json)
     elif changed is None:
         found = report.listing(store, manifest, [stage] if stage else names)
-        typer.echo(json.dumps(found, indent=1) if as_json else report.listing_text(found))
+        echo(json.dumps(found, indent=1) if as_json else report.listing_text(found))
     if changed is not None:
         output.write_text(json.dumps(changed, indent=1, sort_keys=True))
-        typer.echo(
+        echo(
             f"{output}: {stage or names[0]} draws with averages of length {write:g}; "
             f'try `ediffi sample {output} "a prompt"`',
             err=as_json,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, AsJson, Storage, app, writable
+from pipelines.cli.app import DEFAULT_STORAGE, AsJson, Storage, app, echo, writable
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data", help="Inspect embedded data sets: statistics and pictures.")
@@ -44,15 +44,15 @@ def stats(
     from pipelines.store.artifacts import Store
 
     if faults is not None:
-        typer.echo("ediffi: warning: --faults is now --quarantined", err=True)
+        echo("ediffi: warning: --faults is now --quarantined", err=True)
         quarantined = quarantined or faults
     embedded = of.find(Store.at(storage), version)
     found = of.summarize(embedded)
     listed = of.quarantined_rows(embedded, quarantined) if quarantined else None
     if as_json:
-        typer.echo(json.dumps(found | ({"faults": listed} if quarantined else {}), indent=1))
+        echo(json.dumps(found | ({"faults": listed} if quarantined else {}), indent=1))
     else:
-        typer.echo(of.render(found, listed))
+        echo(of.render(found, listed))
 
 
 @data_app.command(epilog="Example:  ediffi data show train -n 16 -o grid.png")
@@ -95,10 +95,10 @@ def show(
     rows = int(found.usable(side).sum())
     title = f"{found.folder.rpartition('/')[2]}: {len(pairs):,} of {rows:,} pictures of side {side}"
     contact_sheet.draw_sheet(pairs, title).save(output)
-    typer.echo(f"{output}: {len(pairs)} picture{'s' * (len(pairs) > 1)}")
+    echo(f"{output}: {len(pairs)} picture{'s' * (len(pairs) > 1)}")
     if boxes := count_missing_glyphs(p.caption for p in pairs):
         known = " or ".join(FONT_FAMILIES[1:3])
-        typer.echo(
+        echo(
             f"ediffi: warning: no installed font has all letters of {boxes} captions, which are "
             f"drawn with empty boxes; install {known}",
             err=True,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, app
+from pipelines.cli.app import DEFAULT_STORAGE, app, echo
 from pipelines.cli.help import Sectioned
 from pipelines.cli.sample_output import (
     File,
@@ -405,7 +405,7 @@ def sample(
     if isinstance(destination, File) and like and before:
         compare(destination.image, before, like)
     count = len(job.shown)
-    typer.echo(f"{target}{'/' * is_folder(output)}: {count} picture{'s' * (count > 1)}")
+    echo(f"{target}{'/' * is_folder(output)}: {count} picture{'s' * (count > 1)}")
 
 
 def _find(

@@ -88,11 +88,10 @@ def features_of(
     """
     if not given:
         return None
-    import yaml
     from pydantic import ValidationError
 
     from pipelines.spec.evaluation import FeatureNetwork
-    from pipelines.spec.loading import explain
+    from pipelines.spec.loading import explain, parse_value
 
     theirs = known.features if known else {}
     found = {}
@@ -108,11 +107,11 @@ def features_of(
             found[name] = theirs[name]
             continue
         try:
-            found[name] = FeatureNetwork.model_validate(yaml.safe_load(settings))
-        except yaml.YAMLError:
-            raise ValueError(f"--features {text!r}: the settings are not valid YAML") from None
+            found[name] = FeatureNetwork.model_validate(parse_value(settings))
         except ValidationError as error:
             raise ValueError(f"--features {name}: {explain(error, FeatureNetwork)}") from None
+        except ValueError as error:
+            raise ValueError(f"--features {name}: {error}") from None
     return found
 
 

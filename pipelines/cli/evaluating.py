@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipelines.cli import evaluate_options
-from pipelines.cli.app import DEFAULT_STORAGE, Storage, app, tell_copy, writable, writable_folder
+from pipelines.cli.app import (
+    DEFAULT_STORAGE,
+    Storage,
+    app,
+    echo,
+    tell_copy,
+    writable,
+    writable_folder,
+)
 from pipelines.formatting import clock
 
 if TYPE_CHECKING:
@@ -261,10 +269,10 @@ def evaluate(
         metrics = comparison.metrics_of(last)
     measuring = comparison.measuring(subjects, source, options, metrics, first.store, device)
     for text in evaluate_options.rank_deficient(options, source.count):
-        typer.echo(f"ediffi: warning: {text}", err=True)
+        echo(f"ediffi: warning: {text}", err=True)
     cached = [measuring.cached(place.subject, place.setting) for place in where]
     if plan:
-        typer.echo(_cost(where, cached, source.count, gpu, price))
+        echo(_cost(where, cached, source.count, gpu, price))
         return
     if not all(cached):
         from transformers.utils.logging import disable_progress_bar
@@ -276,7 +284,7 @@ def evaluate(
             start_ray(workers * measuring.workers.cpus)
             _exit_on_sigterm()
             if lacks := lacking(measuring.workers.gpus, {}, cpus=measuring.workers.cpus):
-                typer.echo(f"the workers are waiting for a machine with {lacks} each")
+                echo(f"the workers are waiting for a machine with {lacks} each")
     points = _measured(measuring, source, where, cached, (alignment, distance))
     lines = comparison.lines(subjects, swept, where, points)
     axes = comparison.axes_of(lines, alignment, distance)
@@ -297,7 +305,7 @@ def evaluate(
         lines=lines,
     )
     curves.write(curve, output)
-    typer.echo(f"{output}/README.md, curve.png and points.json: {len(where)} points")
+    echo(f"{output}/README.md, curve.png and points.json: {len(where)} points")
     pipeline = first.pipeline
     tell_copy(lambda: lineage.record(curve, output, first.store, pipeline), pipeline)
     if write_best:
@@ -373,7 +381,7 @@ class _Log:
 
     def __call__(self, text: str) -> None:
         self.printed = time.monotonic()
-        typer.echo(f"[{clock(self.printed - self.started):>5}] {text}")
+        echo(f"[{clock(self.printed - self.started):>5}] {text}")
 
     def progress(self, text: str) -> None:
         if time.monotonic() - self.printed >= REPORT_EVERY_S:
@@ -393,4 +401,4 @@ def _write_best(file: Path, curve: Curve, where: Sequence[Place], first: Subject
         p for p in where if p.subject.name == first.name and dict(p.setting) == dict(one.setting)
     ]
     file.write_text(json.dumps(place.subject.ensemble(), indent=1, sort_keys=True))
-    typer.echo(f"{file}: {first.name} with {label(one.setting)}; draw with `ediffi sample {file}`")
+    echo(f"{file}: {first.name} with {label(one.setting)}; draw with `ediffi sample {file}`")

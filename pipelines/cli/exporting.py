@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, Storage, app
+from pipelines.cli.app import DEFAULT_STORAGE, Storage, app, echo
 
 
 @app.command(
@@ -81,7 +81,7 @@ def export(
         diffusers,
         options,
         force=force,
-        progress=lambda part: typer.echo(f"  {part}"),
+        progress=lambda part: echo(f"  {part}"),
         storage=storage,
     )
-    typer.echo(f"{diffusers}: {byte_size(size)}; how to load it is in {diffusers / 'README.md'}")
+    echo(f"{diffusers}: {byte_size(size)}; how to load it is in {diffusers / 'README.md'}")

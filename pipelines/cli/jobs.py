@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.app import AsJson, SpecPath, SpecStorage, app
+from pipelines.cli.app import AsJson, SpecPath, SpecStorage, app, echo
 
 VERBS = ("run", "retrain")
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""Ray colours the names of workers in a log."""
 
 Address = Annotated[
     str,
@@ -76,7 +80,7 @@ def submit(
     loaded = specs.load(spec)
     root = Store.at(storage or loaded.storage).root
     found = portability.lint_without_data(loaded)
-    typer.echo("".join(f"{f}\n" for f in found if not f.is_error), nl=False, err=True)
+    echo("".join(f"{f}\n" for f in found if not f.is_error), nl=False, err=True)
     lint.raise_errors(found)
     client = jobs.connect(address)
     job = sending.submit(
@@ -88,11 +92,11 @@ def submit(
         working_dir=working_dir,
         credentials=pass_credentials,
     )
-    typer.echo(f"job {job}: {loaded.name} in {root}")
+    echo(f"job {job}: {loaded.name} in {root}")
     if wait:
         followed(client, job)
     else:
-        typer.echo(f"follow it with `ediffi logs {job} --follow`, end it with `ediffi stop {job}`")
+        echo(f"follow it with `ediffi logs {job} --follow`, end it with `ediffi stop {job}`")
 
 
 @app.command(name="jobs", epilog="Example:  ediffi jobs --address http://ray-head:8265")
@@ -112,16 +116,16 @@ def show_jobs(
     found = [each for each in every if job or jobs.pipeline_of(each)]
     rows = [row(one) for one in found]
     if as_json:
-        typer.echo(json.dumps(rows[0] if job else rows, indent=1))
+        echo(json.dumps(rows[0] if job else rows, indent=1))
     elif job:
-        typer.echo("\n".join(f"{key:<10} {value}" for key, value in rows[0].items()))
+        echo("\n".join(f"{key:<10} {value}" for key, value in rows[0].items()))
     elif rows:
         widths = {key: max(len(str(r[key])) for r in rows) for key in rows[0]}
         for one in rows:
             shown = ("job", "state", "started", "took", "storage")
-            typer.echo("  ".join(f"{one[key]!s:<{widths[key]}}" for key in shown).rstrip())
+            echo("  ".join(f"{one[key]!s:<{widths[key]}}" for key in shown).rstrip())
     else:
-        typer.echo("no pipelines; submit one with `ediffi submit SPEC`")
+        echo("no pipelines; submit one with `ediffi submit SPEC`")
 
 
 @app.command(epilog="Example:  ediffi logs mine-1 --follow --address http://ray-head:8265")
@@ -139,7 +143,7 @@ def logs(
     client = jobs.connect(address)
     if follow:
         followed(client, job)
-    typer.echo(jobs.logs(client, job), nl=False)
+    echo(_plain(jobs.logs(client, job)), nl=False)
 
 
 @app.command(epilog="Example:  ediffi stop mine-1 --address http://ray-head:8265")
@@ -151,7 +155,7 @@ def stop(job: JobId, address: Address) -> None:
     from pipelines.jobs import client as jobs
 
     found = jobs.stop(jobs.connect(address), job)
-    typer.echo(f"job {job}: {found.status.lower()}")
+    echo(f"job {job}: {found.status.lower()}")
 
 
 def followed(client: Any, job: str) -> None:
@@ -159,14 +163,14 @@ def followed(client: Any, job: str) -> None:
     from pipelines.jobs import client as jobs
 
     try:
-        found = jobs.follow(client, job, lambda text: typer.echo(text, nl=False))
+        found = jobs.follow(client, job, lambda text: echo(_plain(text), nl=False))
     except KeyboardInterrupt:
-        typer.echo(f"\njob {job} is still running; end it with `ediffi stop {job}`", err=True)
+        echo(f"\njob {job} is still running; end it with `ediffi stop {job}`", err=True)
         raise SystemExit(130) from None
     code = jobs.exit_code(found)
-    typer.echo(f"job {job}: {found.status.lower()}")
+    echo(f"job {job}: {found.status.lower()}")
     if code and (why := jobs.startup_error(found)):
-        typer.echo(f"ediffi: {why}", err=True)
+        echo(f"ediffi: {why}", err=True)
     raise SystemExit(code)
 
 
@@ -188,3 +192,8 @@ def row(job: Any) -> dict[str, Any]:
         "command": job.entrypoint,
         "why": jobs.startup_error(job),
     }
+
+
+def _plain(log: str) -> str:
+    """A job's log without colours, and with each state of a progress bar on a line of its own."""
+    return COLOUR.sub("", log).replace("\r\n", "\n").replace("\r", "\n")

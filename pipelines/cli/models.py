@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, AsJson, Storage, app
+from pipelines.cli.app import DEFAULT_STORAGE, AsJson, Storage, app, echo
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A pipeline's name.")]
 Why = Annotated[str, typer.Option(metavar="TEXT", help="Reason to record in the history.")]
@@ -44,11 +44,11 @@ def promote(
     book = champions.read(store, model)
     wanted = book.find(model, which or "candidate")
     if book.champion and book.champion.fingerprint == wanted.fingerprint:
-        typer.echo(f"{model}: {_name(book, wanted)} is the champion already")
+        echo(f"{model}: {_name(book, wanted)} is the champion already")
     else:
         before = f" instead of {_name(book, book.champion)}" if book.champion else ""
         book = champions.promote(store, model, wanted.fingerprint, why)
-        typer.echo(f"{model}: {_name(book, wanted)} is the champion{before}")
+        echo(f"{model}: {_name(book, wanted)} is the champion{before}")
     _update_mlflow(store, model)
 
 
@@ -70,7 +70,7 @@ def rollback(
 
     store = stored(storage)
     book = champions.roll_back(store, model, why)
-    typer.echo(f"{model}: {_name(book, book.champion)} is the champion again")
+    echo(f"{model}: {_name(book, book.champion)} is the champion again")
     _update_mlflow(store, model)
 
 
@@ -105,12 +105,12 @@ def models(
         raise ValueError(f"{model!r} has no ensemble in {store.root}; `ediffi run` registers one")
     found = {name: champions_view.data(store, book) for name, book in books.items()}
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        echo(json.dumps(found, indent=1))
     elif not found:
-        typer.echo(f"no models in {store.root} yet; `ediffi run` registers one")
+        echo(f"no models in {store.root} yet; `ediffi run` registers one")
     else:
         shown = (champions_view.text(n, d, with_history=bool(model)) for n, d in found.items())
-        typer.echo("\n\n".join(shown))
+        echo("\n\n".join(shown))
     for name in names if sync else ():
         _update_mlflow(store, name, loud=True)
 
@@ -128,10 +128,10 @@ def _update_mlflow(store: Any, model: str, loud: bool = False) -> None:
         uri = sync.sync_model(store, model)
     except Exception as error:  # whatever MLflow's back end raises
         again = "" if loud else ", and so does `ediffi models --sync`"
-        typer.echo(
+        echo(
             f"MLflow could not be updated ({one_line(error)}); the next run updates it{again}",
             err=True,
         )
         return
     if loud:
-        typer.echo(f"{model}: MLflow at {uri} is up to date", err=True)
+        echo(f"{model}: MLflow at {uri} is up to date", err=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.app import AsJson, SpecPath, SpecStorage, app, opened, writable
+from pipelines.cli.app import AsJson, SpecPath, SpecStorage, app, echo, opened, writable
 
 Assume = Annotated[
     bool,
@@ -58,10 +58,10 @@ def show_plan(
         writable(svg)
     if as_json:
         told = {**plan_view.data(made, work, seen), "findings": [f.__dict__ for f in findings]}
-        typer.echo(json.dumps(told, indent=1))
+        echo(json.dumps(told, indent=1))
     else:
-        typer.echo(plan_view.text(made, work, seen))
-        typer.echo("".join(f"\n{f}" for f in findings if not f.is_error), nl=bool(findings))
+        echo(plan_view.text(made, work, seen))
+        echo("".join(f"\n{f}" for f in findings if not f.is_error), nl=bool(findings))
     lint.raise_errors(findings)
     if svg and seen:
         svg.write_text(gantt.svg(made, seen))
@@ -86,6 +86,6 @@ def diff(
     before, after = (opened(path, os.devnull, assume=assume)[2] for path in (old, new))
     found = differences.compare(before, after)
     if as_json:
-        typer.echo(json.dumps([d.__dict__ for d in found], indent=1))
+        echo(json.dumps([d.__dict__ for d in found], indent=1))
     else:
-        typer.echo(differences.text(before, after, found))
+        echo(differences.text(before, after, found))

@@ -20,6 +20,7 @@ from pipelines.cli.app import (
     app,
     asked_execution,
     asked_tree,
+    echo,
     opened,
     writable,
 )
@@ -47,7 +48,7 @@ def retrain(spec: SpecPath, storage: SpecStorage = None) -> None:
     _, store, made, sources = opened(spec, storage, retrains=True)
     assert made.champion is not None
     if reason := reason_to_skip(made, store, sources, made.champion):
-        typer.echo(f"skipped: {reason}")
+        echo(f"skipped: {reason}")
         return
     finish(*drive(made, store))
 
@@ -61,9 +62,9 @@ def finish(code: int, shown: str, wrong: list[str]) -> None:
         wrong: What went wrong, a line each on stderr.
     """
     if shown:
-        typer.echo(shown)
+        echo(shown)
     for line in wrong:
-        typer.echo(f"ediffi: {line}", err=True)
+        echo(f"ediffi: {line}", err=True)
     if code:
         raise SystemExit(code)
 
@@ -88,10 +89,10 @@ def status(
 
     store, execution = asked_execution(spec, storage, run)
     if as_json:
-        typer.echo(json.dumps(status_view.data(store, execution), indent=1))
+        echo(json.dumps(status_view.data(store, execution), indent=1))
         return
     if not follow:
-        typer.echo(status_view.text(status_view.describe_state(store, execution), execution))
+        echo(status_view.text(status_view.describe_state(store, execution), execution))
         return
 
     def look() -> tuple[str, Any]:
@@ -99,7 +100,7 @@ def status(
         return status_view.describe_state(store, found), found
 
     for line in status_view.follow(look):
-        typer.echo(line)
+        echo(line)
 
 
 @app.command(epilog="Example:  ediffi cancel pipelines/specs/demo.yaml")
@@ -116,7 +117,7 @@ def cancel(
     """
     from pipelines.executor.cancel import cancel as give_up
 
-    typer.echo(give_up(*asked_execution(spec, storage, run)))
+    echo(give_up(*asked_execution(spec, storage, run)))
 
 
 @app.command(
@@ -160,7 +161,7 @@ def tree(
     if compare:
         trees = [asked_tree(storage, name)[2] for name in compare]
         both = tree_compare.compare(*trees)
-        typer.echo(json.dumps(both, indent=1) if as_json else tree_compare.text(both))
+        echo(json.dumps(both, indent=1) if as_json else tree_compare.text(both))
         return
     store, execution, found = asked_tree(storage, run)
     if html:
@@ -168,6 +169,6 @@ def tree(
         runs, pictures = Runs.from_tracking(execution.tracking), tree_page.thumbnails(store, found)
         page = tree_page.html(found, links=runs.links() if runs else None, pictures=pictures)
         html.write_text(page, encoding="utf-8")
-        typer.echo(f"{html}: the tree of {execution.id}")
+        echo(f"{html}: the tree of {execution.id}")
         return
-    typer.echo(json.dumps(found, indent=1) if as_json else tree_view.text(found))
+    echo(json.dumps(found, indent=1) if as_json else tree_view.text(found))

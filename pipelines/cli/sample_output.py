@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from pipelines.cli.app import is_dir, writable
+from pipelines.cli.app import echo, is_dir, writable
 
 if TYPE_CHECKING:
     from pipelines.models.metadata import ModelId, Sheet
@@ -27,7 +25,7 @@ SLUG = 60
 
 def note(text: str) -> None:
     """Print a line that is no error on stderr."""
-    typer.echo(f"note: {text}", err=True)
+    echo(f"note: {text}", err=True)
 
 
 def is_folder(output: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, AsJson, SomeStorage, app, opened
+from pipelines.cli.app import DEFAULT_STORAGE, AsJson, SomeStorage, app, echo, opened
 
 
 @app.command(epilog='Example:  ediffi schedule mine.yaml --cron "0 3 * * 1" --verb run')
@@ -72,7 +72,7 @@ def schedule(
     if show:
         at = _store(spec, storage)
         rows = list_schedules(at, datetime.now(UTC))
-        typer.echo(json.dumps(rows, indent=1) if as_json else _table(rows, at.root))
+        echo(json.dumps(rows, indent=1) if as_json else _table(rows, at.root))
         return
     if spec is None or not line:
         raise ValueError('give a spec and its times: `ediffi schedule SPEC --cron "0 3 * * 1"`')
@@ -93,7 +93,7 @@ def schedule(
     store = Store.open(_store(spec, storage).root)
 
     def say(said: str) -> None:
-        typer.echo(f"{asked.format_time(datetime.now(UTC), seconds=True)}  {said}")
+        echo(f"{asked.format_time(datetime.now(UTC), seconds=True)}  {said}")
 
     with scheduler_lock(store, asked.pipeline), Stop() as stop:
         kept = ScheduleState(store, asked, datetime.now(UTC), say)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, AsJson, SomeStorage, app, writable
+from pipelines.cli.app import DEFAULT_STORAGE, AsJson, SomeStorage, app, echo, writable
 
 Format = Literal["parquet", "folder", "coco", "webdataset"]
 
@@ -53,6 +53,19 @@ def init(
             metavar="COLUMN", help="Column of the captions.", show_default="found by name and type"
         ),
     ] = None,
+    urls: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Host that pictures named by address may be fetched from; repeat the option for "
+            "several.",
+            show_default="none",
+        ),
+    ] = None,
+    follow_links: Annotated[
+        bool,
+        typer.Option("--follow-links", help="Read files that links lead to outside of the data."),
+    ] = False,
     t5: Annotated[
         str, typer.Option(metavar="NAME", help="T5 text encoder: its name, or its folder.")
     ] = "google/t5-v1_1-xxl",
@@ -84,7 +97,13 @@ def init(
     encoders = {"t5": starter.check_encoder("--t5", t5)}
     encoders["clip"] = starter.check_encoder("--clip", clip)
     train, held, how = starter.look(
-        data, validation or (), format=format, image=image, caption=caption
+        data,
+        validation or (),
+        follow_links=follow_links,
+        format=format,
+        image=image,
+        caption=caption,
+        urls=urls or None,
     )
     written = starter.text(
         starter.name_for(spec),
@@ -97,12 +116,12 @@ def init(
     )
     spec.write_text(written, encoding="utf-8")
     for label, found in lines(train):
-        typer.echo(f"{label:<12}{found}")
+        echo(f"{label:<12}{found}")
     about = "" if held.exact else "about "
-    typer.echo(f"{'validation':<12}{how}: {about}{held.pairs:,} pairs")
+    echo(f"{'validation':<12}{how}: {about}{held.pairs:,} pairs")
     chosen = ", ".join(f"{name} ({side} pixels)" for name, side, _ in starter.stages(train))
-    typer.echo(f"{'stages':<12}{chosen}")
-    typer.echo(f"{spec} is written; next: `ediffi doctor {spec}`, then `ediffi plan {spec}`")
+    echo(f"{'stages':<12}{chosen}")
+    echo(f"{spec} is written; next: `ediffi doctor {spec}`, then `ediffi plan {spec}`")
 
 
 @app.command(
@@ -131,7 +150,7 @@ def doctor(
     for check in report.examine(spec, storage, DEFAULT_STORAGE):
         found.append(check)
         if not as_json:
-            typer.echo(report.line(check))
-    typer.echo(report.as_json(found) if as_json else report.summary(found))
+            echo(report.line(check))
+    echo(report.as_json(found) if as_json else report.summary(found))
     if any(check.level == "fault" for check in found):
         raise SystemExit(1)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.app import AsJson, SpecStorage, app, tell_copy, writable_folder
+from pipelines.cli.app import AsJson, SpecStorage, app, echo, tell_copy, writable_folder
 from pipelines.cli.running import finish
 
 study = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -56,10 +56,10 @@ def show_plan(
     if not any(f.is_error for f in problems):
         seen = planning.forecast(made, store, outside)
     if as_json:
-        typer.echo(json.dumps(planning.data(found, made, seen), indent=1))
+        echo(json.dumps(planning.data(found, made, seen), indent=1))
     else:
-        typer.echo(planning.text(found, made, seen))
-        typer.echo("".join(f"\n{f}" for f in problems if not f.is_error), nl=bool(problems))
+        echo(planning.text(found, made, seen))
+        echo("".join(f"\n{f}" for f in problems if not f.is_error), nl=bool(problems))
     lint.raise_errors(problems)
 
 
@@ -85,7 +85,7 @@ def status(path: StudyPath, storage: SpecStorage = None, as_json: AsJson = False
 
     found, store, _, made = opened_study(path, storage)
     seen = view.status(found, store, made)
-    typer.echo(json.dumps(view.data(seen), indent=1) if as_json else view.text(seen))
+    echo(json.dumps(view.data(seen), indent=1) if as_json else view.text(seen))
 
 
 @study.command(epilog="Example:  ediffi study report pipelines/specs/studies/smoke.yaml -o report")
@@ -130,7 +130,7 @@ def cells(
 
     writable_folder(output)
     for made in write_cells(open_study(path, storage=storage), output):
-        typer.echo(str(made))
+        echo(str(made))
 
 
 def _report(found: Any, store: Any, made: Any, output: Path | None) -> None:
@@ -143,5 +143,5 @@ def _report(found: Any, store: Any, made: Any, output: Path | None) -> None:
         tell_copy(lambda: studies.record(findings, folder, store, name, tracking), name)
 
     written = reporting.report(found, store, made, output, record)
-    typer.echo(claims.text(written.findings))
-    typer.echo(f"report: {written.place}/report.html")
+    echo(claims.text(written.findings))
+    echo(f"report: {written.place}/report.html")

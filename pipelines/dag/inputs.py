@@ -11,7 +11,7 @@ from pipelines.dag.node import Node
 from pipelines.spec.pipeline import Spec
 
 SPLITS = ("train", "validation")
-ROW_SETTINGS = {"format", "image", "caption", "captions", "key", "scores", "filters"}
+ROW_SETTINGS = {"format", "image", "caption", "captions", "key", "scores", "urls", "filters"}
 """The settings of a data source that determine its rows."""
 
 

@@ -77,7 +77,7 @@ def identify_encoder(name: str) -> str:
     folder = Path(resolve_source(name))
     if not folder.is_dir():
         return name
-    location, files = list_files(str(folder))
+    location, files = list_files(str(folder), follow_links=True)  # a cache's are links
     return identify_files(location, files)
 
 
@@ -102,7 +102,7 @@ def identify_features(name: str, given: FeatureNetwork, *, assume: bool = False)
     if given.weights:
         path = Path(given.weights).expanduser()
         if path.is_file():
-            found["weights"] = identify_files(*list_files(str(path)))
+            found["weights"] = identify_files(*list_files(str(path), follow_links=True))
         elif assume:
             found["weights"] = "assumed"
         else:

@@ -81,19 +81,19 @@ def find_caption_file(location: Location, files: list[File], *, coco: bool) -> s
     return found[0] if found else None
 
 
-def coco_folder(path: str) -> Folder:
+def coco_folder(path: str, *, follow_links: bool = False) -> Folder:
     """The data set of one COCO caption file: the file and the pictures that it captions.
 
     For ``annotations/captions_val2017.json``, these are in ``val2017/`` beside ``annotations/``.
     """
-    location, [file] = list_files(path)
+    location, [file] = list_files(path, follow_links=follow_links)
     root, _, last = location.folder.rpartition("/")
     if last == "annotations":
         name = f"{last}/{file.path}"
-        location, files = list_files(root)
+        location, files = list_files(root, follow_links=follow_links)
     else:
         name = file.path
-        location, files = list_files(location.folder)
+        location, files = list_files(location.folder, follow_links=follow_links)
     part = file.path[len("captions_") : -len(".json")].lower()
     pictures = [f for f in files if is_image(f.path)]
     own = [f for f in pictures if f"/{part}/" in f"/{f.path}".lower()]

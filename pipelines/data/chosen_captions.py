@@ -95,9 +95,11 @@ def choose(annotations: str, images: str | None, *, count: int, seed: int) -> Ch
             f"annotations {annotations} is not named like COCO's captions; rename it "
             "captions_NAME.json"
         )
-    home = coco_folder(annotations)
+    home = coco_folder(annotations, follow_links=True)  # the benchmark's author chose it
     file = next(f.path for f in home.files if f.path.rpartition("/")[2] == name)
-    location, listed = list_files(images) if images else (home.location, home.files)
+    location, listed = (
+        list_files(images, follow_links=True) if images else (home.location, home.files)
+    )
     there = {f.path: f for f in listed if is_image(f.path)}
     source = Source(path=annotations)
     folder = pictures_folder(source, home.location, file, set(there))

@@ -6,12 +6,14 @@ import errno
 import itertools
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from zipfile import BadZipFile
 
 from fsspec.asyn import AsyncFileSystem
@@ -20,12 +22,18 @@ from fsspec.spec import AbstractFileSystem
 
 from pipelines.data import web
 from pipelines.data.rows import Reason, RowError
+from pipelines.spec.hosts import Hosts
 from pipelines.store import remote
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
 MAX_FILE_BYTES = 2**28
 """A larger picture, caption or metadata file of one row is rejected."""
+
+LOCAL_URL = re.compile(r"(file|local)://(?!.*::)")
+"""Begin of a URL that is a local path."""
+
+NO_HOSTS = Hosts()
 
 BROKEN_LINK_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 """A broken link: only its row is rejected. Any other error on a file stops the plan."""
@@ -63,6 +71,8 @@ class Location:
     """A data set's folder: a local path or a URL. Paths in it are relative and use ``/``."""
 
     folder: str
+    follow_links: bool = False
+    """Whether files of a local folder may be links that lead out of it."""
 
     @property
     def fs(self) -> Any:
@@ -79,20 +89,36 @@ class Location:
         return posixpath.join(filesystem(self.folder)[1], path)
 
     def open(self, path: str) -> Any:
-        """Open a file for reading; NotAFile if it is a pipe, a socket or a device."""
+        """Open a file for reading.
+
+        Raises:
+            NotAFile: It is a pipe, a socket or a device.
+            ValueError: It is a link that leads out of the folder.
+        """
         full = self.full(path)
         if self.is_local and not _is_file(full):
             raise NotAFile(errno.EINVAL, "not a regular file", full)
+        if self.leads_out(full):
+            raise _outside(full)
         return self.fs.open(full, "rb")
 
-    def fetch(self, address: str) -> bytes:
+    def leads_out(self, full: str) -> bool:
+        """Whether a local path is, or is behind, a link that leads out of the folder."""
+        if self.follow_links or not self.is_local or "\0" in full:  # no file has such a name
+            return False
+        root = os.path.realpath(filesystem(self.folder)[1])
+        return not Path(os.path.realpath(full)).is_relative_to(root)
+
+    def fetch(self, address: str, hosts: Hosts = NO_HOSTS) -> bytes:
         """Read a file of one row.
 
         Args:
             address: A path inside the folder, or a URL: http, https, or the folder's own scheme.
+            hosts: The hosts and buckets that a URL may name.
 
         Raises:
-            RowError: The path leads out of the folder, or the file is missing or too large.
+            RowError: The path or a link leads out of the folder, the URL's host is not among
+                ``hosts``, or the file is missing or too large.
             OSError: The folder's own disk or bucket is unavailable.
         """
         if "://" in address:
@@ -102,10 +128,17 @@ class Location:
             if "::" in address or scheme not in ({"http", "https"} | (mine - {"file", "local"})):
                 raise RowError(Reason.PATH_OUTSIDE, f"{scheme}:// is not allowed in a data set")
             if scheme in ("http", "https"):
-                return _of_size(web.fetch(address, MAX_FILE_BYTES))
+                return _of_size(web.fetch(address, MAX_FILE_BYTES, hosts))
+            host = urlsplit(address).hostname or ""
+            if not hosts.has(host):
+                raise RowError(Reason.URL_HOST, f"{host}; to fetch from it, name it there")
             full = address
         else:
             full = self.full(self.inside(address))
+            if self.leads_out(full):
+                raise RowError(
+                    Reason.PATH_OUTSIDE, f"{address} is a link; `follow_links: true` allows it"
+                )
 
         def read() -> bytes:
             if self.is_local and not _is_file(full):
@@ -187,7 +220,7 @@ class Folder:
     the first folder."""
 
 
-def list_folders(paths: str | list[str]) -> list[Folder]:
+def list_folders(paths: str | list[str], *, follow_links: bool = False) -> list[Folder]:
     """The folders that a ``path:`` names, each listed as if it were the only one.
 
     Files in the same folder, or in a folder that is listed as well, are grouped under that folder.
@@ -195,14 +228,19 @@ def list_folders(paths: str | list[str]) -> list[Folder]:
     as keeps its files apart from those before. So appending a folder to the list changes nothing
     for the others.
 
+    Args:
+        paths: As ``path:`` of a source.
+        follow_links: Whether links may lead out of their folder.
+
     Raises:
-        ValueError: A file or folder is missing, or they are on several storage systems.
+        ValueError: A file or folder is missing, they are on several storage systems, or a link
+            leads out of its folder.
     """
     if isinstance(paths, str):
-        return [Folder(*list_files(paths))]
+        return [Folder(*list_files(paths, follow_links=follow_links))]
     if not paths:
         raise ValueError("`path:` is an empty list; name a folder or some files")
-    found = [list_files(path) for path in paths]
+    found = [list_files(path, follow_links=follow_links) for path in paths]
     kinds = sorted({p.folder.partition("://")[0] if not p.is_local else "" for p, _ in found})
     if len(kinds) > 1:
         raise ValueError(
@@ -225,7 +263,7 @@ def list_folders(paths: str | list[str]) -> list[Folder]:
         prefix = next(p for p in _prefixes(home, first=not folders) if _is_free(p, members, taken))
         taken.update(f"{prefix}{path}" for path in members)
         files = sorted(members.values(), key=lambda f: f.path)
-        folders.append(Folder(Location(home), files, prefix))
+        folders.append(Folder(Location(home, follow_links), files, prefix))
     return folders
 
 
@@ -250,15 +288,21 @@ def _is_free(prefix: str, members: Iterable[str], taken: set[str]) -> bool:
     return taken.isdisjoint(f"{prefix}{path}" for path in members)
 
 
-def list_files(path: str) -> tuple[Location, list[File]]:
+def list_files(path: str, *, follow_links: bool = False) -> tuple[Location, list[File]]:
     """A folder and all files in it, sorted by path; a single file comes with its parent folder.
 
     Skips hidden files (``.name``), and Parquet files in folders named ``_name`` (but not
     ``_column=value``), where Spark and Delta keep temporary files and logs.
 
+    Args:
+        path: A local path or a URL.
+        follow_links: Whether links may lead out of the folder.
+
     Raises:
-        ValueError: The file or folder does not exist, or part of it cannot be read.
+        ValueError: The file or folder does not exist, part of it cannot be read, or a link leads
+            out of it.
     """
+    path = LOCAL_URL.sub("", path)
     if "://" in path:
         location, files = _find_remote(path)
     else:
@@ -266,8 +310,10 @@ def list_files(path: str) -> tuple[Location, list[File]]:
         if not _exists(root):
             raise _absent(path)
         if not root.is_dir():
-            return Location(str(root.parent)), [_local(root.parent, root.name)]
-        location, files = Location(str(root)), _walk_folder(root)
+            location = Location(str(root.parent), follow_links)
+            return location, [_local(location, root.name)]
+        location = Location(str(root), follow_links)
+        files = _walk_folder(location)
     return location, sorted((f for f in files if not _is_hidden(f.path)), key=lambda f: f.path)
 
 
@@ -341,10 +387,11 @@ def _is_hidden(path: str) -> bool:
     return left_over and name.lower().endswith(PARQUET_SUFFIXES)
 
 
-def _walk_folder(root: Path) -> list[File]:
+def _walk_folder(location: Location) -> list[File]:
     """List a local folder. Follows links, since data sets are often made of them; each folder
     once."""
-    found, seen = [], set()
+    root, seen = Path(location.folder), set()
+    found: list[File] = []
     for folder, folders, names in os.walk(root, onerror=_unreadable, followlinks=True):
         status = _stat(Path(folder).stat)
         if (status.st_dev, status.st_ino) in seen:
@@ -353,7 +400,10 @@ def _walk_folder(root: Path) -> list[File]:
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
         within = Path(folder).relative_to(root)
-        found += [_local(root, (within / name).as_posix()) for name in names]
+        is_link = folder != str(root) and Path(folder).is_symlink()
+        if is_link and not _is_hidden(within.as_posix()) and location.leads_out(folder):
+            raise _outside(folder)
+        found += [_local(location, (within / name).as_posix()) for name in names]
     return found
 
 
@@ -369,10 +419,13 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _local(root: Path, path: str) -> File:
-    if not _exists(root / path):  # a broken link: listed, so that reading it reports it
+def _local(location: Location, path: str) -> File:
+    full = Path(location.folder) / path
+    if not _exists(full):  # a broken link: listed, so that reading it reports it
         return File(path, 0, ())
-    status = _stat((root / path).stat)
+    if full.is_symlink() and not _is_hidden(path) and location.leads_out(str(full)):
+        raise _outside(full)
+    status = _stat(full.stat)
     return File(path, status.st_size, (status.st_mtime_ns, status.st_ctime_ns))
 
 
@@ -389,6 +442,13 @@ def _unreadable(error: OSError) -> None:
         f"{error.filename} cannot be read ({error.strerror}), so part of the data set would be "
         "missing; make it readable, or move it away"
     ) from error
+
+
+def _outside(full: str | Path) -> ValueError:
+    return ValueError(
+        f"{full} is a link that leads out of its data folder; write `follow_links: true` beside "
+        "`path:` if you trust what it leads to, or copy the file there"
+    )
 
 
 def _remote(path: str, info: dict[str, Any]) -> File:

@@ -111,6 +111,8 @@ def inspect(
     format: str | None = None,
     image: str | None = None,
     caption: str | None = None,
+    urls: list[str] | None = None,
+    follow_links: bool = False,
 ) -> Inspection:
     """Look at a data set.
 
@@ -119,12 +121,15 @@ def inspect(
         format: As ``format:`` of a source; found by the files' names if None.
         image: The column of the pictures; found if None.
         caption: The column of the captions; found if None.
+        urls: As ``urls:`` of a source: hosts that pictures may be fetched from.
+        follow_links: As ``follow_links:`` of a source.
 
     Raises:
         ValueError: There is no data set, its columns cannot be told apart, or no row of the sample
             can be used.
     """
-    given = {"format": format, "image": image, "caption": caption}
+    given: dict[str, Any] = {"format": format, "image": image, "caption": caption, "urls": urls}
+    given |= {"follow_links": follow_links}
     source = Source.model_validate({"path": path} | {k: v for k, v in given.items() if v})
     folders, kind = find_format(source)
     homes = [replace(home, files=_data_files(home, kind)) for home in folders]
@@ -337,6 +342,7 @@ def _shards(source: Source, home: Folder, kind: str) -> list[SourceShard]:
             identity="",
             bytes=size,
             prefix=home.prefix,
+            follow_links=source.follow_links,
             **more,
         )
 

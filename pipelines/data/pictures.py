@@ -12,16 +12,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from pipelines.data.rows import Reason, RowError
-from pipelines.rgb import to_rgb
+from pipelines.rgb import FORMATS, to_rgb
 from pipelines.spec.data import MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL import Image
 
 T = TypeVar("T")
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""The accepted formats. PIL opens dozens more, some by running another program."""
 
 BITS_PER_SAMPLE = 258  # TIFF's tag
 

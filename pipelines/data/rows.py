@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from pipelines.formatting import printable
+
 
 class Reason(StrEnum):
     """Why a row is quarantined or filtered out.
@@ -20,6 +22,7 @@ class Reason(StrEnum):
     IMAGE_AWAY = "image's server is away"
     """Temporary: the shard is embedded again by a later run."""
 
+    URL_HOST = "image's host is not allowed by `urls:`"
     IMAGE_LARGE = "image file is too large"
     IMAGE_UNKNOWN = "image is of no known format"
     IMAGE_BROKEN = "image is damaged or cut short"
@@ -71,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A rejected row or file. Its texts are safe to print: see :func:`printable`."""
+    """A rejected row or file. Its texts are safe to print."""
 
     key: str
     source: str
@@ -82,13 +85,6 @@ class RejectedRow:
     def __post_init__(self) -> None:
         for name in ("key", "source", "detail"):
             object.__setattr__(self, name, printable(getattr(self, name)))
-
-
-def printable(text: str) -> str:
-    """Escape control characters, which a terminal would obey, and lone surrogates."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class RowError(Exception):

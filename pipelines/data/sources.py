@@ -14,7 +14,9 @@ from pipelines.data.formats import folder, parquet, webdataset
 from pipelines.data.formats.shard import RawRow, SourceShard, is_image, shard_name
 from pipelines.data.identity import identify_each
 from pipelines.data.rows import Reason, RejectedRow, Row, RowError, split_captions
+from pipelines.formatting import without_passwords
 from pipelines.spec.data import Source
+from pipelines.spec.hosts import Hosts
 
 READERS = {
     "parquet": parquet.read,
@@ -67,6 +69,7 @@ def _shards(source: Source, home: Folder, kind: str) -> list[SourceShard]:
             identity=identity,
             bytes=file.bytes,
             prefix=home.prefix,
+            follow_links=source.follow_links,
         )
         for file, identity in zip(mine, identities, strict=True)
     ]
@@ -81,6 +84,7 @@ def read_shard(source: Source, shard: SourceShard) -> Iterator[Row | RejectedRow
         OSError: The shard's file, or the connection to it, was lost; try again.
     """
     keys: set[str] = set()
+    hosts = Hosts.of(source.urls)
     format_ = _kind(shard.path) or "folder"  # a caption file has no kind of its own
     for found in READERS[format_](source, shard):
         key, source_path = _text(found.key), _text(shard.prefix + found.source)
@@ -99,7 +103,9 @@ def read_shard(source: Source, shard: SourceShard) -> Iterator[Row | RejectedRow
                 [try_clean_caption(t) for t in texts], key, source_path
             )
             scores = _numbers(found)
-            row = Row(key, source_path, _image(shard.location, found.image), captions, scores)
+            row = Row(
+                key, source_path, _image(shard.location, found.image, hosts), captions, scores
+            )
         except RowError as error:
             yield RejectedRow(key, source_path, error.reason, _text(error.detail))
             continue
@@ -117,8 +123,8 @@ def find_format(source: Source) -> tuple[list[Folder], str]:
     if source.path is None:
         raise ValueError("this source has no `path:`; its pictures are generated")
     if isinstance(source.path, str) and caption_file.is_coco_file(source.path):
-        return [caption_file.coco_folder(source.path)], "coco"
-    folders = list_folders(source.path)
+        return [caption_file.coco_folder(source.path, follow_links=source.follow_links)], "coco"
+    folders = list_folders(source.path, follow_links=source.follow_links)
     if source.format:
         return folders, source.format
     files = [file for found in folders for file in found.files]
@@ -160,11 +166,11 @@ def _kind(path: str) -> str | None:
 
 
 def _text(value: Any) -> str:
-    """A key, path or detail as valid UTF-8 text; other bytes are escaped."""
+    """A key, path or detail as valid UTF-8 text, without passwords; other bytes are escaped."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
     text = "" if value is None else str(value).strip()
-    return text.encode("utf-8", "backslashreplace").decode()
+    return without_passwords(text.encode("utf-8", "backslashreplace").decode())
 
 
 def _numbers(found: RawRow) -> dict[str, float]:
@@ -183,10 +189,10 @@ def _numbers(found: RawRow) -> dict[str, float]:
     return numbers
 
 
-def _image(location: Location, image: Any) -> bytes:
+def _image(location: Location, image: Any, hosts: Hosts) -> bytes:
     """The picture's bytes, fetched if the row names a path or URL; RowError if there are none."""
     if isinstance(image, str):
-        image = location.fetch(image) if image else b""
+        image = location.fetch(image, hosts) if image else b""
     if not isinstance(image, bytes):
         raise RowError(Reason.IMAGE_TYPE, type(image).__name__)
     if not image:

@@ -58,10 +58,11 @@ def mark_cancelled(store: Store, execution: Execution) -> str:
     execution.save(store)
     done = f"{execution.id}: cancelled; it had no driver. Finished nodes and checkpoints are kept"
     if uri := execution.tracking.get("uri"):
+        from pipelines.lineage.address import to_connect
         from pipelines.lineage.writer import Writer
 
         try:
-            Writer(uri, execution.pipeline, execution.id, store).cancel()
+            Writer(to_connect(uri), execution.pipeline, execution.id, store).cancel()
         except Exception as error:  # MLflow's back ends raise errors of many kinds
             kind = type(error).__name__
             done += (

@@ -14,7 +14,7 @@ from rich.console import Console as Rich
 from rich.live import Live
 from rich.text import Text
 
-from pipelines.formatting import byte_size, clock, speed
+from pipelines.formatting import byte_size, clock, printable, speed
 
 PLAIN_EVERY_S, PLAIN_LATER_S = 10.0, 60.0
 LATER_S = 600.0
@@ -44,7 +44,8 @@ class Console:
     def log(self, text: str) -> None:
         """Print a line, after the time since the run's start."""
         # In one write: else the live lines below could be drawn between its parts.
-        self.rich.print(f"[{clock(time.monotonic() - self.started_at):>5}] {text}", markup=False)
+        line = f"[{clock(time.monotonic() - self.started_at):>5}] {printable(text)}"
+        self.rich.print(line, markup=False)
         sys.stdout.flush()
 
     def state(self, node: str, state: str) -> None:
@@ -115,7 +116,7 @@ class Console:
         """Redraw the live lines, or print plain ones when they are due; called twice a second."""
         if self.live:
             lines = "\n".join(self.progress_line(n, self.rich.width) for n in self.running)
-            self.live.update(Text(lines, no_wrap=True, overflow="ellipsis"))
+            self.live.update(Text(printable(lines, lines=True), no_wrap=True, overflow="ellipsis"))
             return
         now = time.monotonic()
         if now - self.printed_at > (

@@ -79,7 +79,9 @@ def drive(
             waits = (RECORD_WHEN_STOPPED_S,) if stop.signal else ()
             lineage.close(execution.state, runner.manifests, *waits)
             execution.save(store)
-            notify.send(made.spec.notify, execution, {}, console.log, tries=1, timeout_s=3.0)
+            notify.send(
+                made.spec.notify, execution, {}, console.log, tries=1, timeout_s=3.0, total_s=5.0
+            )
             console.log(f"run {execution.state}; {STOPPED[execution.state]}")
             return CANCELLED if stop.signal is None else 128 + stop.signal, "", []
         if good:
@@ -91,7 +93,7 @@ def drive(
         here = " on this machine, as a bucket cannot hold it" if lineage.is_outside_store else ""
         failed = {node: one_line(error) for node, error in runner.failed.items()}
         notify.send(made.spec.notify, execution, failed, console.log)
-        console.log(f"run {execution.state}; MLflow record: {lineage.uri}{here}")
+        console.log(f"run {execution.state}; MLflow record: {lineage.shown}{here}")
     shown = ""
     if not made.cells:
         tree = tree_view.build(runner.plan, execution, runner.manifests)

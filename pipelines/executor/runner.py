@@ -19,6 +19,7 @@ from pipelines.executor.progress import Progress
 from pipelines.executor.ray_cluster import start_ray
 from pipelines.executor.run_step import run_step
 from pipelines.executor.stopping import Stop
+from pipelines.formatting import printable
 from pipelines.lineage import Lineage
 from pipelines.reports import tree as tree_view
 from pipelines.runs.claims import ClaimLost, Claims
@@ -423,5 +424,5 @@ def one_line(error: BaseException) -> str:
     """An error's message in one line; of a long report of Ray's, its last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, ValueError):
-        return " ".join(lines)
-    return lines[-1] if lines else type(error).__name__
+        return printable(" ".join(lines))
+    return printable(lines[-1]) if lines else type(error).__name__

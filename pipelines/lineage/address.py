@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
+from pipelines.formatting import without_passwords
 from pipelines.store.artifacts import Store, sha256
 
 
@@ -20,9 +21,48 @@ def tracking_uri(named: str | None, store: Store) -> str:
     Args:
         named: the spec's ``tracking:``.
         store: the SQLite file is in its :func:`local_folder`.
+
+    Returns:
+        The address, without a server's user and password, which move to MLflow's own variables
+        in the environment of this process. Do not keep it: a database's may hold a password.
     """
-    address = named or os.environ.get("MLFLOW_TRACKING_URI")
-    return address or f"sqlite:///{local_folder(store)}/mlflow.db"
+    if named:
+        return _without_login(named)
+    if address := os.environ.get("MLFLOW_TRACKING_URI"):
+        os.environ["MLFLOW_TRACKING_URI"] = _without_login(address)
+        return os.environ["MLFLOW_TRACKING_URI"]
+    return f"sqlite:///{local_folder(store)}/mlflow.db"
+
+
+def _without_login(address: str) -> str:
+    """A server's address without user and password, which move to MLflow's own variables.
+
+    So nothing that prints or keeps the address has them. MLflow's variables come first. A
+    database's password stays: it has no other place; see :func:`to_keep`.
+    """
+    parts = urlsplit(address)
+    login, at, place = parts.netloc.rpartition("@")
+    if not at or parts.scheme not in ("http", "https"):
+        return address
+    user, _, password = login.partition(":")
+    if not {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN"} & set(os.environ):
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(user)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
+    return urlunsplit(parts._replace(netloc=place))
+
+
+def to_keep(address: str) -> str:
+    """An address for records and logs: without user and password, of databases too."""
+    return without_passwords(address)
+
+
+def to_connect(kept: str) -> str:
+    """The address to connect to, of one that a record keeps.
+
+    That in the environment if it is the same but for its password.
+    """
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return _without_login(address if to_keep(address) == kept else kept)
 
 
 def local_folder(store: Store) -> Path:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from pipelines.formatting import printable
+from pipelines.lineage.address import to_keep
 from pipelines.lineage.spool import Item, Spool
 from pipelines.lineage.writer import BATCH, Writer
 from pipelines.store.remote import StorageError
@@ -83,7 +85,7 @@ def one_line(error: Exception) -> str:
     for sign, words in OUTAGE_SIGNS.items():
         if sign in text:
             return words
-    return MLFLOW_PREFIX.sub("", text)[:200]
+    return printable(MLFLOW_PREFIX.sub("", text))[:200]
 
 
 class Delivery:
@@ -102,7 +104,7 @@ class Delivery:
             spools: oldest first, each with a function that connects to MLflow for it.
             log: prints a line for the user.
         """
-        self.uri, self.spools, self.log = uri, spools, log
+        self.shown, self.spools, self.log = to_keep(uri), spools, log
         self.outage: str | None = None
         """Why MLflow is unreachable at present; None if it is reachable."""
         self.rejected = 0
@@ -165,7 +167,9 @@ class Delivery:
             spool.mark_delivered(end)
             if self.outage and spool is self.spools[-1][0] and spool.is_empty:
                 self.outage = None
-                self.log(f"MLflow at {self.uri} is reachable again and has everything that waited")
+                self.log(
+                    f"MLflow at {self.shown} is reachable again and has everything that waited"
+                )
             if spool.delivered != end:  # the file was truncated
                 return
 
@@ -227,7 +231,7 @@ class Delivery:
         """Report an outage once."""
         if self.outage is None:
             self.outage = one_line(error)
-            what = "the store" if isinstance(error, StorageError) else f"MLflow at {self.uri}"
+            what = "the store" if isinstance(error, StorageError) else f"MLflow at {self.shown}"
             self.log(
                 f"{what} is unreachable ({self.outage}); the run continues, and its record waits "
                 f"in {self.spools[-1][0].path}"

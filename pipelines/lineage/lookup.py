@@ -11,7 +11,7 @@ from pipelines.models import champions
 from pipelines.models.manifest import read_manifest
 from pipelines.models.metadata import ModelId, manifest_hash
 from pipelines.runs.execution import by_id, latest
-from pipelines.spec.pipeline import NAME_PATTERN
+from pipelines.spec.names import NAME_PATTERN, check_name
 from pipelines.steps.ensemble_weights import located
 from pipelines.store.artifacts import MANIFEST, Store
 
@@ -59,6 +59,7 @@ def find_drawn_by(model: ModelId, storage: str) -> Path:
         ValueError: The store does not have it.
     """
     store = Store.at(storage).check_access()
+    check_name(model.name, "name of a model")  # a picture says it, whoever wrote it
     file = f"nodes/promote/{model.name}-{model.fingerprint}/{champions.MANIFEST}"
     if model.fingerprint and store.size(file) is not None:
         return store.local(file)
@@ -105,7 +106,8 @@ def _holds(store: Store, folder: str, content: str) -> bool:
 
 def _registered(model: str, store: Store) -> Path:
     """The ``ensemble.json`` of a registered model. Nothing from the registry is executed."""
-    from pipelines.lineage.address import quiet_mlflow
+    from pipelines.lineage.address import quiet_mlflow, to_keep
+    from pipelines.lineage.delivery import one_line
     from pipelines.lineage.sync import registry_uri
 
     mlflow = quiet_mlflow()
@@ -114,7 +116,9 @@ def _registered(model: str, store: Store) -> Path:
     try:
         return next(Path(mlflow.artifacts.download_artifacts(model)).rglob("ensemble.json"))
     except (mlflow.exceptions.MlflowException, StopIteration) as error:
-        raise ValueError(f"{model} is not in the registry at {uri} ({error})") from error
+        raise ValueError(
+            f"{model} is not in the registry at {to_keep(uri)} ({one_line(error)})"
+        ) from error
 
 
 def find_subject(model: str, storage: str) -> Subject:

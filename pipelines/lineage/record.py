@@ -12,7 +12,7 @@ from typing import Any
 
 from ediffi_core.noise import Interval, NoiseDistribution
 from pipelines.dag.plan import Plan, Verdict
-from pipelines.lineage.address import local_folder, tracking_uri
+from pipelines.lineage.address import local_folder, to_keep, tracking_uri
 from pipelines.lineage.delivery import Delivery
 from pipelines.lineage.spool import Item, Spool
 from pipelines.lineage.writer import Writer
@@ -44,11 +44,12 @@ class Lineage:
         self.uri = tracking_uri(plan.spec.tracking, store)
         self.is_outside_store = not store.is_local and str(local_folder(store)) in self.uri
         """Whether MLflow's database is on this machine because the store is a bucket."""
-        execution.tracking = {"uri": self.uri, **execution.tracking}
+        self.shown = to_keep(self.uri)
+        execution.tracking = {**execution.tracking, "uri": self.shown}
         self.writer: Writer | None = None
         self.is_complete = True
         """Whether the spool has taken every item; on a full disk it does not."""
-        mine = f"{execution.id}.{sha256(self.uri.encode())[:8]}.jsonl"
+        mine = f"{execution.id}.{sha256(self.shown.encode())[:8]}.jsonl"
         self.spool = self._open(mine)
         spools = [*self._older(), self.spool]
         self.delivery = Delivery(
@@ -185,7 +186,7 @@ class Lineage:
         self.delivery.finish(timeout_s, outage_timeout_s)
         if self.writer:
             self.execution.tracking = {
-                "uri": self.uri,
+                "uri": self.shown,
                 "run": self.writer.runs.get("", ""),
                 "experiment": self.writer.experiment,
                 "nodes": {node: run for node, run in self.writer.runs.items() if node},

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.lineage.address import tracking_uri
+from pipelines.lineage.address import to_keep, tracking_uri
 from pipelines.lineage.curves import description, metric_name
 from pipelines.lineage.writer import Writer
 from pipelines.store.artifacts import Store
@@ -45,7 +45,7 @@ def record(
     client.log_artifacts(name, str(folder), artifact_path="report")
     client.set_tag(name, "mlflow.note.content", description((folder / "report.md").read_text()))
     client.set_terminated(name, "FINISHED")
-    return uri
+    return to_keep(uri)
 
 
 def _values(finding: Finding) -> list[tuple[str, float]]:

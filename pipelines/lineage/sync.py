@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipelines.lineage.address import tracking_uri
+from pipelines.lineage.address import to_connect, to_keep, tracking_uri
 from pipelines.lineage.registry import mirror
 from pipelines.lineage.writer import Writer
 from pipelines.runs.execution import Execution, latest
@@ -16,7 +16,9 @@ def registry_uri(store: Store, name: str) -> str:
     """Address of the MLflow that has a model: from the environment, its last run, or the store."""
     last = latest(store, name)
     known = last.tracking.get("uri") if last and not _is_of_original(last, store) else None
-    return os.environ.get("MLFLOW_TRACKING_URI") or known or tracking_uri(None, store)
+    if known and not os.environ.get("MLFLOW_TRACKING_URI"):
+        return to_connect(known)
+    return tracking_uri(None, store)
 
 
 def _is_of_original(run: Execution, store: Store) -> bool:
@@ -38,4 +40,4 @@ def sync_model(store: Store, name: str) -> str:
     uri = registry_uri(store, name)
     writer = Writer(uri, name, "", store)
     mirror(writer.client, writer.experiment, store, name)
-    return uri
+    return to_keep(uri)

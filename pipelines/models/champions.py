@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from pipelines.spec.names import check_name, is_name
 from pipelines.store.artifacts import Store
 from pipelines.store.compare_and_swap import compare_and_swap, read_snapshot
 from pipelines.store.remote import StorageError
@@ -130,13 +131,15 @@ class Registry:
 
 
 def registry_path(model: str) -> str:
-    """Path of a model's registry file in the store."""
+    """Path of a model's registry file in the store; ValueError for a name that none can have."""
+    check_name(model, "name of a model")
     return f"registry/{model}.json"
 
 
 def models(store: Store) -> list[str]:
     """Names of the models that have a registry file."""
-    return [n.removesuffix(".json") for n in store.files("registry") if n.endswith(".json")]
+    found = [n.removesuffix(".json") for n in store.files("registry") if n.endswith(".json")]
+    return [name for name in found if is_name(name)]
 
 
 def read(store: Store, model: str) -> Registry:

@@ -18,6 +18,7 @@ from xml.sax.saxutils import quoteattr
 from pydantic import Field, ValidationError, model_validator
 
 from pipelines.models.request import Picture, Request
+from pipelines.rgb import FORMATS
 from pipelines.spec.base import Strict
 
 KEY = "ediffi"
@@ -183,7 +184,7 @@ def _opened(path: Path) -> dict[str, Any]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return {**image.info, **getattr(image, "text", {})}
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         why = getattr(error, "strerror", None) or error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ediffi_core.control import Phrase, occurrences
-from pipelines.rgb import to_rgb
+from pipelines.rgb import FORMATS, to_rgb
 
 SIDE = 64
 """Side of the masks in pixels; every attention layer resizes them to its own resolution."""
@@ -22,8 +22,8 @@ SIDE = 64
 STRENGTH = 0.4
 """Default w' of a phrase."""
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-"""Formats accepted from untrusted senders: Pillow starts external programs for some others."""
+SENT_FORMATS = ("PNG", "JPEG", "WEBP")
+"""Formats accepted from untrusted senders."""
 
 KEYS = {"phrase", "where", "strength"}
 
@@ -132,7 +132,7 @@ def open_image(path: Path, behind: str = "white") -> Any:
     from PIL import Image
 
     try:
-        return _upright(Image.open(path), behind)
+        return _upright(Image.open(path, formats=FORMATS), behind)
     except MemoryError:
         raise
     except Exception as error:  # PIL's decoders raise almost anything on garbage
@@ -153,7 +153,7 @@ def decode_image(text: str, behind: str = "white", pixels: int | None = None) ->
 
     try:
         data = base64.b64decode("".join(text.split()), validate=True)
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=SENT_FORMATS)
         if pixels is None or image.width * image.height <= pixels:
             return _upright(image, behind)
     except MemoryError:

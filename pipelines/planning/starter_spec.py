@@ -67,7 +67,7 @@ class Split:
 # -- validation data -----------------------------------------------------------------------------
 
 
-def named_split(data: Sequence[str]) -> Split | None:
+def named_split(data: Sequence[str], *, follow_links: bool = False) -> Split | None:
     """The split that folder and file names make: ``train/`` and ``validation/``, and the like.
 
     None if the names make none.
@@ -80,9 +80,9 @@ def named_split(data: Sequence[str]) -> Split | None:
     (path,) = data
     if is_coco_file(path):
         sibling = re.sub(r"train(?=[^/]*$)", "val", path)
-        is_there = sibling != path and _exists(sibling)
+        is_there = sibling != path and _exists(sibling, follow_links)
         return Split(path, sibling, f"{sibling}, beside it") if is_there else None
-    (folder,) = list_folders(path)
+    (folder,) = list_folders(path, follow_links=follow_links)
     names = [file.path for file in folder.files]
     if coco := [name for name in names if is_coco_file(name)]:
         found = {role: [n for n in coco if form.search(n)] for role, form in COCO_ROLES.items()}
@@ -106,9 +106,9 @@ def _part(name: str) -> str:
     return name if is_data else f"{posixpath.dirname(name)}/"
 
 
-def _exists(path: str) -> bool:
+def _exists(path: str, follow_links: bool) -> bool:
     try:
-        return bool(list_folders(path))
+        return bool(list_folders(path, follow_links=follow_links))
     except ValueError:
         return False
 
@@ -168,14 +168,19 @@ def held_out(found: Inspection) -> Split:
 
 
 def look(
-    data: Sequence[str], validation: Sequence[str], **columns: str | None
+    data: Sequence[str],
+    validation: Sequence[str],
+    *,
+    follow_links: bool = False,
+    **settings: Any,
 ) -> tuple[Inspection, Inspection, str]:
     """Inspect training and validation data.
 
     Args:
         data: Paths of the training data, or of data to split.
         validation: Paths of the validation data; empty to split them from ``data``.
-        columns: As :func:`pipelines.data.inspect.inspect` takes them.
+        follow_links: Whether links may lead out of their folder.
+        settings: As :func:`pipelines.data.inspect.inspect` takes them.
 
     Returns:
         Both, and in words how the validation data was chosen.
@@ -194,13 +199,17 @@ def look(
                 f"--validation {path} is given as --data too; name other data, which is not "
                 "trained on"
             )
+    settings["follow_links"] = follow_links
     with _errors_name("--data"):
-        split = Split(_one(data), _one(validation), "as given") if validation else named_split(data)
+        if validation:
+            split: Split | None = Split(_one(data), _one(validation), "as given")
+        else:
+            split = named_split(data, follow_links=follow_links)
         if split is None:
-            split = held_out(inspect(_one(data), **columns))
-        train = inspect(split.train, **columns)
+            split = held_out(inspect(_one(data), **settings))
+        train = inspect(split.train, **settings)
     with _errors_name("--validation" if validation else "--data"):
-        return train, inspect(split.validation, **columns), split.how
+        return train, inspect(split.validation, **settings), split.how
 
 
 @contextlib.contextmanager
@@ -215,6 +224,9 @@ def _errors_name(option: str) -> Iterator[None]:
         "set `path:` to": f"set {option} to",
         "`path:`": option,
         "`format:`": "--format",
+        "`urls:`": "--urls",
+        "write `follow_links: true` beside": "give --follow-links beside",
+        "`follow_links: true`": "--follow-links",
     }
     try:
         yield
@@ -371,7 +383,7 @@ def _source(found: Inspection, smallest: int) -> list[str]:
         out += ["    path:", *(f"      - {scalar(absolute(p))}" for p in source.path)]
     elif source.path:
         out.append(f"    path: {scalar(absolute(source.path))}")
-    for key in ("format", "image", "caption"):
+    for key in ("format", "image", "caption", "urls", "follow_links"):
         if key in source.model_fields_set:
             out.append(f"    {key}: {scalar(getattr(source, key))}")
     pairs = f"    pairs: {found.pairs}"

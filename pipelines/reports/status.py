@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.formatting import clock, speed
+from pipelines.formatting import clock, printable, speed
 from pipelines.runs.execution import UNFINISHED, Execution
 from pipelines.runs.lease import Holder, holder_of, is_driven
 from pipelines.store.artifacts import Store
@@ -59,6 +59,7 @@ def text(state: str, execution: Execution, now: datetime | None = None) -> str:
     width = max((len(node) for node in execution.nodes), default=0)
     for node, record in execution.nodes.items():
         lines.append(f"  {node:<{width}}  {node_line(record, now, execution.attempt)}".rstrip())
+    lines = [printable(line) for line in lines]
     return "\n".join(lines)
 
 
@@ -129,7 +130,8 @@ def follow(
         for node, record in execution.nodes.items():
             if reported.get(node) != record["state"] or (due and record["state"] == "running"):
                 reported[node] = record["state"]
-                yield f"  {node}  {node_line(record, now, execution.attempt)}".rstrip()
+                line = f"  {node}  {node_line(record, now, execution.attempt)}"
+                yield printable(line.rstrip())
     yield f"{execution.id}: {state}{run_time(execution)}"
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from pipelines.spec.names import check_name
 from pipelines.store.artifacts import Store
 
 if TYPE_CHECKING:
@@ -57,12 +58,14 @@ def latest(store: Store, pipeline: str | None = None) -> Execution | None:
         names = [f for f in store.files("executions") if f.endswith(".latest.json")]
         found = [latest(store, name.removesuffix(".latest.json")) for name in names]
         return max((e for e in found if e), key=lambda e: e.started, default=None)
+    check_name(pipeline, "name of a pipeline")
     pointer = store.read_json(f"executions/{pipeline}.latest.json")
     return by_id(store, pointer["id"]) if pointer else None
 
 
 def by_id(store: Store, execution: str) -> Execution | None:
-    """The run of that id; None if the store has none."""
+    """The run of that id; None if the store has none; ValueError for what can be no id."""
+    check_name(execution, "id of a run")
     record = store.read_json(f"executions/{execution}.json")
     return Execution(**record) if record else None
 

@@ -24,7 +24,11 @@ class Strict(BaseModel):
     """A part of a spec: frozen, without unknown keys, and without conversion between types."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # it may be a secret
     )
 
     @model_validator(mode="before")

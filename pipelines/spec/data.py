@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.spec.base import Strict
+from pipelines.formatting import has_password
+from pipelines.spec.base import LATER, Strict
+from pipelines.spec.hosts import Hosts
 
 MAX_PIXELS = 2**26
 """67 megapixels, so that a decoded picture takes at most 201 MB."""
@@ -104,6 +106,17 @@ class Source(Strict):
     scores: list[str] = Field(default_factory=list)
     """Numeric columns or JSON fields to read, for use in ``filters.scores``."""
 
+    urls: Annotated[list[str] | None, LATER] = None
+    """Hosts that pictures may be fetched from, for data that names them by address: names
+    (``images.example.com``), domains (``*.example.com``) or, of ``s3://…``, buckets. By default no
+    address is fetched, since whoever writes the data would choose what this machine reads. A host
+    must be at a public IP address, after redirects too, or in a network that is named here as
+    well (``10.0.0.0/8``)."""
+
+    follow_links: Annotated[bool, LATER] = False
+    """Whether to read files that symbolic links inside the folder lead to outside of it, such as
+    those of Hugging Face's cache. By default such a link is an error."""
+
     filters: Filters = Filters()
     """Which rows to use."""
 
@@ -130,6 +143,23 @@ class Source(Strict):
             )
         return given
 
+    @field_validator("path")
+    @classmethod
+    def no_password(cls, given: str | list[str] | None) -> str | list[str] | None:
+        for path in [given] if isinstance(given, str) else given or ():
+            if any(has_password(part) for part in path.split("::")):
+                raise ValueError(
+                    "`path:` holds a password, which every record would keep; write user and "
+                    "password to ~/.netrc on all machines, for http and https"
+                )
+        return given
+
+    @field_validator("urls")
+    @classmethod
+    def hosts(cls, given: list[str] | None) -> list[str] | None:
+        Hosts.of(given)
+        return given
+
     @model_validator(mode="after")
     def one_origin(self) -> Self:
         if (self.path is None) == (self.make is None):
@@ -149,6 +179,8 @@ class Source(Strict):
                 "captions",
                 "key",
                 "scores",
+                "urls",
+                "follow_links",
                 "filters",
                 "pairs",
             ):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from pipelines.spec.base import Strict, did_you_mean, nested
-from pipelines.spec.pipeline import NAME_PATTERN, Spec
+from pipelines.spec.bounded_yaml import MAX_CHARACTERS, parse
+from pipelines.spec.names import NAME_PATTERN
+from pipelines.spec.pipeline import Spec
 from pipelines.spec.protocol import Protocol
 from pipelines.spec.serving import Serving
 from pipelines.spec.study import Study
@@ -118,15 +118,14 @@ def read_yaml(path: str | Path, what: str, holds: str) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"there is no {what} at {path}; pipelines/specs/ has some to start from")
     try:
-        raw = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        with file.open(encoding="utf-8") as opened:
+            raw = parse(opened.read(MAX_CHARACTERS + 1))
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file; name the {what}'s YAML file") from None
-    except _DuplicateKeyError as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {_where(error)}") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"{path} {holds}, got {raw!r:.40}")
+        raise ValueError(f"{path} {holds}, got {type(raw).__name__}")
     return raw
 
 
@@ -141,51 +140,16 @@ def _checked(raw: dict[str, Any], model: type[Model], name: str) -> Model:
         raise ValueError(f"{name}: {explain(error, model)}") from None
 
 
-def _where(error: yaml.YAMLError) -> str:
-    """Return what is wrong, and the line's number. Not the line, which may hold a secret."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return " ".join(str(error).split())
-    message = ", ".join(part for part in (error.context, error.problem) if part)
-    return f"{message} (line {error.problem_mark.line + 1})"
-
-
-class _DuplicateKeyError(Exception):
-    """A mapping has the same key twice."""
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuse a key that a mapping has twice. PyYAML itself keeps the last one."""
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                continue
-            name, line = (key.tag, key.value), key.start_mark.line + 1
-            if name in lines:
-                same = lines[name] == line
-                where = f"line {line}" if same else f"lines {lines[name]} and {line}"
-                raise _DuplicateKeyError(f"`{key.value}` is given twice ({where}); keep one")
-            lines[name] = line
-        return node
-
-
-# YAML 1.2 reads 1e-4 as a number; PyYAML follows 1.1, which wants 1.0e-4.
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def parse_value(text: str) -> Any:
     """The value of a key, written as in a spec; ValueError if it is not valid YAML."""
     try:
-        return yaml.load(text, _UniqueKeyLoader)
-    except _DuplicateKeyError as error:
-        raise ValueError(str(error)) from None
-    except yaml.YAMLError:
-        raise ValueError("the value is not valid YAML; write it as in a spec") from None
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"the value cannot be read: {error}") from None
 
+
+SECRETS = {"s3", "notify", "tracking", "storage", "path"}
+"""Keys whose values an error does not show, as they may hold a password or a token."""
 
 MAX_ERRORS = 3
 """Number of validation errors that a message names."""
@@ -229,7 +193,8 @@ def _explain_one(error: ErrorDetails, model: type[Strict]) -> str:
         return f"{at}{message}"
     if error["type"] == "string_pattern_mismatch":
         message = PATTERNS.get(error.get("ctx", {}).get("pattern", ""), message)
-    got = "" if key.split(".")[0] == "s3" else f", got {error['input']!r:.60}"  # a secret perhaps
+    is_secret = not SECRETS.isdisjoint(map(str, error["loc"]))
+    got = "" if is_secret else f", got {error['input']!r:.60}"
     return f"{at}{message[:1].lower()}{message[1:]}{got}"
 
 

@@ -36,8 +36,25 @@ class Notify(Strict):
     @field_validator("webhook")
     @classmethod
     def address(cls, given: SecretStr | None) -> SecretStr | None:
-        if given is not None:
-            url = urlsplit(given.get_secret_value())
-            if url.scheme not in ("http", "https") or not url.hostname:
-                raise ValueError("write `webhook:` as https://HOST/PATH")
+        if given is None:
+            return given
+        text = given.get_secret_value()
+        if not (text.isascii() and text.isprintable()) or set(text) & set(" \\"):
+            raise ValueError(
+                "`webhook:` has a space, a backslash, a control character or a letter beyond "
+                "ASCII; write these as %20, %5C, …"
+            )
+        try:
+            url = urlsplit(text)
+            host = url.hostname
+            _ = url.port  # raises ValueError if it is invalid
+        except ValueError:
+            host = None
+        if not host or url.scheme not in ("http", "https"):
+            raise ValueError("write `webhook:` as https://HOST/PATH")
+        if "@" in url.netloc:
+            raise ValueError(
+                "`webhook:` holds a user or password before its host, which are not sent; write a "
+                "token in its path or query, as your chat's server gives it"
+            )
         return given

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ediffi_core.unet.config import PRESETS
+from pipelines.formatting import has_password
 from pipelines.spec.base import Strict, did_you_mean
 from pipelines.spec.cluster import EMBEDDING, Cluster
 from pipelines.spec.data import Data
 from pipelines.spec.embedding import Embedding
 from pipelines.spec.encoders import Encoders
 from pipelines.spec.evaluation import Evaluate
+from pipelines.spec.names import NAME_PATTERN
 from pipelines.spec.notify import Notify
 from pipelines.spec.promotion import Promotion, Retraining
 from pipelines.spec.s3 import S3
 from pipelines.spec.stage import Stage
-
-NAME_PATTERN = r"^[a-z0-9][a-z0-9-]*$"
-"""Pattern of a pipeline's name."""
 
 
 class Spec(Strict):
@@ -41,7 +40,9 @@ class Spec(Strict):
 
     tracking: str | None = None
     """MLflow's tracking URI. By default the environment's ``MLFLOW_TRACKING_URI``, else a SQLite
-    file in the store; for a store in a bucket, one below ``~/.local/share/ediffi``."""
+    file in the store; for a store in a bucket, one below ``~/.local/share/ediffi``. Leave user and
+    password to ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD``, or for a database
+    to the environment's ``MLFLOW_TRACKING_URI``: no record keeps them."""
 
     cpus: int = Field(2, ge=1)
     """CPUs of the cluster that the run may use at once."""
@@ -78,6 +79,16 @@ class Spec(Strict):
 
     cluster: Cluster | None = None
     """GPUs that the plan estimates time and cost for."""
+
+    @field_validator("storage")
+    @classmethod
+    def no_password(cls, given: str) -> str:
+        if has_password(given):
+            raise ValueError(
+                "`storage:` holds a password, which every record would keep; set credentials in "
+                "the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in `s3:`"
+            )
+        return given
 
     @property
     def seed_of_data(self) -> int:

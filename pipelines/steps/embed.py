@@ -16,8 +16,9 @@ from typing import Any
 from pipelines.dag.node import path_of
 from pipelines.data.formats.shard import SourceShard
 from pipelines.data.row_reuse import ReuseIndex
-from pipelines.data.rows import Reason, printable
+from pipelines.data.rows import Reason
 from pipelines.data.shard_pool import complete_shards, pool_path
+from pipelines.formatting import printable
 from pipelines.runs.context import Context, Result
 from pipelines.spec.data import Source
 from pipelines.steps.embed_stages import STAGES, AllStages, Stage

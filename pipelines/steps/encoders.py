@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from pipelines.demo.encoders import train_clip, write_t5
+from pipelines.rgb import FORMATS
 from pipelines.runs.context import Context, Result
 
 
@@ -22,7 +23,9 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     files = sorted(ctx.store.local(inputs["data"]).glob("*.parquet"))
     table = pa.concat_tables(pq.read_table(f, columns=["image", "caption"]) for f in files)
     captions = table["caption"].to_pylist()
-    pictures = [Image.open(io.BytesIO(data)) for data in table["image"].to_pylist()]
+    pictures = [
+        Image.open(io.BytesIO(data), formats=FORMATS) for data in table["image"].to_pylist()
+    ]
     of = settings["clip_images"]
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipelines.formatting import has_password, without_passwords
 from pipelines.store.remote import StorageError, attempt, filesystem
 
 MANIFEST = "manifest.json"
@@ -99,7 +100,17 @@ class Store:
 
     @staticmethod
     def at(root: str) -> Store:
-        """The store at a path or URL. Paths are made absolute, as workers run in other folders."""
+        """The store at a path or URL. Paths are made absolute, as workers run in other folders.
+
+        Raises:
+            ValueError: The URL holds a password, which every record would keep.
+        """
+        if has_password(root):
+            raise ValueError(
+                f"storage {without_passwords(root)} is given with a password, which every record "
+                "would keep; set credentials in the environment, as AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or in `s3:`"
+            )
         return Store(root.rstrip("/") if "://" in root else str(Path(root).absolute()))
 
     def check_access(self) -> Store:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.rgb import FORMATS
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -124,7 +126,7 @@ def decoded(data: Bytes, encoding: str, size: tuple[int, int]) -> Bytes:
         return data.reshape(*size, 3)
     from PIL import Image
 
-    return np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(data.tobytes()), formats=FORMATS).convert("RGB"))
 
 
 def square(pixels: Bytes, side: int, place: float) -> Bytes:

@@ -71,7 +71,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     if url.startswith(("http://", "https://")):
         from aiohttp import ClientTimeout
 
-        options["client_kwargs"] = {"timeout": ClientTimeout(total=None, connect=10, sock_read=30)}
+        timeout = ClientTimeout(total=None, connect=10, sock_read=30)
+        options["client_kwargs"] = {"timeout": timeout, "trust_env": True}  # ~/.netrc, proxies
     try:
         fs, path = explain_errors(lambda: fsspec.core.url_to_fs(url, **options), url)
     except ImportError as error:

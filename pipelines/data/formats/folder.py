@@ -84,6 +84,7 @@ def shards(source: Source, home: Folder, *, coco: bool = False) -> list[SourceSh
             identity=identity + (f"+{digests[i].hexdigest()}" if path else ""),
             bytes=sum(f.bytes for f in content[i]),
             prefix=home.prefix,
+            follow_links=source.follow_links,
             files=tuple(f.path for f in content[i]),
             span=(starts[i], starts[i + 1] if i + 1 < len(starts) else None),
         )

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.data.files import Location
-from pipelines.data.rows import RejectedRow, printable
+from pipelines.data.rows import RejectedRow
+from pipelines.formatting import printable
 from pipelines.spec.data import Source
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -48,6 +49,9 @@ class SourceShard:
     pictures_folder: str = ""
     """The folder that a caption file's picture names are relative to, if not the root."""
 
+    follow_links: bool = False
+    """Whether links may lead out of the folder."""
+
     @property
     def url(self) -> str:
         """Full path, for display and manifests: bytes that are not UTF-8 are escaped."""
@@ -56,7 +60,7 @@ class SourceShard:
     @property
     def location(self) -> Location:
         """The data set's folder, to read files from."""
-        return Location(self.folder)
+        return Location(self.folder, self.follow_links)
 
 
 @dataclass(frozen=True, kw_only=True)

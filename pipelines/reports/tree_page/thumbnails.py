@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.reports.tree import tree_rows
+from pipelines.rgb import FORMATS
 from pipelines.store.artifacts import Store
 
 WIDTHS = {"pictures": 640, "sheets": 300}
@@ -30,13 +31,20 @@ def thumbnails(store: Store, tree: Mapping[str, Any]) -> dict[str, str]:
     """Path in the store → thumbnail as a ``data:`` URL.
 
     Images that the store lacks, or that would exceed :data:`LIMIT_BYTES`, are left out.
+
+    Raises:
+        ValueError: One is no image of a format that data may have.
     """
     found: dict[str, str] = {}
     bytes_left = LIMIT_BYTES
     for path, width in candidates(tree):
         if not (png := store.read(path)):
             continue
-        url = "data:image/jpeg;base64," + base64.b64encode(jpeg_thumbnail(png, width)).decode()
+        try:
+            jpeg = jpeg_thumbnail(png, width)
+        except (ValueError, OSError, SyntaxError) as error:
+            raise ValueError(f"{store.full(path)} is not a readable image ({error})") from error
+        url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
         if len(url) <= bytes_left:
             found[path] = url
             bytes_left -= len(url)
@@ -47,7 +55,7 @@ def jpeg_thumbnail(picture: bytes, width: int) -> bytes:
     """An image scaled down to a width in pixels, as JPEG."""
     from PIL import Image
 
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    image = Image.open(io.BytesIO(picture), formats=FORMATS).convert("RGB")
     image.thumbnail((width, image.height), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, format="JPEG", quality=70, optimize=True)

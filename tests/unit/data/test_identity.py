@@ -12,7 +12,9 @@ from dirty import JPEG, json_line, source_at, write_parquet, write_tar
 from pipelines.data import identity
 from pipelines.data.files import Location
 from pipelines.data.formats import folder
+from pipelines.data.rows import RowError
 from pipelines.data.sources import list_shards, read_shard
+from pipelines.spec.hosts import Hosts
 
 
 def identities(path):
@@ -161,11 +163,15 @@ def test_a_bucket_with_checksums_is_not_read(hashed, monkeypatch):
     memory.rm("/ids", recursive=True)
 
 
-def test_a_url_given_by_the_data_is_of_its_own_kind_or_the_web():
+def test_a_bucket_that_the_data_names_is_read_if_the_spec_names_it_too():
     memory = fsspec.filesystem("memory")
     memory.pipe("/other/a.jpg", JPEG)
     try:
-        assert Location("memory://ids").fetch("memory://other/a.jpg") == JPEG
+        here = Location("memory://ids")
+        assert here.fetch("memory://other/a.jpg", Hosts.of(["other"])) == JPEG
+        for hosts in (Hosts(), Hosts.of(["*.other", "ids"])):
+            with pytest.raises(RowError, match="not allowed by `urls:`: other; to fetch"):
+                here.fetch("memory://other/a.jpg", hosts)
     finally:
         memory.rm("/other", recursive=True)
 

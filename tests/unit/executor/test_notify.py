@@ -3,6 +3,7 @@
 import json
 from http.server import BaseHTTPRequestHandler
 
+import dripping_kit
 import pytest
 import web_server
 from pydantic import ValidationError
@@ -27,8 +28,16 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.got.append((self.path, self.headers["Content-Type"], body))
-        self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
+        status = self.server.statuses.pop(0) if self.server.statuses else 200
+        self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("Location", "/elsewhere")
         self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self):
+        self.server.got.append((self.path, "GET", None))
+        self.send_response(200)
         self.end_headers()
 
     def log_message(self, *_):
@@ -46,7 +55,7 @@ def send(monkeypatch):
     """``send(url, state)`` → the lines that were logged."""
     monkeypatch.setattr(notify, "FIRST_WAIT_S", 0.0)
 
-    def call(url, state="failed", **more):
+    def call(url, state="failed", total_s=notify.TOTAL_S, **more):
         logged = []
         settings = Notify.model_validate({"webhook": url, **more})
         assert TOKEN not in repr(settings)
@@ -59,7 +68,13 @@ def send(monkeypatch):
             started="2026-01-01T00:00:00+00:00",
             ended="2026-01-01T01:00:00+00:00",
         )
-        notify.send(settings, execution, {"train/base/E0_0": "out of memory"}, logged.append)
+        notify.send(
+            settings,
+            execution,
+            {"train/base/E0_0": "out of memory"},
+            logged.append,
+            total_s=total_s,
+        )
         return logged
 
     return call
@@ -114,3 +129,49 @@ def test_an_address_that_is_none_is_a_mistake_that_does_not_show_it():
     with pytest.raises(ValidationError, match="write `webhook:` as https://HOST/PATH") as error:
         Notify.model_validate({"webhook": f"hooks.example.com{TOKEN}"})
     assert TOKEN not in str(error.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_counts_as_a_failure(server, send, status):
+    server.statuses = [status]
+    assert send(server.url) == [
+        f"could not notify the webhook at 127.0.0.1 (HTTP {status}, a redirect, which is not "
+        "followed; write the final address)"
+    ]
+    assert [path for path, *_ in server.got] == [TOKEN]
+
+
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX-Long: "])
+def test_a_server_that_never_ends_its_headers_is_given_up_at_the_deadline(send, start):
+    """Each byte comes well before the timeout of a socket."""
+    with dripping_kit.dripping(start, b"x") as url:
+        assert send(url + TOKEN, total_s=0.2) == [
+            "could not notify the webhook at 127.0.0.1 (no answer within 0.2 s)"
+        ]
+
+
+def test_an_answer_without_end_is_not_read(send):
+    with dripping_kit.dripping(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 1000) as url:
+        assert send(url + TOKEN) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:secret-word@hooks.example.com/x",
+        "https://secret-word@hooks.example.com/x",
+        "https://@hooks.example.com/secret-word",
+        "https://hooks.example.com/a secret-word",
+        "https://hooks.example.com/secret-word\n",
+        "https://hooks.example.com\\@evil.example/secret-word",
+        "https://hooks.example.com:port/secret-word",
+        "https://[hooks.example.com/secret-word",
+        "https://hooks.example.com/secret-word/é",
+        "https:///secret-word",
+        "ftp://hooks.example.com/secret-word",
+    ],
+)
+def test_what_would_not_be_sent_as_it_is_written_is_refused_without_showing_it(url):
+    with pytest.raises(ValidationError, match="webhook:") as error:
+        Notify.model_validate({"webhook": url})
+    assert "secret-word" not in str(error.value)

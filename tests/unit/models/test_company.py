@@ -1,4 +1,4 @@
-"""A picture has the same bits alone and in any company, in chunks, and with any number of threads."""
+"""A picture has the same bits alone, in company, in chunks, and with any number of threads."""
 
 import ensemble_kit
 import numpy as np
