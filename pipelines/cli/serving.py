@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, app
+from pipelines.cli.app import DEFAULT_STORAGE, app, echo
 
 if TYPE_CHECKING:
     from pipelines.spec.serving import Serving
@@ -100,6 +100,14 @@ def serve(
     check_only: Annotated[
         bool, typer.Option("--check-only", help="Check the settings and the model, and end.")
     ] = False,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PICTURE",
+            help="Say whether a picture has the watermark of `marks.invisible`, and end.",
+            show_default="serve",
+        ),
+    ] = None,
 ) -> None:
     """Draw pictures for programs, over HTTP.
 
@@ -107,6 +115,11 @@ def serve(
     then it takes no more requests and finishes those it has. The API is OpenAI's for pictures,
     and one with all that `ediffi sample` can do.
     """
+    if check is not None:
+        from pipelines.serving.marks import check_file
+
+        echo(str(check_file(check)))
+        return
     serving = asked(
         model, config, storage=storage, host=host, port=port, allow_host=allow_host,
         replicas=replicas,
@@ -118,14 +131,14 @@ def serve(
     if is_local:
         serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})
     if check_only:
-        typer.echo(f"{serving.model} of {serving.storage} can be served")
+        echo(f"{serving.model} of {serving.storage} can be served")
         return
 
     from pipelines.executor.ray_cluster import start_ray, stderr_closed
     from pipelines.executor.stopping import Stop
 
     with Stop() as stop:
-        typer.echo("starts Ray" if is_local else f"joins Ray at {os.environ['RAY_ADDRESS']}")
+        echo("starts Ray" if is_local else f"joins Ray at {os.environ['RAY_ADDRESS']}")
         start_ray(serving.replicas.max * serving.replicas.cpus, metrics_port=metrics_port)
         import ray
 
@@ -137,9 +150,9 @@ def serve(
                 on_ray.deploy(ray_app.application(serving, creator(serving)), serving)
                 if on_ray.watch(lambda: stop.signal is not None, typer.echo):
                     for line in introduction(serving, on_ray.metrics_address()):
-                        typer.echo(line)
+                        echo(line)
                     on_ray.follow(lambda: stop.signal is not None, typer.echo)
-                typer.echo("takes no more requests, and finishes those it has")
+                echo("takes no more requests, and finishes those it has")
                 on_ray.withdraw(serving.queue.deadline_s)
         finally:
             with stderr_closed():
@@ -173,7 +186,7 @@ def studio(
     token_of(serving)  # refused before anything is loaded
     with listening(serving.host, serving.port) as opened:
         page = f"{address_of(serving.host, opened.getsockname()[1])}/"
-        typer.echo(f"loads {serving.model}")
+        echo(f"loads {serving.model}")
 
         from transformers.utils.logging import disable_progress_bar
 
@@ -183,7 +196,7 @@ def studio(
         disable_progress_bar()
 
         def ready() -> None:
-            typer.echo(f"{serving.model} is at {page}")
+            echo(f"{serving.model} is at {page}")
             if open_browser:
                 typer.launch(page)
 
