@@ -15,6 +15,7 @@ from ediffi_core.cascade import CascadeStage
 from ediffi_core.conditioning import Conditioning, Paint
 from ediffi_core.control import Control, Phrase, Switch, paint_with_words, with_style
 from ediffi_core.encoders import CLIP, T5, EmbeddingKind, TextEncoder, encode_prompts
+from ediffi_core.invariant import one_thread
 from ediffi_core.loading import Residency
 from pipelines.models.controls import (
     check_options,
@@ -187,7 +188,8 @@ class TextToImage:
             sigma_max=base.sigma_max,
         )
         references = [variation] if variation is not None else style
-        embedding = self.clip.image(references) if references else None
+        with one_thread():
+            embedding = self.clip.image(references) if references else None
 
         def conditioned(texts: Sequence[str], phrases: Sequence[Sequence[Phrase]]) -> Conditioning:
             cond = self._encoded(texts, empty_is_absent=variation is not None)
