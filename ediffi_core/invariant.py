@@ -34,8 +34,9 @@ class RowInvariant(TorchFunctionMode):
 
     A 1×1 convolution and a layer on vectors become a product of matrices for each row. Any other
     convolution of a single row is one of two equal rows: oneDNN computes one row otherwise than
-    several. An upsampling convolution, which it splits by threads, is not fused. Attention moves
-    masked tokens to the end, so that sums over tokens do not depend on where they were.
+    several. An upsampling convolution, which it splits by threads, is not fused. SiLU is made of
+    functions without a rounding of their own at the ends of rows and of threads' shares. Attention
+    moves masked tokens to the end, so that sums over tokens do not depend on where they were.
     """
 
     def __torch_function__(
