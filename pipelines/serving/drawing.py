@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipelines.models import rows
+from pipelines.models.attention import WordAttention
 from pipelines.models.watch import Abandoned, StepDone
+from pipelines.serving.attention import attention_event
 from pipelines.serving.batching import Job
 from pipelines.serving.errors import DrawingFailed, Refused
 from pipelines.serving.events import Finished, Started, Step
@@ -83,9 +85,16 @@ def draw_batch(loaded: Loaded, jobs: Sequence[Job], meters: Meters) -> None:
 def _draw(loaded: Loaded, jobs: list[Job], meters: Meters) -> list[list[Job]]:
     """Draw a batch; returns the batches to draw instead if it has failed."""
     watch = BatchWatch(jobs, meters)
+    attention = WordAttention() if jobs[0].attention else None
     _tell_started(loaded, jobs, meters)
     try:
-        drawn = rows.draw(loaded.model, [job.row for job in jobs], jobs[0].stage, watch=watch)
+        drawn = rows.draw(
+            loaded.model,
+            [job.row for job in jobs],
+            jobs[0].stage,
+            watch=watch,
+            attention=attention,
+        )
     except Abandoned:
         return []
     except Exception as error:  # it is one picture's fault, and the others are to be drawn
@@ -98,7 +107,9 @@ def _draw(loaded: Loaded, jobs: list[Job], meters: Meters) -> list[list[Job]]:
             return [[job] for job in jobs]
         _refuse(jobs[0], error, has_begun=watch.has_begun)
         return []
-    for job, pixels in zip(jobs, drawn, strict=True):
+    for row, (job, pixels) in enumerate(zip(jobs, drawn, strict=True)):
+        if attention and job.wanted():
+            job.tell(attention_event(attention.of(row), job.picture))
         _finish(loaded, job, pixels, meters)
     return []
 

@@ -9,12 +9,13 @@ import pytest
 import serving_kit as kit
 
 from ediffi_core.control import Phrase
+from pipelines.models.attention import WordAttention
 from pipelines.models.painting import box_mask
 from pipelines.models.rows import Options, Row
 from pipelines.models.text_to_image import TextToImage
 from pipelines.serving.engine import Order
 from pipelines.serving.errors import Refused
-from pipelines.serving.events import Finished, Queued, Started, Step
+from pipelines.serving.events import Attention, Finished, Queued, Started, Step
 
 pytestmark = pytest.mark.slow
 
@@ -135,3 +136,35 @@ def test_200_orders_of_which_some_are_cancelled(store, model):
     for event in (e for e in found[:20] if isinstance(e, Finished)):
         (expected,) = model.sample([event.prompt], seed=[event.seed], up_to="base")
         assert np.array_equal(kit.pixels(event.png), expected)
+
+
+def test_attention_is_the_models_own_and_changes_no_picture(store, model):
+    """Beside an order that asks for none, and in a batch with another that does."""
+
+    async def scene(engine):
+        orders = [
+            kit.order(PROMPTS[0], seed=0, attention=True),
+            kit.order(PROMPTS[2], seed=1, attention=True),
+            kit.order(PROMPTS[0], seed=0),
+        ]
+        return await asyncio.gather(*(kit.events(engine, order) for order in orders))
+
+    first, second, without = play(store, scene, batching={"pictures": 4, "wait_ms": 1000.0})
+    assert not [e for e in without if isinstance(e, Attention)]
+    assert first[-1].png == without[-1].png
+    for seed, (prompt, events) in enumerate(((PROMPTS[0], first), (PROMPTS[2], second))):
+        (told,) = [e for e in events if isinstance(e, Attention)]
+        collector = WordAttention()
+        model.sample([prompt], seed=[seed], attention=collector)
+        own = collector.of(0)
+        assert told.words == own.words and told.spans == own.spans
+        assert [prompt[a:b] for a, b in told.spans] == told.words
+        assert [(r.stage, r.experts) for r in told.ranges] == [
+            (r.stage, r.experts) for r in own.ranges
+        ]
+        for range_told, range_own in zip(told.ranges, own.ranges, strict=True):
+            assert range_told.shares == pytest.approx(range_own.shares.tolist(), rel=1e-4)
+            assert sum(range_told.shares) == pytest.approx(1, abs=1e-5)
+            maps = np.stack([kit.pixels(one) for one in range_told.maps])
+            expected = range_own.maps * (255 / range_own.maps.max())
+            assert maps.max() == 255 and np.abs(maps - expected).max() <= 0.51
