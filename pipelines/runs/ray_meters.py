@@ -1,4 +1,4 @@
-"""Metrics that Ray's agents export for Prometheus: what each is, and where a process counts them."""
+"""Metrics that Ray exports for Prometheus: what each is, and how a process hands in numbers."""
 
 from __future__ import annotations
 
