@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from statistics import median
 from types import MappingProxyType
@@ -138,9 +138,10 @@ def estimate(
         is_running = record["state"] == "running"
         seconds = _left_of(record) if is_running else None
         if seconds is None and (whole := durations.seconds(plan, node, at_work)) is not None:
-            since = datetime.fromisoformat(record["since"])
-            elapsed = (now - since).total_seconds() if is_running else 0.0
-            seconds = max(0.0, whole - elapsed)
+            elapsed = timedelta()
+            if is_running:
+                elapsed = now - datetime.fromisoformat(record["since"])
+            seconds = max(0.0, whole - elapsed.total_seconds())
         if seconds is None:
             unknown.append(node.id)
         tasks.append(
