@@ -16,7 +16,8 @@ from pipelines.runs.ray_meters import Metric, RayMeters
 from pipelines.store.artifacts import Store
 
 EVERY_S = 10.0
-"""How often the numbers are brought up to date; Ray exports them as often."""
+"""How often the numbers are brought up to date. Ray collects them as often, and drops a gauge that
+was not set in between."""
 
 SHARE_OF_TIME = 0.01
 """The estimate of a plan of very many nodes is made less often, to take no more time than this."""
@@ -59,7 +60,7 @@ class Outlook:
         self.store, self.execution, self.lease = store, execution, lease
         self.durations: Durations = durations_in(store, plan)
         self.meters = RayMeters(METRICS)
-        self.due_at = 0.0
+        self.due_at = self.estimate_due_at = 0.0
         self.states: set[str] = set()
         self.rates: set[tuple[str, str]] = set()
 
@@ -78,12 +79,13 @@ class Outlook:
         began = time.monotonic()
         if began < self.due_at:
             return
-        now = datetime.now(UTC)
-        left = estimate(plan, self.execution.nodes, self.durations, now)
-        self.execution.left = {**left, "at": now.isoformat(timespec="seconds")}
+        self.due_at = began + EVERY_S
+        if began >= self.estimate_due_at:
+            now = datetime.now(UTC)
+            left = estimate(plan, self.execution.nodes, self.durations, now)
+            self.execution.left = {**left, "at": now.isoformat(timespec="seconds")}
+            self.estimate_due_at = began + (time.monotonic() - began) / SHARE_OF_TIME
         self._export()
-        spent = time.monotonic() - began
-        self.due_at = began + max(EVERY_S, spent / SHARE_OF_TIME)
 
     def _export(self) -> None:
         of = {"pipeline": self.execution.pipeline}
