@@ -124,6 +124,7 @@ def estimate(
         out since nothing like them was ever timed, and ``grows``, whether a tree may yet get
         experts that nobody knows of.
     """
+    capacity = {"cpus": float(plan.spec.cpus), "gpus": float(plan.spec.gpus)}
     at_work: dict[str, list[float]] = {}
     for verdict in plan.verdicts.values():
         record = nodes.get(verdict.node.id, {})
@@ -150,13 +151,12 @@ def estimate(
                 seconds=seconds or 0.0,
                 needs=[] if is_running else node.dependencies,
                 group="cpus",
-                gang=node.cpus,
-                also={"gpus": node.gpus} if node.gpus else {},
+                gang=min(node.cpus, capacity["cpus"]),  # one that never fits stops no estimate
+                also={"gpus": min(node.gpus, capacity["gpus"])} if node.gpus else {},
                 priority=FIRST if is_running else node.priority,
                 path_length=lengths[node.id],
             )
         )
-    capacity = {"cpus": float(plan.spec.cpus), "gpus": float(plan.spec.gpus)}
     seconds_left = simulate(tasks, capacity).makespan if tasks else 0.0
     return {"seconds": round(seconds_left, 1), "unknown": unknown, "grows": plan.is_growing}
 

@@ -65,6 +65,24 @@ def test_the_experts_that_wait_go_at_the_roots_speed_side_by_side_where_there_ar
     assert seconds(2) == pytest.approx(8 + START_S + 8, abs=0.1)
 
 
+def test_experts_on_one_gpu_train_one_after_another_whatever_the_cpus(store):
+    def on_gpus(raw):
+        raw.update(cpus=8, gpus=1)
+        raw["stages"]["base"]["workers"] = {"gpus": 1}
+
+    made = plan.make(spec(on_gpus), store, {})
+    nodes = waiting(made, HIGH, LOW) | {ROOT: running(rate=16.0, done=128, of=256)}
+    seconds = estimate(made, nodes, Durations(), NOW)["seconds"]
+    assert seconds == pytest.approx(8 + 2 * (START_S + 8), abs=0.1)
+
+
+def test_a_node_that_fits_nowhere_stops_no_estimate(store):
+    made = plan_of(store)
+    cramped = replace(made, spec=made.spec.model_copy(update={"cpus": 0}))
+    nodes = waiting(made) | {ROOT: running(rate=12.8)}
+    assert estimate(cramped, nodes, Durations(), NOW)["seconds"] == 15.0
+
+
 def test_history_of_the_store_times_what_waits(store):
     made = plan_of(store)
     timed(store, made, "evaluate/base/ensemble", 40.0)
