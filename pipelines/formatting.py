@@ -104,9 +104,11 @@ def fitted(parts: Sequence[str], width: int | None = None, indent: int = 0) -> s
     Lines break between parts, and within a part only if it is too long by itself.
 
     Args:
+        parts: they are escaped by :func:`printable`.
         width: characters of a line; None for one line of any length.
         indent: spaces before all lines but the first.
     """
+    parts = [printable(part) for part in parts]
     if width is None:
         return "  ".join(parts)
     lines: list[str] = []

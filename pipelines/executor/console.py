@@ -77,7 +77,8 @@ class Console:
         """A running node's progress, on several lines if one would exceed ``width`` characters."""
         track = self.running[node]
         if "done" not in track:
-            return f"{node:<22}  {clock(time.monotonic() - track['since'])}"
+            parts = [f"{node:<22}", clock(time.monotonic() - track["since"])]
+            return fitted(parts, width, INDENT)
         rate = track.get("images_per_s", track.get("rate", 0.0))
         parts = [f"{node:<22}", f"{track['done']:>7,}/{track['of']:,} {track['unit']}"]
         if "loss" in track:

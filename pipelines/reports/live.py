@@ -34,13 +34,13 @@ class LiveLines:
         return self.rich.width if self.rich.is_terminal else None
 
     def print(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a line that stays; breaks in it are kept, so its parts must be escaped."""
         # In one write: else the live lines below could be drawn between its parts.
         self.rich.print(printable(line, lines=True), markup=False)
         sys.stdout.flush()
 
     def show(self, lines: str) -> None:
-        """Draw the live lines again; nothing where there is no terminal."""
+        """Draw the live lines again, whose parts must be escaped; nothing without a terminal."""
         if self.live:
             shown = Text(printable(lines, lines=True), no_wrap=True, overflow="ellipsis")
             self.live.update(shown)

@@ -71,13 +71,13 @@ def text(
     attempt = f", attempt {execution.attempt}" if execution.attempt > 1 else ""
     lines = [fitted([f"{execution.id}{attempt}: {state}{run_time(execution)}"], width, INDENT)]
     if is_active(state, execution):
-        lines.append("  " + "; ".join(summary_parts(execution, now, named=0)))
+        lines.append(printable("  " + "; ".join(summary_parts(execution, now, named=0))))
     listed = {n: r for n, r in execution.nodes.items() if states is None or r["state"] in states}
     longest = max(map(len, listed), default=0)
     for node, record in listed.items():
         parts = [f"  {node:<{longest}}", *node_parts(record, now, execution.attempt)]
         lines.append(fitted(parts, width, INDENT).rstrip())
-    return printable("\n".join(lines), lines=True)
+    return "\n".join(lines)
 
 
 def summary(execution: Execution, now: datetime | None = None) -> str:
@@ -100,7 +100,9 @@ def summary_parts(execution: Execution, now: datetime, named: int = NAMED) -> li
         seconds = max(0.0, left["seconds"] - passed)
         if untimed := len(left["unknown"]):
             nodes_left = f"{untimed} node{'s' if untimed > 1 else ''} never timed before"
-            parts.append(f"{clock(seconds)} left without {nodes_left}" if seconds else nodes_left)
+            parts.append(
+                f"about {clock(seconds)} left, not counting {nodes_left}" if seconds else nodes_left
+            )
         else:
             parts.append(f"{'at least' if left['grows'] else 'about'} {clock(seconds)} left")
     return parts
@@ -189,7 +191,7 @@ def follow(
             summed_up = clock_s()
             lines.print(f"  {summary(execution, now)}")
     lines.show("")
-    lines.print(f"{execution.id}: {state}{run_time(execution)}")
+    lines.print(printable(f"{execution.id}: {state}{run_time(execution)}"))
 
 
 def is_active(state: str, execution: Execution) -> bool:

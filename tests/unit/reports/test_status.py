@@ -174,6 +174,18 @@ def test_80_columns_cut_nothing_off():
     assert narrow.split() == wide.split()
 
 
+def test_following_escapes_what_others_wrote():
+    nodes = {"a\nfake": {**DONE, "state": "failed", "error": "b\nfake"}}
+    looks = [
+        ("running\nfake", execution(id="c\nfake")),
+        ("running", execution(id="c\nfake", nodes=nodes)),
+        ("done\nfake", execution(id="c\nfake", state="done", nodes=nodes)),
+    ]
+    lines = followed(Lines(80), looks)
+    shown = "\n".join([*lines.printed, *lines.shown])
+    assert "\\nfake" in shown and not any(s.startswith("fake") for s in shown.splitlines())
+
+
 @pytest.mark.parametrize(
     ("left", "shown"),
     [
@@ -181,7 +193,7 @@ def test_80_columns_cut_nothing_off():
         ({"seconds": 600.0, "unknown": [], "grows": True}, "at least 9:00 left"),
         (
             {"seconds": 600.0, "unknown": ["a", "b"], "grows": False},
-            "9:00 left without 2 nodes never timed before",
+            "about 9:00 left, not counting 2 nodes never timed before",
         ),
         ({"seconds": 0.0, "unknown": ["a"], "grows": False}, "1 node never timed before"),
     ],
