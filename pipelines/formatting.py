@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import unicodedata
 from collections.abc import Collection, Sequence
 
@@ -95,6 +96,30 @@ def align_columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) ->
         ).rstrip()
         for row in rows
     ]
+
+
+def fitted(parts: Sequence[str], width: int | None = None, indent: int = 0) -> str:
+    """Join parts by two spaces, on several lines where one would be too long.
+
+    Lines break between parts, and within a part only if it is too long by itself.
+
+    Args:
+        parts: they are escaped by :func:`printable`.
+        width: characters of a line; None for one line of any length.
+        indent: spaces before all lines but the first.
+    """
+    parts = [printable(part) for part in parts]
+    if width is None:
+        return "  ".join(parts)
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+            continue
+        room = max(20, width - indent)
+        for line in [part] if len(part) <= room else textwrap.wrap(part, room):
+            lines.append(f"{' ' * indent if lines else ''}{line}")
+    return "\n".join(lines)
 
 
 def byte_size(size: float) -> str:

@@ -65,6 +65,17 @@ RunId = Annotated[
     typer.Option("--run", metavar="ID", help="The run's id.", show_default="the last run"),
 ]
 
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        max=65535,
+        help="Port of the metrics for Prometheus, on this machine's own Ray.",
+        show_default="any that is free",
+    ),
+]
+
 
 def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
     """Print to the terminal, without what it would obey: nearly all that a verb shows was written

@@ -11,6 +11,7 @@ import typer
 from pipelines.cli.app import (
     DEFAULT_STORAGE,
     AsJson,
+    MetricsPort,
     RunId,
     SomeSpec,
     SomeStorage,
@@ -27,16 +28,16 @@ from pipelines.cli.app import (
 
 
 @app.command(epilog="Example:  ediffi run pipelines/specs/demo.yaml")
-def run(spec: SpecPath, storage: SpecStorage = None) -> None:
+def run(spec: SpecPath, storage: SpecStorage = None, metrics_port: MetricsPort = None) -> None:
     """Run a pipeline, or continue one that was stopped."""
     from pipelines.executor.driver import drive
 
     _, store, made, _ = opened(spec, storage)
-    finish(*drive(made, store))
+    finish(*drive(made, store, metrics_port=metrics_port))
 
 
 @app.command(epilog="Example:  ediffi retrain pipelines/specs/demo.yaml")
-def retrain(spec: SpecPath, storage: SpecStorage = None) -> None:
+def retrain(spec: SpecPath, storage: SpecStorage = None, metrics_port: MetricsPort = None) -> None:
     """Train the champion on new data, and keep the better model.
 
     Every expert of the champion trains on for a share of its images. The result is compared with
@@ -50,7 +51,7 @@ def retrain(spec: SpecPath, storage: SpecStorage = None) -> None:
     if reason := reason_to_skip(made, store, sources, made.champion):
         echo(f"skipped: {reason}")
         return
-    finish(*drive(made, store))
+    finish(*drive(made, store, metrics_port=metrics_port))
 
 
 def finish(code: int, shown: str, wrong: list[str]) -> None:
@@ -74,33 +75,33 @@ def status(
     spec: SomeSpec = None,
     storage: SomeStorage = None,
     run: RunId = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Print what changes until the run ends.")
-    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the progress of a run, node by node.
 
-    The driver's machine and process, and for each node when it started, its speed and the time
-    left.
+    The driver's machine and process, the time left, and each node's speed and time left. With
+    --follow a terminal shows them live; a log file gets what changes, and a line a minute.
     """
     from pipelines.reports import status as status_view
+    from pipelines.reports.live import LiveLines
     from pipelines.runs.execution import by_id
 
     store, execution = asked_execution(spec, storage, run)
     if as_json:
         echo(json.dumps(status_view.data(store, execution), indent=1))
         return
-    if not follow:
-        echo(status_view.text(status_view.describe_state(store, execution), execution))
-        return
 
     def look() -> tuple[str, Any]:
         found = by_id(store, execution.id) or execution
         return status_view.describe_state(store, found), found
 
-    for line in status_view.follow(look):
-        echo(line)
+    lines = LiveLines()
+    if not follow:
+        lines.print(status_view.text(*look(), width=lines.width))
+        return
+    with lines:
+        status_view.follow(look, lines)
 
 
 @app.command(epilog="Example:  ediffi cancel pipelines/specs/demo.yaml")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, app, echo
+from pipelines.cli.app import DEFAULT_STORAGE, MetricsPort, app, echo
 
 if TYPE_CHECKING:
     from pipelines.spec.serving import Serving
@@ -87,16 +87,7 @@ def serve(
             show_default="`replicas:` of --config, else 1",
         ),
     ] = None,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            max=65535,
-            help="Port of the metrics for Prometheus, on this machine's own Ray.",
-            show_default="any that is free",
-        ),
-    ] = None,
+    metrics_port: MetricsPort = None,
     check_only: Annotated[
         bool, typer.Option("--check-only", help="Check the settings and the model, and end.")
     ] = False,

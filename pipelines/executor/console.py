@@ -1,52 +1,41 @@
-"""A run's output: events, and one progress line per running node.
+"""A run's output: its events, and how far it is.
 
-On a terminal the progress lines are live; elsewhere they are printed every 10 s, later every 60 s.
+On a terminal each running node has live lines; a log file gets one line a minute for them all.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console as Rich
-from rich.live import Live
-from rich.text import Text
+from pipelines.formatting import byte_size, clock, fitted, printable, speed
+from pipelines.reports.live import LiveLines
 
-from pipelines.formatting import byte_size, clock, printable, speed
+SUMMARY_EVERY_S = 60.0
+"""How often a log file gets a line on the run as a whole."""
 
-PLAIN_EVERY_S, PLAIN_LATER_S = 10.0, 60.0
-LATER_S = 600.0
-"""After this time plain lines come less often, so that a log of days stays readable."""
+INDENT = 4
 
 
 class Console:
     """Prints the states and the progress of nodes."""
 
     def __init__(self) -> None:
-        self.rich = Rich(highlight=False, soft_wrap=True)
-        self.started_at = time.monotonic()
+        self.lines = LiveLines()
+        self.started_at = self.summed_up_at = time.monotonic()
         self.running: dict[str, dict[str, Any]] = {}
-        self.printed_at = 0.0
-        self.live: Live | None = None
 
     def __enter__(self) -> Console:
-        if self.rich.is_terminal:
-            self.live = Live(console=self.rich, refresh_per_second=2, transient=True)
-            self.live.start()
+        self.lines.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.live.stop()
+        self.lines.__exit__()
 
     def log(self, text: str) -> None:
         """Print a line, after the time since the run's start."""
-        # In one write: else the live lines below could be drawn between its parts.
-        line = f"[{clock(time.monotonic() - self.started_at):>5}] {printable(text)}"
-        self.rich.print(line, markup=False)
-        sys.stdout.flush()
+        self.lines.print(f"[{clock(time.monotonic() - self.started_at):>5}] {printable(text)}")
 
     def state(self, node: str, state: str) -> None:
         """Take notice that a node's state changed; only running nodes have a progress line."""
@@ -60,11 +49,12 @@ class Console:
         """Update a node's progress; ``row`` as of :meth:`pipelines.runs.context.Context.report`."""
         if message := row.get("message"):
             self.log(f"{node} {message}")
-        if picture := row.get("picture"):
+        now, track = time.monotonic(), self.running.get(node, {})
+        picture = row.get("picture")
+        if picture and (self.lines.width or "pictures" not in track):  # in a log only the first
             self.log(f"{node} drew {picture}")
         if node not in self.running:
             return
-        now, track = time.monotonic(), self.running[node]
         if "checkpoint" in row:
             track["checkpoint"] = (row["checkpoint"], now)
         if picture:
@@ -84,10 +74,11 @@ class Console:
                 track["rows_per_s"] = (row["rows"] - rows) / seconds
 
     def progress_line(self, node: str, width: int | None = None) -> str:
-        """A running node's progress; on two lines if one would exceed ``width`` characters."""
+        """A running node's progress, on several lines if one would exceed ``width`` characters."""
         track = self.running[node]
         if "done" not in track:
-            return f"{node:<22} {clock(time.monotonic() - track['since'])}"
+            parts = [f"{node:<22}", clock(time.monotonic() - track["since"])]
+            return fitted(parts, width, INDENT)
         rate = track.get("images_per_s", track.get("rate", 0.0))
         parts = [f"{node:<22}", f"{track['done']:>7,}/{track['of']:,} {track['unit']}"]
         if "loss" in track:
@@ -101,30 +92,25 @@ class Console:
                 else speed(rate, track["unit"]),
                 f"{clock((track['of'] - track['done']) / rate)} left",
             ]
-        kept = []
         if "checkpoint" in track:
             images, then = track["checkpoint"]
-            kept.append(f"saved {images:,} ({clock(time.monotonic() - then)} ago)")
+            parts.append(f"saved {images:,} ({clock(time.monotonic() - then)} ago)")
         if "pictures" in track:
-            kept.append(f"pictures in {track['pictures']}")
-        whole = "  ".join(parts + kept)
-        if not kept or width is None or len(whole) <= width:
-            return whole
-        return "  ".join(parts) + "\n" + " " * 24 + "  ".join(kept)
+            parts.append(f"pictures in {track['pictures']}")
+        return fitted(parts, width, INDENT)
 
-    def refresh(self) -> None:
-        """Redraw the live lines, or print plain ones when they are due; called twice a second."""
-        if self.live:
-            lines = "\n".join(self.progress_line(n, self.rich.width) for n in self.running)
-            self.live.update(Text(printable(lines, lines=True), no_wrap=True, overflow="ellipsis"))
-            return
+    def refresh(self, summary: str) -> None:
+        """Draw the live lines again, or print the summary if it is due; called twice a second.
+
+        Args:
+            summary: the run in one line, from :func:`pipelines.reports.status.summary`.
+        """
+        nodes = [self.progress_line(node, self.lines.width) for node in self.running]
+        self.lines.show("\n".join([summary, *nodes]))  # a low terminal cuts the end off
         now = time.monotonic()
-        if now - self.printed_at > (
-            PLAIN_EVERY_S if now - self.started_at < LATER_S else PLAIN_LATER_S
-        ):
-            self.printed_at = now
-            for node in self.running:
-                self.log(self.progress_line(node))
+        if self.lines.width is None and now - self.summed_up_at >= SUMMARY_EVERY_S:
+            self.summed_up_at = now
+            self.log(summary)
 
     def done(self, node: str, manifest: dict[str, Any]) -> None:
         """Print that a node is done, with its main metrics."""

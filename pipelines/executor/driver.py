@@ -33,12 +33,16 @@ STOPPED = {
 
 
 def drive(
-    made: Plan, store: Store, found: Sequence[Finding] | None = None
+    made: Plan,
+    store: Store,
+    found: Sequence[Finding] | None = None,
+    metrics_port: int | None = None,
 ) -> tuple[int, str, list[str]]:
     """Run a plan.
 
     Args:
         found: What checks have found in a plan of several pipelines; None to check the plan.
+        metrics_port: As of :func:`pipelines.executor.ray_cluster.start_ray`.
 
     Returns:
         The exit code, a report for stdout, and error lines for stderr. Exit codes:
@@ -65,7 +69,7 @@ def drive(
             console.log(str(finding))
         lineage = Lineage(made, store, execution, console.log)
         claims = Claims(store, name, lease)
-        runner = Runner(made, store, execution, lineage, console, stop, claims)
+        runner = Runner(made, store, execution, lineage, console, stop, claims, metrics_port)
         with cancel.watch_for_cancel(store, execution.id, stop):
             try:
                 good = runner.run()

@@ -15,12 +15,14 @@ from pipelines.dag.plan import Node, Plan, Verdict, finished_elsewhere, path_len
 from pipelines.dag.scheduling import Candidate, startable, subtract
 from pipelines.executor.commit import commit, external_manifest
 from pipelines.executor.console import Console
+from pipelines.executor.outlook import Outlook
 from pipelines.executor.progress import Progress
 from pipelines.executor.ray_cluster import start_ray
 from pipelines.executor.run_step import run_step
 from pipelines.executor.stopping import Stop
 from pipelines.formatting import printable
 from pipelines.lineage import Lineage
+from pipelines.reports import status
 from pipelines.reports import tree as tree_view
 from pipelines.runs.claims import ClaimLost, Claims
 from pipelines.runs.context import Context, ProgressBoard
@@ -58,7 +60,16 @@ class Runner:
         console: Console,
         stop: Stop,
         claims: Claims,
+        metrics_port: int | None = None,
     ) -> None:
+        """
+        Args:
+            metrics_port: as of :func:`start_ray`.
+        """
+        self.metrics_port = metrics_port
+        self.outlook: Outlook | None = None
+        """While nodes run: the estimate of the remaining time, and the metrics."""
+
         self.plan, self.store, self.execution = plan, store, execution
         self.lineage, self.console, self.stop = lineage, console, stop
         self.claims = claims
@@ -93,7 +104,8 @@ class Runner:
         todo = self.reuse_finished(self.plan.verdicts)
         if todo:
             self.console.log("starting Ray")
-            start_ray(self.plan.spec.cpus, self.plan.spec.s3.variables())
+            spec = self.plan.spec
+            start_ray(spec.cpus, spec.s3.variables(), self.metrics_port)
             self.stop.listen()  # Ray has installed handlers of its own
             try:
                 self.run_nodes(todo)
@@ -104,7 +116,7 @@ class Runner:
                 POOL.close(WORKERS_END_S)
         if self.execution.state == "running":
             self.execution.state = "failed" if self.failed else "done"
-        self.execution.ended = now()
+        self.execution.ended, self.execution.left = now(), {}
         self.save()
         self.save_tree()
         self.store.sweep()
@@ -148,6 +160,7 @@ class Runner:
         import ray
 
         self.board = ray.remote(num_cpus=0, max_restarts=-1)(ProgressBoard).remote()
+        self.outlook = Outlook(self.store, self.plan, self.execution, self.claims.lease)
         waiting = {v.node.id: v for v in todo}
         running: dict[Future[dict[str, Any]], Verdict] = {}
         while waiting or running:
@@ -168,7 +181,8 @@ class Runner:
             for future in done:
                 self.finish(running.pop(future), future, waiting)
             self.enforce_time_limits(running.values())
-            self.console.refresh()
+            self.outlook.refresh(self.plan)
+            self.console.refresh(status.summary(self.execution))
 
     def claim(self, verdict: Verdict, waiting: dict[str, Verdict]) -> bool:
         """Claim a node for this driver.
@@ -235,7 +249,7 @@ class Runner:
             self.board.stop.remote(reason)  # each time, as a restarted board has lost it
             saving = wait(saving, timeout=0.5).not_done
             self.receive_reports()
-            self.console.refresh()
+            self.console.refresh(status.summary(self.execution))
         for future, verdict in running.items():
             if future.done() and not isinstance(future.exception(), Preempted):
                 self.finish(verdict, future, waiting)
@@ -280,6 +294,8 @@ class Runner:
             self.claims.release(verdict.folder)
             self.set_state(verdict, "done", seconds=manifest["seconds"])
             self.lineage.finished(verdict, manifest)
+            if self.outlook:
+                self.outlook.finished(verdict, manifest)
             self.console.done(node.id, manifest)
             self.grow_after(node, waiting)
             return
@@ -292,6 +308,8 @@ class Runner:
             return
         self.claims.release(verdict.folder)
         self.failed[node.id] = error
+        if self.outlook:
+            self.outlook.failed(verdict)
         self.set_state(verdict, "failed", error=one_line(error))
         trace = f"executions/{self.execution.id}/{node.id}.txt"
         self.store.write(trace, "".join(traceback.format_exception(error)).encode())

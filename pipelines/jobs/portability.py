@@ -11,6 +11,7 @@ from pipelines.dag import plan, sources
 from pipelines.planning import lint
 from pipelines.planning.findings import Finding
 from pipelines.spec.data import Source
+from pipelines.spec.notify import SMTP_PASSWORD
 from pipelines.spec.pipeline import Spec
 from pipelines.store.artifacts import Store
 
@@ -53,6 +54,7 @@ def job_environment(
     names = [*ADDRESSES, *REGIONS]
     if credentials:
         names += MLFLOW_SECRETS
+        names += [SMTP_PASSWORD] if spec.notify.email and spec.notify.email.user else []
         names += () if spec.s3.key or spec.s3.profile else S3_SECRETS
     found = {n: environment[n] for n in names if environment.get(n) and n not in own}
     secret = {

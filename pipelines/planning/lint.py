@@ -7,6 +7,7 @@ done are not checked.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 
 from pipelines.dag.plan import Plan, Verdict, images_to_train
@@ -19,6 +20,7 @@ from pipelines.planning.lint_stage import STAGE_CHECKS
 from pipelines.planning.training_cost import measured_speeds, training
 from pipelines.spec.cluster import EMBEDDING, Cluster
 from pipelines.spec.data import FASHION_SIDE
+from pipelines.spec.notify import SMTP_PASSWORD
 from pipelines.spec.pipeline import Spec
 
 MAX_CPU_S = 12 * 3600
@@ -196,6 +198,18 @@ def small_pictures(spec: Spec, todo: list[Verdict]) -> Findings:
             )
 
 
+def mail_without_password(spec: Spec, todo: list[Verdict]) -> Findings:
+    """An e-mail account whose password is not in this environment."""
+    email = spec.notify.email
+    if todo and email and email.user and not os.environ.get(SMTP_PASSWORD):
+        yield warning(
+            spec.name,
+            "notify.email.user",
+            f"`notify.email.user` has no password here: set {SMTP_PASSWORD} in the environment of "
+            "the run, or nobody is sent an e-mail",
+        )
+
+
 SPEC_CHECKS: list[Callable[[Spec, list[Verdict]], Findings]] = [
     missing_gpus,
     limits_parallel_training,
@@ -203,4 +217,5 @@ SPEC_CHECKS: list[Callable[[Spec, list[Verdict]], Findings]] = [
     few_validation_pairs,
     check_measures,
     small_pictures,
+    mail_without_password,
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipelines.dag.node import Resources
 from pipelines.dag.scheduling import Candidate, startable, subtract
@@ -32,6 +32,9 @@ class Task:
     gang: float = 0
     """Members of the group that it holds from start to end; 0 if it needs none."""
 
+    also: Resources = field(default_factory=dict)
+    """Members of further groups that it holds meanwhile."""
+
     priority: int = 0
     """Higher ones start first."""
 
@@ -41,7 +44,7 @@ class Task:
     @property
     def need(self) -> Resources:
         """Resources it holds."""
-        return {self.group: self.gang} if self.gang else {}
+        return {**({self.group: self.gang} if self.gang else {}), **self.also}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +113,12 @@ def simulate(tasks: Sequence[Task], capacity: Mapping[str, float]) -> Schedule:
     """
     named = {t.name: t for t in tasks}
     for t in tasks:
-        if t.gang > capacity.get(t.group, 0):
-            raise ValueError(
-                f"{t.name} needs {t.gang:g} of {t.group or 'no group'} at once, "
-                f"which has {capacity.get(t.group, 0):g}: it can never start"
-            )
+        for group, members in t.need.items():
+            if members > capacity.get(group, 0):
+                raise ValueError(
+                    f"{t.name} needs {members:g} of {group or 'no group'} at once, "
+                    f"which has {capacity.get(group, 0):g}: it can never start"
+                )
     free, starts, ended = dict(capacity), dict[str, float](), set[str]()
     waiting = list(tasks)
     running: list[tuple[float, int, Task]] = []
@@ -138,8 +142,8 @@ def simulate(tasks: Sequence[Task], capacity: Mapping[str, float]) -> Schedule:
         while running and running[0][0] <= now:
             t = heapq.heappop(running)[2]
             ended.add(t.name)
-            if t.gang:
-                free[t.group] += t.gang
+            for group, members in t.need.items():
+                free[group] += members
     return Schedule(tasks=named, capacity=capacity, starts=starts, critical=_longest(named))
 
 

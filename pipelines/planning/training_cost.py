@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -122,7 +123,7 @@ def speed_key(node: Node) -> str:
     """
     s = node.settings
     same = [s["network"], s["resolution"], s["training"]["batch"], s["training"]["precision"]]
-    return f"{stage_of(node)} {same}"
+    return f"{stage_of(node)} {json.dumps(same, sort_keys=True)}"
 
 
 def measured_speeds(plan: Plan) -> dict[str, Speed]:

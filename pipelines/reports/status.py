@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.formatting import clock, printable, speed
+from pipelines.formatting import clock, fitted, printable, speed
+from pipelines.reports.live import LiveLines
 from pipelines.runs.execution import UNFINISHED, Execution
 from pipelines.runs.lease import Holder, holder_of, is_driven
 from pipelines.store.artifacts import Store
 
 POLL_S = 2.0
-PROGRESS_S = 30.0
+SUMMARY_S = 60.0
+NAMED = 3
+"""How many running nodes a summary names."""
+
+INDENT = 4
 RESUME_HINT = "the same `ediffi run` continues it"
 
 
@@ -46,21 +52,69 @@ def data(store: Store, execution: Execution) -> dict[str, Any]:
     return {**execution.__dict__, "state": describe_state(store, execution), "driver": driver}
 
 
-def text(state: str, execution: Execution, now: datetime | None = None) -> str:
-    """The status for the terminal: one line for the run and one per node.
+def text(
+    state: str,
+    execution: Execution,
+    now: datetime | None = None,
+    width: int | None = None,
+    states: Collection[str] | None = None,
+) -> str:
+    """The status for the terminal: the run, its summary while it lasts, and the nodes.
 
     Args:
         state: from :func:`describe_state`.
         now: the present time, in UTC.
+        width: characters of a line; None for one line per node, of any length.
+        states: those of the nodes to list; None for all.
     """
     now = now or datetime.now(UTC)
     attempt = f", attempt {execution.attempt}" if execution.attempt > 1 else ""
-    lines = [f"{execution.id}{attempt}: {state}{run_time(execution)}"]
-    width = max((len(node) for node in execution.nodes), default=0)
-    for node, record in execution.nodes.items():
-        lines.append(f"  {node:<{width}}  {node_line(record, now, execution.attempt)}".rstrip())
-    lines = [printable(line) for line in lines]
+    lines = [fitted([f"{execution.id}{attempt}: {state}{run_time(execution)}"], width, INDENT)]
+    if is_active(state, execution):
+        lines.append(printable("  " + "; ".join(summary_parts(execution, now, named=0))))
+    listed = {n: r for n, r in execution.nodes.items() if states is None or r["state"] in states}
+    longest = max(map(len, listed), default=0)
+    for node, record in listed.items():
+        parts = [f"  {node:<{longest}}", *node_parts(record, now, execution.attempt)]
+        lines.append(fitted(parts, width, INDENT).rstrip())
     return "\n".join(lines)
+
+
+def summary(execution: Execution, now: datetime | None = None) -> str:
+    """A running run in one line: nodes done, nodes at work, and the time left."""
+    return printable("; ".join(summary_parts(execution, now or datetime.now(UTC))))
+
+
+def summary_parts(execution: Execution, now: datetime, named: int = NAMED) -> list[str]:
+    """What :func:`summary` joins; names so many running nodes."""
+    nodes = execution.nodes
+    counts = Counter(record["state"] for record in nodes.values())
+    parts = [f"{counts['done'] + counts['reused']} of {len(nodes)} nodes done"]
+    parts += [f"{counts[state]} {state}" for state in ("failed", "skipped") if counts[state]]
+    running = [node for node, record in nodes.items() if record["state"] == "running"]
+    parts += [f"{node} {briefly(nodes[node], now)}".rstrip() for node in running[:named]]
+    if others := running[named:]:
+        parts.append(f"{len(others)} more run" if named else f"{len(others)} running")
+    if left := execution.left:
+        passed = (now - datetime.fromisoformat(left["at"])).total_seconds()
+        seconds = max(0.0, left["seconds"] - passed)
+        if untimed := len(left["unknown"]):
+            nodes_left = f"{untimed} node{'s' if untimed > 1 else ''} never timed before"
+            parts.append(
+                f"about {clock(seconds)} left, not counting {nodes_left}" if seconds else nodes_left
+            )
+        else:
+            parts.append(f"{'at least' if left['grows'] else 'about'} {clock(seconds)} left")
+    return parts
+
+
+def briefly(record: dict[str, Any], now: datetime) -> str:
+    """A running node's progress in few words: ``45 %, 13 images/s``, or its run time."""
+    if not record.get("of"):
+        return clock(seconds_since(record, now)) if "since" in record else ""
+    share = f"{100 * record['done'] / record['of']:.0f} %"
+    rate = record.get("rate")
+    return f"{share}, {speed(rate, record['unit'])}" if rate else share
 
 
 def run_time(execution: Execution) -> str:
@@ -70,14 +124,14 @@ def run_time(execution: Execution) -> str:
     return f" after {clock(execution.seconds)}"
 
 
-def node_line(record: dict[str, Any], now: datetime, attempt: int) -> str:
-    """A node's state, run time, and progress, host or error."""
+def node_parts(record: dict[str, Any], now: datetime, attempt: int) -> list[str]:
+    """A node's state and run time, then its progress, host or error."""
     state = record["state"]
     is_running = state == "running" and "since" in record
     seconds = seconds_since(record, now) if is_running else record.get("seconds")
     parts = [f"{state:<11} {clock(seconds) if seconds is not None else '':>8}"]
     if state == "running" and "done" in record:
-        parts.append(progress(record, now))
+        parts.append(progress(record))
     made_earlier = state == "reused" and record.get("attempt", attempt) < attempt
     if "by" in record and (made_earlier or state in ("done", "failed")):
         when = record["since"].replace("T", " ").partition("+")[0]
@@ -86,10 +140,10 @@ def node_line(record: dict[str, Any], now: datetime, attempt: int) -> str:
         parts.append(f"for pipeline {record['for']}, which is building it")
     if "error" in record:
         parts.append(record["error"])
-    return "  ".join(parts)
+    return parts
 
 
-def progress(record: dict[str, Any], now: datetime) -> str:
+def progress(record: dict[str, Any]) -> str:
     """Work done, rate and time left: ``640 of 1,280 images, 13 images/s, 0:50 left``."""
     parts = [f"{record['done']:,} of {record['of']:,} {record['unit']}"]
     if rate := record.get("rate"):
@@ -105,34 +159,39 @@ def seconds_since(record: dict[str, Any], now: datetime) -> float:
 
 def follow(
     read: Callable[[], tuple[str, Execution]],
+    lines: LiveLines,
     sleep: Callable[[float], None] = time.sleep,
     clock_s: Callable[[], float] = time.monotonic,
-) -> Iterator[str]:
-    """Yield the status, then a line per change, until the run ends or its driver is gone.
+) -> None:
+    """Print the status, then a line per change, until the run ends or its driver is gone.
 
-    Running nodes also get a line every :data:`PROGRESS_S`.
+    In between, a terminal shows the nodes at work, and a log file gets a summary a minute.
 
     Args:
         read: returns the current state, from :func:`describe_state`, and the run's record.
+        lines: prints.
         sleep: waits for a number of seconds.
         clock_s: a monotonic clock, in seconds.
     """
     state, execution = read()
-    yield text(state, execution)
+    lines.print(text(state, execution, width=lines.width))
     reported = {node: record["state"] for node, record in execution.nodes.items()}
-    last_progress = clock_s()
+    summed_up = clock_s()
     while is_active(state, execution):
+        lines.show(text(state, execution, width=lines.width, states=["running"]))
         sleep(POLL_S)
         state, execution = read()
-        due = clock_s() - last_progress >= PROGRESS_S
-        last_progress = clock_s() if due else last_progress
         now = datetime.now(UTC)
         for node, record in execution.nodes.items():
-            if reported.get(node) != record["state"] or (due and record["state"] == "running"):
+            if reported.get(node) != record["state"]:
                 reported[node] = record["state"]
-                line = f"  {node}  {node_line(record, now, execution.attempt)}"
-                yield printable(line.rstrip())
-    yield f"{execution.id}: {state}{run_time(execution)}"
+                parts = [f"  {node}", *node_parts(record, now, execution.attempt)]
+                lines.print(fitted(parts, lines.width, INDENT).rstrip())
+        if lines.width is None and clock_s() - summed_up >= SUMMARY_S:
+            summed_up = clock_s()
+            lines.print(f"  {summary(execution, now)}")
+    lines.show("")
+    lines.print(printable(f"{execution.id}: {state}{run_time(execution)}"))
 
 
 def is_active(state: str, execution: Execution) -> bool:

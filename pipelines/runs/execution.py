@@ -40,6 +40,10 @@ class Execution:
     tracking: dict[str, Any] = field(default_factory=dict)
     """Where MLflow has the run: ``uri`` and more."""
 
+    left: dict[str, Any] = field(default_factory=dict)
+    """The estimate of the remaining time, as of :func:`pipelines.planning.remaining.estimate`, and
+    ``at``, when it was made; empty if nothing runs."""
+
     @property
     def seconds(self) -> float:
         """Seconds from the start to the end, or to now; pauses between attempts count."""

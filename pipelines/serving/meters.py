@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+from pipelines.runs.ray_meters import Metric
+
 PICTURES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A metric of the service."""
-
-    kind: Literal["counter", "gauge", "histogram"]
-    about: str
-    labels: tuple[str, ...] = ()
-    buckets: tuple[float, ...] = SECONDS
-
 
 METRICS: dict[str, Metric] = {
     "ediffi_serve_pictures": Metric(
@@ -50,7 +39,7 @@ METRICS: dict[str, Metric] = {
         labels=("outcome",),
     ),
 }
-"""Name → metric. Prometheus adds ``_total`` to a counter's name, and Ray ``ray_`` before all."""
+"""Name → metric."""
 
 
 class Meters(Protocol):
@@ -110,34 +99,3 @@ class LocalMeters:
 
     def _labelled(self, name: str, labels: dict[str, str]) -> Any:
         return self._metrics[name].labels(**labels) if labels else self._metrics[name]
-
-
-class RayMeters:
-    """Hands the numbers to Ray, whose agents export those of all replicas."""
-
-    def __init__(self) -> None:
-        from ray.util import metrics
-
-        self._metrics: dict[str, Any] = {}
-        for name, metric in METRICS.items():
-            given: dict[str, Any] = {"description": metric.about, "tag_keys": metric.labels}
-            if metric.kind == "histogram":
-                given["boundaries"] = list(metric.buckets)
-            kind = {
-                "counter": metrics.Counter,
-                "gauge": metrics.Gauge,
-                "histogram": metrics.Histogram,
-            }[metric.kind]
-            self._metrics[name] = kind(name, **given)
-
-    def add(self, name: str, value: float = 1.0, **labels: str) -> None:
-        """As of :class:`Meters`."""
-        self._metrics[name].inc(value, tags=labels)
-
-    def set(self, name: str, value: float) -> None:
-        """As of :class:`Meters`."""
-        self._metrics[name].set(value)
-
-    def observe(self, name: str, value: float, **labels: str) -> None:
-        """As of :class:`Meters`."""
-        self._metrics[name].observe(value, tags=labels)

@@ -49,13 +49,14 @@ class Painter:
     async def __init__(self, serving: Serving) -> None:  # type: ignore[misc]  # Serve awaits it
         import torch
 
+        from pipelines.runs.ray_meters import RayMeters
         from pipelines.serving.local import LocalEngine
-        from pipelines.serving.meters import RayMeters
+        from pipelines.serving.meters import METRICS
 
         log_as_serve()
         torch.set_num_threads(serving.replicas.cpus)
         self.drain_s = serving.queue.deadline_s
-        self.engine = LocalEngine(serving, RayMeters())
+        self.engine = LocalEngine(serving, RayMeters(METRICS))
         await self.engine.load()
 
     async def draw(self, order: Order) -> AsyncIterator[Event | Refused]:

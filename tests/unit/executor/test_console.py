@@ -18,7 +18,7 @@ def at(monkeypatch):
     return lambda seconds: now.__setitem__(0, 100.0 + seconds)
 
 
-def test_an_embedding_job_says_rows_bytes_and_what_is_left(at, capsys):
+def test_an_embedding_job_says_rows_bytes_and_what_is_left(at):
     shown = Console()
     shown.state("embed/train", "running")
     shown.report("embed/train", _row(2, rows=200, size=4e9))  # from an earlier run: no speed
@@ -32,9 +32,6 @@ def test_an_embedding_job_says_rows_bytes_and_what_is_left(at, capsys):
         "100 rows/s",
         "11:36 left",
     ]
-    capsys.readouterr()
-    shown.refresh()  # no terminal here: a plain line
-    assert capsys.readouterr().out.startswith("[ 1:00] embed/train")
 
 
 def test_a_training_node_counts_images(at):
@@ -65,38 +62,49 @@ def test_it_says_what_was_saved_when_and_where_the_pictures_are(at, capsys):
         "saved 64 (1:15 ago)",
         "pictures in store/nodes/train/base/E0_0-1/samples",
     ]
-    first, second = shown.progress_line(node, width=80).split("\n")
-    assert first.endswith("64/640 images") and second.split("  ")[-2] == "saved 64 (1:15 ago)"
-    assert "\n" not in shown.progress_line(node, width=140)
+    lines = shown.progress_line(node, width=80).split("\n")
+    assert all(len(line) <= 80 for line in lines)
+    assert [line.strip() for line in lines] == [
+        f"{node:<22}       64/640 images  saved 64 (1:15 ago)",
+        "pictures in store/nodes/train/base/E0_0-1/samples",
+    ]
+    assert "\n" not in shown.progress_line(node)
+
+
+def test_a_log_file_names_the_first_picture_of_a_node_alone(capsys):
+    shown = Console()
+    shown.state("train/base/E0_0", "running")
+    for images in (64, 128):
+        shown.report("train/base/E0_0", {"picture": f"store/samples/{images:09}.png"})
+    assert capsys.readouterr().out.count("drew") == 1
 
 
 def test_on_a_terminal_a_line_keeps_its_time(at):
     """A line above the live lines is written in one piece, with no erasing inside."""
     out = io.StringIO()
     with Console() as shown:
-        shown.rich = Rich(file=out, force_terminal=True, soft_wrap=True, highlight=False)
-        shown.live = Live(console=shown.rich, refresh_per_second=2, transient=True)
-        shown.live.start()
+        lines = shown.lines
+        lines.rich = Rich(file=out, force_terminal=True, soft_wrap=True, highlight=False)
+        lines.live = Live(console=lines.rich, refresh_per_second=2, transient=True)
+        lines.live.start()
         shown.state("train/base/E0_0", "running")
-        shown.refresh()
+        shown.refresh("0 of 3 nodes done")
         shown.log("something happened")
     assert "[ 0:00] train/base/E0_0 started" in out.getvalue()
     assert "[ 0:00] something happened" in out.getvalue()
 
 
-def test_plain_lines_come_less_often_in_a_long_run(at, capsys):
+def test_a_log_file_gets_one_line_a_minute_for_all_nodes(at, capsys):
     shown = Console()
-    shown.state("train/base/E0_0", "running")
+    for node in ("train/base/E1_0", "train/base/E1_1", "train/sr32/E0_0"):
+        shown.state(node, "running")
     capsys.readouterr()
-    printed = []
-    for second in range(0, 1800):
+    for second in range(1801):
         at(second)
-        shown.refresh()
-        if capsys.readouterr().out:
-            printed.append(second)
-    early = [s for s in printed if s < 600]
-    late = [s for s in printed if s >= 660]
-    assert 50 <= len(early) <= 60 and 18 <= len(late) <= 20
+        shown.refresh("3 of 19 nodes done; about 40:00 left")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 30
+    assert lines[0] == "[ 1:00] 3 of 19 nodes done; about 40:00 left"
 
 
 def test_an_evaluation_says_of_how_many_pictures_its_numbers_are(capsys):

@@ -1,4 +1,4 @@
-"""A webhook on a real server is notified of a run's end, and failures are logged."""
+"""Webhooks and chats on a real server are notified of a run's end, and failures are logged."""
 
 import json
 from http.server import BaseHTTPRequestHandler
@@ -13,6 +13,9 @@ from pipelines.runs.execution import Execution
 from pipelines.spec.notify import Notify
 
 TOKEN = "/hooks/a-token-that-nobody-shall-see"
+FAILED = {"train/base/E0_0": "out of memory"}
+TRACKING = {"uri": "https://mlflow.example", "run": "r1", "experiment": "7", "nodes": {}}
+RECORD = "https://mlflow.example/#/experiments/7/runs/r1?workflowType=machine_learning"
 
 
 class Server(web_server.Server):
@@ -55,7 +58,7 @@ def send(monkeypatch):
     """``send(url, state)`` → the lines that were logged."""
     monkeypatch.setattr(notify, "FIRST_WAIT_S", 0.0)
 
-    def call(url, state="failed", total_s=notify.TOTAL_S, **more):
+    def call(url, state="failed", total_s=notify.TOTAL_S, failed=FAILED, tracking=TRACKING, **more):
         logged = []
         settings = Notify.model_validate({"webhook": url, **more})
         assert TOKEN not in repr(settings)
@@ -67,14 +70,9 @@ def send(monkeypatch):
             state=state,
             started="2026-01-01T00:00:00+00:00",
             ended="2026-01-01T01:00:00+00:00",
+            tracking=tracking,
         )
-        notify.send(
-            settings,
-            execution,
-            {"train/base/E0_0": "out of memory"},
-            logged.append,
-            total_s=total_s,
-        )
+        notify.send(settings, execution, failed, logged.append, total_s=total_s)
         return logged
 
     return call
@@ -92,10 +90,42 @@ def test_it_gets_one_message(server, send):
                 "attempt": 2,
                 "state": "failed",
                 "seconds": 3600.0,
-                "failed": {"train/base/E0_0": "out of memory"},
+                "failed": FAILED,
+                "record": RECORD,
             },
         )
     ]
+
+
+def test_a_chat_gets_slacks_markup_with_a_link_to_the_record(server, send):
+    failed = {"train/base/E0_0": "<!channel> a & b", **{f"n{i}": "it broke" for i in range(11)}}
+    assert send(None, slack=server.url, failed=failed) == []
+    [(path, kind, body)] = server.got
+    assert (path, kind, list(body)) == (TOKEN, "application/json", ["text"])
+    lines = body["text"].split("\n")
+    assert lines[:3] == [
+        "*demo failed after 1:00:00*",
+        "run demo-1, attempt 2",
+        "train/base/E0_0: &lt;!channel&gt; a &amp; b",
+    ]
+    assert lines[-2:] == ["2 more nodes failed", f"<{RECORD}|record in MLflow>"]
+    assert len(lines) == 3 + 9 + 2
+
+
+def test_a_record_that_is_no_server_is_named_and_not_linked(server, send):
+    database = "sqlite:////data/ediffi-store/mlflow.db"
+    assert send(server.url, slack=server.url, tracking={"uri": database}) == []
+    by_kind = {"text" in body: body for *_, body in server.got}
+    assert by_kind[False]["record"] == database
+    assert by_kind[True]["text"].endswith(f"\nrecord: {database}")
+
+
+@pytest.mark.slow
+def test_one_that_cannot_be_notified_does_not_keep_the_other_waiting(server, send):
+    with dripping_kit.dripping(b"", b"x") as url:
+        logged = send(url + TOKEN, slack=server.url, total_s=5.0)
+    assert logged == ["could not notify the webhook at 127.0.0.1 (no answer within 5 s)"]
+    assert len(server.got) == 1
 
 
 def test_a_server_that_is_busy_is_asked_again(server, send):
@@ -171,7 +201,8 @@ def test_an_answer_without_end_is_not_read(send):
         "ftp://hooks.example.com/secret-word",
     ],
 )
-def test_what_would_not_be_sent_as_it_is_written_is_refused_without_showing_it(url):
-    with pytest.raises(ValidationError, match="webhook:") as error:
-        Notify.model_validate({"webhook": url})
+@pytest.mark.parametrize("key", ["webhook", "slack"])
+def test_what_would_not_be_sent_as_it_is_written_is_refused_without_showing_it(url, key):
+    with pytest.raises(ValidationError, match=f"`{key}:`") as error:
+        Notify.model_validate({key: url})
     assert "secret-word" not in str(error.value)

@@ -2,13 +2,15 @@
 
 import re
 
+import pytest
 from manifests import FOLDERS, ROOT
 
-from pipelines.serving.meters import METRICS
+from pipelines.executor import outlook
+from pipelines.serving import meters
 
 INFRA = ROOT / "infra"
 TASKS = {"run", "submit", "schedule", "serve", "recover", "upgrade"}
-TOPICS = {"clusters", "storage", "cost"}
+TOPICS = {"clusters", "watch", "storage", "cost"}
 
 
 def test_every_folder_is_described():
@@ -22,8 +24,11 @@ def test_there_is_a_page_for_each_task_and_topic():
     assert links == TASKS | TOPICS
 
 
-def test_the_metrics_of_the_service_are_listed():
-    page = (INFRA / "docs" / "serve.md").read_text()
-    rows = re.findall(r"^\| `(ediffi_serve_\w+)` \| (.*?) \| (.*?) \| (.*?) \|$", page, flags=re.M)
+@pytest.mark.parametrize(
+    ("page", "declared"), [("serve", meters.METRICS), ("watch", outlook.METRICS)]
+)
+def test_the_metrics_are_listed(page, declared):
+    text = (INFRA / "docs" / f"{page}.md").read_text()
+    rows = re.findall(r"^\| `(ediffi_\w+)` \| (.*?) \| (.*?) \| (.*?) \|$", text, flags=re.M)
     shown = {row[0]: (row[1], tuple(re.findall(r"\w+", row[2])), row[3]) for row in rows}
-    assert shown == {name: (m.kind, m.labels, m.about) for name, m in METRICS.items()}
+    assert shown == {name: (m.kind, m.labels, m.about) for name, m in declared.items()}

@@ -7,6 +7,7 @@ from ray.job_submission import JobDetails
 
 from pipelines.jobs import client as jobs
 from pipelines.jobs import portability, submit
+from pipelines.spec.notify import SMTP_PASSWORD
 from pipelines.spec.pipeline import Spec
 
 BUCKET = "s3://bucket/store"
@@ -43,6 +44,15 @@ def test_addresses_are_sent_and_secrets_only_on_request():
     assert quiet == {k: v for k, v in ENVIRONMENT.items() if k not in {*SECRETS, "HOME"}}
     asked = portability.job_environment(spec(), ENVIRONMENT, credentials=True)
     assert asked == {**quiet, **SECRETS}
+
+
+def test_the_password_of_an_e_mail_account_is_sent_if_the_spec_has_one():
+    environment = {SMTP_PASSWORD: "hush"}
+    email = {"to": ["a@b.example"], "sender": "c@d.example", "server": "e.example", "user": "me"}
+    told = spec(notify={"email": email})
+    assert portability.job_environment(told, environment, credentials=False) == {}
+    assert portability.job_environment(told, environment, credentials=True) == environment
+    assert portability.job_environment(spec(), environment, credentials=True) == {}
 
 
 def test_settings_of_the_spec_are_not_sent_as_variables_too():

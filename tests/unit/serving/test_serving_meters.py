@@ -3,7 +3,8 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipelines.serving.meters import METRICS, LocalMeters, RayMeters
+from pipelines.runs.ray_meters import RayMeters
+from pipelines.serving.meters import METRICS, LocalMeters
 
 
 def fill(meters):
@@ -38,6 +39,6 @@ def test_two_engines_of_one_process_count_apart():
 
 @pytest.mark.slow
 def test_ray_takes_all_metrics():
-    fill(RayMeters())
+    fill(RayMeters(METRICS))
     with pytest.raises(ValueError):
-        RayMeters().add("ediffi_serve_pictures", colour="red")
+        RayMeters(METRICS).add("ediffi_serve_pictures", colour="red")
