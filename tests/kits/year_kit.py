@@ -31,10 +31,17 @@ Inputs = Mapping[str, str | ExternalResult]
 
 
 class Year:
-    """A model that is retrained every week on one more shard, and promoted every other week."""
+    """A model that is retrained every week on more shards, and promoted every other week."""
 
-    def __init__(self, store: Store, *, seed: int = 0, weight_bytes: int = 4000) -> None:
+    def __init__(
+        self, store: Store, *, seed: int = 0, weight_bytes: int = 4000, shards: int = 1
+    ) -> None:
+        """
+        Args:
+            shards: new ones of a week.
+        """
         self.store, self.random, self.weight_bytes = store, random.Random(seed), weight_bytes
+        self.new = shards
         self.week = 0
         self.shards: list[dict[str, Any]] = []
         self.nodes: dict[str, dict[str, Any]] = {}
@@ -54,9 +61,9 @@ class Year:
 
     def _retrain(self) -> None:
         self.nodes, manifests = {}, dict[str, Any]()
-        self._new_shard()
+        self._new_shards()
         data = self._embed("train", self.shards, manifests)
-        validation = self._embed("validation", self.shards[-1:], manifests)
+        validation = self._embed("validation", self.shards[-self.new :], manifests)
         if self.week in (FAILED, INTERRUPTED):
             self._half_trained(data)
             self._record("failed" if self.week == FAILED else "interrupted")
@@ -106,11 +113,13 @@ class Year:
             champions.promote(self.store, MODEL, fingerprint, "better", by=by)
             self.weights = trained
 
-    def _new_shard(self) -> None:
-        """Another source file; in every fourth week an old one is written anew."""
-        names = [f"part-{self.week:04d}"]
+    def _new_shards(self) -> None:
+        """More source files; in every fourth week a tenth as many old ones are written anew."""
+        names = [f"part-{self.week:04d}-{i:04d}" for i in range(self.new)]
         if self.week % 4 == 3:
-            names.append(self.shards.pop(self.random.randrange(len(self.shards)))["name"])
+            old = self.random.sample(self.shards, max(1, self.new // 10))
+            self.shards = [shard for shard in self.shards if shard not in old]
+            names += [shard["name"] for shard in old]
         for name in names:
             identity, data = f"{name} of week {self.week}", self.random.randbytes(1000)
             path = shard_path(POOL, name, identity, "parquet")
