@@ -26,7 +26,7 @@ from pipelines.runs.collect import KINDS, collect, find_garbage
 from pipelines.runs.needed import Policy
 from pipelines.store.artifacts import Store
 
-WEEKS, SHARDS = 52, 470
+WEEKS, SHARDS = 52, 430
 T = TypeVar("T")
 
 

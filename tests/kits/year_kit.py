@@ -114,12 +114,10 @@ class Year:
             self.weights = trained
 
     def _new_shards(self) -> None:
-        """More source files; in every fourth week a tenth as many old ones are written anew."""
+        """More source files, and a tenth as many that are written anew every week."""
         names = [f"part-{self.week:04d}-{i:04d}" for i in range(self.new)]
-        if self.week % 4 == 3:
-            old = self.random.sample(self.shards, max(1, self.new // 10))
-            self.shards = [shard for shard in self.shards if shard not in old]
-            names += [shard["name"] for shard in old]
+        names += (anew := [f"rolling-{i:04d}" for i in range(max(1, self.new // 10))])
+        self.shards = [shard for shard in self.shards if shard["name"] not in anew]
         for name in names:
             identity, data = f"{name} of week {self.week}", self.random.randbytes(1000)
             path = shard_path(POOL, name, identity, "parquet")
