@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.cli import (
     averages,
+    collecting,
     datasets,
     drawing,
     evaluating,
@@ -32,6 +33,7 @@ from pipelines.spec.renamed import SpecWarning
 __all__ = [
     "app",
     "averages",
+    "collecting",
     "datasets",
     "drawing",
     "evaluating",

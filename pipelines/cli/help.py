@@ -15,7 +15,7 @@ VERBS = {
     "Models": ("models", "promote", "rollback", "export"),
     "Serve": ("serve",),
     "Data": ("data stats", "data show"),
-    "Clusters and schedules": ("submit", "jobs", "logs", "stop", "schedule"),
+    "Clusters and schedules": ("submit", "jobs", "logs", "stop", "schedule", "gc"),
 }
 """Every verb by task, in the order of the help."""
 

@@ -36,8 +36,20 @@ def run(spec: SpecPath, storage: SpecStorage = None, metrics_port: MetricsPort =
     finish(*drive(made, store, metrics_port=metrics_port))
 
 
-@app.command(epilog="Example:  ediffi retrain pipelines/specs/demo.yaml")
-def retrain(spec: SpecPath, storage: SpecStorage = None, metrics_port: MetricsPort = None) -> None:
+@app.command(
+    epilog="\b\nExamples:\n  ediffi retrain pipelines/specs/demo.yaml\n"
+    "  ediffi retrain pipelines/specs/demo.yaml --dry-run"
+)
+def retrain(
+    spec: SpecPath,
+    storage: SpecStorage = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what a retraining would do now, without doing it."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
+    metrics_port: MetricsPort = None,
+) -> None:
     """Train the champion on new data, and keep the better model.
 
     Every expert of the champion trains on for a share of its images. The result is compared with
@@ -46,9 +58,18 @@ def retrain(spec: SpecPath, storage: SpecStorage = None, metrics_port: MetricsPo
     from pipelines.dag.new_data import reason_to_skip
     from pipelines.executor.driver import drive
 
+    if as_json and not dry_run:
+        raise ValueError("--json goes with --dry-run; a retraining prints its progress")
     _, store, made, sources = opened(spec, storage, retrains=True)
     assert made.champion is not None
-    if reason := reason_to_skip(made, store, sources, made.champion):
+    reason = reason_to_skip(made, store, sources, made.champion)
+    if dry_run:
+        from pipelines.reports import retraining
+
+        found = retraining.data(made, store, sources, reason)
+        echo(json.dumps(found, indent=1) if as_json else retraining.text(found))
+        return
+    if reason:
         echo(f"skipped: {reason}")
         return
     finish(*drive(made, store, metrics_port=metrics_port))

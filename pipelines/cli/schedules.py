@@ -49,6 +49,15 @@ def schedule(
         bool,
         typer.Option("--list", help="List the store's schedules with their last and next runs."),
     ] = False,
+    events: Annotated[
+        int,
+        typer.Option(
+            "--events",
+            metavar="N",
+            help="With --list: how many of the last events to show: what ran, was skipped or "
+            "missed, and why.",
+        ),
+    ] = 5,
     storage: SomeStorage = None,
     as_json: AsJson = False,
 ) -> None:
@@ -72,7 +81,7 @@ def schedule(
     if show:
         at = _store(spec, storage)
         rows = list_schedules(at, datetime.now(UTC))
-        echo(json.dumps(rows, indent=1) if as_json else _table(rows, at.root))
+        echo(json.dumps(rows, indent=1) if as_json else _table(rows, at.root, events))
         return
     if spec is None or not line:
         raise ValueError('give a spec and its times: `ediffi schedule SPEC --cron "0 3 * * 1"`')
@@ -137,12 +146,13 @@ def _idle(spec: Path, store: Any, verb: str) -> str:
     return f"nothing changed, all {len(made.verdicts)} nodes are done" if done else ""
 
 
-def _table(rows: list[dict[str, Any]], root: str) -> str:
+def _table(rows: list[dict[str, Any]], root: str, events: int) -> str:
+    from pipelines.formatting import clock
     from pipelines.jobs.schedule_state import Schedule
 
     if not rows:
         return f"no schedules in {root}"
-    lines = []
+    lines: list[str] = []
     for row in rows:
         about = {k: row[k] for k in ("pipeline", "spec", "verb", "arguments", "cron", "timezone")}
         schedule = Schedule(**about)
@@ -161,4 +171,9 @@ def _table(rows: list[dict[str, Any]], root: str) -> str:
             f"  next  {schedule.format_time(datetime.fromisoformat(row['next']))}"
             + ("" if row["kept_here"] else ", but no scheduler is running here"),
         ]
+        for event in row["calendar"][max(0, len(row["calendar"]) - events) :]:
+            due = schedule.format_time(datetime.fromisoformat(event["due"]))
+            took = f" in {clock(event['took_s'])}" if event.get("took_s") else ""
+            why = f": {event['said']}" if event["said"] else ""
+            lines.append(f"        {due}  {event['state']}{took}{why}")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.dag.champion import Champion
 from pipelines.dag.plan import Plan
+from pipelines.data.formats.shard import SourceShard
 from pipelines.models import champions
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
@@ -25,14 +26,25 @@ def reason_to_skip(plan: Plan, store: Store, sources: Mapping[str, Any], champio
         return "the data is what the champion was trained on"
     if is_settled(plan, store):
         return "the champion has already been retrained on this data"
-    if "train" not in sources:  # made by a node: its settings changed, so its data did
-        return ""
-    seen = set(Version.open(store, before.folder).table["source_identity"].to_pylist())
-    new = sum(shard.identity not in seen for shard in sources["train"]["listed"])
+    files = new_shards(store, sources, champion)
     least = plan.spec.retraining.new_shards
-    if new < least:
-        return f"{new:,} files are new, and `retraining.new_shards` asks for {least:,}"
+    if files is not None and len(files) < least:
+        return f"{len(files):,} files are new, and `retraining.new_shards` asks for {least:,}"
     return ""
+
+
+def new_shards(
+    store: Store, sources: Mapping[str, Any], champion: Champion
+) -> list[SourceShard] | None:
+    """Source files that the champion was not trained on.
+
+    None if a node makes the data: then its settings changed, and so did all of it.
+    """
+    if "train" not in sources:
+        return None
+    seen = Version.open(store, champion.data("train").folder).table["source_identity"]
+    known = set(seen.to_pylist())
+    return [shard for shard in sources["train"]["listed"] if shard.identity not in known]
 
 
 def is_settled(plan: Plan, store: Store) -> bool:

@@ -54,6 +54,8 @@ FORMATS = {
     "probe": 1,
     "merge": 1,
     "gradients": 1,
+    "drift": 1,
+    "drift_gate": 1,
 }
 
 

@@ -46,18 +46,47 @@ def retraining_nodes(
         cascade.append(adopted_ensemble(spec, name, candidates, stage["experts"], external))
     if why := reason_incomparable(cascade, champion):
         raise ValueError(f"this spec cannot retrain the champion: {why}; use `ediffi run`")
+    drift = _drift_nodes(spec, champion)
     training = [
         _retrain_node(spec, sources, champion, stage, slot)
         for stage in champion.stages
         for slot in stage["experts"]
     ]
+    waits = {node.kind: node.id for node in drift if node.kind == "drift_gate"}
+    training = [replace(n, unhashed_inputs={**n.unhashed_inputs, **waits}) for n in training]
     evaluation = [*measuring_nodes(spec, sources), *(ensemble.adopt_node for ensemble in cascade)]
     evaluation += [
         evaluate_node(spec, sources, "ensemble", cascade[: at + 1], ensemble)
         for at, ensemble in enumerate(cascade)
     ]
     promote = promote_node(spec, sources, cascade)
-    return [*input_nodes(spec, sources), *training, *evaluation, promote], cascade
+    return [*input_nodes(spec, sources), *drift, *training, *evaluation, promote], cascade
+
+
+def _drift_nodes(spec: Spec, champion: Champion) -> list[Node]:
+    """The node that compares the data with the champion's, and the gate that training waits for.
+
+    They are two, so that another limit does not measure again.
+    """
+    drift = spec.retraining.drift
+    if drift is None:
+        return []
+    limits = drift.settings()
+    measure = Node(
+        kind="drift",
+        name="train",
+        settings={"rows": limits.pop("rows"), "seed": spec.seed_of_data},
+        inputs={"data": "embed/train"},
+        external={"before": champion.data("train")},
+    )
+    gate = Node(
+        kind="drift_gate",
+        name="train",
+        settings={"limits": limits},
+        inputs={"drift": measure.id},
+        cpus=0,
+    )
+    return [measure, gate]
 
 
 def _retrain_node(

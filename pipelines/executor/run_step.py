@@ -12,7 +12,7 @@ from pipelines.executor.ray_cluster import lacking
 from pipelines.runs import meters
 from pipelines.runs.context import Context, Result
 
-ORCHESTRATING = {"train", "embed", "adopt", "compare", "gate"}
+ORCHESTRATING = {"train", "embed", "adopt", "compare", "gate", "drift_gate"}
 """Kinds whose steps run in the driver: they start Ray work themselves, or need no CPU."""
 
 

@@ -25,6 +25,7 @@ from pipelines.lineage import Lineage
 from pipelines.reports import status
 from pipelines.reports import tree as tree_view
 from pipelines.runs.claims import ClaimLost, Claims
+from pipelines.runs.collect import check_present, is_collecting
 from pipelines.runs.context import Context, ProgressBoard
 from pipelines.runs.execution import Execution, now
 from pipelines.runs.lease import LeaseLost
@@ -132,7 +133,18 @@ class Runner:
             self.record_state(verdict, "waiting")
         if verdicts:
             self.save_states()  # once for all: a study has hundreds of nodes
+            self.wait_for_collection()
+            check_present(self.store, {i: v.folder for i, v in verdicts.items() if v.cached})
         return todo
+
+    def wait_for_collection(self) -> None:
+        """Wait until no `ediffi gc` runs. What the run needs must be in its saved record."""
+        logged = False
+        while is_collecting(self.store) and not self.stop.why:
+            if not logged:
+                self.console.log("waiting for the end of an `ediffi gc`")
+                logged = True
+            time.sleep(1)
 
     def reuse(self, verdict: Verdict, manifest: Mapping[str, Any]) -> None:
         """Take a node's result from the store instead of running it, without saving the record."""
@@ -395,10 +407,12 @@ class Runner:
         origin = {"since": now(), "attempt": self.execution.attempt, "by": HOST}
         if state == "reused" and ours:  # an earlier attempt of this run has built it
             origin = {k: before[k] for k in origin if k in before}
+        reads = sorted({external.folder for external in verdict.node.external.values()})
         self.execution.nodes[node] = {
             "state": state,
             "why": verdict.why,
             "folder": verdict.folder,
+            **({"reads": reads} if reads else {}),
             **origin,
             **more,
         }

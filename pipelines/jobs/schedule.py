@@ -25,6 +25,9 @@ POLL_S = 1.0
 MISSED_AFTER = timedelta(minutes=1)
 """A tick this late counts as missed."""
 
+MISSED_NOTED = 100
+"""Missed ticks of one gap that the calendar lists."""
+
 SKIPPED_PREFIX = "skipped: "
 """Prefix of the last line of a verb that found nothing to do."""
 
@@ -83,6 +86,7 @@ def run_schedule(
             log("continues the last run, which was not finished")
         elif at - due > MISSED_AFTER:
             log(f"the run due at {schedule.format_time(due)} was missed; it starts now")
+            note_missed(state, after, due, at)
         checked, resume = at, False
         run_tick(schedule, state, tick, log, at)
         if stop.signal:
@@ -92,9 +96,22 @@ def run_schedule(
             log(
                 f"skipped the run due at {schedule.format_time(passed)}: the last was still running"
             )
+            state.note(passed, "skipped", "the last run was still running")
             checked = at
             state.save(checked)
         log(f"next run: {schedule.format_time(after(checked))}")
+
+
+def note_missed(
+    state: ScheduleState, after: Callable[[datetime], datetime], due: datetime, at: datetime
+) -> None:
+    """Add the ticks from ``due`` to ``at`` to the calendar, for which one run makes up."""
+    said = f"no scheduler was running; made up for at {iso_utc(at)}"
+    for _ in range(MISSED_NOTED):
+        if due > at:
+            return
+        state.note(due, "missed", said)
+        due = after(due)
 
 
 def run_tick(
@@ -112,6 +129,7 @@ def run_tick(
         "interrupted": f"interrupted after {clock(took)}; the next run continues from there",
     }
     log(text[outcome.state])
+    state.note(at, outcome.state, outcome.message, took_s=round(took, 1))
     state.save(at, state=outcome.state, said=outcome.message, took_s=round(took, 1))
     return outcome
 

@@ -21,6 +21,9 @@ from pipelines.store.artifacts import Store
 
 FOLDER = "schedules"
 
+CALENDAR_LENGTH = 500
+"""Events that a schedule's calendar keeps; older ones are dropped."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -56,7 +59,8 @@ class Schedule:
 
 
 class ScheduleState:
-    """A schedule's file in the store: the schedule, until when its ticks are done, its last run."""
+    """A schedule's file in the store: the schedule, until when its ticks are done, its last run,
+    and a calendar of what ran, was skipped or was missed."""
 
     def __init__(
         self, store: Store, schedule: Schedule, now: datetime, log: Callable[[str], None]
@@ -66,10 +70,12 @@ class ScheduleState:
             "schedule": {**asdict(schedule), "arguments": list(schedule.arguments)},
             "seen": iso_utc(now),
             "last": {},
+            "calendar": [],
         }
         before = store.read_json(self.path)
         if before:
             self.content["last"] = before["last"]
+            self.content["calendar"] = before.get("calendar", [])  # files of 0.2.0 have none
             when = {k: before["schedule"][k] for k in ("cron", "timezone")}
             if when == {"cron": schedule.cron, "timezone": schedule.timezone}:
                 self.content["seen"] = before["seen"]
@@ -83,6 +89,18 @@ class ScheduleState:
     def unfinished(self) -> bool:
         """Whether the last run was interrupted, or its scheduler killed."""
         return self.content["last"].get("state") in ("running", "interrupted")
+
+    def note(self, due: datetime, state: str, said: str = "", **more: Any) -> None:
+        """Add an event to the calendar; :meth:`save` writes it.
+
+        Args:
+            due: when it was due, or began if it was not scheduled.
+            state: ``done``, ``skipped``, ``failed``, ``interrupted`` or ``missed``.
+            said: why.
+            more: further facts, such as ``took_s``.
+        """
+        event = {"due": iso_utc(due), "state": state, "said": said, **more}
+        self.content["calendar"] = [*self.content["calendar"], event][-CALENDAR_LENGTH:]
 
     def save(self, checked_until: datetime, **last: Any) -> None:
         """Write the file.
@@ -141,7 +159,7 @@ def has_scheduler(store: Store, pipeline: str) -> bool:
 
 
 def list_schedules(store: Store, now: datetime) -> list[dict[str, Any]]:
-    """All schedules of a store as JSON, with the last run and the next time."""
+    """All schedules of a store as JSON, with the last run, the next time and the calendar."""
     rows = []
     for name in store.files(FOLDER):
         if "/" in name or not name.endswith(".json"):
@@ -153,6 +171,7 @@ def list_schedules(store: Store, now: datetime) -> list[dict[str, Any]]:
             {
                 **found["schedule"],
                 "last": found["last"],
+                "calendar": found.get("calendar", []),
                 "next": iso_utc(due),
                 "kept_here": has_scheduler(store, schedule.pipeline),
             }

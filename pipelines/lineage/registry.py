@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,24 @@ def mirror(
         version = versions.get(held.fingerprint) if held else None
         if version and aliases.get(alias) != version:
             client.set_registered_model_alias(name, alias, version)
+
+
+def forget(client: Any, name: str, fingerprints: Collection[str]) -> int:
+    """Delete MLflow's versions of ensembles that are no longer in the store.
+
+    Args:
+        client: an ``MlflowClient``.
+        name: name of the model.
+        fingerprints: of the ensembles.
+
+    Returns:
+        How many versions there were.
+    """
+    found = client.search_model_versions(f"name = '{name}'")
+    gone = [v for v in found if v.tags.get(FINGERPRINT) in fingerprints]
+    for version in gone:
+        client.delete_model_version(name, version.version)
+    return len(gone)
 
 
 def tags(book: Registry, fingerprint: str) -> dict[str, str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from pipelines.lineage.address import to_connect, to_keep, tracking_uri
-from pipelines.lineage.registry import mirror
+from pipelines.lineage.registry import forget, mirror
 from pipelines.lineage.writer import Writer
 from pipelines.runs.execution import Execution, latest
 from pipelines.store.artifacts import Store
@@ -41,3 +42,10 @@ def sync_model(store: Store, name: str) -> str:
     writer = Writer(uri, name, "", store)
     mirror(writer.client, writer.experiment, store, name)
     return to_keep(uri)
+
+
+def forget_versions(store: Store, name: str, fingerprints: Collection[str]) -> int:
+    """Delete MLflow's versions of ensembles that were removed; → how many. Raises what MLflow
+    raises."""
+    writer = Writer(registry_uri(store, name), name, "", store)
+    return forget(writer.client, name, fingerprints)

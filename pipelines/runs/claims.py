@@ -135,6 +135,15 @@ class Claims:
         return None if dead else holder
 
 
+def live_owner(store: Store, folder: str) -> str | None:
+    """The pipeline whose live driver has claimed a node; None if there is none."""
+    claim = parse(store.read(path_of(folder)))
+    if claim is None or claim.released or not is_driven(store, claim.pipeline):
+        return None
+    holder = holder_of(store, claim.pipeline)
+    return claim.pipeline if holder and holder.owner == claim.owner else None
+
+
 def path_of(folder: str) -> str:
     """Path of a node's claim in the store."""
     return f"leases/{folder}.json"

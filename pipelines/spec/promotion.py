@@ -3,9 +3,11 @@ ensemble is retrained on new data."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 
-from pipelines.spec.base import Strict
+from pipelines.spec.base import LATER, Strict
 
 
 class Promotion(Strict):
@@ -36,6 +38,26 @@ class Promotion(Strict):
     value."""
 
 
+class Drift(Strict):
+    """How far new data may drift from the champion's. Compared are the shards that the champion's
+    data lacks with all of its data. A retraining stops before it trains if the whole 95 % interval
+    of a measure lies above its limit; without limits the drift is only measured."""
+
+    rows: int = Field(2000, ge=50)
+    """Rows of each that lengths and embeddings are compared on, at most."""
+
+    caption_lengths: float | None = Field(None, gt=0, le=1)
+    """Limit of the Kolmogorov–Smirnov distance of the captions' lengths in tokens, of every text
+    encoder: 0 for equal distributions, 1 for lengths that do not overlap."""
+
+    embeddings: float | None = Field(None, gt=0, le=2)
+    """Limit of the unbiased MMD² of every pooled embedding, of captions and of pictures, with a
+    Gaussian kernel whose bandwidth is the median distance of the champion's."""
+
+    quarantined: float | None = Field(None, gt=0, le=1)
+    """Limit of the increase of the share of quarantined rows: 0.05 is five percentage points."""
+
+
 class Retraining(Strict):
     """How ``ediffi retrain`` continues training the champion on new data."""
 
@@ -45,3 +67,7 @@ class Retraining(Strict):
 
     new_shards: int = Field(1, ge=1)
     """Minimum number of new source files. With fewer, ``ediffi retrain`` does nothing."""
+
+    drift: Annotated[Drift | None, LATER] = None
+    """Measure how far new data has drifted from the champion's, and stop where that is too far.
+    By default it is not measured."""

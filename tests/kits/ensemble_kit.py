@@ -50,7 +50,7 @@ def make(root: Path) -> Store:
     for stage, experts in EXPERTS.items():
         for name, interval in experts.items():
             path = f"nodes/train/{stage}/{name}.safetensors"
-            data, sha = _weights(stage, name, interval)
+            data, sha = weights_of(stage, name, interval)
             store.write(path, data)
             weights[f"{stage}/{name}"] = {"path": path, "expert": name, "sha256": sha}
     manifest = {
@@ -76,7 +76,8 @@ def make(root: Path) -> Store:
     return store
 
 
-def _weights(stage: str, name: str, interval: Interval) -> tuple[bytes, str]:
+def weights_of(stage: str, name: str, interval: Interval) -> tuple[bytes, str]:
+    """An expert's random weights, which torch's seed decides, and their sha256."""
     config = UNetConfig(
         resolution=SIDES[stage],
         channels=8,

@@ -14,7 +14,7 @@ from paths import SMOKE
 
 from pipelines import cli
 from pipelines.executor.stopping import Stop
-from pipelines.jobs import child, cron, schedule
+from pipelines.jobs import child, cron, schedule, schedule_state
 from pipelines.jobs.schedule import Outcome
 from pipelines.jobs.schedule_state import Schedule, ScheduleState
 from pipelines.runs.threads import in_thread
@@ -114,6 +114,48 @@ def test_ticks_missed_while_the_scheduler_was_down_run_once(tmp_path):
     assert later.said[0] == "the run due at 2026-11-27 16:00 UTC was missed; it starts now"
     again = Night(tmp_path, begin=START + hours(10, 40), length=hours(0, 10))
     assert again.keep() == [] and again.said == []
+
+
+def calendar(night):
+    events = night.file()["calendar"]
+    return [(datetime.fromisoformat(e["due"]) - START, e["state"], e["said"]) for e in events]
+
+
+def test_the_calendar_tells_what_ran_was_skipped_and_was_missed(tmp_path):
+    first = Night(tmp_path, length=hours(5, 30))
+    first.takes = [hours(2, 30)]
+    first.outcome = Outcome(state="skipped", message="no new files")
+    first.keep()
+    later = Night(tmp_path, begin=START + hours(8, 20), length=hours(1))
+    later.keep()
+    made_up = "no scheduler was running; made up for at 2026-11-27T20:20:00+00:00"
+    assert calendar(later) == [
+        (hours(1), "skipped", "no new files"),
+        (hours(2), "skipped", "the last run was still running"),
+        (hours(4), "skipped", "no new files"),
+        (hours(5), "skipped", "no new files"),
+        (hours(6), "missed", made_up),
+        (hours(7), "missed", made_up),
+        (hours(8), "missed", made_up),
+        (hours(8, 20), "done", ""),
+        (hours(9), "done", ""),
+    ]
+
+
+def test_the_calendar_keeps_the_last_events_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule_state, "CALENDAR_LENGTH", 2)
+    night = Night(tmp_path)
+    night.keep()
+    assert [due for due, *_ in calendar(night)] == [hours(2), hours(3)]
+
+
+def test_a_gap_of_years_is_noted_in_short(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "MISSED_NOTED", 3)
+    Night(tmp_path).keep()
+    later = Night(tmp_path, begin=START + hours(9000, 20), length=hours(0, 10))
+    later.keep()
+    states = [state for _, state, _ in calendar(later)]
+    assert states == ["done"] * 3 + ["missed"] * 3 + ["done"]
 
 
 def test_ticks_since_the_first_start_of_the_scheduler_are_caught_up(tmp_path):
