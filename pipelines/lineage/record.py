@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ediffi_core import tree as names
 from ediffi_core.noise import Interval, NoiseDistribution
-from pipelines.dag.plan import Plan, Verdict
+from pipelines.dag.plan import Node, Plan, Verdict
 from pipelines.lineage.address import local_folder, to_keep, tracking_uri
 from pipelines.lineage.delivery import Delivery
 from pipelines.lineage.spool import Item, Spool
@@ -213,6 +214,7 @@ class Lineage:
             "parent": node.inputs.get("parent", ""),
             "tags": self._tags(verdict, state),
             "params": dict(list(params.items())[:PARAMS]),
+            "data": self._data(node),
             "time_ms": int(time.time() * 1000),
         }
 
@@ -228,6 +230,7 @@ class Lineage:
             "fingerprint": verdict.fingerprint,
             "tags": tags,
             "values": [(f"final/{k}", v, now, 0) for k, v in manifest["metrics"].items()],
+            "measured_on": self._measured_on(node),
             "files": [
                 (name, "samples" if name.startswith("samples/") else node.kind)
                 for name in manifest["files"]
@@ -235,6 +238,30 @@ class Lineage:
             ],
             "time_ms": now,
         }
+
+    def _data(self, node: Node) -> dict[str, str]:
+        """Role → folder of the embedded data sets that a node reads."""
+        read = {**node.inputs, **node.unhashed_inputs}
+        folders = {role: self.plan.verdicts[source].folder for role, source in read.items()}
+        folders |= {role: result.folder for role, result in node.external.items()}
+        return {r: folder for r, folder in folders.items() if folder.startswith("nodes/embed/")}
+
+    def _measured_on(self, node: Node) -> str | None:
+        """Folder of the data set that a node's measures were taken on."""
+        data = self._data(node)
+        return data.get("validation") or data.get("data")
+
+    def _path(self, node: Node) -> str:
+        """An expert's stage and ancestors, from the root to itself: ``base/E0_0/E1_1``."""
+        stage, _, expert = node.name.partition("/")
+        path = [expert]
+        while parent := node.inputs.get("parent"):
+            node = self.plan.verdicts[parent].node
+            path.insert(0, node.settings["expert"])
+        if "parent" in node.external and names.is_expert(path[0]):  # trained by another plan
+            while above := names.parent(path[0]):
+                path.insert(0, above)
+        return "/".join([stage, *path])
 
     def _tags(self, verdict: Verdict, state: str) -> dict[str, str]:
         node = verdict.node
@@ -256,6 +283,7 @@ class Lineage:
                 "ediffi.sigma_lo": f"{low:.6g}",
                 "ediffi.sigma_hi": f"{high:.6g}",
                 "ediffi.parent": node.inputs.get("parent", ""),
+                "ediffi.path": self._path(node),
             }
             if parent := node.external.get("parent"):
                 tags["ediffi.parent"] = parent.folder.removeprefix("nodes/")
