@@ -15,6 +15,7 @@ from ediffi_core.noise import Interval, NoiseDistribution
 from pipelines.dag.plan import Node, Plan, Verdict
 from pipelines.lineage.address import local_folder, to_keep, tracking_uri
 from pipelines.lineage.delivery import Delivery
+from pipelines.lineage.limits import PARAM_CHARACTERS, PARAMS, TAG_CHARACTERS, flat, whole_lines
 from pipelines.lineage.spool import Item, Spool
 from pipelines.lineage.writer import Writer
 from pipelines.models import champions
@@ -24,7 +25,6 @@ from pipelines.store.artifacts import Store, sha256
 LOGGED_FILES = (".png", "captions.txt", "ensemble.json", "decision.json", "gradients.json")
 """Endings of the files of a node that are uploaded."""
 
-PARAMS, PARAM_CHARACTERS, TAG_CHARACTERS = 100, 6000, 5000  # MLflow's limits a call, or below them
 TIMEOUT_S, OUTAGE_TIMEOUT_S = 120.0, 15.0
 """How long the end of a run waits for delivery, with MLflow reachable and unreachable."""
 
@@ -181,6 +181,11 @@ class Lineage:
                 "note": whole_lines(tree_view.markdown(tree)),
                 "tree": tree,
                 "values": [(k, v, now, 0) for k, v in tree_view.headline_metrics(tree).items()],
+                "evaluations": {
+                    v.node.name: {"folder": v.folder, "measured_on": self._measured_on(v.node)}
+                    for v in self.plan.verdicts.values()
+                    if v.node.kind == "evaluate" and v.node.id in manifests
+                },
                 "model": model,
             }
         )
@@ -290,19 +295,3 @@ class Lineage:
             if expert.startswith("E"):
                 tags["ediffi.level"] = expert[1:].split("_")[0]
         return tags
-
-
-def flat(settings: dict[str, Any], at: str = "") -> dict[str, Any]:
-    """Flatten nested settings: ``a.b`` → value."""
-    out: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{at}.{key}" if at else key
-        out |= flat(value, name) if isinstance(value, dict) else {name: value}
-    return out
-
-
-def whole_lines(text: str, limit: int = TAG_CHARACTERS) -> str:
-    """The longest beginning of a text in whole lines that a tag of MLflow holds."""
-    if len(text) <= limit:
-        return text
-    return text[: text.rfind("\n", 0, limit + 1) + 1].rstrip("\n")

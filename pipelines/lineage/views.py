@@ -99,15 +99,10 @@ VIEWS: Mapping[str, View] = {
 def save(client: Any, experiment: str) -> None:
     """Give an experiment the views, but for those that people have changed since."""
     tags = client.get_experiment(experiment).tags
-    # Without it MLflow takes the runs for a language model's.
-    wanted = {"mlflow.experimentKind": "custom_model_development"}
-    wanted = {key: value for key, value in wanted.items() if key not in tags}
     for name, view in VIEWS.items():
         key, value = f"{PREFIX}{name}", view.tag()
         if tags.get(key) != value and _is_ours(tags.get(key)):
-            wanted[key] = value
-    for key, value in wanted.items():
-        client.set_experiment_tag(experiment, key, value)
+            client.set_experiment_tag(experiment, key, value)
 
 
 def _is_ours(tag: str | None) -> bool:

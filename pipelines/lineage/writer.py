@@ -13,9 +13,11 @@ from typing import Any
 
 from pipelines.lineage import logged_models, views
 from pipelines.lineage.address import Runs, local_folder, quiet_mlflow
+from pipelines.lineage.limits import PARAM_CHARACTERS, PARAMS, flat
 from pipelines.lineage.logged_models import DataSet
 from pipelines.lineage.pages import every
 from pipelines.lineage.spool import Item
+from pipelines.reports import champion_changes
 from pipelines.store.artifacts import MANIFEST, Store
 
 PARENT_TAG = "mlflow.parentRunId"
@@ -238,13 +240,47 @@ class Writer:
         pictures = tree_page.thumbnails(self.store, item["tree"])
         page = tree_page.html(item["tree"], links=links, pictures=pictures)
         self.client.log_text(run, page, "lineage.html")
-        self.metrics("", item["values"])
+        ensemble = None
         if model := item["model"]:
             offered = {**model, "execution": self.execution}
             registry.mirror(self.client, self.experiment, self.store, self.pipeline, offered)
+            ensemble = model["fingerprint"]
+            self._log_settings(model["folder"])
+        self._log_evaluations(item, ensemble)
         self._tag("", {"ediffi.state": item["state"]})
         ends = {"done": "FINISHED", "interrupted": "KILLED", "cancelled": "KILLED"}
         self.client.set_terminated(run, ends.get(item["state"], "FAILED"), item["time_ms"])
+
+    def _log_settings(self, folder: str) -> None:
+        """Log what determines the ensemble, so that MLflow can compare it with another."""
+        from mlflow.entities import Param
+
+        run = self.runs[""]
+        known = self.client.get_run(run).data.params
+        settings = flat(champion_changes.facts(self.store, folder))
+        new = [Param(k, str(v)[:PARAM_CHARACTERS]) for k, v in settings.items() if k not in known]
+        for at in range(0, len(new), PARAMS):
+            self.client.log_batch(run, params=new[at : at + PARAMS])
+
+    def _log_evaluations(self, item: Item, ensemble: str | None) -> None:
+        """Log the evaluations' measures, each of the LoggedModel and on the data set it is of.
+
+        Args:
+            ensemble: Fingerprint of this execution's ensemble, if it made one.
+        """
+        rest = list(item["values"])
+        for name, made in item.get("evaluations", {}).items():
+            mine = [v for v in rest if v[0].startswith(f"{name}/")]
+            rest = [v for v in rest if v not in mine]
+            data = DataSet.at(made["measured_on"]) if made["measured_on"] else None
+            manifest = self.store.read_json(f"{made['folder']}/{MANIFEST}")
+            read = logged_models.fingerprints_read(self.store, manifest) if manifest else []
+            # Only a model of one expert is that expert's LoggedModel.
+            one = ensemble if name.endswith("/ensemble") else read[0] if len(read) == 1 else None
+            model = logged_models.find(self.client, self.experiment, one) if one else None
+            is_new = model is not None and model.source_run_id in self.runs.values()
+            self.log_points(self.runs[""], mine, model.model_id if is_new else None, data)
+        self.metrics("", rest)
 
     def cancel(self) -> None:
         """End the execution's runs if there is no driver to do it."""
