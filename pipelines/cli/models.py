@@ -115,9 +115,9 @@ def models(
         book = champions.read(store, model)
         old, new = (book.find(model, which) for which in compare)
         changes = champion_changes.compare(store, old, new)
-        titled = f"{model}: {_name(book, old)} → {_name(book, new)}"
-        shown = f"{titled}, {champion_changes.text(changes)}"
-        echo(json.dumps(changes, indent=1) if as_json else shown)
+        title = f"{model}: {_name(book, old)} → {_name(book, new)}"
+        comparison = f"{title}, {champion_changes.text(changes)}"
+        echo(json.dumps(changes, indent=1) if as_json else comparison)
         return
     names = [model] if model else champions.models(store)
     books = {name: champions.read(store, name) for name in names}

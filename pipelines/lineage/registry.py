@@ -11,6 +11,7 @@ a model. ``ediffi sample`` reads only the JSON file.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,6 +23,12 @@ from pipelines.lineage.pages import every
 from pipelines.models.champions import MANIFEST, Entry, Registry, read
 from pipelines.reports import tree as tree_view
 from pipelines.store.artifacts import Store
+
+MODEL = "ediffi.model"
+"""Tag of a version with the id of its LoggedModel."""
+
+VERSIONS = "mlflow.modelVersions"
+"""Tag of a LoggedModel with its versions, which MLflow's pages show."""
 
 EXAMPLE = {
     "prompt": ["a red seven left of a green two", "a blue three"],
@@ -72,7 +79,9 @@ def mirror(
         for key, value in tags(book, fingerprint).items():
             if found.tags.get(key) != value:
                 client.set_model_version_tag(name, found.version, key, value)
-        about = describe(store, name, entry, book.version(fingerprint))
+        model = found.tags.get(MODEL) or _link_model(client, experiment, found, fingerprint)
+        page = f"#/experiments/{experiment}/models/{model}" if model else ""
+        about = describe(store, name, entry, book.version(fingerprint), page)
         if found.description != about:
             client.update_model_version(name, found.version, about)
         _tag_run(client, found.run_id, tags(book, fingerprint))
@@ -106,13 +115,36 @@ def reigns(book: Registry, fingerprint: str) -> list[str]:
     return [f"{e.when} – {end}" for e, end in zip(moves, ends) if e.fingerprint == fingerprint]
 
 
-def describe(store: Store, name: str, entry: Entry, version: int) -> str:
-    """The card of a version as Markdown: how to draw with it, its tree, and its measures."""
+def _link_model(client: Any, experiment: str, version: Any, fingerprint: str) -> str | None:
+    """Make an ensemble's LoggedModel and its version know each other, which a database forgets.
+
+    Returns:
+        Id of the LoggedModel; None for one that an earlier release registered.
+    """
+    model = logged_models.find(client, experiment, fingerprint)
+    if model is None:
+        return None
+    known = json.loads(model.tags.get(VERSIONS, "[]"))
+    mine = {"name": version.name, "version": str(version.version)}
+    if mine not in known:
+        client.set_logged_model_tags(model.model_id, {VERSIONS: json.dumps([*known, mine])})
+    client.set_model_version_tag(version.name, version.version, MODEL, model.model_id)
+    return str(model.model_id)
+
+
+def describe(store: Store, name: str, entry: Entry, version: int, page: str = "") -> str:
+    """The card of a version as Markdown: how to draw with it, its tree, and its measures.
+
+    Args:
+        version: As the store counts them.
+        page: Address of its LoggedModel's page, if it is known.
+    """
     use = (
         f'`ediffi sample {name}@{version} "a prompt"`, or in Python '
         f'`mlflow.pyfunc.load_model("models:/{name}/{version}")`, which takes the columns of the '
         f"signature and of the input example. The weights are in {store.full(entry.folder)}."
     )
+    use += f" [The model's measures on each data set]({page})" if page else ""
     tree = store.read_json(f"executions/{entry.by.removeprefix('run ')}.tree.json")
     return f"{use}\n\n{whole_lines(tree_view.markdown(tree))}" if tree else use
 

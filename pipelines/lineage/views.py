@@ -50,9 +50,10 @@ def _metrics(*names: str) -> tuple[str, ...]:
 
 MADE_WITH = ("attributes.`Dataset`", "attributes.`Models`")
 EXPERT = (
-    *_tags("stage", "path", "sigma_lo", "sigma_hi", "adopted"),
+    *_tags("path", "sigma_lo", "sigma_hi", "adopted", "execution"),
     "params.`images`",
-    *_metrics("val_loss", "val_gain", "val_gain_low", "val_gain_high"),
+    *_metrics("val_loss", "val_gain"),
+    *MADE_WITH,
 )
 PATH = "tags.`ediffi.path`"
 
@@ -71,14 +72,14 @@ VIEWS: Mapping[str, View] = {
     "experts": View(
         name="Experts of the tree",
         search="tags.`ediffi.kind` = 'train'",
-        columns=(*EXPERT, *_tags("state", "execution"), *MADE_WITH),
+        columns=EXPERT,
         order=PATH,
         ascending=True,
     ),
     "below-E1_1": View(
         name="Everything below E1_1",
         search="tags.`ediffi.path` LIKE '%/E1_1/%'",
-        columns=(*EXPERT, *_tags("state", "execution"), *MADE_WITH),
+        columns=EXPERT,
         order=PATH,
         ascending=True,
     ),

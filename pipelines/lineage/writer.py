@@ -17,6 +17,7 @@ from pipelines.lineage.limits import PARAM_CHARACTERS, PARAMS, flat
 from pipelines.lineage.logged_models import DataSet
 from pipelines.lineage.pages import every
 from pipelines.lineage.spool import Item
+from pipelines.models import champions
 from pipelines.reports import champion_changes
 from pipelines.store.artifacts import MANIFEST, Store
 
@@ -245,7 +246,8 @@ class Writer:
             offered = {**model, "execution": self.execution}
             registry.mirror(self.client, self.experiment, self.store, self.pipeline, offered)
             ensemble = model["fingerprint"]
-            self._log_settings(model["folder"])
+            if self.store.size(f"{model['folder']}/{champions.MANIFEST}") is not None:
+                self._log_settings(model["folder"])
         self._log_evaluations(item, ensemble)
         self._tag("", {"ediffi.state": item["state"]})
         ends = {"done": "FINISHED", "interrupted": "KILLED", "cancelled": "KILLED"}
@@ -278,8 +280,9 @@ class Writer:
             # Only a model of one expert is that expert's LoggedModel.
             one = ensemble if name.endswith("/ensemble") else read[0] if len(read) == 1 else None
             model = logged_models.find(self.client, self.experiment, one) if one else None
-            is_new = model is not None and model.source_run_id in self.runs.values()
-            self.log_points(self.runs[""], mine, model.model_id if is_new else None, data)
+            if model is not None and model.source_run_id not in self.runs.values():
+                model = None  # an execution that reuses a model has not measured it
+            self.log_points(self.runs[""], mine, model.model_id if model else None, data)
         self.metrics("", rest)
 
     def cancel(self) -> None:

@@ -78,11 +78,11 @@ def compare(store: Store, old: Entry, new: Entry) -> dict[str, Any]:
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """The comparison for the terminal; a measure has its interval's half behind ±."""
+    """The comparison for the terminal, without control measurements; ± is half an interval."""
     changed = [f"  {line}" for line in found["changed"]]
     rows = [("measure", "old", "new", "new − old")]
     for key, of in found["metrics"].items():
-        if not key.endswith(AUXILIARY_SUFFIXES):
+        if not key.endswith(AUXILIARY_SUFFIXES) and "/" not in key:
             half = found["metrics"].get(f"{key}_ci95", {})
             values = (_number(of[side], half.get(side)) for side in ("old", "new"))
             rows.append((key, *values, _number(of["difference"], sign="+")))
