@@ -10,6 +10,7 @@ from record_kit import Driver
 
 from pipelines.lineage.pages import every
 from pipelines.models import champions
+from pipelines.reports import tree as tree_view
 
 PAGE = (ROOT / "infra/docs/record.md").read_text()
 
@@ -32,7 +33,9 @@ def make_results(driver: Driver, seed: int = 0) -> dict[str, dict]:
         if node.kind == "adopt":
             seats = {slot: roles[0] for slot, roles in node.settings["seats"].items()}
             info = {"seats": seats, "refused": {}}
-        metrics = {"val_loss": draw.random(), "rows": 64}
+        measures = {"data": {"rows": 64}, "embed": {"rows": 64}}
+        losses = {"val_loss": draw.random()} if node.kind in ("train", "evaluate") else {}
+        metrics = measures.get(node.kind, losses)
         about = {"kind": node.kind, "name": node.name, "info": info, "inputs": inputs}
         finished = datetime.now(UTC).isoformat()
         finish(driver.store, verdict, metrics=metrics, finished=finished, **about)
@@ -85,6 +88,8 @@ def run_all(driver: Driver, manifests: dict[str, dict]) -> None:
         driver.execution.nodes[name] = {"state": "done", "folder": verdict.folder}
     driver.execution.state = "done"
     driver.execution.save(driver.store)
+    tree = tree_view.build(driver.plan, driver.execution, manifests)
+    driver.store.write_json(f"executions/{driver.execution.id}.tree.json", tree)
     driver.lineage.close("done", manifests, timeout_s=600)
 
 
