@@ -41,7 +41,7 @@ demo: $(READY) ## train a small expert tree on emoji, and draw with it (10 minut
 
 ui: $(READY) ## show the demo's record in MLflow, at http://127.0.0.1:$PORT
 	@test -f $(STORE)/mlflow.db || { echo "there is no record yet: run make demo first" >&2; exit 2; }
-	@echo "the demo: http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning   (Ctrl-C ends it)"
+	@echo "the demo: http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=overview   (Ctrl-C ends it)"
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(STORE)/mlflow.db --workers 1 --port $(PORT)
 
 test: $(READY) ## run all tests, offline (a quarter of an hour on 2 cores); with FAST=1 the quick ones alone

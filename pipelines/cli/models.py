@@ -76,13 +76,21 @@ def rollback(
 
 @app.command(
     epilog="\b\nExamples:\n  ediffi models\n  ediffi models emoji-scenes --json\n"
-    "  ediffi models --sync"
+    "  ediffi models emoji-scenes --compare 1 champion\n  ediffi models --sync"
 )
 def models(
     model: Annotated[
         str | None,
         typer.Argument(
             metavar="MODEL", help="Show this model and its history.", show_default="all models"
+        ),
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="OLD NEW",
+            help="Show what changed between two versions of MODEL.",
+            show_default="no comparison",
         ),
     ] = None,
     sync: Annotated[
@@ -93,12 +101,24 @@ def models(
 ) -> None:
     """List models with their champion and candidate.
 
-    With MODEL, also the history: which ensemble was promoted when, and why.
+    With MODEL, also the history: which ensemble was promoted when, and why. Versions to compare are
+    numbers, beginnings of fingerprints, champion or candidate.
     """
     from pipelines.models import champions
+    from pipelines.reports import champion_changes
     from pipelines.reports import champions as champions_view
 
     store = stored(storage)
+    if compare:
+        if not model or sync:
+            raise ValueError("--compare needs a MODEL, and no --sync")
+        book = champions.read(store, model)
+        old, new = (book.find(model, which) for which in compare)
+        changes = champion_changes.compare(store, old, new)
+        title = f"{model}: {_name(book, old)} → {_name(book, new)}"
+        comparison = f"{title}, {champion_changes.text(changes)}"
+        echo(json.dumps(changes, indent=1) if as_json else comparison)
+        return
     names = [model] if model else champions.models(store)
     books = {name: champions.read(store, name) for name in names}
     if model and not books[model].history:

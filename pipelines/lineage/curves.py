@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.dag.plan import digest
 from pipelines.evaluation.curve import Curve, Line
-from pipelines.lineage.record import PARAM_CHARACTERS, whole_lines
+from pipelines.lineage.limits import PARAM_CHARACTERS, whole_lines
 from pipelines.lineage.sync import registry_uri
 from pipelines.lineage.writer import Writer
 from pipelines.store.artifacts import Store

@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ediffi_core import tree as names
 from ediffi_core.noise import Interval, NoiseDistribution
-from pipelines.dag.plan import Plan, Verdict
+from pipelines.dag.plan import Node, Plan, Verdict
 from pipelines.lineage.address import local_folder, to_keep, tracking_uri
 from pipelines.lineage.delivery import Delivery
+from pipelines.lineage.limits import PARAM_CHARACTERS, PARAMS, TAG_CHARACTERS, flat, whole_lines
 from pipelines.lineage.spool import Item, Spool
 from pipelines.lineage.writer import Writer
 from pipelines.models import champions
@@ -23,7 +25,6 @@ from pipelines.store.artifacts import Store, sha256
 LOGGED_FILES = (".png", "captions.txt", "ensemble.json", "decision.json", "gradients.json")
 """Endings of the files of a node that are uploaded."""
 
-PARAMS, PARAM_CHARACTERS, TAG_CHARACTERS = 100, 6000, 5000  # MLflow's limits a call, or below them
 TIMEOUT_S, OUTAGE_TIMEOUT_S = 120.0, 15.0
 """How long the end of a run waits for delivery, with MLflow reachable and unreachable."""
 
@@ -180,6 +181,11 @@ class Lineage:
                 "note": whole_lines(tree_view.markdown(tree)),
                 "tree": tree,
                 "values": [(k, v, now, 0) for k, v in tree_view.headline_metrics(tree).items()],
+                "evaluations": {
+                    v.node.name: {"folder": v.folder, "measured_on": self._measured_on(v.node)}
+                    for v in self.plan.verdicts.values()
+                    if v.node.kind == "evaluate" and v.node.id in manifests
+                },
                 "model": model,
             }
         )
@@ -213,6 +219,7 @@ class Lineage:
             "parent": node.inputs.get("parent", ""),
             "tags": self._tags(verdict, state),
             "params": dict(list(params.items())[:PARAMS]),
+            "data": self._data(node),
             "time_ms": int(time.time() * 1000),
         }
 
@@ -228,6 +235,7 @@ class Lineage:
             "fingerprint": verdict.fingerprint,
             "tags": tags,
             "values": [(f"final/{k}", v, now, 0) for k, v in manifest["metrics"].items()],
+            "measured_on": self._measured_on(node),
             "files": [
                 (name, "samples" if name.startswith("samples/") else node.kind)
                 for name in manifest["files"]
@@ -235,6 +243,30 @@ class Lineage:
             ],
             "time_ms": now,
         }
+
+    def _data(self, node: Node) -> dict[str, str]:
+        """Role → folder of the embedded data sets that a node reads."""
+        read = {**node.inputs, **node.unhashed_inputs}
+        folders = {role: self.plan.verdicts[source].folder for role, source in read.items()}
+        folders |= {role: result.folder for role, result in node.external.items()}
+        return {r: folder for r, folder in folders.items() if folder.startswith("nodes/embed/")}
+
+    def _measured_on(self, node: Node) -> str | None:
+        """Folder of the data set that a node's measures were taken on."""
+        data = self._data(node)
+        return data.get("validation") or data.get("data")
+
+    def _path(self, node: Node) -> str:
+        """An expert's stage and ancestors, from the root to itself: ``base/E0_0/E1_1``."""
+        stage, _, expert = node.name.partition("/")
+        path = [expert]
+        while parent := node.inputs.get("parent"):
+            node = self.plan.verdicts[parent].node
+            path.insert(0, node.settings["expert"])
+        if "parent" in node.external and names.is_expert(path[0]):  # trained by another plan
+            while above := names.parent(path[0]):
+                path.insert(0, above)
+        return "/".join([stage, *path])
 
     def _tags(self, verdict: Verdict, state: str) -> dict[str, str]:
         node = verdict.node
@@ -256,25 +288,10 @@ class Lineage:
                 "ediffi.sigma_lo": f"{low:.6g}",
                 "ediffi.sigma_hi": f"{high:.6g}",
                 "ediffi.parent": node.inputs.get("parent", ""),
+                "ediffi.path": self._path(node),
             }
             if parent := node.external.get("parent"):
                 tags["ediffi.parent"] = parent.folder.removeprefix("nodes/")
             if expert.startswith("E"):
                 tags["ediffi.level"] = expert[1:].split("_")[0]
         return tags
-
-
-def flat(settings: dict[str, Any], at: str = "") -> dict[str, Any]:
-    """Flatten nested settings: ``a.b`` → value."""
-    out: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{at}.{key}" if at else key
-        out |= flat(value, name) if isinstance(value, dict) else {name: value}
-    return out
-
-
-def whole_lines(text: str, limit: int = TAG_CHARACTERS) -> str:
-    """The longest beginning of a text in whole lines that a tag of MLflow holds."""
-    if len(text) <= limit:
-        return text
-    return text[: text.rfind("\n", 0, limit + 1) + 1].rstrip("\n")

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.lineage.address import to_keep, tracking_uri
 from pipelines.lineage.curves import description, metric_name
+from pipelines.lineage.pages import every
 from pipelines.lineage.writer import Writer
 from pipelines.store.artifacts import Store
 from pipelines.studies.claims import Finding
@@ -34,8 +35,8 @@ def record(
     uri = tracking_uri(tracking, store)
     writer = Writer(uri, study, "", store)
     client = writer.client
-    known = client.search_runs([writer.experiment], f"tags.`ediffi.kind` = '{KIND}'")
-    for old in known:
+    where = f"tags.`ediffi.kind` = '{KIND}'"
+    for old in list(every(client.search_runs, [writer.experiment], where)):
         client.delete_run(old.info.run_id)
     tags = {"ediffi.kind": KIND, "ediffi.state": "done"}
     run = client.create_run(writer.experiment, tags=tags, run_name=f"{study}: report")

@@ -11,9 +11,15 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
+from pipelines.lineage import logged_models, views
 from pipelines.lineage.address import Runs, local_folder, quiet_mlflow
+from pipelines.lineage.limits import PARAM_CHARACTERS, PARAMS, flat
+from pipelines.lineage.logged_models import DataSet
+from pipelines.lineage.pages import every
 from pipelines.lineage.spool import Item
-from pipelines.store.artifacts import Store
+from pipelines.models import champions
+from pipelines.reports import champion_changes
+from pipelines.store.artifacts import MANIFEST, Store
 
 PARENT_TAG = "mlflow.parentRunId"
 BATCH = 1000  # MLflow's limit of metrics a call
@@ -74,16 +80,33 @@ class Writer:
         """Log curve points to a node's run."""
         self.log_points(self.runs[node], values)
 
-    def log_points(self, run: str, values: Iterable[Point]) -> None:
-        """Log points to a run, as many at once as MLflow takes."""
+    def log_points(
+        self,
+        run: str,
+        values: Iterable[Point],
+        model: str | None = None,
+        data: DataSet | None = None,
+    ) -> None:
+        """Log points to a run, as many at once as MLflow takes.
+
+        Args:
+            run: Id of the run.
+            values: The points.
+            model: Id of the LoggedModel that they measure.
+            data: The data set that they were measured on.
+        """
         from mlflow.entities import Metric
 
-        points = [Metric(key, float(value), time, step) for key, value, time, step in values]
+        on = {"dataset_name": data.name, "dataset_digest": data.digest} if data else {}
+        points = [
+            Metric(key, float(value), time, step, model_id=model, **on)
+            for key, value, time, step in values
+        ]
         for at in range(0, len(points), BATCH):
             self.client.log_batch(run, metrics=points[at : at + BATCH])
 
     def _search(self, where: str) -> list[Any]:
-        return list(self.client.search_runs([self.experiment], where, max_results=1000))
+        return list(every(self.client.search_runs, [self.experiment], where))
 
     def _tag(self, node: str, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -94,6 +117,7 @@ class Writer:
 
     def _open(self, item: Item) -> None:
         """Start the execution's run, and end runs that killed drivers of this pipeline left."""
+        views.save(self.client, self.experiment)
         self._run("", self.execution, item)
         self._end_abandoned_runs(set(self.runs.values()))
 
@@ -106,6 +130,10 @@ class Writer:
 
         params = [Param(k, v) for k, v in item["params"].items()]
         self.client.log_batch(self.runs[node], params=params)
+        data = {role: DataSet.at(folder) for role, folder in item.get("data", {}).items()}
+        if found := [each.as_input(self.store, role) for role, each in data.items()]:
+            for run in (self.runs[node], self.runs[""]):
+                self.client.log_inputs(run, datasets=found)
 
     def _run(self, node: str, name: str, item: Item) -> None:
         """Create a run, or continue the existing one."""
@@ -141,7 +169,8 @@ class Writer:
         history = self.store.read(f"{folder}/history.jsonl")
         rows = [json.loads(line) for line in history.splitlines()] if history else []
         points = [(k, v, r["time_ms"], r["images"]) for r in rows for k, v in r["metrics"].items()]
-        self.metrics(node, points + item["values"])
+        self.metrics(node, points)
+        self._log_result(item)
         tags = dict(item["tags"])
         if tags["ediffi.state"] == "reused" and (first := self._first_run(item["fingerprint"])):
             tags["ediffi.reused_from"] = first
@@ -151,6 +180,24 @@ class Writer:
             self.client.log_artifact(run, str(file), artifact_path=artifact_path)
         self.client.set_terminated(run, "FINISHED", item["time_ms"])
         self.ended.add(node)
+
+    def _log_result(self, item: Item) -> None:
+        """Log a node's final measures, of its expert if it trained one, and the experts it read."""
+        run = self.client.get_run(self.runs[item["node"]])
+        data = DataSet.at(item["measured_on"]) if item.get("measured_on") else None
+        manifest = self.store.read_json(f"{item['folder']}/{MANIFEST}")
+        model = None
+        if manifest and manifest["kind"] == "train":
+            tags = {**run.data.tags, **item["tags"]}
+            known = self.client, self.experiment
+            expert = logged_models.record_expert(*known, run.info.run_id, tags, manifest)
+            logged_models.link_output(self.client, run, expert.model_id)
+            # A run that reuses an expert measured nothing.
+            model = expert.model_id if expert.source_run_id == run.info.run_id else None
+        self.log_points(run.info.run_id, item["values"], model, data)
+        read = logged_models.fingerprints_read(self.store, manifest) if manifest else []
+        models = [logged_models.find(self.client, self.experiment, each) for each in read]
+        logged_models.link_inputs(self.client, run, [each.model_id for each in models if each])
 
     def _label(self, item: Item) -> None:
         """Tag a node after its end; nodes without a run in this execution are skipped."""
@@ -194,13 +241,49 @@ class Writer:
         pictures = tree_page.thumbnails(self.store, item["tree"])
         page = tree_page.html(item["tree"], links=links, pictures=pictures)
         self.client.log_text(run, page, "lineage.html")
-        self.metrics("", item["values"])
+        ensemble = None
         if model := item["model"]:
             offered = {**model, "execution": self.execution}
             registry.mirror(self.client, self.experiment, self.store, self.pipeline, offered)
+            ensemble = model["fingerprint"]
+            if self.store.size(f"{model['folder']}/{champions.MANIFEST}") is not None:
+                self._log_settings(model["folder"])
+        self._log_evaluations(item, ensemble)
         self._tag("", {"ediffi.state": item["state"]})
         ends = {"done": "FINISHED", "interrupted": "KILLED", "cancelled": "KILLED"}
         self.client.set_terminated(run, ends.get(item["state"], "FAILED"), item["time_ms"])
+
+    def _log_settings(self, folder: str) -> None:
+        """Log what determines the ensemble, so that MLflow can compare it with another."""
+        from mlflow.entities import Param
+
+        run = self.runs[""]
+        known = self.client.get_run(run).data.params
+        settings = flat(champion_changes.facts(self.store, folder))
+        new = [Param(k, str(v)[:PARAM_CHARACTERS]) for k, v in settings.items() if k not in known]
+        for at in range(0, len(new), PARAMS):
+            self.client.log_batch(run, params=new[at : at + PARAMS])
+
+    def _log_evaluations(self, item: Item, ensemble: str | None) -> None:
+        """Log the evaluations' measures, each of the LoggedModel and on the data set it is of.
+
+        Args:
+            ensemble: Fingerprint of this execution's ensemble, if it made one.
+        """
+        rest = list(item["values"])
+        for name, made in item.get("evaluations", {}).items():
+            mine = [v for v in rest if v[0].startswith(f"{name}/")]
+            rest = [v for v in rest if v not in mine]
+            data = DataSet.at(made["measured_on"]) if made["measured_on"] else None
+            manifest = self.store.read_json(f"{made['folder']}/{MANIFEST}")
+            read = logged_models.fingerprints_read(self.store, manifest) if manifest else []
+            # Only a model of one expert is that expert's LoggedModel.
+            one = ensemble if name.endswith("/ensemble") else read[0] if len(read) == 1 else None
+            model = logged_models.find(self.client, self.experiment, one) if one else None
+            if model is not None and model.source_run_id not in self.runs.values():
+                model = None  # an execution that reuses a model has not measured it
+            self.log_points(self.runs[""], mine, model.model_id if model else None, data)
+        self.metrics("", rest)
 
     def cancel(self) -> None:
         """End the execution's runs if there is no driver to do it."""

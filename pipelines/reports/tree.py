@@ -405,9 +405,9 @@ def table_lines(table: Sequence[Sequence[str]]) -> list[str]:
 def markdown(tree: Mapping[str, Any]) -> str:
     """The tree as Markdown, for the description of the run in MLflow."""
     labels = "".join(f", {label}" for label in tree.get("labels", ()))
-    out = [f"### {tree['pipeline']}: {tree['state']}{labels}", ""]
+    out = [f"### {tree['pipeline']}: {tree['state']}{labels}"]
     for stage_name, stage in tree["stages"].items():
-        out += [f"**{stage_name}** (bold: in the ensemble)", ""]
+        out += ["", f"**{stage_name}** (bold: in the ensemble)", ""]
         for depth, _, name, e in tree_rows(stage["experts"]):
             label = f"**{name}**" if e["in_ensemble"] else name
             out.append(

@@ -7,6 +7,7 @@ from paths import SMOKE
 
 from pipelines.dag import plan, sources
 from pipelines.lineage import Lineage, quiet_mlflow
+from pipelines.lineage.pages import every
 from pipelines.runs import execution
 from pipelines.spec.loading import load
 from pipelines.store.artifacts import Store
@@ -51,7 +52,7 @@ def runs_of(uri: str) -> dict[str, list]:
     client = quiet_mlflow().MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("smoke").experiment_id
     found: dict[str, list] = {}
-    for one in client.search_runs([experiment], max_results=1000):
+    for one in every(client.search_runs, [experiment]):
         found.setdefault(one.data.tags.get("ediffi.node", ""), []).append(one)
     return found
 
