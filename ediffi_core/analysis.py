@@ -15,6 +15,7 @@ from ediffi_core.conditioning import Conditioning, Tokens
 from ediffi_core.ensemble import Ensemble
 from ediffi_core.precond import coefficients
 from ediffi_core.unet.attention import CrossAttention, attention_mask
+from ediffi_core.unet.config import UNetConfig
 from ediffi_core.unet.net import UNet
 
 
@@ -31,6 +32,26 @@ class AttentionShare:
     """``null`` or embedding name → its share; they add up to 1."""
 
 
+def token_names(config: UNetConfig, cond: Conditioning) -> list[str]:
+    """What each of a network's tokens is: ``null`` for the learned one, or an embedding's name."""
+    names = ["null"]
+    for spec in config.embeddings:
+        if spec.kind == "sequence":
+            names += [spec.name] * cond.sequences[spec.name].shape[1]
+        elif spec.attended:
+            names.append(spec.name)
+    return names
+
+
+def attention_probabilities(module: CrossAttention, x: Tensor, tokens: Tokens) -> Tensor:
+    """How a layer's pixels x [N, C, H, W] attend to tokens. → [N, heads, H W, T] float32"""
+    q, (k, _) = module.queries(x), module.keys_values(tokens.values)
+    scores = (q @ k.transpose(2, 3)).float() * q.shape[3] ** -0.5
+    mask = attention_mask(q, k, tokens, x.shape[2:])
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(dim=3)
+
+
 @contextmanager
 def attention_shares(net: UNet) -> Iterator[list[AttentionShare]]:
     """Collect an :class:`AttentionShare` from every cross-attention evaluated in the context.
@@ -43,12 +64,7 @@ def attention_shares(net: UNet) -> Iterator[list[AttentionShare]]:
 
     def before(_: Any, inputs: tuple[Tensor, Tensor, Conditioning]) -> None:
         _, c_noise, cond = inputs
-        names = ["null"]
-        for spec in net.config.embeddings:
-            if spec.kind == "sequence":
-                names += [spec.name] * cond.sequences[spec.name].shape[1]
-            elif spec.attended:
-                names.append(spec.name)
+        names = token_names(net.config, cond)
         now.update(names=names, sigma=float(torch.exp(4 * c_noise[0])))
 
     def watch(layer: str, module: CrossAttention, inputs: tuple[Tensor, Tokens]) -> None:
@@ -56,13 +72,7 @@ def attention_shares(net: UNet) -> Iterator[list[AttentionShare]]:
         rows = tokens.mask[:, 1:].any(dim=1)
         if not rows.any():
             return
-        q, (k, _) = module.queries(x), module.keys_values(tokens.values)
-        scores = (q @ k.transpose(2, 3)).float() * q.shape[3] ** -0.5
-        mask = attention_mask(q, k, tokens, x.shape[2:])
-        scores = (
-            scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        )
-        mean = scores.softmax(dim=3)[rows].mean(dim=(0, 1, 2)).tolist()
+        mean = attention_probabilities(module, x, tokens)[rows].mean(dim=(0, 1, 2)).tolist()
         shares: dict[str, float] = {}
         for name, value in zip(now["names"], mean, strict=True):
             shares[name] = shares.get(name, 0.0) + value

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ediffi_core import draws
+from ediffi_core.attention_maps import AttentionRecorder
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.control import Control, SwitchOnGrid, check_start
 from ediffi_core.ensemble import Ensemble
@@ -101,6 +102,7 @@ def sample(
     callback: Callable[[str], Callback] | None = None,
     control: Control | None = None,
     wanted: Callable[[], Sequence[bool]] | None = None,
+    attention: AttentionRecorder | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Sample all stages, and yield each one's name and images [N, 3, R, R] in [-1, 1].
 
@@ -121,6 +123,7 @@ def sample(
         wanted: asked before every evaluation which of the N rows to go on with. A row that is not
             wanted is never evaluated again, whatever the later answers, and its images mean
             nothing. An error that it raises ends the sampling.
+        attention: records where the rows attend to their own prompts, in stages of U-Nets.
 
     Raises:
         ValueError: A row of the conditioning, or of a stage's images, has values that are not
@@ -139,10 +142,17 @@ def sample(
     cond, control = padded(cond), control.map_rows(padded, lambda picture: picture)
     seeds, numbers = _seeds_and_numbers(seed, first, len(cond))
     live = _LiveRows(len(cond), wanted)
+    own = cond.sequences  # a second prompt has others
     for stage in stages:
         noise = partial(_noise, seeds, numbers, (3, stage.resolution, stage.resolution))
         pictures, cond = _sample_stage(
-            stage, cond, control, noise, live, callback(stage.name) if callback else None
+            stage,
+            cond,
+            control,
+            noise,
+            live,
+            callback(stage.name) if callback else None,
+            attention if cond.sequences is own else None,
         )
         finite = pictures.isfinite().flatten(1).all(dim=1)
         overflowed = [] if bool(finite.all()) else [r for r in live.rows if not finite[r]]
@@ -165,6 +175,7 @@ def _sample_stage(
     noise: Callable[[str], Tensor],
     live: _LiveRows,
     callback: Callback | None,
+    attention: AttentionRecorder | None,
 ) -> tuple[Tensor, Conditioning]:
     """The stage's images, and the conditioning at its end."""
     start, switch = control.start, control.switch
@@ -172,24 +183,34 @@ def _sample_stage(
     x = noise(f"sample/{stage.name}").to(cond.device) * (start.sigma if start else stage.sigma_max)
     denoiser = _row_by_row(stage)
     if stage.tile and stage.tile < stage.resolution:
-        denoiser = Tiled(denoiser, stage.tile, stage.overlap)
+        denoiser, attention = Tiled(denoiser, stage.tile, stage.overlap), None
 
-    def conditioned(on: Conditioning) -> Denoise:
+    def conditioned(on: Conditioning, attention: AttentionRecorder | None) -> Denoise:
         def of_rows(rows: Tensor | None) -> Denoise:
             mine, avoided = on, control.negative
             if rows is not None:
                 mine, avoided = mine[rows], None if avoided is None else avoided[rows]
-            return guided(
+            denoise = guided(
                 denoiser, mine, stage.guidance, negative=avoided, threshold=stage.threshold
+            )
+            if attention is None:
+                return denoise
+            return attention.following(
+                denoise,
+                stage=stage.name,
+                denoiser=stage.denoiser,
+                sigmas=sigmas,
+                rows=live.rows,
+                count=live.count,
             )
 
         return live.denoise(of_rows)
 
-    denoise = conditioned(cond)
+    denoise = conditioned(cond, attention)
     if switch:
         level = switch.level(sigmas)
         after = replace(switch.cond, low_res=cond.low_res)
-        switching = SwitchOnGrid(denoise, conditioned(after), level, sigmas, callback)
+        switching = SwitchOnGrid(denoise, conditioned(after, None), level, sigmas, callback)
         denoise, callback = switching, switching.stepped
         cond = after if level >= float(sigmas[-2]) else cond
     if start:

@@ -19,6 +19,7 @@ from ediffi_core.checkpoint import weights_sha256
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.control import TokenSpans
 from ediffi_core.embeddings import EmbeddingSpec
+from ediffi_core.invariant import one_thread
 from ediffi_core.published import resolve_source
 
 EmbeddingKind = Literal["sequence", "pooled"]
@@ -391,6 +392,7 @@ def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
+@one_thread()
 def encode_prompts(
     t5: T5,
     clip: CLIP,
@@ -399,8 +401,8 @@ def encode_prompts(
 ) -> Conditioning:
     """Encode prompts into the conditioning for sampling; CLIP's image embedding is absent.
 
-    Each is encoded by itself: in a padded batch its embeddings would depend on the others, by
-    rounding.
+    Each is encoded by itself and by one thread: in a padded batch its embeddings would depend on
+    the others, by rounding, and so they would on the number of threads.
 
     Args:
         more: further encoders: embedding name → encoder and kind of embedding.

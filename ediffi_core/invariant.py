@@ -11,7 +11,8 @@ the same replacements apply, but the comparison was never made there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -33,8 +34,9 @@ class RowInvariant(TorchFunctionMode):
 
     A 1×1 convolution and a layer on vectors become a product of matrices for each row. Any other
     convolution of a single row is one of two equal rows: oneDNN computes one row otherwise than
-    several. An upsampling convolution, which it splits by threads, is not fused. Attention moves
-    masked tokens to the end, so that sums over tokens do not depend on where they were.
+    several. An upsampling convolution, which it splits by threads, is not fused. SiLU is made of
+    functions without a rounding of their own at the ends of rows and of threads' shares. Attention
+    moves masked tokens to the end, so that sums over tokens do not depend on where they were.
     """
 
     def __torch_function__(
@@ -45,6 +47,18 @@ class RowInvariant(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         return REPLACED.get(func, func)(*args, **(kwargs or {}))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes with one thread of the CPU: products of texts' odd lengths depend on how threads
+    share them. For encoders, which take little of a drawing's time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def padded(cond: Conditioning) -> Conditioning:
@@ -93,6 +107,12 @@ def _up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
 
 
+def _silu(x: Tensor, inplace: bool = False) -> Tensor:
+    """In operations that round the same in and behind the last whole vector of a thread's share."""
+    wide = x.float()
+    return (wide / wide.neg().exp_().add_(1)).to(x.dtype)
+
+
 def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     if attn_mask is None:
         return F.scaled_dot_product_attention(q, k, v)
@@ -112,6 +132,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None)
 REPLACED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: _linear,
     F.conv2d: _conv2d,
+    F.silu: _silu,
     up_conv: _up_conv,
     F.scaled_dot_product_attention: _attention,
 }

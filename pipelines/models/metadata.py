@@ -101,8 +101,7 @@ class Metadata(Strict):
 
     model: ModelId
     request: Request
-    """Pictures that were drawn together: in which company a picture is drawn can change the last
-    bit of its pixels."""
+    """Pictures that were drawn together."""
 
     shows: list[int] = Field(min_length=1)
     """Which of the request's pictures the file shows."""

@@ -20,7 +20,7 @@ BATCH = 16
 
 
 class Picture(Strict):
-    """A picture to draw: what (seed, number) gives is the same in any company, but for rounding."""
+    """A picture to draw: what (seed, number) gives is the same in any company."""
 
     prompt: str
     seed: int

@@ -15,6 +15,7 @@ from pipelines.models.controls import check_options
 from pipelines.spec.sampling import Sampling, with_changes
 
 if TYPE_CHECKING:
+    from pipelines.models.attention import WordAttention
     from pipelines.models.text_to_image import TextToImage
     from pipelines.models.watch import Pictures, Watch
 
@@ -91,24 +92,25 @@ def draw(
     stage: str | None = None,
     *,
     watch: Watch | None = None,
+    attention: WordAttention | None = None,
 ) -> list[Pictures]:
     """Generate one image per request, in order; requests with equal options share a batch.
 
     Args:
         stage: last stage to run; all by default.
-        watch: follows the drawing; all requests must have equal options.
+        watch, attention: as of ``TextToImage.sample``; all requests must have equal options.
 
     Raises:
-        ValueError: The requests do not fit the model or, with a watch, each other.
+        ValueError: The requests do not fit the model or, with these, each other.
         Abandoned: The watch wants none of the images any more.
     """
     groups: dict[Options, list[int]] = {}
     for row, request in enumerate(requests):
         groups.setdefault(request.options, []).append(row)
-    if watch and len(groups) > 1:
+    if (watch or attention) and len(groups) > 1:
         raise ValueError(
-            f"a watch follows requests that are drawn at once, but these have {len(groups)} "
-            "different options; draw those of equal options in a call each"
+            "`watch` and `attention` follow requests that are drawn at once, but these have "
+            f"{len(groups)} different options; draw those of equal options in a call each"
         )
     found: dict[int, Pictures] = {}
     for options, rows in groups.items():
@@ -128,8 +130,9 @@ def draw(
             switch_sigma=options.switch_sigma,
             paint=[r.paint for r in mine] if options.is_painted else None,
             up_to=stage,
-            batch=len(mine) if watch else 64,
+            batch=len(mine) if watch or attention else 64,
             watch=watch,
+            attention=attention,
         )
         found |= dict(zip(rows, pictures, strict=True))
     return [found[row] for row in range(len(requests))]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ediffi_core import cascade
+from ediffi_core.attention_maps import AttentionRecorder
 from ediffi_core.cascade import CascadeStage
 from ediffi_core.checkpoint import read_checked
 from ediffi_core.conditioning import Conditioning
@@ -228,6 +229,7 @@ def draw(
     progress: Callable[[int], None] | None = None,
     control: Control | None = None,
     watch: Watch | None = None,
+    attention: AttentionRecorder | None = None,
 ) -> dict[str, Tensor]:
     """Generate images with every stage of a cascade.
 
@@ -240,19 +242,20 @@ def draw(
         progress: called with the number of finished images.
         control: as for :func:`ediffi_core.cascade.sample`.
         watch: follows the drawing, which must fit in one batch.
+        attention: records where images attend to their prompts; they must fit in one batch.
 
     Returns:
         Stage name → images, uint8 [N, R, R, 3].
 
     Raises:
         Abandoned: None of the images is wanted any more.
-        ValueError: There is a watch and more than a batch; or as of
+        ValueError: There are more images than a batch, and a watch or recorder; or as of
             :func:`ediffi_core.cascade.sample`.
     """
-    if watch and len(cond) > batch:
+    if (watch or attention) and len(cond) > batch:
         raise ValueError(
-            f"a watch follows images that are drawn at once, but {len(cond)} do not fit in "
-            f"`batch={batch}`; write {len(cond)}"
+            f"`watch` and `attention` follow images that are drawn at once, but {len(cond)} do not "
+            f"fit in `batch={batch}`; write {len(cond)}"
         )
     followed: dict[str, Any] = {}
     if watch:
@@ -269,6 +272,7 @@ def draw(
             seed=seed if isinstance(seed, int) else seed[mine],
             first=number,
             control=control and control[mine],
+            attention=attention,
             **followed,
         )
         for name, x in drawn:

@@ -13,9 +13,18 @@ import torch
 
 from ediffi_core.cascade import CascadeStage
 from ediffi_core.conditioning import Conditioning, Paint
-from ediffi_core.control import Control, Phrase, Switch, paint_with_words, with_style
+from ediffi_core.control import (
+    Control,
+    Phrase,
+    Switch,
+    TokenSpans,
+    paint_with_words,
+    with_style,
+)
 from ediffi_core.encoders import CLIP, T5, EmbeddingKind, TextEncoder, encode_prompts
+from ediffi_core.invariant import one_thread
 from ediffi_core.loading import Residency
+from pipelines.models.attention import WordAttention
 from pipelines.models.controls import (
     check_options,
     ineffective,
@@ -118,6 +127,7 @@ class TextToImage:
         up_to: str | None = None,
         batch: int = 64,
         watch: Watch | None = None,
+        attention: WordAttention | None = None,
     ) -> Pictures:
         """Generate one image per prompt; unset options are the ensemble's own.
 
@@ -150,6 +160,8 @@ class TextToImage:
             batch: images generated at once, at most.
             watch: is told of every step, and says which images are still wanted; all must fit in
                 one batch.
+            attention: a new one, which then tells where each image attended to which word; all
+                must fit in one batch.
 
         Returns:
             uint8 [N, R, R, 3].
@@ -187,7 +199,8 @@ class TextToImage:
             sigma_max=base.sigma_max,
         )
         references = [variation] if variation is not None else style
-        embedding = self.clip.image(references) if references else None
+        with one_thread():
+            embedding = self.clip.image(references) if references else None
 
         def conditioned(texts: Sequence[str], phrases: Sequence[Sequence[Phrase]]) -> Conditioning:
             cond = self._encoded(texts, empty_is_absent=variation is not None)
@@ -208,7 +221,14 @@ class TextToImage:
             warnings.warn(message, SamplingWarning, stacklevel=2)
         cond = conditioned(prompts, phrases).to(self.device)
         drawn = draw(
-            stages, cond, seed=seed, first=first, batch=batch, control=control, watch=watch
+            stages,
+            cond,
+            seed=seed,
+            first=first,
+            batch=batch,
+            control=control,
+            watch=watch,
+            attention=attention.start(prompts, self._spans(prompts)) if attention else None,
         )
         out: Pictures = drawn[stages[-1].name].numpy()
         return out
@@ -221,7 +241,10 @@ class TextToImage:
     def _painted(self, phrases: Sequence[Sequence[Phrase]], prompts: Sequence[str]) -> Paint | None:
         if not any(phrases):
             return None
-        spans = {"t5": self.t5.spans(prompts), "clip_text": self.clip.spans(prompts)}
+        return paint_with_words(phrases, self._spans(prompts))
+
+    def _spans(self, prompts: Sequence[str]) -> dict[str, list[TokenSpans]]:
+        """Sequence → where its tokens are in each prompt."""
         tokens = {n: e for n, (e, kind) in self.more.items() if kind == "sequence"}
-        spans |= {name: encoder.spans(prompts) for name, encoder in tokens.items()}
-        return paint_with_words(phrases, spans)
+        encoders: dict[str, TextEncoder | CLIP] = {"t5": self.t5, "clip_text": self.clip, **tokens}
+        return {name: encoder.spans(prompts) for name, encoder in encoders.items()}
