@@ -7,13 +7,16 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from pipelines.models import rows
+from pipelines.models.attention import RowAttention, WordAttention
+from pipelines.models.painting import encode_png
 from pipelines.models.watch import Abandoned, StepDone
 from pipelines.serving.batching import Job
 from pipelines.serving.errors import DrawingFailed, Refused
-from pipelines.serving.events import Finished, Started, Step
+from pipelines.serving.events import Attention, Finished, Started, Step, Words
 from pipelines.serving.mailbox import Drawn
 from pipelines.serving.meters import Meters
 from pipelines.serving.models import Loaded
@@ -83,9 +86,16 @@ def draw_batch(loaded: Loaded, jobs: Sequence[Job], meters: Meters) -> None:
 def _draw(loaded: Loaded, jobs: list[Job], meters: Meters) -> list[list[Job]]:
     """Draw a batch; returns the batches to draw instead if it has failed."""
     watch = BatchWatch(jobs, meters)
+    attention = WordAttention() if jobs[0].attention else None
     _tell_started(loaded, jobs, meters)
     try:
-        drawn = rows.draw(loaded.model, [job.row for job in jobs], jobs[0].stage, watch=watch)
+        drawn = rows.draw(
+            loaded.model,
+            [job.row for job in jobs],
+            jobs[0].stage,
+            watch=watch,
+            attention=attention,
+        )
     except Abandoned:
         return []
     except Exception as error:  # it is one picture's fault, and the others are to be drawn
@@ -98,7 +108,9 @@ def _draw(loaded: Loaded, jobs: list[Job], meters: Meters) -> list[list[Job]]:
             return [[job] for job in jobs]
         _refuse(jobs[0], error, has_begun=watch.has_begun)
         return []
-    for job, pixels in zip(jobs, drawn, strict=True):
+    for row, (job, pixels) in enumerate(zip(jobs, drawn, strict=True)):
+        if attention and job.wanted():
+            job.tell(attention_event(job.picture, attention.of(row)))
         _finish(loaded, job, pixels, meters)
     return []
 
@@ -112,6 +124,24 @@ def _tell_started(loaded: Loaded, jobs: list[Job], meters: Meters) -> None:
             meters.observe("ediffi_serve_waited_seconds", now - job.arrived)
         job.model = label
         job.tell(Started(picture=job.picture, model=loaded.target.id, batch=len(jobs)))
+
+
+def attention_event(picture: int, found: RowAttention) -> Attention:
+    """Where a picture attended to its words, its maps as PNGs."""
+    ranges = []
+    for measured in found.ranges:
+        most = measured.maps.max(initial=1e-12)
+        grey = np.rint(255 * measured.maps / most).astype(np.uint8)
+        ranges.append(
+            Words(
+                stage=measured.stage,
+                sigma=measured.sigma,
+                experts=measured.experts,
+                maps=[encode_png(each) for each in grey],
+                shares=measured.shares.tolist(),
+            )
+        )
+    return Attention(picture=picture, words=found.words, spans=found.spans, ranges=ranges)
 
 
 def _finish(loaded: Loaded, job: Job, pixels: Pictures, meters: Meters) -> None:

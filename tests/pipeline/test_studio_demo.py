@@ -96,6 +96,7 @@ def test_painting_with_words(address, browser, scorer):
     swapped_colours_swap_the_things(hands, scorer)
     undo_brings_the_colours_back(hands)
     a_reload_keeps_the_session(hands)
+    attention_follows_the_paint(hands)
     a_style_reference_gives_its_ground(hands, scorer)
     assert hands.messages == []
 
@@ -155,6 +156,23 @@ def a_reload_keeps_the_session(hands):
     assert hands.state("state.results") == results
     assert hands.page.locator("#gallery li").count() == len(results) == 3 * COUNT
     assert hands.draw() == request
+
+
+def attention_follows_the_paint(hands):
+    hands.page.check("#attention-on")
+    hands.draw()
+    hands.page.uncheck("#attention-on")
+    assert hands.page.locator("#attention .chip").count() == len(PROMPT.split())
+    for found in hands.state(f"state.results.slice(-{COUNT}).map((r) => r.attention)"):
+        base = [words for words in found["ranges"] if words["stage"] == "base"]
+        for thing, half in (("snowman", 0), ("banana", 1)):
+            for words in base:
+                seen = map_of(words["maps"][found["words"].index(thing)])
+                assert np.split(seen, 2, axis=1)[half].mean() > seen.mean()
+
+
+def map_of(png):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))), np.float64)
 
 
 def a_style_reference_gives_its_ground(hands, scorer):

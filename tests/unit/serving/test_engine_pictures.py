@@ -9,12 +9,13 @@ import pytest
 import serving_kit as kit
 
 from ediffi_core.control import Phrase
+from pipelines.models.attention import WordAttention
 from pipelines.models.painting import box_mask
 from pipelines.models.rows import Options, Row
 from pipelines.models.text_to_image import TextToImage
 from pipelines.serving.engine import Order
 from pipelines.serving.errors import Refused
-from pipelines.serving.events import Finished, Queued, Started, Step
+from pipelines.serving.events import Attention, Finished, Queued, Started, Step
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +75,31 @@ def test_an_order_is_told_of_every_step_and_who_did_it(store):
         experts = {e.name: e for s in served.stages if s.name == step.stage for e in s.experts}
         low, high = experts[step.expert].sigma
         assert low <= step.sigma < high
+
+
+def test_attention_is_told_before_its_picture_and_is_the_models_own(store, model):
+    async def scene(engine):
+        orders = [kit.order(p, seed=i, attention=True) for i, p in enumerate([*PROMPTS, "…"])]
+        return await asyncio.gather(*(kit.events(engine, order) for order in orders))
+
+    found = play(store, scene, batching={"pictures": 4, "wait_ms": 1000.0})
+    for seed, events in enumerate(found):
+        *_, told, finished = events
+        own = WordAttention()
+        (expected,) = model.sample([finished.prompt], seed=[seed], attention=own)
+        row = own.of(0)
+        assert isinstance(told, Attention) and told.picture == 0
+        assert np.array_equal(kit.pixels(finished.png), expected)
+        assert (told.words, told.spans) == (row.words, row.spans)
+        assert len(told.ranges) == len(row.ranges) > 0
+        for words, measured in zip(told.ranges, row.ranges):
+            assert (words.stage, words.experts) == (measured.stage, measured.experts)
+            assert words.shares == pytest.approx(measured.shares.tolist(), rel=1e-4)
+            maps = [kit.pixels(each) for each in words.maps]
+            assert len(maps) == len(row.words)
+            if maps:
+                scaled = 255 * measured.maps / measured.maps.max()
+                assert np.abs(np.stack(maps) - scaled).max() <= 0.51
 
 
 def test_pictures_of_a_smaller_stage_are_smaller(store):
