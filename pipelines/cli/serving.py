@@ -191,8 +191,8 @@ def studio(
             if open_browser:
                 typer.launch(page)
 
-        with Stop():
-            alone.run(serving, creator(serving), opened, ready)
+        with Stop() as stop:
+            alone.run(serving, creator(serving), opened, ready, lambda: stop.signal is not None)
 
 
 def asked(

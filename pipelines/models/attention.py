@@ -30,7 +30,8 @@ class WordRange:
     [words, h, w] float32"""
 
     shares: Floats
-    """Each word's share of the attention to all words; they add up to 1. [words] float32"""
+    """Each word's share of the attention to all words; they add up to 1, or are 0 if encoders
+    read none of the words. [words] float32"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +115,6 @@ def _word_range(
         for word, mine in enumerate(tokens.get(name, ())):
             maps[word] += of_tokens[mine].sum(dim=0)
     means = maps.mean(dim=(1, 2))
-    shares = means / means.sum() if words else means
+    shares = means / means.sum().clamp_min(torch.finfo(means.dtype).tiny)
     experts = [found.expert] if found.expert else []
     return WordRange(found.stage, found.sigma, experts, maps.numpy(), shares.numpy())

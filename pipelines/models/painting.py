@@ -177,7 +177,7 @@ def _upright(image: Any, behind: str) -> Any:
 
 
 def encode_png(pixels: Any) -> str:
-    """Encode pixels, uint8 [R, R, 3], as a base64 PNG."""
+    """Encode pixels, uint8 [R, R, 3] or grey [R, R], as a base64 PNG."""
     from PIL import Image
 
     file = io.BytesIO()

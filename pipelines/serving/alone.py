@@ -24,6 +24,7 @@ def run(
     create: Callable[..., FastAPI],
     opened: socket.socket,
     ready: Callable[[], None],
+    is_stopped: Callable[[], bool],
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish the pictures that were asked for.
 
@@ -31,11 +32,13 @@ def run(
         create: makes the HTTP side, such as :func:`~pipelines.serving.app.create_app`.
         opened: the socket to serve at, from :func:`~pipelines.serving.access.listening`.
         ready: is called once the model is loaded.
+        is_stopped: whether a signal to end has come, of which uvicorn knows nothing while the model
+            is being loaded.
 
     Raises:
         ValueError: There is no such model, or no token where one is needed.
     """
-    asyncio.run(_run(serving, create, opened, ready))
+    asyncio.run(_run(serving, create, opened, ready, is_stopped))
 
 
 async def _run(
@@ -43,11 +46,14 @@ async def _run(
     create: Callable[..., FastAPI],
     opened: socket.socket,
     ready: Callable[[], None],
+    is_stopped: Callable[[], bool],
 ) -> None:
     engine = LocalEngine(serving, LocalMeters())
     try:
         app = create(engine, serving, token=token_of(serving))
         await engine.load()
+        if is_stopped():
+            return
         patience_s = math.ceil(serving.queue.deadline_s)
         config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=patience_s)
         ready()

@@ -21,6 +21,9 @@ from pipelines.spec.serving import Serving
 from pipelines.studio.app import create_studio
 
 PROMPT = "a frog and a rocket, on a pink background"
+OTHER_HOST = "studio.test"
+"""By this name a page is no secure context, as on a phone that asks another machine by HTTP."""
+
 PATIENCE_S = 120
 
 
@@ -56,7 +59,10 @@ def _wait_for(work: Coroutine[Any, Any, None]) -> None:
 def engine(root: Path) -> Iterator[LocalEngine]:
     """An engine that has loaded the tiny ensemble."""
     ensemble_kit.make(root)
-    local = LocalEngine(Serving(model=f"{ensemble_kit.NAME}@candidate", storage=str(root)))
+    serving = Serving(
+        model=f"{ensemble_kit.NAME}@candidate", storage=str(root), allowed_hosts=[OTHER_HOST]
+    )
+    local = LocalEngine(serving)
     _wait_for(local.load())
     try:
         yield local

@@ -1,7 +1,7 @@
 /** Drawing: the request, the picture as it forms, and which expert is at work. */
 
 import { chosenModel } from "./settings.js";
-import { randomSeed } from "./state.js";
+import { randomId, randomSeed } from "./state.js";
 
 /** Hues of the experts of the highest and the lowest noise, as on the page of lineage. */
 const FIRST_HUE = 18;
@@ -37,7 +37,8 @@ export function mountDraw(state, api) {
     leaving = new AbortController();
     state.set({ trouble: "", drawing: { request, ahead: null, pictures: {}, at: null } });
     say("Drawing.");
-    if (find("picture").getBoundingClientRect().top > innerHeight / 2) {
+    const { top, bottom } = find("pictures").getBoundingClientRect();
+    if (top > innerHeight / 2 || bottom < innerHeight / 2) {
       find("picture").scrollIntoView({ block: "start" });
     }
     const ids = {};
@@ -78,7 +79,7 @@ export function mountDraw(state, api) {
       if (ids[picture]) state.updateResult(ids[picture], { attention });
       else setPicture({ attention });
     } else if (event.type === "finished") {
-      const id = (ids[event.picture] = crypto.randomUUID());
+      const id = (ids[event.picture] = randomId());
       setPicture({ preview: event.png, id });
       state.addResult({
         id,

@@ -214,10 +214,11 @@ export function mountGallery(state, root) {
       }),
       element("a", { class: "button", href: png, download: fileName(result) }, "Download"),
       closing("Compare", () => compare(id)),
-      attention &&
-        closing("Show its attention", () =>
-          root.dispatchEvent(new CustomEvent("studio:attention", { bubbles: true, detail: id })),
-        ),
+      attention?.words.length
+        ? closing("Show its attention", () =>
+            root.dispatchEvent(new CustomEvent("studio:attention", { bubbles: true, detail: id })),
+          )
+        : null,
       button("Remove", removeOpened),
     );
   }

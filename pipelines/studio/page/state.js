@@ -36,6 +36,11 @@ export function randomSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0];
 }
 
+/** A new id. `crypto.randomUUID` is not there on a page that comes from another machine by HTTP. */
+export function randomId() {
+  return crypto.getRandomValues(new Uint32Array(4)).join("-");
+}
+
 /**
  * The session. Read its fields; change them by its methods, which tell the subscribers.
  *

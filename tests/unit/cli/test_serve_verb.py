@@ -1,5 +1,6 @@
 """``ediffi serve`` and ``studio``: what they refuse before anything is started."""
 
+import signal
 import socket
 
 import ensemble_kit
@@ -9,6 +10,8 @@ import yaml
 
 from pipelines.cli.serving import asked, introduction
 from pipelines.models import champions
+from pipelines.models.text_to_image import TextToImage
+from pipelines.serving.local import LocalEngine
 from pipelines.spec.serving import Serving
 
 MODEL = f"{ensemble_kit.NAME}@champion"
@@ -105,3 +108,16 @@ def test_the_example_names_the_token_by_its_variable(monkeypatch):
     lines = introduction(serving, "http://metrics")
     assert lines[0] == f"{MODEL} is served at http://127.0.0.1:9"
     assert "$EDIFFI_TOKEN" in lines[-1] and not any("hidden" in line for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_studio_that_is_stopped_while_it_loads_does_not_start(name, root, capsys, monkeypatch):
+    def load(*args):
+        signal.raise_signal(signal.Signals[name])
+        return load_it(*args)
+
+    load_it = TextToImage.load
+    monkeypatch.setitem(LocalEngine.__init__.__kwdefaults__, "load", load)
+    assert kit.call("studio", MODEL, "--storage", root, "--port", "0") == 0
+    assert capsys.readouterr().out == f"loads {MODEL}\n"

@@ -77,6 +77,31 @@ def test_an_order_is_told_of_every_step_and_who_did_it(store):
         assert low <= step.sigma < high
 
 
+def test_attention_is_told_before_its_picture_and_is_the_models_own(store, model):
+    async def scene(engine):
+        orders = [kit.order(p, seed=i, attention=True) for i, p in enumerate([*PROMPTS, "…"])]
+        return await asyncio.gather(*(kit.events(engine, order) for order in orders))
+
+    found = play(store, scene, batching={"pictures": 4, "wait_ms": 1000.0})
+    for seed, events in enumerate(found):
+        *_, told, finished = events
+        own = WordAttention()
+        (expected,) = model.sample([finished.prompt], seed=[seed], attention=own)
+        row = own.of(0)
+        assert isinstance(told, Attention) and told.picture == 0
+        assert np.array_equal(kit.pixels(finished.png), expected)
+        assert (told.words, told.spans) == (row.words, row.spans)
+        assert len(told.ranges) == len(row.ranges) > 0
+        for words, measured in zip(told.ranges, row.ranges):
+            assert (words.stage, words.experts) == (measured.stage, measured.experts)
+            assert words.shares == pytest.approx(measured.shares.tolist(), rel=1e-4)
+            maps = [kit.pixels(each) for each in words.maps]
+            assert len(maps) == len(row.words)
+            if maps:
+                scaled = 255 * measured.maps / measured.maps.max()
+                assert np.abs(np.stack(maps) - scaled).max() <= 0.51
+
+
 def test_pictures_of_a_smaller_stage_are_smaller(store):
     async def scene(engine):
         return await kit.pictures(engine, kit.order("a frog", stage="base"))
@@ -138,33 +163,12 @@ def test_200_orders_of_which_some_are_cancelled(store, model):
         assert np.array_equal(kit.pixels(event.png), expected)
 
 
-def test_attention_is_the_models_own_and_changes_no_picture(store, model):
-    """Beside an order that asks for none, and in a batch with another that does."""
-
+def test_attention_changes_no_picture(store):
     async def scene(engine):
-        orders = [
-            kit.order(PROMPTS[0], seed=0, attention=True),
-            kit.order(PROMPTS[2], seed=1, attention=True),
-            kit.order(PROMPTS[0], seed=0),
-        ]
+        orders = [kit.order(PROMPTS[0], attention=True), kit.order(PROMPTS[0])]
         return await asyncio.gather(*(kit.events(engine, order) for order in orders))
 
-    first, second, without = play(store, scene, batching={"pictures": 4, "wait_ms": 1000.0})
+    shown, without = play(store, scene)
+    assert [e for e in shown if isinstance(e, Attention)]
     assert not [e for e in without if isinstance(e, Attention)]
-    assert first[-1].png == without[-1].png
-    for seed, (prompt, events) in enumerate(((PROMPTS[0], first), (PROMPTS[2], second))):
-        (told,) = [e for e in events if isinstance(e, Attention)]
-        collector = WordAttention()
-        model.sample([prompt], seed=[seed], attention=collector)
-        own = collector.of(0)
-        assert told.words == own.words and told.spans == own.spans
-        assert [prompt[a:b] for a, b in told.spans] == told.words
-        assert [(r.stage, r.experts) for r in told.ranges] == [
-            (r.stage, r.experts) for r in own.ranges
-        ]
-        for range_told, range_own in zip(told.ranges, own.ranges, strict=True):
-            assert range_told.shares == pytest.approx(range_own.shares.tolist(), rel=1e-4)
-            assert sum(range_told.shares) == pytest.approx(1, abs=1e-5)
-            maps = np.stack([kit.pixels(one) for one in range_told.maps])
-            expected = range_own.maps * (255 / range_own.maps.max())
-            assert maps.max() == 255 and np.abs(maps - expected).max() <= 0.51
+    assert shown[-1].png == without[-1].png

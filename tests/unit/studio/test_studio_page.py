@@ -38,7 +38,8 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        named = f"--host-resolver-rules=MAP {studio_kit.OTHER_HOST} 127.0.0.1"
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", named])
         yield browser
         browser.close()
 
@@ -389,4 +390,31 @@ def test_a_finger_paints_without_scrolling(browser, served):
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     assert hands.slot_at(128, 90) == hands.slot_at(128, 128) == hands.slot_at(128, 170) == 1
     assert hands.page.locator("#canvas").bounding_box() == box
+    context.close()
+
+
+def test_pictures_are_kept_on_a_page_of_another_machine(browser, served):
+    context = browser.new_context()
+    address = served[0].replace("127.0.0.1", studio_kit.OTHER_HOST)
+    hands = Hands(context.new_page(), address).open().write()
+    assert not hands.page.evaluate("isSecureContext")
+    hands.page.select_option("#n", "2")
+    hands.draw()
+    assert hands.page.locator("#alert").is_hidden()
+    before = hands.state("state.results")
+    hands.open()
+    assert len({result["id"] for result in before}) == 2
+    assert hands.state("state.results") == before
+    assert hands.messages == []
+    context.close()
+
+
+def test_draw_brings_the_picture_into_sight_from_wherever_it_is_asked_for(browser, served):
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    hands = Hands(context.new_page(), served[0]).open().write()
+    for below in ("#prompt", "#style-add", "#versus"):
+        hands.page.locator(below).scroll_into_view_if_needed()
+        hands.draw()
+        box = hands.page.locator("#pictures").bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 844
     context.close()
