@@ -39,7 +39,7 @@ def find_model(model: str, storage: str) -> Path:
     name, at, which = model.rpartition("@")
     if at:
         entry = champions.read(store, name).find(name, which)
-        return store.local(f"{entry.folder}/ensemble.json")
+        return store.verified(f"{entry.folder}/{champions.MANIFEST}")
     execution = latest(store, model)
     if execution is None:
         raise ValueError(
@@ -49,7 +49,7 @@ def find_model(model: str, storage: str) -> Path:
     record = execution.nodes.get(f"promote/{model}", {})
     if record.get("state") not in ("done", "reused"):
         raise ValueError(f"{model} has no finished ensemble yet; see `ediffi status`")
-    return store.local(f"{record['folder']}/ensemble.json")
+    return store.verified(f"{record['folder']}/{champions.MANIFEST}")
 
 
 def find_drawn_by(model: ModelId, storage: str) -> Path:
@@ -62,7 +62,7 @@ def find_drawn_by(model: ModelId, storage: str) -> Path:
     check_name(model.name, "name of a model")  # a picture says it, whoever wrote it
     file = f"nodes/promote/{model.name}-{model.fingerprint}/{champions.MANIFEST}"
     if model.fingerprint and store.size(file) is not None:
-        return store.local(file)
+        return store.verified(file)
     raise ValueError(
         f"{model}, which drew the picture, is not in {store.root}; give its store with --storage, "
         "or name a MODEL"

@@ -16,7 +16,7 @@ from pipelines.dag.plan import Node, Plan, Verdict
 from pipelines.lineage.address import local_folder, to_keep, tracking_uri
 from pipelines.lineage.delivery import Delivery
 from pipelines.lineage.limits import PARAM_CHARACTERS, PARAMS, TAG_CHARACTERS, flat, whole_lines
-from pipelines.lineage.spool import Item, Spool
+from pipelines.lineage.spool import Item, Spool, private_folder
 from pipelines.lineage.writer import Writer
 from pipelines.models import champions
 from pipelines.reports import tree as tree_view
@@ -68,7 +68,7 @@ class Lineage:
         try:
             return Spool(folder / name)
         except OSError as error:  # a read-only home, as in some containers
-            fallback = Path(tempfile.gettempdir()) / "ediffi-mlflow-spool"
+            fallback = private_folder(Path(tempfile.gettempdir()))
             self.log(
                 f"{folder} cannot be written ({error}); the record waits in {fallback} instead"
             )

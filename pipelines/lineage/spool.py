@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,23 @@ Item = dict[str, Any]
 
 TRUNCATE_ABOVE_BYTES = 8 * 2**20
 """A file larger than this is truncated once everything in it is delivered."""
+
+
+def private_folder(shared: Path) -> Path:
+    """A folder for spools that this user alone may read, in one that all users share.
+
+    It is always the same, so that the next run finds what this one leaves; but another, new one if
+    somebody else has put something in its place.
+    """
+    name = f"ediffi-mlflow-spool-{os.getuid()}"
+    folder = shared / name
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=shared))
+    folder.chmod(0o700)
+    return folder
 
 
 class Spool:

@@ -20,10 +20,14 @@ def encoder_sources(store: Store, folder: str | None, named: Mapping[str, Any]) 
     Args:
         folder: folder of a node that made T5 and CLIP; None to use those named in the spec.
         named: the spec's ``encoders`` settings.
+
+    Raises:
+        ValueError: A file of the folder is not what its node wrote.
     """
     if not folder:
         return dict(named)
-    return {**named, **{role: str(store.local(f"{folder}/{role}")) for role in ("t5", "clip")}}
+    made = {role: str(store.verified(f"{folder}/{role}")) for role in ("t5", "clip")}
+    return {**named, **made}
 
 
 def load_t5(sources: Mapping[str, Any], device: str = "cpu") -> T5:

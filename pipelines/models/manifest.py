@@ -26,11 +26,13 @@ def read_manifest(file: str | Path, storage: str | None = None) -> dict[str, Any
         moved since it was written.
 
     Raises:
-        ValueError: There is no such file, it is of another kind, or its store is gone.
+        ValueError: There is no such file, it is of another kind or not what its node wrote, or its
+            store is gone.
     """
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"there is no ensemble at {file}; give the path of its {MANIFEST}")
+    Store.at(str(path.parent)).verified(path.name)
     try:
         found: dict[str, Any] = json.loads(path.read_text())
         if missing := [key for key in KEYS if key not in found]:

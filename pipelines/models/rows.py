@@ -7,12 +7,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 from ediffi_core.control import Phrase
 from pipelines.models import painting
 from pipelines.models.controls import check_options
+from pipelines.models.limits import (
+    EXACT,
+    SAMPLING_CHARS,
+    InvalidField,
+    check_count,
+    check_sampling,
+    check_text,
+    check_values,
+    parse_json,
+)
 from pipelines.spec.sampling import Sampling, with_changes
+from pipelines.spec.serving import Limits
 
 if TYPE_CHECKING:
     from pipelines.models.attention import WordAttention
@@ -46,9 +58,6 @@ parse CSV input."""
 
 PICTURES = ("image", "mask", "variation")
 """Columns of one picture each, in base64."""
-
-EXACT = 2**53
-"""Integers beyond this change when they pass through a float."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,38 +147,42 @@ def draw(
     return [found[row] for row in range(len(requests))]
 
 
-def parse_row(
-    given: dict[str, Any], own: Mapping[str, Sampling], *, pixels: int | None = None
-) -> Row:
+def parse_row(given: dict[str, Any], own: Mapping[str, Sampling], limits: Limits) -> Row:
     """Validate one row.
 
     Args:
         given: ``prompt`` and some of :data:`OPTIONS`; missing values left out.
         own: stage → the ensemble's own settings.
-        pixels: of a picture, at most; no limit by default.
 
     Raises:
-        ValueError: It is invalid; the message names the column or setting.
+        ValueError: It is invalid or beyond the limits; the message names the column or setting.
     """
-    prompt = _text(given, "prompt")
+    for name, value in given.items():
+        check_values(value, name)
+    prompt, then = _text(given, "prompt", limits), _text(given, "then", limits)
     if prompt is None:
         raise ValueError("`prompt` is None; write a text")
-    paint, then = _phrases(given, pixels), _text(given, "then")
+    paint, pixels = _phrases(given, limits), limits.upload_pixels
     sampling = _mapping(given, "sampling")
+    if len(str(sampling)) > SAMPLING_CHARS:
+        raise InvalidField(f"`sampling` is longer than {SAMPLING_CHARS:,} characters", "sampling")
     shorthands = {
         "guidance": _number(given, "guidance"),
         "steps": _whole(given, "steps"),
         "solver": given.get("solver"),
     }
     sampling |= {name: value for name, value in shorthands.items() if value is not None}
-    base = next(iter(with_changes(own, sampling).values()))
+    changed = with_changes(own, sampling)
+    check_sampling(own, changed, limits)
+    base = next(iter(changed.values()))
     pictures = {name: _picture(name, given.get(name), pixels) for name in PICTURES}
     styles = [given["style"]] if _is_base64(given.get("style")) else _list(given, "style")
+    check_count("style", len(styles or ()), limits.styles)
     for text in styles or ():
         if _picture("style", text, pixels) is None:
             raise ValueError("`style` has a missing picture; give PNG, JPEG or WebP as base64")
     options = Options(
-        sampling=json.dumps(sampling, sort_keys=True),
+        sampling=json.dumps(sampling, sort_keys=True, default=methodcaller("tolist")),  # of NumPy
         style=tuple(styles or ()),
         style_weights=_weights(given),
         sigma=_number(given, "sigma"),
@@ -192,18 +205,21 @@ def parse_row(
     )
     return Row(
         prompt=prompt,
-        seed=_whole(given, "seed") or 0,
+        seed=_seed(given),
         paint=paint,
         options=options,
-        negative=_text(given, "negative") or "",
+        negative=_text(given, "negative", limits) or "",
         then=then or "",
     )
 
 
-def _text(given: dict[str, Any], name: str) -> str | None:
+def _text(given: dict[str, Any], name: str, limits: Limits) -> str | None:
     value = given.get(name)
-    if value is not None and not isinstance(value, str):
+    if value is None:
+        return None
+    if not isinstance(value, str):
         raise ValueError(f"`{name}` is {value!r}; write a text")
+    check_text(name, value, limits)
     return value
 
 
@@ -212,7 +228,11 @@ def _is_base64(value: Any) -> bool:
 
 
 def _picture(name: str, value: Any, pixels: int | None = None) -> Any:
-    """A PIL image from base64; None for none."""
+    """A PIL image from base64; None for none.
+
+    Args:
+        pixels: at most; no limit by default, for a picture that has passed.
+    """
     if value is None:
         return None
     if not isinstance(value, str):
@@ -229,7 +249,7 @@ def _list(given: dict[str, Any], name: str) -> list[Any] | None:
     if value is None:
         return None
     try:
-        raw = json.loads(value) if isinstance(value, str) else list(value)
+        raw = parse_json(value, f"`{name}`") if isinstance(value, str) else list(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{name}` {str(value)[:80]!r} is not a JSON list ({error})") from error
     if not isinstance(raw, list):
@@ -266,11 +286,18 @@ def _whole(given: dict[str, Any], name: str) -> int | None:
     return int(number)
 
 
+def _seed(given: dict[str, Any]) -> int:
+    seed = _whole(given, "seed") or 0
+    if seed < 0:
+        raise InvalidField(f"`seed` is {seed}; write a whole number from 0 on", "seed")
+    return seed
+
+
 def _mapping(given: dict[str, Any], name: str) -> dict[str, Any]:
     """A mapping, or the same as JSON."""
     value = given.get(name, {})
     try:
-        raw = json.loads(value) if isinstance(value, str) else value
+        raw = parse_json(value, f"`{name}`") if isinstance(value, str) else value
     except ValueError as error:
         raise ValueError(f"`{name}` {value[:80]!r} is not a JSON object ({error})") from error
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
@@ -278,6 +305,11 @@ def _mapping(given: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(raw)
 
 
-def _phrases(given: dict[str, Any], pixels: int | None) -> list[Phrase]:
+def _phrases(given: dict[str, Any], limits: Limits) -> list[Phrase]:
     """Phrases from a list of ``{phrase, where, strength}``, or from the same as JSON."""
-    return painting.phrases_from_json(_list(given, "paint") or [], pixels)
+    painted = _list(given, "paint") or []
+    check_count("paint", len(painted), limits.phrases)
+    phrases = painting.phrases_from_json(painted, limits.upload_pixels)
+    for i, phrase in enumerate(phrases):
+        check_text(f"paint.{i}.phrase", phrase.text, limits)
+    return phrases

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
-from pipelines.models.rows import EXACT
+from pipelines.models.limits import EXACT
 from pipelines.serving.engine import ModelInfo, StageInfo
 from pipelines.serving.events import Finished, Step
 from pipelines.serving.http_errors import Invalid

@@ -12,20 +12,17 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from pipelines.models import painting
-from pipelines.models.rows import EXACT, parse_row
+from pipelines.models.limits import EXACT, InvalidField, check_count
+from pipelines.models.rows import parse_row
 from pipelines.serving.engine import ModelInfo, Order, Status
 from pipelines.serving.errors import NotReady, UnknownModel
 from pipelines.serving.http_errors import Invalid
-from pipelines.serving.limits import check_count, check_sampling, check_text
 from pipelines.spec.base import Strict, did_you_mean
-from pipelines.spec.sampling import Sampling, with_changes
-from pipelines.spec.serving import Limits, Serving
+from pipelines.spec.sampling import Sampling
+from pipelines.spec.serving import Serving
 
 SEEDS = 2**32
 """Seeds that are drawn at random lie below this."""
-
-SAMPLING_CHARS = 10_000
-"""Characters of ``sampling`` at most: all settings of a long cascade need fewer."""
 
 Body = TypeVar("Body", bound=Strict)
 
@@ -155,22 +152,22 @@ def to_order(asked: Sample, status: Status, serving: Serving, request_id: str) -
         Refused: The body is malformed, or beyond the limits.
     """
     limits, model = serving.limits, find_model(status, asked.model)
-    noise = _noise(asked, limits.pictures)
-    check_count("paint", len(asked.paint), limits.phrases)
-    check_count("style", len(asked.style), limits.styles)
-    _check_texts(asked, limits)
     stages = [stage.name for stage in model.stages]
     if asked.stage is not None and asked.stage not in stages:
         raise Invalid(f"`stage` is {asked.stage[:100]!r}; there are {', '.join(stages)}", "stage")
     most_s = serving.queue.deadline_s
     if asked.deadline_s is not None and asked.deadline_s > most_s:
         raise Invalid(f"`deadline_s` is {asked.deadline_s:g}; write up to {most_s:g}", "deadline_s")
+    if not asked.prompt.strip() and asked.variation is None:
+        raise Invalid("`prompt` is empty; write what to draw", "prompt")
     own = {stage.name: Sampling.from_settings(stage.sampling) for stage in model.stages}
     try:
-        check_sampling(own, with_changes(own, asked.sampling), limits)
-        row = parse_row(_columns(asked), own, pixels=limits.upload_pixels)
+        noise = _noise(asked, limits.pictures)
+        row = parse_row(_columns(asked), own, limits)
         for phrase in row.paint:
             painting.holders(phrase.text, [asked.prompt], asked.then)
+    except InvalidField as error:
+        raise Invalid(str(error)[:500], error.param) from None
     except ValueError as error:
         raise Invalid(str(error)[:500], _field_in(str(error))) from None
     return Order(
@@ -198,17 +195,6 @@ def _noise(asked: Sample, most: int) -> list[tuple[int, int]]:
     if min(asked.seeds) < 0:
         raise Invalid(f"`seeds` has {min(asked.seeds)}; write whole numbers from 0 on", "seeds")
     return [(seed, 0) for seed in asked.seeds]
-
-
-def _check_texts(asked: Sample, limits: Limits) -> None:
-    for name in ("prompt", "negative", "then"):
-        check_text(name, getattr(asked, name) or "", limits)
-    for i, one in enumerate(asked.paint):
-        check_text(f"paint.{i}.phrase", one.phrase, limits)
-    if len(str(asked.sampling)) > SAMPLING_CHARS:
-        raise Invalid(f"`sampling` is longer than {SAMPLING_CHARS:,} characters", "sampling")
-    if not asked.prompt.strip() and asked.variation is None:
-        raise Invalid("`prompt` is empty; write what to draw", "prompt")
 
 
 def _columns(asked: Sample) -> dict[str, Any]:

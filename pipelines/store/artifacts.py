@@ -258,6 +258,33 @@ class Store:
                 shutil.rmtree(scratch, ignore_errors=True)
         return folder / name
 
+    def verified(self, path: str) -> Path:
+        """As :meth:`local`, for a file or folder in a node's folder, compared with its manifest.
+
+        What no manifest lists is not compared: no finished node wrote it.
+
+        Raises:
+            ValueError: A file is missing, or differs from what the node wrote; or the manifest is
+                damaged.
+        """
+        folder, _, name = path.rpartition("/")
+        node = f"{folder}/{MANIFEST}".lstrip("/")
+        manifest, local = self.read_json(node), self.local(path)
+        listed = manifest.get("files", {}) if isinstance(manifest, dict) else {}
+        for file in (f for f in listed if f == name or f.startswith(f"{name}/")):
+            place = local / file.removeprefix(name).lstrip("/")
+            found = "missing"
+            if place.is_file():
+                with place.open("rb") as content:
+                    found = hashlib.file_digest(content, "sha256").hexdigest()
+            if not isinstance(listed[file], dict) or found != listed[file].get("sha256"):
+                raise ValueError(
+                    f"{place} is not what its node wrote: its sha256 is {found:.12}…, which is not "
+                    f"what {self.full(node)} says; restore them, or remove the folder and run its "
+                    "pipeline again"
+                )
+        return local
+
     def _complete_listing(
         self, path: str, listed: dict[str, dict[str, Any]]
     ) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,12 @@ KEYS = {
     "patches",
     "replacements",
 }
-CLUSTER_WIDE = {"Namespace", "PriorityClass"}
+CLUSTER_WIDE = {
+    "Namespace",
+    "PriorityClass",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+}
 LOCAL = "config.kubernetes.io/local-config"
 
 

@@ -74,6 +74,8 @@ def models(smoke: Finished, tmp_path_factory: pytest.TempPathFactory) -> Models:
     raw = json.loads(made.manifest(made.two).read_text())
     raw["stages"][0]["sampling"]["steps"] = 2
     made.manifest(made.two).write_text(json.dumps(raw))
+    node = made.store.read_json(f"{made.entry(made.two).folder}/manifest.json")
+    made.store.commit(made.entry(made.two).folder, ["ensemble.json"], node)
     champions.add_candidate(made.store, "smoke", made.entry(made.one))
     champions.promote(
         made.store, "smoke", made.one, "better", by="run smoke-1", numbers={"fid": 0.25}

@@ -8,6 +8,7 @@ import jsonschema
 import kuberay
 import pytest
 import yaml
+from kustomize import CLUSTER_WIDE
 from manifests import APPLIED, FOLDERS, K8S, all_clusters, all_pods, each, find, jobs, rendered
 
 KUBERNETES = "1.33"
@@ -69,7 +70,7 @@ def test_all_is_in_one_namespace():
     name = find("Namespace", "ediffi")["metadata"]["name"]
     for folder in APPLIED:
         for resource in rendered(folder):
-            if resource["kind"] not in ("Namespace", "PriorityClass"):
+            if resource["kind"] not in CLUSTER_WIDE:
                 assert resource["metadata"]["namespace"] == name
 
 

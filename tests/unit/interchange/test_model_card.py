@@ -72,7 +72,7 @@ def card(store, manifest, tmp_path_factory):
     d["encoders_folder"] = store.full("nodes/encoders/tiny")
     counts = {"rows": 4800, "filtered": 100, "quarantined": 7, "repeated": 3}
     own.write_json("nodes/embed/train-f/manifest.json", {"metrics": counts, "inputs": {}})
-    d["data"] = {"train": {"folder": "nodes/embed/train-f"}, "validation": {"folder": "gone"}}
+    d["data"] = {"train": {"folder": "nodes/embed/train-f"}, "validation": {"folder": "nodes/gone"}}
     for role in ("t5", "clip"):
         for file, _ in store.files(f"nodes/encoders/tiny/{role}").items():
             data = store.read(f"nodes/encoders/tiny/{role}/{file}")

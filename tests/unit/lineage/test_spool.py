@@ -1,10 +1,12 @@
 """A spool outlives its writer, and only whole lines count."""
 
+import os
+
 import pytest
 
 from pipelines.lineage import spool as module
 from pipelines.lineage.delivery import batches
-from pipelines.lineage.spool import Spool
+from pipelines.lineage.spool import Spool, private_folder
 
 
 @pytest.fixture
@@ -87,3 +89,31 @@ def test_consecutive_points_of_one_run_are_batched_up_to_a_thousand(path):
     assert sizes == [[600, 400], [1], [5], [0], [5]]
     ends = [end for end, _ in batches(spool)]
     assert ends == sorted(set(ends)) and ends[-1] == path.stat().st_size
+
+
+def test_a_shared_folder_has_one_of_this_user_s_alone(tmp_path):
+    folder = private_folder(tmp_path)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o755)
+    assert private_folder(tmp_path) == folder and folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "other user's"])
+def test_what_somebody_else_put_in_its_place_is_left_alone(kind, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir(mode=0o755)
+    planted = tmp_path / f"ediffi-mlflow-spool-{os.getuid()}"
+    if kind == "link":
+        planted.symlink_to(tmp_path / "elsewhere")
+    elif kind == "file":
+        planted.write_text("")
+    else:
+        planted.mkdir(mode=0o755)
+        mine = os.getuid()
+        monkeypatch.setattr(os, "getuid", lambda: mine + 1)
+        planted.rename(tmp_path / f"ediffi-mlflow-spool-{os.getuid()}")
+        planted = tmp_path / f"ediffi-mlflow-spool-{os.getuid()}"
+    mode = planted.stat().st_mode
+    folder = private_folder(tmp_path)
+    assert folder != planted and folder.is_dir() and not folder.is_symlink()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert planted.stat().st_mode == mode and list((tmp_path / "elsewhere").iterdir()) == []

@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 
 from pipelines.models import painting
-from pipelines.models.pyfunc import parse_rows
+from pipelines.models.pyfunc import ROWS, VARIABLE, EnsembleModel, limits_of, parse_rows
 from pipelines.models.rows import Options, draw
 from pipelines.spec.sampling import Sampling
+from pipelines.spec.serving import Limits
 
+LIMITS = Limits()
 OWN = {"base": Sampling(), "sr32": Sampling(steps=5)}
 
 PICTURE = painting.encode_png(np.zeros((4, 4, 3), np.uint8))
@@ -21,7 +23,7 @@ PAINT = [{"phrase": "a cat", "where": [0, 0, 0.5, 1]}]
 
 def one(**columns):
     (found,) = parse_rows(
-        pd.DataFrame({"prompt": ["a cat"]} | {k: [v] for k, v in columns.items()}), OWN
+        pd.DataFrame({"prompt": ["a cat"]} | {k: [v] for k, v in columns.items()}), OWN, LIMITS
     )
     return found
 
@@ -43,7 +45,7 @@ def test_a_missing_value_means_the_ensembles_own():
             "paint": [PAINT, None],
         }
     )
-    first, second = parse_rows(frame, OWN)
+    first, second = parse_rows(frame, OWN, LIMITS)
     assert (first.seed, second.seed) == (0, 7) and isinstance(second.seed, int)
     assert first.options == Options(sampling='{"guidance": 3.0}', style=(PICTURE,), is_painted=True)
     assert second.options == Options(sampling='{"solver": "heun", "steps": 5}')
@@ -89,7 +91,7 @@ def test_pictures_weights_and_texts_of_a_row():
         ({"seed": True}, "`seed` is True"),
         ({"guidance": "strong"}, "row 1: `guidance` is 'strong'; write a number"),
         ({"guidance": -1}, "row 1: `guidance.scale` is -1"),
-        ({"guidance": float("inf")}, "`guidance` is inf"),
+        ({"guidance": float("inf")}, "`guidance` is not finite"),
         ({"steps": 0}, "`steps` is 0"),
         ({"sampling": {"sr32.steps": 0}}, "row 1: `sr32.steps` is 0"),
         ({"sampling": '{"stesp": 3}'}, "row 1: there is no sampling setting `stesp`; did you"),
@@ -151,7 +153,7 @@ def test_rows_with_equal_options_share_a_batch_and_keep_their_order():
         }
     )
     model = Recorded()
-    found = draw(model, parse_rows(frame, OWN), "base")
+    found = draw(model, parse_rows(frame, OWN, LIMITS), "base")
     assert [p for p, _, _ in model.calls] == [["a", "c"], ["b"], ["d"]]
     assert [o["sampling"] for _, _, o in model.calls] == [{"guidance": 1.0}, {"guidance": 2.0}, {}]
     assert {o["up_to"] for _, _, o in model.calls} == {"base"}
@@ -170,7 +172,7 @@ def test_rows_with_other_texts_share_a_batch_and_rows_with_other_pictures_do_not
         }
     )
     model = Recorded()
-    draw(model, parse_rows(frame, OWN))
+    draw(model, parse_rows(frame, OWN, LIMITS))
     assert [p for p, _, _ in model.calls] == [["a", "b"], ["c"], ["d"]]
     first, second, third = (options for _, _, options in model.calls)
     assert first["negative"] == ["x", ""] and first["then"] is None
@@ -178,5 +180,129 @@ def test_rows_with_other_texts_share_a_batch_and_rows_with_other_pictures_do_not
     assert third["image"].size == (4, 4) and third["mask"] is None
 
 
-def test_no_rows_give_no_images():
-    assert draw(Recorded(), parse_rows(pd.DataFrame({"prompt": []}), OWN)) == []
+def test_as_many_rows_as_the_limits_allow():
+    frame = pd.DataFrame({"prompt": ["a cat"] * 3})
+    assert len(parse_rows(frame, OWN, Limits(pictures=3))) == 3
+    with pytest.raises(ValueError, match="`rows` asks for 3; ask for 2 at most"):
+        parse_rows(frame, OWN, Limits(pictures=2))
+
+
+def test_the_ensembles_own_settings_are_taken_whatever_the_limits():
+    own = {"base": Sampling(steps=500)}
+    frame = pd.DataFrame({"prompt": ["a cat"], "guidance": [3]})
+    [row] = parse_rows(frame, own, LIMITS)
+    assert row.options.sampling == '{"guidance": 3.0}'
+
+
+def test_limits_come_from_the_environment():
+    assert limits_of({}) == Limits(pictures=ROWS)
+    assert limits_of({VARIABLE: "{steps: 500, pictures: 2}"}) == Limits(steps=500, pictures=2)
+    raised = parse_rows(pd.DataFrame({"prompt": ["a"], "steps": [500]}), OWN, Limits(steps=500))
+    assert raised[0].options.sampling == '{"steps": 500}'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps", "EDIFFI_LIMITS: it is 'steps'; write a mapping"),
+        ("{stesp: 3}", "EDIFFI_LIMITS: unknown key `stesp`; did you mean"),
+        ("{steps: 0}", "EDIFFI_LIMITS: `steps`: .*greater than"),
+        ("{steps: [", "EDIFFI_LIMITS: the value cannot be read"),
+    ],
+)
+def test_limits_that_cannot_be_read_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        limits_of({VARIABLE: text})
+
+
+def nested(levels):
+    found = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+def large(pixels):
+    """A small file of many pixels."""
+    return painting.encode_png(np.zeros((1, pixels, 3), np.uint8))
+
+
+HOSTILE = {
+    "steps": {"steps": 10**9},
+    "steps beyond 64 bits": {"steps": 2**70},
+    "steps of a stage": {"sampling": {"sr32.steps": 201}},
+    "steps as text": {"sampling": '{"steps": 4611686018427387904}'},
+    "guidance": {"guidance": 1e30},
+    "guidance of an expert": {"sampling": {"guidance": {"experts": {"E1_1": 1e30}}}},
+    "guidance of NumPy": {"guidance": np.float32("inf")},
+    "guidance beyond floats": {"sampling": {"guidance": 10**400}},
+    "tiles": {"sampling": {"sr32.tile": 4, "sr32.overlap": 0}},
+    "average": {"sampling": {"ema_length": 0.1}},
+    "seed below 0": {"seed": -1},
+    "seed beyond floats": {"seed": 2**64},
+    "prompt": {"prompt": "a" * 1001},
+    "negative": {"negative": "a" * 1001},
+    "then": {"then": "a" * 1001, "switch": 0.5},
+    "half a character": {"prompt": "\ud800"},
+    "half a character later": {"then": "a \udc00", "switch": 0.5},
+    "half a character as JSON": {"sampling": r'{"\ud800": 1}'},
+    "half a character as key": {"sampling": {"\ud800": 1}},
+    "half a character, painted": {"paint": [{"phrase": "\udfff", "where": [0, 0, 1, 1]}]},
+    "control character": {"prompt": "a\0cat"},
+    "phrases": {"paint": PAINT * 17},
+    "phrases as JSON": {"paint": json.dumps(PAINT * 17)},
+    "painted pixels": {"paint": [{"phrase": "a cat", "where": large(2001)}]},
+    "styles": {"style": [PICTURE] * 5},
+    "pixels": {"image": large(2001)},
+    "pixels of a variation": {"variation": large(2001)},
+    "pixels of a style": {"style": [PICTURE, large(2001)]},
+    "pixels of a mask": {"image": PICTURE, "mask": large(2001)},
+    "deep list": {"paint": nested(100_000)},
+    "deep mapping": {"sampling": {"guidance": nested(100_000)}},
+    "deep JSON": {"sampling": '{"guidance":' * 100_000},
+    "deep JSON list": {"style": "[" * 100_000},
+    "many values": {"style_weights": [1.0] * 20_001, "style": PICTURE},
+    "many values as JSON": {"style_weights": json.dumps([1] * 20_001), "style": PICTURE},
+    "long settings": {"sampling": {"solver": "a" * 20_000}},
+    "bytes": {"prompt": b"a cat"},
+    "a moment": {"sampling": {"steps": pd.Timestamp(0)}},
+    "a set": {"paint": {"a cat"}},
+}
+
+
+class Unused(Recorded):
+    sampling = OWN
+
+    def sample(self, prompts, **options):
+        raise AssertionError("it should have been refused")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", HOSTILE)
+def test_mlflow_is_told_of_whatever_is_wrong_with_a_row(what):
+    """By the one kind of error that its server answers with status 400, in a short line."""
+    from mlflow.exceptions import MlflowException
+
+    model = EnsembleModel(Unused(), Limits(upload_pixels=2000))
+    columns = {"prompt": "a cat"} | HOSTILE[what]
+    frame = pd.DataFrame({name: [value] for name, value in columns.items()}, dtype=object)
+    with pytest.raises(MlflowException, match="row 1: ") as refused:
+        model.predict(frame)
+    assert refused.value.error_code == "INVALID_PARAMETER_VALUE"
+    assert len(refused.value.message) <= 500 and "\n" not in refused.value.message
+    refused.value.message.encode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frame", [pd.DataFrame(), pd.DataFrame({"prompt": []})])
+def test_mlflow_is_told_of_a_frame_without_rows(frame):
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match="no rows") as refused:
+        EnsembleModel(Unused()).predict(frame)
+    assert refused.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_numbers_of_numpy_are_taken():
+    found = one(sampling={"rho": np.float32(2), "guidance.interval": [np.float64(0.5), 2.0]})
+    assert found.options.sampling == '{"guidance.interval": [0.5, 2.0], "rho": 2.0}'

@@ -16,11 +16,13 @@ from snapshot_kit import read_json, write_ensemble
 from ediffi_core.conditioning import Conditioning, EmbeddingSpec
 from ediffi_core.unet import UNetConfig
 from pipelines.cli.drawing import parse_settings
+from pipelines.models.limits import OPERATORS
 from pipelines.models.pyfunc import parse_rows
 from pipelines.models.stages import configured, draw, load_stages
 from pipelines.spec import loading as specs
 from pipelines.spec.base import nested
 from pipelines.spec.sampling import Sampling, SamplingWarning, with_changes
+from pipelines.spec.serving import Limits
 from pipelines.store.artifacts import Store
 
 SIDE = 16
@@ -125,7 +127,7 @@ def test_it_changes_the_picture(name, ensemble):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_command_line_and_a_row_can_set_it(name):
+def test_the_command_line_can_set_it_and_so_can_a_row_unless_it_is_the_operator_s(name):
     case = CASES[name]
     own = {"base": Sampling(), "sr": Sampling()}
     for at, stage in (("", "base"), ("sr.", "sr")):
@@ -135,7 +137,11 @@ def test_the_command_line_and_a_row_can_set_it(name):
         told = parse_settings([f"{n}={json.dumps(v)}" for n, v in changes.items()])
         assert with_changes(own, told) == expected
         frame = pd.DataFrame({"prompt": ["a cat"], "sampling": [json.dumps(changes)]})
-        [request] = parse_rows(frame, own)
+        if {dotted.partition(".")[0] for dotted in (case.given or {}) | {name: 0}} & {*OPERATORS}:
+            with pytest.raises(ValueError, match="may not be changed by a request"):
+                parse_rows(frame, own, Limits())
+            continue
+        [request] = parse_rows(frame, own, Limits())
         assert with_changes(own, json.loads(request.options.sampling)) == expected
 
 

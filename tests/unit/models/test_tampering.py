@@ -5,8 +5,10 @@ import shutil
 
 import ensemble_kit
 import pytest
+import tampering_kit
 
 from ediffi_core.checkpoint import read, to_bytes
+from pipelines.lineage.lookup import find_model
 from pipelines.models.manifest import read_manifest
 from pipelines.models.text_to_image import TextToImage
 
@@ -87,3 +89,24 @@ def test_paths_that_leave_the_nodes_are_refused(root, path, which):
 
     with pytest.raises(ValueError, match="outside the store's nodes"):
         read_manifest(change(root, lead_out))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A store with the manifests that nodes write when they are done."""
+    store = ensemble_kit.make(tmp_path_factory.mktemp("finished") / "store")
+    for folder in (ensemble_kit.FOLDER, "nodes/encoders/tiny"):
+        store.commit(folder, list(store.files(folder)), {"settings": {}})
+    return store
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_anywhere_is_refused_by_name_or_changes_no_picture(finished):
+    def draw():
+        model = TextToImage.load(find_model("tiny@1", finished.root), storage=finished.root)
+        return model.sample(["a frog", "a rocket"], negative="a pink background")
+
+    names = list(finished.files(""))
+    refused = tampering_kit.flip_all(finished, names, draw, bits=8, seed=0)
+    read = {n for n in names if n.startswith("nodes/") and not n.endswith("/manifest.json")}
+    assert refused >= read

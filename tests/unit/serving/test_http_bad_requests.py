@@ -15,8 +15,9 @@ import httpx
 import pytest
 from PIL import Image
 
+from pipelines.models.limits import MOST_VALUES
 from pipelines.serving.guards import read_body
-from pipelines.serving.limits import MOST_VALUES, parse_json
+from pipelines.serving.limits import parse_json
 
 pytestmark = pytest.mark.slow
 

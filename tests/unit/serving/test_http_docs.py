@@ -13,9 +13,9 @@ from commands import blocks
 from paths import ROOT
 from PIL import Image
 
+from pipelines.models.limits import MOST_VALUES, OPERATORS
 from pipelines.serving import errors, http_errors
 from pipelines.serving.filters import Judges
-from pipelines.serving.limits import MOST_VALUES, OPERATORS
 from pipelines.serving.meters import METRICS
 from pipelines.serving.openai_api import Generation
 from pipelines.serving.requests import Sample

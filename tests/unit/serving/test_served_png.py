@@ -17,6 +17,7 @@ from pipelines.lineage.lookup import find_model, identify
 from pipelines.models import rows
 from pipelines.models.text_to_image import TextToImage
 from pipelines.serving.png import Said, request_of, to_png
+from pipelines.spec.serving import Limits
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +48,7 @@ def serve(store, load):
     model, drawn_by = load(place, "all", store.root), identify(place, store.root)
 
     def draw(stage=None, **given):
-        row = rows.parse_row({"prompt": PROMPT, "seed": 7, **given}, model.sampling)
+        row = rows.parse_row({"prompt": PROMPT, "seed": 7, **given}, model.sampling, Limits())
         [pixels] = rows.draw(model, [row], stage)
         said = Said(model=drawn_by, row=row, sampling=model.sampling, stage=stage)
         return pixels, to_png(pixels, said)
@@ -119,7 +120,9 @@ def test_like_draws_the_served_pixels(serve, again, given):
 
 def test_the_settings_are_those_that_were_in_effect(serve, store, load):
     model = load(find_model("tiny@1", store.root), "all", store.root)
-    row = rows.parse_row({"prompt": PROMPT, "sampling": {"sr16.steps": 3}}, model.sampling)
+    row = rows.parse_row(
+        {"prompt": PROMPT, "sampling": {"sr16.steps": 3}}, model.sampling, Limits()
+    )
     said = Said(model=identify(find_model("tiny@1", store.root), store.root), row=row,
                 sampling=model.sampling)  # fmt: skip
     assert request_of(said).sampling["sr16"].steps == 3
