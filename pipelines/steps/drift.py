@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.data.drift import compare
+from pipelines.evaluation.drift import compare
 from pipelines.runs.context import Context, Result
 
 FILE = "drift.json"

@@ -103,7 +103,7 @@ def write_ensemble(store, config, *, sampling=None, validation=None, **how):
         "weights": {f"base/{name}": write_expert(store, config, name, **how) for name in HALVES},
         "encoders_folder": None,
         "encoders": {},
-        "data": {"validation": {"folder": validation, "fingerprint": "v"}},
+        "data": {"validation": {"folder": validation, "fingerprint": "v"}} if validation else {},
     }
     store.write_json("ensemble.json", manifest)
     return store.local("ensemble.json")

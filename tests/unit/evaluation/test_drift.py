@@ -5,7 +5,12 @@ import pytest
 import torch
 from tiny_shards import header, made_rows
 
-from pipelines.data.drift import compare, embedding_distance, length_distance, share_difference
+from pipelines.evaluation.drift import (
+    compare,
+    embedding_distance,
+    length_distance,
+    share_difference,
+)
 from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
 from pipelines.store.shards import write
