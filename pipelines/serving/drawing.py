@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,14 +15,13 @@ from pipelines.serving.attention import attention_event
 from pipelines.serving.batching import Job
 from pipelines.serving.errors import DrawingFailed, Refused
 from pipelines.serving.events import Finished, Started, Step
+from pipelines.serving.logs import log, log_error
 from pipelines.serving.mailbox import Drawn
 from pipelines.serving.meters import Meters
 from pipelines.serving.models import Loaded
 
 if TYPE_CHECKING:
     from pipelines.models.watch import Pictures
-
-log = logging.getLogger("ediffi.serving")
 
 
 class BatchWatch:
@@ -147,7 +145,7 @@ def _refuse(job: Job, error: Exception, *, has_begun: bool) -> None:
     if isinstance(error, ValueError) and not has_begun:
         job.refuse(Refused(str(error)))
         return
-    log.error("drawing failed", exc_info=error)
+    log_error("drawing failed", error)
     if _is_out_of_memory(error):
         said = "memory does not suffice for this picture; ask for a smaller stage"
     elif isinstance(error, ValueError):

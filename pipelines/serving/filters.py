@@ -9,7 +9,8 @@ from typing import Any
 
 from pipelines.models.watch import Pictures
 from pipelines.serving.errors import Unwanted
-from pipelines.serving.http_errors import FilterFailed, log_error
+from pipelines.serving.http_errors import FilterFailed
+from pipelines.serving.logs import log_error
 from pipelines.spec.serving import Filters
 
 Filter = Callable[[Any], str | None]

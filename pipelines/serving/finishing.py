@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,12 +16,11 @@ from pipelines.models.watch import Pictures
 from pipelines.serving.engine import ModelInfo, Order
 from pipelines.serving.events import Finished, Step
 from pipelines.serving.filters import Judges
+from pipelines.serving.logs import log
 from pipelines.serving.marks import mark
 from pipelines.serving.png import Said, to_png
 from pipelines.spec.sampling import Sampling
 from pipelines.spec.serving import Marks
-
-log = logging.getLogger("ediffi.serving")
 
 
 @dataclass(frozen=True, kw_only=True)

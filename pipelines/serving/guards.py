@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-import logging
 import re
 import time
 import uuid
@@ -25,9 +24,8 @@ from pipelines.serving.http_errors import (
     answer,
     as_refused,
 )
+from pipelines.serving.logs import log
 from pipelines.spec.serving import Serving
-
-log = logging.getLogger("ediffi.serving")
 
 BODY_S = 60.0
 """Seconds in which a request's body must arrive."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -18,11 +17,11 @@ from pipelines.models.metadata import ModelId
 from pipelines.serving.engine import ModelInfo, Order, Status
 from pipelines.serving.errors import DeadlineExceeded, DrawingFailed, QueueFull, Refused
 from pipelines.serving.events import Event, Finished, Queued, Started
+from pipelines.serving.logs import log
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-log = logging.getLogger("ediffi.serving")
 
 LOST = (RayActorError, WorkerCrashedError, NodeDiedError)
 """How Ray says that a replica has died, or cannot be reached."""

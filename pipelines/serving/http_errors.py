@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import traceback
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -12,8 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from pipelines.serving.errors import Refused
-
-log = logging.getLogger("ediffi.serving")
+from pipelines.serving.logs import log_error
 
 RETRY_S = 5
 """``Retry-After`` of an answer 429 or 503 that has none of its own."""
@@ -124,14 +121,3 @@ def as_refused(error: Exception, request_id: str, *, with_message: bool) -> Refu
         return error
     log_error(f"request {request_id} failed", error, with_message=with_message)
     return Unexpected(f"the service failed; its log has the details under {request_id}")
-
-
-def log_error(what: str, error: Exception, *, with_message: bool) -> None:
-    """Log an error and where it was raised.
-
-    Args:
-        with_message: as of :func:`as_refused`.
-    """
-    message = f": {error!r}" if with_message else ""
-    where = "".join(traceback.format_tb(error.__traceback__))
-    log.error("%s (%s%s)\n%s", what, type(error).__name__, message, where)

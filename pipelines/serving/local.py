@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -15,12 +14,11 @@ from pipelines.serving.drawing import draw_batch
 from pipelines.serving.engine import Order, Status
 from pipelines.serving.errors import DeadlineExceeded, NotReady, Refused
 from pipelines.serving.events import Event, Finished, Queued
+from pipelines.serving.logs import log
 from pipelines.serving.mailbox import Drawn, Mailbox
 from pipelines.serving.meters import LocalMeters, Meters
 from pipelines.serving.models import Load, LoadedModels
 from pipelines.spec.serving import Serving
-
-log = logging.getLogger("ediffi.serving")
 
 ENDING = "the service is ending; ask again in a moment"
 NOT_LOADED = "the model is still being loaded; ask again in a moment"

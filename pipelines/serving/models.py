@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,11 +15,10 @@ from pipelines.models.text_to_image import TextToImage
 from pipelines.serving import residency
 from pipelines.serving.engine import ModelInfo
 from pipelines.serving.errors import NotReady, UnknownModel
+from pipelines.serving.logs import log
 from pipelines.serving.meters import Meters
 from pipelines.serving.targets import ROLES, Names, Role, Target
 from pipelines.spec.serving import Serving
-
-log = logging.getLogger("ediffi.serving")
 
 FIRST_PROMPT = "a picture"
 """What a newly loaded ensemble draws before it is switched to."""

@@ -222,6 +222,19 @@ def test_one_pictures_error_is_not_anothers(store):
     assert outcomes == {"finished": 4.0, "failed": 1.0}
 
 
+@pytest.mark.parametrize("kind", [KeyError, RuntimeError, ValueError])
+def test_the_log_has_no_text_of_a_picture_that_could_not_be_drawn(store, caplog, kind):
+    async def scene(engine, easel):
+        easel.fails = lambda prompts: kind(f"{prompts[0]!r} is odd")
+        easel.free()
+        with pytest.raises(DrawingFailed):
+            await kit.events(engine, kit.order("my own words"))
+
+    play(store, scene)
+    assert "drawing failed" in caplog.text and kind.__name__ in caplog.text
+    assert "my own words" not in caplog.text
+
+
 def test_an_orders_other_pictures_are_told_before_its_error(store):
     async def scene(engine, easel):
         easel.fails = lambda prompts: ValueError("not finite") if "bad" in prompts else None
