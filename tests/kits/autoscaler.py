@@ -10,9 +10,17 @@ from pathlib import Path
 
 import yaml
 from ceph import free_port
-from kit import PATIENCE_S, descendants, environment, is_alive, kill, title
+from kit import EDIFFI, PATIENCE_S, descendants, environment, is_alive, kill, title
 
 HEAD, HEAD_ID = "ray.head.default", "f" * 51 + "00000"
+COMMANDS = (
+    "initialization",
+    "setup",
+    "head_setup",
+    "worker_setup",
+    "head_start_ray",
+    "worker_start_ray",
+)
 IDLE_S = 20.0
 """How long a node has nothing to do before it is ended."""
 
@@ -54,8 +62,11 @@ def running(folder: Path, groups: dict[str, int]) -> Iterator[Autoscaled]:
         folder: for its configuration and log.
         groups: CPUs of a node of each group.
     """
+    import ray
+    from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
+
     port = free_port()
-    address = f"127.0.0.1:{port}"
+    address = f"{ray.util.get_node_ip_address()}:{port}"
     memory = {"object_store_memory": 200 * 2**20}
     configuration = {
         "cluster_name": "tests",
@@ -63,12 +74,24 @@ def running(folder: Path, groups: dict[str, int]) -> Iterator[Autoscaled]:
         "upscaling_speed": 10.0,
         "idle_timeout_minutes": IDLE_S / 60,
         "provider": {
-            "type": "fake_multinode",
+            # Its type, `fake_multinode`, needs a file that Ray's wheels leave out.
+            "type": "external",
+            "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
             "gcs_address": address,
             "head_node_id": HEAD_ID,
             "launch_multiple": True,
         },
         "head_node_type": HEAD,
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        **{f"{kind}_commands": [] for kind in COMMANDS},
         "available_node_types": {
             HEAD: {"resources": {"CPU": 4}, "node_config": {}, "max_workers": 0},
             **{
@@ -85,8 +108,8 @@ def running(folder: Path, groups: dict[str, int]) -> Iterator[Autoscaled]:
     }
     file = folder / "autoscaler.yaml"
     file.write_text(yaml.safe_dump(configuration))
-    start = ("ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=4",
-             "--node-ip-address=127.0.0.1", "--include-dashboard=false",
+    start = (str(EDIFFI.with_name("ray")), "start", "--head", "--block", f"--port={port}",
+             "--num-cpus=4", "--include-dashboard=false",
              f"--object-store-memory={256 * 2**20}",
              f"--autoscaling-config={file}")  # fmt: skip
     variables = {
