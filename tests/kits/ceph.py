@@ -131,12 +131,16 @@ rgw_frontends = beast endpoint=127.0.0.1:{self.port}
         self.admin("quota", "disable" if max_bytes is None else "enable", *scope)
 
     def full(self, full: bool) -> None:
-        """Whether the disk counts as full: then writes wait until it does not."""
+        """Make the disk count as full, so that writes wait, or as having room; → when it does."""
         near, full_at = (0.01, 0.02) if full else (0.85, 0.95)
         order = ("nearfull", "backfillfull", "full")
         ratios = dict(zip(order, (near, near, full_at)))
         for name in order if full else reversed(order):
             self._run("ceph", "osd", f"set-{name}-ratio", str(ratios[name]))
+        begun = time.monotonic()
+        while ("OSD_FULL" in (said := self._run("ceph", "health", "detail"))) != full:
+            assert time.monotonic() - begun < STARTS_WITHIN_S, said
+            time.sleep(0.5)
 
     def stop(self) -> None:
         for name in list(self._running):

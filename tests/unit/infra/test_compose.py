@@ -132,6 +132,12 @@ def test_the_lock_brings_torch_s_cuda_build_with_its_libraries():
     assert needed and needed <= lock
 
 
+def test_what_the_image_for_cpus_keeps_of_cuda_is_in_the_lock():
+    [kept] = re.findall(r"^kept='(.*)'$", (INFRA / "drop_cuda.sh").read_text(), flags=re.M)
+    lock = {line.split("==")[0] for line in (ROOT / "requirements.lock").read_text().split()}
+    assert set(kept.split("|")) < {name for name in lock if name.startswith("nvidia-")}
+
+
 def test_ray_brings_its_job_server():
     [ray] = [d for d in PROJECT["dependencies"] if d.startswith("ray")]
     assert "default" in re.search(r"\[(.*)\]", ray)[1].split(",")
