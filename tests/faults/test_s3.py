@@ -1,16 +1,14 @@
 """Pipelines whose store and data are in a bucket that fails: the bytes of those on a disk."""
 
-import io
-import json
 import os
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from kit import SMOKE, SPECS, call, ediffi, spec_with
+from bucket_kit import assert_same, nodes_of, shards_of, spec_at
+from kit import SMOKE, SPECS, call, ediffi
 from s3 import KEY, SECRET, forget_connections
 
-from pipelines.store.artifacts import Store, sha256
+from pipelines.store.artifacts import Store
 
 pytestmark = pytest.mark.slow
 
@@ -22,83 +20,6 @@ ASTRAY = {
     "AWS_ACCESS_KEY_ID": "another",
     "AWS_SECRET_ACCESS_KEY": "another",
 }
-
-
-# -- what nodes came to --------------------------------------------------------------------------
-
-
-def folder_of(store: Store, node: str) -> str:
-    [found] = {
-        f"nodes/{p.rpartition('/')[0]}"
-        for p in store.files("nodes")
-        if p.startswith(f"{node}-") and p.endswith("/manifest.json")
-    }
-    return found
-
-
-def nodes_of(store: Store) -> set[str]:
-    there = store.files("nodes")
-    return {p.rpartition("/")[0].rpartition("-")[0] for p in there if p.endswith("/manifest.json")}
-
-
-def timeless(history: list[dict]) -> list[tuple]:
-    """A curve without what a clock measured."""
-    clocked = {"images_per_s", "data_wait", "memory_gb", "tflops", "mfu"}
-
-    def lasts(key: str) -> bool:
-        return key not in clocked and not key.startswith("system/")
-
-    return [
-        (row["images"], {k: v for k, v in row["metrics"].items() if lasts(k)}) for row in history
-    ]
-
-
-def told(name: str, data: bytes):
-    """What a node's file says; without the addresses and times that are in a few of them."""
-    if name == "dataset.parquet":
-        table = pq.read_table(io.BytesIO(data))
-        return table.schema.metadata, table.drop_columns("source").to_pylist()
-    name = name.rpartition("/")[2]
-    if name == "history.jsonl":
-        return timeless([json.loads(line) for line in data.splitlines()])
-    if name == "checkpoint.json":  # of a node's last state, whose curve was clocked
-        record = json.loads(data)
-        files = {k: v for k, v in record["files"].items() if k != "history.jsonl"}
-        return {**record, "files": files, "sha256": None}
-    if name == "stats.json":
-        return {k: v for k, v in json.loads(data).items() if k != "seconds"}
-    if name == "ensemble.json":
-        return {k: v for k, v in json.loads(data).items() if k != "store"}
-    return sha256(data)
-
-
-def assert_same(node: str, bucket: Store, disk: Store, other: str = "") -> None:
-    """A node in both stores has the same metrics, and files of the same bytes.
-
-    Args:
-        other: the node on the disk, if it is another there, which may have been measured by more.
-    """
-    mine, theirs = folder_of(bucket, node), folder_of(disk, other or node)
-    here, there = bucket.manifest(mine), disk.manifest(theirs)
-    assert here["files"].keys() == there["files"].keys(), node
-    if other:
-        assert here["metrics"] and here["metrics"].items() <= there["metrics"].items(), node
-    else:
-        assert here["metrics"] == there["metrics"], node
-        assert here["fingerprint"] == there["fingerprint"], node
-    for name, entry in here["files"].items():
-        data = bucket.read(f"{mine}/{name}")
-        assert sha256(data) == entry["sha256"], f"{node}/{name}"
-        if entry["sha256"] != there["files"][name]["sha256"]:
-            assert told(name, data) == told(name, disk.read(f"{theirs}/{name}")), f"{node}/{name}"
-
-
-def shards_of(store: Store, node: str) -> list[tuple[str, int, str]]:
-    """Name, rows and sha256 of the shards of a data set, which are what the version says."""
-    table = pq.read_table(io.BytesIO(store.read(f"{folder_of(store, node)}/dataset.parquet")))
-    rows = table.to_pylist()
-    assert all(sha256(store.read(r["path"])) == r["sha256"] for r in rows), node
-    return [(r["name"], r["rows"], r["sha256"]) for r in rows]
 
 
 def assert_no_secret(bucket: Store, texts: list[str], *folders: Path) -> None:
@@ -122,19 +43,6 @@ def home(s3, tmp_path):
 
 
 # -- pipelines -----------------------------------------------------------------------------------
-
-
-def spec_at(to: Path, data: str, **more) -> Path:
-    """Smoke with a root and one child; its validation data are the user's."""
-
-    def cut(raw):
-        base = raw["stages"]["base"]
-        del base["single"], base["experts"]["E1_0"]
-        base["ensemble"] = ["E0_0"]
-        raw["data"]["validation"] = {"path": data}
-        raw |= more
-
-    return spec_with(to, cut)
 
 
 @pytest.mark.soak

@@ -45,6 +45,9 @@ class Faults:
     delay_s: float = 0.0
     """Extra duration of every write request."""
 
+    bare_tags: bool = False
+    """Compare If-Match with ETags without their quotes, as Ceph up to 16 does."""
+
     seed: int = 0
     requests: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
@@ -124,6 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
     def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         dropped = {"expect", "connection", "transfer-encoding", "content-length"}
         headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
+        if self.server.faults.bare_tags and "If-Match" in headers:
+            headers["If-Match"] = f'"{headers["If-Match"]}"'
         upstream = http.client.HTTPConnection(*self.server.upstream, timeout=60)
         try:
             upstream.request(self.command, self.path, body, headers)

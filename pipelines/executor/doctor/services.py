@@ -179,6 +179,6 @@ def _bucket(target: Store) -> Check:
             "fault",
             f"{target.root} ignores conditional writes (If-Match, If-None-Match), by which one "
             "driver keeps others out",
-            "use a server that has them, such as Amazon S3, MinIO or Ceph of a recent version",
+            "use a server that has them, such as Amazon S3, MinIO or Ceph",
         )
     return Check("store", "ok", f"{target.root} can be written, conditional writes work")

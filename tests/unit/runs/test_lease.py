@@ -78,6 +78,16 @@ def test_a_swap_is_done_only_on_what_was_seen(store):
     assert store.read("a/file") == b"two"
 
 
+@pytest.mark.slow
+def test_a_swap_works_where_tags_are_compared_without_quotes(s3, bucket):
+    s3.faults.bare_tags = True
+    assert compare_and_swap(bucket, "a/file", read_snapshot(bucket, "a/file"), b"one")
+    seen = read_snapshot(bucket, "a/file")
+    assert compare_and_swap(bucket, "a/file", seen, b"two")
+    assert not compare_and_swap(bucket, "a/file", seen, b"three")
+    assert bucket.read("a/file") == b"two"
+
+
 def test_of_many_that_swap_at_once_one_succeeds(store):
     seen, won = read_snapshot(store, "a/file"), []
     barrier = threading.Barrier(8)
