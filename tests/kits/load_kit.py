@@ -351,7 +351,7 @@ def serve_alone() -> None:
     import argparse
 
     from pipelines.executor.stopping import Stop
-    from pipelines.serving import alone
+    from pipelines.serving import access, alone
     from pipelines.serving.app import create_app
     from pipelines.spec.serving import Serving
 
@@ -364,11 +364,13 @@ def serve_alone() -> None:
     settings = yaml.safe_load(given.config.read_text()) or {}
     serving = Serving(model=given.model, storage=given.storage, port=given.port, **settings)
 
-    def ready(port: int) -> None:
-        print(f"{serving.model} is served at http://127.0.0.1:{port}", flush=True)
+    with access.listening(serving.host, serving.port) as opened, Stop() as stop:
+        address = access.address_of(serving.host, opened.getsockname()[1])
 
-    with Stop():
-        alone.run(serving, create_app, ready)
+        def ready() -> None:
+            print(f"{serving.model} is served at {address}", flush=True)
+
+        alone.run(serving, create_app, opened, ready, lambda: stop.signal is not None)
 
 
 if __name__ == "__main__":
