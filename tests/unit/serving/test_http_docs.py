@@ -35,7 +35,7 @@ def section(heading):
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="needs curl and jq")
 def test_the_curl_commands_run(tmp_path):
     store = ensemble_kit.make(tmp_path / "store")
-    serving_kit.champion(store)
+    serving_kit.promote(store)
     outputs = []
     with http_kit.running_local(store) as (_, url):
         for command in CURLS:
