@@ -93,6 +93,10 @@ def _draw(loaded: Loaded, jobs: list[Job], meters: Meters) -> list[list[Job]]:
             watch=watch,
             attention=attention,
         )
+        told = [
+            attention_event(attention.of(row), job.picture) if attention else None
+            for row, job in enumerate(jobs)
+        ]
     except Abandoned:
         return []
     except Exception as error:  # it is one picture's fault, and the others are to be drawn
@@ -105,9 +109,9 @@ def _draw(loaded: Loaded, jobs: list[Job], meters: Meters) -> list[list[Job]]:
             return [[job] for job in jobs]
         _refuse(jobs[0], error, has_begun=watch.has_begun)
         return []
-    for row, (job, pixels) in enumerate(zip(jobs, drawn, strict=True)):
-        if attention and job.wanted():
-            job.tell(attention_event(attention.of(row), job.picture))
+    for job, pixels, event in zip(jobs, drawn, told, strict=True):
+        if event:
+            job.tell(event)
         _finish(loaded, job, pixels, meters)
     return []
 

@@ -49,7 +49,8 @@ def newer(store: Store, fingerprint: str, factor: float) -> Path:
     manifest = store.read_json(f"{ensemble_kit.FOLDER}/ensemble.json")
     slot = manifest["weights"]["base/E1_1"]
     weights, card = read(store.local(slot["path"]))
-    data, _ = to_bytes({name: factor * value for name, value in weights.items()}, card)
+    changed = {name: factor * value for name, value in weights.items()}
+    data, slot["sha256"] = to_bytes(changed, card)
     slot["path"] = f"nodes/train/base/E1_1-{fingerprint}.safetensors"
     store.write(slot["path"], data)
     folder = f"nodes/promote/tiny-{fingerprint}"
@@ -136,6 +137,8 @@ class Easel:
     def sample(self, prompts: list[str], *, seed: Any, watch: Any = None, **options: Any) -> Any:
         if watch is None:  # the first picture after loading
             return np.zeros((1, SIDE, SIDE, 3), np.uint8)
+        if attention := options.get("attention"):
+            attention.start(prompts, {})
         self.calls.append(list(prompts))
         self.begun.release()
         for step in range(self.steps):

@@ -157,7 +157,7 @@ def test_200_orders_of_which_some_are_cancelled(store, model):
             assert is_cancelled
         else:
             assert isinstance(result, Finished) and result.seed == seed
-    assert outcomes["cancelled"] > 20 and set(outcomes) == {"finished", "cancelled"}
+    assert outcomes["cancelled"] > 0 and set(outcomes) == {"finished", "cancelled"}
     for event in (e for e in found[:20] if isinstance(e, Finished)):
         (expected,) = model.sample([event.prompt], seed=[event.seed], up_to="base")
         assert np.array_equal(kit.pixels(event.png), expected)

@@ -18,7 +18,7 @@ PROMPT = "a frog and a rocket, on a pink background"
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     store = ensemble_kit.make(tmp_path_factory.mktemp("http_engine"))
-    serving_kit.champion(store)
+    serving_kit.promote(store)
     return store
 
 

@@ -54,7 +54,8 @@ def test_the_next_version_has_what_this_one_lacks(tmp_path, encoders, server):
     urls = [f"{server.url}/{i}.png" for i in range(2)]
     table = {"key": ["web-0", "web-1"], "image": urls, "caption": ["a cat", "a dog"]}
     pq.write_table(pa.table(table), source / "web.parquet")
-    spec = write_spec(tmp_path / "spec.yaml", source, encoders)
+    hosts = ["127.0.0.1", "127.0.0.0/8"]
+    spec = write_spec(tmp_path / "spec.yaml", source, encoders, urls=hosts)
 
     verdict, manifest = embed(spec, store.root)
     first = Version.open(store, verdict.folder)

@@ -417,7 +417,7 @@ def test_pictures_whose_server_was_away_are_asked_for_again(job, shard, passed, 
     image, kept = picture(rng), picture(rng)
     away = True
 
-    def fetched(address, most):
+    def fetched(address, most, hosts):
         if address.endswith("/1.png") and not away:
             return image
         if address.endswith("/2.png"):
