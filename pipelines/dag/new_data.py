@@ -61,4 +61,4 @@ def is_settled(plan: Plan, store: Store) -> bool:
         return False
     gate = plan.verdicts.get(f"gate/{name}")
     wins = gate is not None and gate.manifest is not None and gate.manifest["info"]["wins"]
-    return not wins or mine in {e.fingerprint for e in book.history if e.what == "promoted"}
+    return not wins or mine in book.promoted

@@ -21,7 +21,7 @@ from ediffi_core import ema
 from ediffi_core.checkpoint import Card, read, to_bytes
 from ediffi_core.ema_length import Mix, mix_of
 from pipelines.spec.sampling import Sampling, with_changes
-from pipelines.store.artifacts import Store
+from pipelines.store.artifacts import Store, file_sha256
 
 SNAPSHOTS, AVERAGES = "snapshots/", "averages"
 """Folders of a training node."""
@@ -147,12 +147,11 @@ def mixed(store: Store, trained: Trained, length: float) -> tuple[dict[str, Tens
                     f"{trained.settings['expert']} after {snapshot.images:,}; delete it and run "
                     "its pipeline again"
                 )
-            with file.open("rb") as content:
-                if hashlib.file_digest(content, "sha256").hexdigest() != snapshot.sha256:
-                    raise ValueError(
-                        f"{file} is not what {trained.name} wrote: its sha256 differs from its "
-                        "manifest's; delete it and run its pipeline again"
-                    )
+            if file_sha256(file) != snapshot.sha256:
+                raise ValueError(
+                    f"{file} is not what {trained.name} wrote: its sha256 differs from its "
+                    "manifest's; delete it and run its pipeline again"
+                )
             cards.append(card)
             yield weights
             store.evict(file)

@@ -88,6 +88,11 @@ class Registry:
             first.setdefault(entry.fingerprint, entry)
         return first
 
+    @property
+    def promoted(self) -> set[str]:
+        """Fingerprints of the ensembles that were ever promoted."""
+        return {e.fingerprint for e in self.history if e.what == "promoted"}
+
     def version(self, fingerprint: str) -> int:
         """Version number of an ensemble, from 1; ValueError for an unknown one."""
         return list(self.versions).index(fingerprint) + 1
@@ -262,10 +267,9 @@ def with_candidate(registry: Registry, entry: Entry) -> Registry:
 
 def with_champion(registry: Registry, entry: Entry) -> Registry:
     """The registry after a promotion; a run promotes an ensemble only once."""
-    promoted = {e.fingerprint for e in registry.history if e.what == "promoted"}
     if registry.champion and registry.champion.fingerprint == entry.fingerprint:
         return registry
-    if entry.by.startswith("run ") and entry.fingerprint in promoted:
+    if entry.by.startswith("run ") and entry.fingerprint in registry.promoted:
         return registry
     entry = replace(entry, what="promoted")
     return replace(registry, champion=entry, history=(*registry.history, entry))

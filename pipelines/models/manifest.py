@@ -57,8 +57,8 @@ def in_nodes(path: str) -> bool:
 
 def folders(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Folders of nodes that a manifest names besides those of its weights."""
-    if manifest["encoders_folder"] is not None:
-        yield manifest["encoders_folder"]
+    if (encoders := manifest.get("encoders_folder")) is not None:
+        yield encoders
     for given in manifest.get("data", {}).values():
         yield given["folder"]
 

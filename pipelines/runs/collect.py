@@ -17,7 +17,7 @@ from pipelines.data.shard_pool import prefetch
 from pipelines.formatting import byte_size
 from pipelines.models import champions
 from pipelines.runs import claims
-from pipelines.runs.lease import RENEW_EVERY_S, Lease, LeaseLost, is_driven, only_driver
+from pipelines.runs.lease import Lease, LeaseLost, is_driven, only_driver
 from pipelines.runs.needed import (
     NODE,
     RECORD,
@@ -208,7 +208,7 @@ def _only_collection(store: Store) -> Iterator[Lease]:
 def _remove(lease: Lease, things: Iterable[str], remove: Callable[[str], None]) -> None:
     todo = list(things)
     for at in range(0, len(todo), BATCH):
-        if lease.lost or lease.holder.age_s > 3 * RENEW_EVERY_S:
+        if lease.is_overdue:
             # A driver may take this collection for ended, and rely on what is still there.
             raise LeaseLost("could not renew the lease in time, so nothing more is removed")
         for _ in prefetch(todo[at : at + BATCH], remove):

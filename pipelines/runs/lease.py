@@ -151,9 +151,14 @@ class Lease:
                 "in time"
             )
 
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the lease is lost, or its renewal so late that another may have taken it over."""
+        return self.lost is not None or self.holder.age_s > 3 * RENEW_EVERY_S
+
     def check_if_overdue(self) -> None:
         """Like :meth:`check`, but only if the last renewal is overdue."""
-        if self.lost or self.holder.age_s > 3 * RENEW_EVERY_S:
+        if self.is_overdue:
             self.check()
 
     def renew(self, released: bool = False) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from pipelines.data.shard_pool import prefetch, shard_path
 from pipelines.models import champions
 from pipelines.models.champions import succession
+from pipelines.models.manifest import folders
 from pipelines.runs.execution import UNFINISHED, Execution
 from pipelines.store.artifacts import MANIFEST, Store
 from pipelines.store.dataset import FILE, Version
@@ -138,9 +139,7 @@ def _drawn_with(ensemble: Mapping[str, Any]) -> Iterator[str]:
     for weights in ensemble.get("weights", {}).values():
         if match := NODE.match(weights["path"]):
             yield match[1]
-    yield from (data["folder"] for data in ensemble.get("data", {}).values())
-    if folder := ensemble.get("encoders_folder"):
-        yield folder
+    yield from folders(ensemble)
 
 
 def needed_shards(store: Store, folders: Iterable[str]) -> set[str]:

@@ -94,7 +94,7 @@ def _draw(loaded: Loaded, jobs: list[Job], meters: Meters) -> list[list[Job]]:
             attention=attention,
         )
         told = [
-            attention_event(attention.of(row), job.picture) if attention else None
+            attention_event(attention.of(row), job.picture) if attention and job.wanted() else None
             for row, job in enumerate(jobs)
         ]
     except Abandoned:

@@ -12,9 +12,8 @@ from starlette.responses import JSONResponse, Response
 
 from ediffi_core.solver_names import SOLVER_NAMES
 from pipelines.models.painting import STRENGTH
-from pipelines.serving.events import Attention, Finished
 from pipelines.serving.requests import Sample, validated
-from pipelines.serving.service import Drawing, Service
+from pipelines.serving.service import Drawing, Service, pictures_of
 from pipelines.serving.sse import Message, stream
 
 
@@ -61,15 +60,7 @@ async def _model(service: Service) -> dict[str, Any]:
 
 async def _pictures(drawing: Drawing, count: int) -> dict[str, Any]:
     """All pictures of an order in one answer."""
-    found: dict[int, Finished] = {}
-    attention: dict[int, Attention] = {}
-    async with aclosing(drawing) as events:
-        async for event in events:
-            if isinstance(event, Finished):
-                found[event.picture] = event
-            elif isinstance(event, Attention):
-                attention[event.picture] = event
-    ordered = [found[picture] for picture in range(count)]
+    ordered, attention = await pictures_of(drawing, count)
     return {
         "created": int(time.time()),
         "model": ordered[0].model.model_dump(mode="json"),

@@ -16,7 +16,7 @@ from pipelines.serving.engine import ModelInfo, StageInfo
 from pipelines.serving.events import Finished, Step
 from pipelines.serving.http_errors import Invalid
 from pipelines.serving.requests import Sample, find_model, validated
-from pipelines.serving.service import Drawing, Service
+from pipelines.serving.service import Drawing, Service, pictures_of
 from pipelines.serving.sse import Message, stream
 from pipelines.spec.base import Strict
 
@@ -137,12 +137,7 @@ def _run(model: ModelInfo, last: str | None) -> list[StageInfo]:
 
 
 async def _pictures(drawing: Drawing, count: int) -> dict[str, Any]:
-    found: dict[int, Finished] = {}
-    async with aclosing(drawing) as events:
-        async for event in events:
-            if isinstance(event, Finished):
-                found[event.picture] = event
-    pictures = [found[picture] for picture in range(count)]
+    pictures, _ = await pictures_of(drawing, count)
     return {
         "created": int(time.time()),
         "output_format": "png",

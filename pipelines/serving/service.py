@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from pipelines.serving.engine import Engine, ModelInfo, Order, Status
 from pipelines.serving.errors import NotReady
-from pipelines.serving.events import Event, Finished, Started, Step
+from pipelines.serving.events import Attention, Event, Finished, Started, Step
 from pipelines.serving.finishing import Finisher, sampling_of
 from pipelines.serving.guards import read_body, record_of
 from pipelines.serving.http_errors import ClientGone, WrongMediaType
@@ -138,6 +138,23 @@ class Service:
                     event = await run_sync(self.finisher.finished, event, order, models)
                     record_of(request).pictures += 1
                 yield event
+
+
+async def pictures_of(drawing: Drawing, count: int) -> tuple[list[Finished], dict[int, Attention]]:
+    """All of an order's pictures in their order, and where those attended that were asked to say.
+
+    Args:
+        count: pictures of the order.
+    """
+    found: dict[int, Finished] = {}
+    attention: dict[int, Attention] = {}
+    async with aclosing(drawing) as events:
+        async for event in events:
+            if isinstance(event, Finished):
+                found[event.picture] = event
+            elif isinstance(event, Attention):
+                attention[event.picture] = event
+    return [found[picture] for picture in range(count)], attention
 
 
 async def _next(events: AsyncIterator[Event]) -> Event | None:

@@ -42,6 +42,12 @@ def sha256(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's content, read in pieces."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def temp_suffix() -> str:
     """Suffix of a temporary file or folder that names its writer: ``.host.process.random``."""
     return f".{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
@@ -273,10 +279,7 @@ class Store:
         listed = manifest.get("files", {}) if isinstance(manifest, dict) else {}
         for file in (f for f in listed if f == name or f.startswith(f"{name}/")):
             place = local / file.removeprefix(name).lstrip("/")
-            found = "missing"
-            if place.is_file():
-                with place.open("rb") as content:
-                    found = hashlib.file_digest(content, "sha256").hexdigest()
+            found = file_sha256(place) if place.is_file() else "missing"
             if not isinstance(listed[file], dict) or found != listed[file].get("sha256"):
                 raise ValueError(
                     f"{place} is not what its node wrote: its sha256 is {found:.12}…, which is not "

@@ -1,5 +1,6 @@
 /** The prompt, its words as buttons, and the phrases made of them. */
 
+import { element } from "./elements.js";
 import { PALETTE } from "./masks.js";
 import { occurrences, STRENGTH } from "./state.js";
 
@@ -22,12 +23,6 @@ function wordsOf(prompt) {
 function colour(element, slot) {
   element.style.setProperty("--colour", PALETTE[slot]);
   element.style.setProperty("--on-colour", DARK.has(slot) ? "#fff" : "#111");
-}
-
-function element(name, properties, ...inside) {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...inside);
-  return made;
 }
 
 /** Mount the prompt, its words and the phrases. */

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from pipelines.store.artifacts import Store, sha256
+from pipelines.store.artifacts import Store, file_sha256, sha256
 from pipelines.store.remote import StorageError
 from pipelines.training.checkpoints.manifest import MANIFEST, Manifest, describe_file
 from pipelines.training.checkpoints.sharding import StoredTensors, local_shard
@@ -113,11 +112,7 @@ def _verify(
     if size != expected["bytes"]:
         raise InvalidCheckpoint(f"its {what} has {size:,} of {expected['bytes']:,} bytes")
 
-    def digest() -> str:
-        with local(name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    if _read(what, digest) != expected["sha256"]:
+    if _read(what, lambda: file_sha256(local(name))) != expected["sha256"]:
         raise InvalidCheckpoint(f"its {what} has the wrong sha256")
 
 

@@ -224,7 +224,7 @@ def test_two_collections_do_not_run_at_once(folder):
 
 def test_a_collection_that_could_not_renew_its_lease_stops(folder, monkeypatch):
     before = everything(folder)
-    monkeypatch.setattr(collecting, "RENEW_EVERY_S", -1.0)
+    monkeypatch.setattr(collecting.Lease, "is_overdue", property(lambda _: True))
     with pytest.raises(LeaseLost, match="nothing more is removed"):
         collect(folder, Policy())
     kept = {k: v for k, v in everything(folder).items() if not k.startswith("leases/")}
