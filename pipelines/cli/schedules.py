@@ -69,6 +69,7 @@ def schedule(
     """
     from pipelines.executor.stopping import Stop
     from pipelines.jobs import schedule as schedules
+    from pipelines.jobs.child import RECORD_S
     from pipelines.jobs.cron import cron_trigger
     from pipelines.jobs.schedule_state import (
         Schedule,
@@ -107,7 +108,8 @@ def schedule(
     with scheduler_lock(store, asked.pipeline), Stop() as stop:
         kept = ScheduleState(store, asked, datetime.now(UTC), say)
         idle = partial(_idle, spec, store, verb)
-        tick = partial(schedules.run_verb, asked, store, idle, say, stop)
+        grace_s = pipeline.grace_s + RECORD_S
+        tick = partial(schedules.run_verb, asked, store, idle, say, stop, grace_s=grace_s)
         if now:
             raise SystemExit(schedules.run_tick(asked, kept, tick, say, datetime.now(UTC)).code)
         due = asked.format_time(trigger.get_next_fire_time(None, datetime.now(UTC)))

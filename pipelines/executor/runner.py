@@ -34,11 +34,8 @@ from pipelines.store.artifacts import Store
 from pipelines.training.preemption import Preempted
 from pipelines.training.warm import POOL, Shape
 
-GRACE_S = 25.0
-"""How long training nodes may take to save after a signal: a pod has 30 s until SIGKILL."""
-
 CANCEL_GRACE_S = 300.0
-"""How long they may take after `ediffi cancel`: no SIGKILL follows."""
+"""Seconds that training nodes may take to save after `ediffi cancel`: no SIGKILL follows."""
 
 WORKERS_END_S = 5.0
 """How long idle warm workers may take to end; those that are left end with the driver."""
@@ -262,6 +259,12 @@ class Runner:
             saving = wait(saving, timeout=0.5).not_done
             self.receive_reports()
             self.console.refresh(status.summary(self.execution))
+        if saving:
+            late = ", ".join(sorted(running[future].node.id for future in saving))
+            self.console.log(
+                f"not saved in time: {late}; the next run continues from their last checkpoints. "
+                "`grace_s:` in the spec gives them longer"
+            )
         for future, verdict in running.items():
             if future.done() and not isinstance(future.exception(), Preempted):
                 self.finish(verdict, future, waiting)
@@ -271,7 +274,8 @@ class Runner:
     @property
     def grace_s(self) -> float:
         """Seconds that training nodes may take to save when the run is stopped."""
-        return GRACE_S if self.stop.signal else CANCEL_GRACE_S
+        asked = self.plan.spec.grace_s
+        return asked if self.stop.signal else max(asked, CANCEL_GRACE_S)
 
     def ready(self, waiting: Mapping[str, Verdict], running: Iterable[Verdict]) -> list[Verdict]:
         """The nodes to start now: their dependencies are done, and they fit."""

@@ -142,6 +142,7 @@ def run_verb(
     stop: Stop,
     at: datetime,
     command: Sequence[str] = (),
+    grace_s: float = child.GRACE_S,
 ) -> Outcome:
     """Run the verb in a process of its own, unless there is nothing to do.
 
@@ -151,13 +152,14 @@ def run_verb(
         stop: its signal is passed on to the process.
         at: start time, which names the file of its output.
         command: a command to run instead of the verb, for tests.
+        grace_s: seconds that the process may take to end when it is told to stop.
     """
     try:
         if why := skip_reason():
             return Outcome(state="skipped", message=why)
         output = log_folder(store, schedule.pipeline) / f"{at:%Y%m%d-%H%M%S}.log"
         log(f"started; output in {output}")
-        code = child.run(command or schedule.command(store.root), output, stop)
+        code = child.run(command or schedule.command(store.root), output, stop, grace_s)
         lines = child.last_lines(output, 20) or ["it printed nothing"]
     except (ValueError, OSError) as error:  # in spec, data or disk; the next tick may succeed
         return Outcome(state="failed", message=" ".join(str(error).split()), code=2)

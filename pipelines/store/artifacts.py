@@ -15,13 +15,14 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.formatting import has_password, without_passwords
+from pipelines.store import lock
 from pipelines.store.remote import StorageError, attempt, filesystem
 
 MANIFEST = "manifest.json"
@@ -31,6 +32,12 @@ SCRATCH = "ray-train"
 
 CACHE = ".cache/ediffi/files"
 """Folder in the user's home for files fetched from a bucket. May be deleted at any time."""
+
+IN_USE = f"{CACHE}/in-use"
+"""Folder for files fetched from a bucket to be read once; see :meth:`Store.fetched`."""
+
+STAMPS = ("ETag", "etag", "LastModified", "last_modified", "updated", "mtime", "created")
+"""Names that file systems give to a file's checksum or time, the best first."""
 
 A_DAY_S = 86_400
 
@@ -75,6 +82,11 @@ def _rename_unless_exists(scratch: Path, folder: Path) -> None:
     except OSError:
         if not folder.is_dir():
             raise
+
+
+def _stamp(info: Mapping[str, Any]) -> str:
+    """What changes with a file's content: its checksum, or else its time, as fsspec lists it."""
+    return str(next((info[key] for key in STAMPS if info.get(key)), None))
 
 
 @dataclass(frozen=True)
@@ -238,7 +250,7 @@ class Store:
     def local(self, path: str) -> Path:
         """A local path of a file or folder, for libraries that need one; fetches from a bucket.
 
-        Fetched files are cached under :data:`CACHE` by address and checksums, so changed content
+        Fetched files are cached under :data:`CACHE` by address, size and stamp, so changed content
         is fetched again. A fetch is atomic.
 
         Raises:
@@ -246,15 +258,44 @@ class Store:
         """
         if self.is_local:
             return Path(self.full(path))
+        found, key = self._found(path)
+        return self._fetch_all(path, found, Path.home() / CACHE / key)
+
+    @contextlib.contextmanager
+    def fetched(self, path: str) -> Iterator[Path]:
+        """A local path of a file while the context is open; for large files that are read once.
+
+        What is fetched from a bucket is shared by all readers on the machine, and removed with the
+        last of them.
+
+        Raises:
+            ValueError: The bucket has no such file.
+        """
+        if self.is_local:
+            yield Path(self.full(path))
+            return
+        found, key = self._found(path)
+        folder = Path.home() / IN_USE / key
+        readers = folder.with_suffix(".lock")
+        try:
+            with lock.shared(readers):
+                yield self._fetch_all(path, found, folder)
+        finally:
+            lock.remove_unused(readers, lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    def _found(self, path: str) -> tuple[dict[str, dict[str, Any]], str]:
+        """Listing of a file or folder in a bucket, and the key of its content in the cache."""
         found = self._complete_listing(path, self._listing(path))
         if not found:
             raise ValueError(f"{self.full(path)} does not exist; run the node that makes it again")
-        stamps = [(n, i["size"], str(i.get("ETag") or i.get("etag"))) for n, i in found.items()]
-        key = sha256(json.dumps([self.full(path), stamps]).encode())[:32]
-        folder = Path.home() / CACHE / key
+        stamps = [(n, i["size"], _stamp(i)) for n, i in found.items()]
+        return found, sha256(json.dumps([self.full(path), stamps]).encode())[:32]
+
+    def _fetch_all(self, path: str, found: dict[str, dict[str, Any]], folder: Path) -> Path:
+        """Fetch a file or folder into a folder, unless it is there; → its place."""
         name = "" if set(found) != {"."} else path.rpartition("/")[2]
         if not folder.exists():
-            scratch = folder.with_name(f".{key}{temp_suffix()}.tmp")
+            scratch = folder.with_name(f".{folder.name}{temp_suffix()}.tmp")
             try:
                 for relative, info in found.items():
                     source = path if relative == "." else f"{path}/{relative}"
@@ -305,11 +346,6 @@ class Store:
                 break
         return dict(sorted(listed.items()))
 
-    def evict(self, fetched: Path) -> None:
-        """Remove a file that :meth:`local` fetched; for large files that are read once."""
-        if not self.is_local:
-            shutil.rmtree(fetched.parent, ignore_errors=True)
-
     def _fetch(self, path: str, to: Path, size: int) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
 
@@ -332,9 +368,13 @@ class Store:
         under :data:`SCRATCH`; expire them with a lifecycle rule of the bucket.
         """
         if not self.is_local:
-            for scratch in (Path.home() / CACHE).glob(".*.tmp"):
+            cache, in_use = Path.home() / CACHE, Path.home() / IN_USE
+            for scratch in (*cache.glob(".*.tmp"), *in_use.glob(".*.tmp")):
                 if is_abandoned(scratch):
                     shutil.rmtree(scratch, ignore_errors=True)
+            for readers in in_use.glob("*.lock"):
+                folder = readers.with_suffix("")
+                lock.remove_unused(readers, partial(shutil.rmtree, folder, ignore_errors=True))
             return
         for file in Path(self.root).rglob(".*.tmp"):
             if is_abandoned(file):

@@ -20,8 +20,8 @@ from pipelines.runs.threads import in_thread
 from pipelines.store.artifacts import Store, sha256
 from pipelines.training.checkpoints.manifest import MANIFEST, Manifest, checked_extra, part_name
 from pipelines.training.checkpoints.part import Part
-from pipelines.training.checkpoints.reading import Restored, load
-from pipelines.training.checkpoints.retention import CheckpointFolder
+from pipelines.training.checkpoints.reading import Restored, load, read_manifest
+from pipelines.training.checkpoints.retention import CheckpointFolder, beside
 from pipelines.training.checkpoints.sharding import (
     LocalShard,
     check_finite,
@@ -68,7 +68,7 @@ class Checkpoints:
         self._committed: int | None = None
         self._failures = 0
         self._error: BaseException | None = None
-        self._invalid: set[int] = set()
+        self._invalid: set[str] = set()
 
     # -- saving --------------------------------------------------------------------------------
 
@@ -94,7 +94,8 @@ class Checkpoints:
             note: JSON, the same in every process.
             files: small files to store beside the tensors; those of the first process count.
             milestone: keep this checkpoint regardless of its age.
-            to: another folder to write to, such as the node's ``state``; it is never removed.
+            to: another folder to write to, such as the node's ``state``; it is never removed, and
+                what it holds only once it has been written beside.
 
         Raises:
             NonFinite: A tensor holds NaN or infinity; nothing is written, in any process.
@@ -120,7 +121,6 @@ class Checkpoints:
         def write() -> str | None:
             return self._write(images, part, note, extras, milestone, to)
 
-        self._invalid.discard(images)
         self._images, self._writing = images, in_thread(write)
 
     def poll(self) -> int | None:
@@ -139,10 +139,11 @@ class Checkpoints:
         """Number of saves that failed since the last success."""
         return self._failures
 
-    def clear(self) -> None:
-        """Remove all checkpoints but milestones, once the node is finished."""
+    def clear(self, final: str) -> None:
+        """Remove all checkpoints but milestones, once the node has a final state."""
         self.wait()
         self.group.run_on_first(self.folder.clear)
+        self.group.run_on_first(lambda: self.folder.remove(beside(final)))
 
     def _staging_buffer(self, mine: Mapping[str, LocalShard]) -> Part:
         """The buffer of the previous save, or a new one if the tensors differ."""
@@ -163,6 +164,30 @@ class Checkpoints:
     ) -> str | None:
         """Write a checkpoint, in a background thread of every process; → a message to log."""
         at, group = to or self.folder.path(images), self.group
+        for place in group.run_on_first(lambda: self.folder.steps_to_replace(at, self._invalid)):
+            self._write_to(place, images, part, note, extras, milestone)
+        self._invalid -= {at, beside(at)}
+        return group.run_on_first(lambda: self._tidy(at, None if to else images))
+
+    def _tidy(self, at: str, images: int | None) -> str | None:
+        """Remove what a new checkpoint makes superfluous; → a message if something is left."""
+        try:
+            self.folder.remove(beside(at))
+        except OSError as error:
+            return f"old checkpoints could not be removed: {error}"
+        return None if images is None else self.folder.prune(images, self.keep, self._invalid)
+
+    def _write_to(
+        self,
+        at: str,
+        images: int,
+        part: Part,
+        note: Any,
+        extras: Mapping[str, bytes],
+        milestone: bool,
+    ) -> None:
+        """Write a checkpoint to a folder, in place of what is there."""
+        group = self.group
         name = part_name(group.rank, group.size)
 
         def write_part() -> dict[str, dict[str, Any]]:
@@ -193,9 +218,6 @@ class Checkpoints:
                 with suppress(OSError):  # the first error is the one to report
                     self.folder.remove(at)
             raise
-        if to is not None:
-            return None
-        return group.run_on_first(lambda: self.folder.prune(images, self.keep, self._invalid))
 
     def _collect_write(self, wait: bool) -> None:
         """Record the outcome of the background write, if it is done."""
@@ -231,18 +253,12 @@ class Checkpoints:
                 written them.
             final: folder to try before all checkpoints: the final state, written by :meth:`save`
                 with ``to``, of a node that was stopped before it was recorded as done.
+
+        Raises:
+            OSError: The machine or the storage failed while a checkpoint was read.
         """
         self._collect_write(wait=True)
-        at: dict[str, int | None] = {}
-        if (
-            final
-            and self.group.run_on_first(lambda: self.store.size(f"{final}/{MANIFEST}")) is not None
-        ):
-            at[final] = None
-        at |= {
-            self.folder.path(images): images
-            for images in self.group.run_on_first(self.folder.newest_first)
-        }
+        at = self.group.run_on_first(lambda: self._candidates(final))
         skipped: dict[str, str] = {}
         found = None
         for folder, images in at.items():
@@ -251,14 +267,33 @@ class Checkpoints:
                 break
             except InvalidCheckpoint as error:
                 skipped[folder] = str(error)
-                if images is not None:
-                    self._invalid.add(images)
+                self._invalid.add(folder)
         then = f"continuing from {found.images:,} images" if found else "there is no other"
         for folder, why in skipped.items():
             if self.group.rank == 0:
                 name = folder.rpartition("/")[2]
                 self._log(f"checkpoint {name} is not used: {why}; {then}")
         return found
+
+    def _candidates(self, final: str | None) -> dict[str, int | None]:
+        """Folders to restore from, the best first → images that they must have seen, if known."""
+        at: dict[str, int | None] = {}
+        if final and self.store.size(f"{final}/{MANIFEST}") is not None:
+            at[final] = None
+        if final:
+            at |= dict.fromkeys(self.folder.finished_beside(final))
+        for images in self.folder.newest_first():
+            at |= dict.fromkeys(self.folder.candidates(images), images)
+        return at
+
+    def files(self, folder: str) -> list[str]:
+        """Names of the files of a checkpoint, in its folder. A collective call.
+
+        Raises:
+            InvalidCheckpoint: It is incomplete or damaged.
+        """
+        manifest = self.group.run_on_first(lambda: read_manifest(self.store, folder))
+        return sorted([MANIFEST, *manifest.files])
 
     def restore_from(
         self, folder: str, tensors: Mapping[str, Tensor], fingerprint: str
@@ -278,5 +313,5 @@ class Checkpoints:
         except InvalidCheckpoint as error:
             raise ValueError(
                 f"checkpoint {self.store.full(folder)} cannot be used: {error}; "
-                "rerun the node that writes it"
+                "remove that folder and run again, which trains its node anew"
             ) from error

@@ -1,5 +1,6 @@
 """How the runner handles other pipelines' nodes, time limits, cancelling and a lost lease."""
 
+import signal
 import time
 from concurrent.futures import Future
 from dataclasses import replace
@@ -143,6 +144,23 @@ def test_a_run_that_is_cancelled_has_its_trainings_save_and_ends_as_such(
     kept = by_id(store, runner.execution.id)
     assert kept.state == "cancelled" and runner.failed == {}
     assert {kept.nodes[n]["state"] for n in (trained, evaluated)} == {"cancelled"}
+
+
+def test_trainings_that_do_not_save_within_grace_s_are_named(runner, waiting, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "receive_reports", lambda: None)  # there is no Ray actor
+    spec = runner.plan.spec
+    assert spec.grace_s == 25
+    runner.plan = replace(runner.plan, spec=spec.model_copy(update={"grace_s": 0.01}))
+    runner.board, runner.stop.signal = Board(), signal.SIGTERM
+    trained = "train/base/E1_1"
+    runner.shut_down({Future(): waiting.pop(trained)}, waiting)
+    said = capsys.readouterr().out
+    assert f"not saved in time: {trained}; the next run continues" in said and "`grace_s:`" in said
+    assert runner.execution.nodes[trained]["state"] == "interrupted"
+    runner.stop.signal, runner.stop.cancelled = None, "alpha"
+    assert runner.grace_s == 300
+    runner.plan = replace(runner.plan, spec=spec.model_copy(update={"grace_s": 900.0}))
+    assert runner.grace_s == 900
 
 
 def test_a_driver_that_lost_its_lease_writes_nothing(runner, store, waiting):

@@ -313,7 +313,7 @@ def test_the_newest_and_the_milestones_are_kept(kit):
         kit.save(images, milestone=images % 30 == 0)
     assert kit.kept() == [30, 60, 70]
     assert kit.restore() == 70
-    kit.all.clear()
+    kit.all.clear(f"{NODE}/state")
     assert kit.kept() == [30, 60]
     assert kit.restore() == 60
 
@@ -358,7 +358,7 @@ def test_the_final_state_is_separate(kit):
     assert kit.kept() == [20, 30]
     with pytest.raises(ValueError, match="save to a folder beside them"):
         kit.all.save(50, state(50), NOTE, to=NODE)
-    kit.all.clear()
+    kit.all.clear(f"{NODE}/state")
     assert kit.kept() == []
     assert kit.restore() == 0
     assert kit.restore(final=f"{NODE}/state") == 40
@@ -372,7 +372,7 @@ def test_the_final_state_is_separate(kit):
     with pytest.raises(ValueError, match="it belongs to node 0123, not 89"):
         child.restore_from(f"{NODE}/state", tensors, "89")
     (kit.folder.parent / "state" / "checkpoint.json").unlink()
-    with pytest.raises(ValueError, match=r"it is incomplete; rerun the node that writes it"):
+    with pytest.raises(ValueError, match=r"it is incomplete; remove that folder and run again"):
         child.restore_from(f"{NODE}/state", tensors, "0123")
 
 
