@@ -120,7 +120,8 @@ class Runner:
         self.execution.ended, self.execution.left = now(), {}
         self.save()
         self.save_tree()
-        self.store.sweep()
+        if left := self.store.sweep():
+            self.console.log(f"temporary files may be left ({len(left)} errors): {left[0]}")
         return not self.failed
 
     def reuse_finished(self, verdicts: Mapping[str, Verdict]) -> list[Verdict]:

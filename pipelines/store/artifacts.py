@@ -77,6 +77,20 @@ def _rename_unless_exists(scratch: Path, folder: Path) -> None:
             raise
 
 
+def _listed(folder: Path, note: Callable[[BaseException], None]) -> list[Path]:
+    """What is in a folder; an error is noted."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        note(error)
+        return []
+
+
+def _remove_tree(folder: Path, note: Callable[[BaseException], None]) -> None:
+    """Remove a folder and its content; errors are noted."""
+    shutil.rmtree(folder, onerror=lambda _, __, failed: note(failed[1]))
+
+
 @dataclass(frozen=True)
 class Store:
     """A folder or a bucket. Paths are relative to its root and use ``/``."""
@@ -325,25 +339,39 @@ class Store:
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
             self.write(f"{folder}/{file.relative_to(source)}", file.read_bytes())
 
-    def sweep(self) -> None:
-        """Remove temporary files of killed writers.
+    def sweep(self) -> list[str]:
+        """Remove temporary files of killed writers. Others may write and remove meanwhile.
 
         A bucket keeps no partial files. Ray Train's few small files of killed trainings stay there
         under :data:`SCRATCH`; expire them with a lifecycle rule of the bucket.
+
+        Returns:
+            Errors of what could not be listed or removed, a line each.
         """
+        left: list[str] = []
+
+        def note(error: BaseException) -> None:
+            if not isinstance(error, FileNotFoundError):  # it vanished, so it is swept
+                left.append(str(error))
+
         if not self.is_local:
-            for scratch in (Path.home() / CACHE).glob(".*.tmp"):
-                if is_abandoned(scratch):
-                    shutil.rmtree(scratch, ignore_errors=True)
-            return
-        for file in Path(self.root).rglob(".*.tmp"):
-            if is_abandoned(file):
-                file.unlink(missing_ok=True)
-        for folder in Path(self.full(SCRATCH)).glob("*"):
-            if is_abandoned(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+            for scratch in _listed(Path.home() / CACHE, note):
+                if scratch.match(".*.tmp") and is_abandoned(scratch):
+                    _remove_tree(scratch, note)
+            return left
+        for folder, _, files in os.walk(self.root, onerror=note):
+            for file in (Path(folder, name) for name in files):
+                if file.match(".*.tmp") and is_abandoned(file):
+                    try:
+                        file.unlink()
+                    except OSError as error:
+                        note(error)
+        for scratch in _listed(Path(self.full(SCRATCH)), note):
+            if is_abandoned(scratch):
+                _remove_tree(scratch, note)
         with contextlib.suppress(OSError):  # missing, or in use by another pipeline
             Path(self.full(SCRATCH)).rmdir()
+        return left
 
     # -- nodes ---------------------------------------------------------------------------------
 

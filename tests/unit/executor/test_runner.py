@@ -145,6 +145,14 @@ def test_a_run_that_is_cancelled_has_its_trainings_save_and_ends_as_such(
     assert {kept.nodes[n]["state"] for n in (trained, evaluated)} == {"cancelled"}
 
 
+def test_an_error_of_cleaning_is_told_and_decides_nothing(runner, store, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "reuse_finished", lambda verdicts: [])
+    monkeypatch.setattr(Store, "sweep", lambda store: ["[Errno 5] Input/output error: 'nodes'"])
+    assert runner.run()
+    assert by_id(store, runner.execution.id).state == "done"
+    assert "temporary files may be left (1 errors): [Errno 5]" in capsys.readouterr().out
+
+
 def test_a_driver_that_lost_its_lease_writes_nothing(runner, store, waiting):
     path = runner.claims.lease.path
     record = store.read_json(path)
