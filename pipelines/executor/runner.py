@@ -88,9 +88,6 @@ class Runner:
         self.total = {"cpus": plan.spec.cpus, "gpus": plan.spec.gpus}
         """Resources that all nodes together may use."""
 
-        self.started_at: dict[str, float] = {}
-        """Node id → when it was started, by the monotonic clock."""
-
         self.saved_at = 0.0
 
     def run(self) -> bool:
@@ -185,7 +182,6 @@ class Runner:
                     del waiting[verdict.node.id]
                     self.set_state(verdict, "running")
                     self.lineage.started(verdict)
-                    self.started_at[verdict.node.id] = time.monotonic()
                     running[in_thread(self.run_node, verdict, self.fence)] = verdict
             if not running:
                 time.sleep(0.5)
@@ -240,7 +236,7 @@ class Runner:
         """Ask training nodes that exceed their `max_hours:` to save and exit."""
         for node in (v.node for v in running):
             hours = node.runtime.get("limit_hours")
-            if hours and time.monotonic() - self.started_at[node.id] > hours * 3600:
+            if hours and self.progress.worked_s(node.id) > hours * 3600:
                 self.board.stop.remote(
                     f"it exceeded its `max_hours:` of {hours:g} h; its last checkpoint is kept, "
                     "and the next run continues from it",

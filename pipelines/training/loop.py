@@ -46,6 +46,7 @@ class Trainer:
         """Samples and snapshots written so far, relative to the node's folder."""
 
         self.history: list[dict[str, Any]] = []
+        self.report(at_work=True)
         self.resume()
 
     # -- the loop ----------------------------------------------------------------------------
