@@ -110,6 +110,10 @@ class Plan:
     regrow: Callable[[], Plan]
     """Make the plan again from what the store holds now, with the trees grown further."""
 
+    sources: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What the plan was made from, as of :func:`pipelines.dag.nodes.dag_of`; empty if it was merged
+    from several."""
+
     cells: Mapping[str, Plan] = field(default_factory=dict)
     """Name → plan, of the pipelines that :func:`pipelines.dag.merged.merge` has put together."""
 
@@ -238,6 +242,7 @@ def make(
                 fingerprint=first,
                 trees={} if retrain else trees,
                 champion=champion,
+                sources=sources,
                 regrow=partial(make, spec, store, sources, champion=champion, retrain=retrain),
                 unplaced={} if retrain else _unplaced(grown),
             )
