@@ -187,6 +187,15 @@ def path_lengths(plan: Plan) -> dict[str, float]:
     return lengths
 
 
+def dependents(plan: Plan) -> dict[str, list[str]]:
+    """Node id → ids of the nodes that need it directly."""
+    found: dict[str, list[str]] = {}
+    for verdict in plan.verdicts.values():
+        for needed in verdict.node.dependencies:
+            found.setdefault(needed, []).append(verdict.node.id)
+    return found
+
+
 def digest(value: Any) -> str:
     """Fingerprint of any JSON-ready value, 16 hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -52,6 +52,7 @@ class Progress:
             self.worked_before_s[node] = self.worked_s(node)
             self.working_since.pop(node, None)
         state = self.execution.nodes[node]
+        self.execution.touch(node)
         state.update(
             {k: row[k] for k in ("done", "of", "unit", "checkpoint", "picture") if k in row}
         )
