@@ -187,6 +187,8 @@ class Store:
     def read(self, path: str) -> bytes | None:
         """The file's bytes, or None if it does not exist."""
         try:
+            if self.is_local:
+                return Path(self.full(path)).read_bytes()
             data: bytes = self._retry(lambda: self.fs.cat_file(self.full(path)), path)
         except (FileNotFoundError, NotADirectoryError):
             return None
