@@ -70,7 +70,7 @@ def schedule(
     from pipelines.executor.stopping import Stop
     from pipelines.jobs import schedule as schedules
     from pipelines.jobs.child import RECORD_S
-    from pipelines.jobs.cron import cron_trigger
+    from pipelines.jobs.cron import cron_times
     from pipelines.jobs.schedule_state import (
         Schedule,
         ScheduleState,
@@ -90,7 +90,7 @@ def schedule(
         raise ValueError(
             f"--verb {verb!r} cannot be scheduled; write {' or '.join(schedules.VERBS)}"
         )
-    trigger = cron_trigger(line, timezone)
+    times = cron_times(line, timezone)
     pipeline = _loaded(spec)
     asked = Schedule(
         pipeline=pipeline.name,
@@ -112,9 +112,9 @@ def schedule(
         tick = partial(schedules.run_verb, asked, store, idle, say, stop, grace_s=grace_s)
         if now:
             raise SystemExit(schedules.run_tick(asked, kept, tick, say, datetime.now(UTC)).code)
-        due = asked.format_time(trigger.get_next_fire_time(None, datetime.now(UTC)))
+        due = asked.format_time(times.after(datetime.now(UTC)))
         say(f'{verb} {asked.pipeline} at "{line}" ({timezone}), next {due}')
-        schedules.run_schedule(asked, kept, tick, say, stop, times=trigger)
+        schedules.run_schedule(asked, kept, tick, say, stop, times=times)
         say(f"ends: stopped by {stop.signal.name if stop.signal else 'nobody'}")
 
 

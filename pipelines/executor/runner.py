@@ -11,7 +11,14 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 from pipelines.dag.node import Resources
-from pipelines.dag.plan import Node, Plan, Verdict, finished_elsewhere, path_lengths
+from pipelines.dag.plan import (
+    Node,
+    Plan,
+    Verdict,
+    dependents,
+    finished_elsewhere,
+    path_lengths,
+)
 from pipelines.dag.scheduling import Candidate, startable, subtract
 from pipelines.executor.commit import commit, external_manifest
 from pipelines.executor.console import Console
@@ -42,6 +49,9 @@ WORKERS_END_S = 5.0
 
 SAVE_EVERY_S = 5.0
 """How often progress is written to the run's record."""
+
+TREE_SHARE_OF_TIME = 0.05
+"""The tree of very many experts is saved less often, to take no more time than this."""
 
 HOST = socket.gethostname()
 
@@ -81,14 +91,12 @@ class Runner:
         self.board: Any = None
         """Handle of the :class:`ProgressBoard` actor."""
 
-        self.path_lengths = path_lengths(plan)
+        self.path_lengths, self.dependents = path_lengths(plan), dependents(plan)
         self.total = {"cpus": plan.spec.cpus, "gpus": plan.spec.gpus}
         """Resources that all nodes together may use."""
 
-        self.started_at: dict[str, float] = {}
-        """Node id → when it was started, by the monotonic clock."""
-
-        self.saved_at = 0.0
+        self.saved_at = self.tree_due_at = 0.0
+        self.is_tree_saved = False
 
     def run(self) -> bool:
         """Run the plan to its end.
@@ -117,7 +125,8 @@ class Runner:
         self.execution.ended, self.execution.left = now(), {}
         self.save()
         self.save_tree()
-        self.store.sweep()
+        if left := self.store.sweep():
+            self.console.log(f"temporary files may be left ({len(left)} errors): {left[0]}")
         return not self.failed
 
     def reuse_finished(self, verdicts: Mapping[str, Verdict]) -> list[Verdict]:
@@ -161,7 +170,7 @@ class Runner:
         new = {i: v for i, v in self.plan.verdicts.items() if i not in before.verdicts}
         for line in self.plan.new_decisions(before):
             self.console.log(line)
-        self.path_lengths = path_lengths(self.plan)
+        self.path_lengths, self.dependents = path_lengths(self.plan), dependents(self.plan)
         return self.reuse_finished(new)
 
     def run_nodes(self, todo: list[Verdict]) -> None:
@@ -181,8 +190,8 @@ class Runner:
                     del waiting[verdict.node.id]
                     self.set_state(verdict, "running")
                     self.lineage.started(verdict)
-                    self.started_at[verdict.node.id] = time.monotonic()
                     running[in_thread(self.run_node, verdict, self.fence)] = verdict
+            self.save_tree_if_due()
             if not running:
                 time.sleep(0.5)
             done, _ = wait(running, timeout=0.5, return_when="FIRST_COMPLETED")
@@ -236,7 +245,7 @@ class Runner:
         """Ask training nodes that exceed their `max_hours:` to save and exit."""
         for node in (v.node for v in running):
             hours = node.runtime.get("limit_hours")
-            if hours and time.monotonic() - self.started_at[node.id] > hours * 3600:
+            if hours and self.progress.worked_s(node.id) > hours * 3600:
                 self.board.stop.remote(
                     f"it exceeded its `max_hours:` of {hours:g} h; its last checkpoint is kept, "
                     "and the next run continues from it",
@@ -333,10 +342,12 @@ class Runner:
         self.console.failed(node.id, one_line(error))
         if not isinstance(error, ValueError):
             self.console.log(f"{node.id}: the traceback is in {self.store.full(trace)}")
-        for other in self.descendants(node.id):
-            if other in waiting:
-                self.set_state(waiting.pop(other), "skipped", error=f"{node.id} failed")
-                self.console.log(f"{other} skipped: it needs {node.id}, which failed")
+        skipped = [i for i in self.descendants(node.id) if i in waiting]
+        for other in skipped:
+            self.record_state(waiting.pop(other), "skipped", error=f"{node.id} failed")
+            self.console.log(f"{other} skipped: it needs {node.id}, which failed")
+        if skipped:
+            self.save_states()
 
     def run_node(
         self, verdict: Verdict, fence: Callable[[Verdict], None] = lambda _: None
@@ -420,17 +431,19 @@ class Runner:
             **origin,
             **more,
         }
+        self.execution.touch(node)
         if state == "running":
             self.progress.restart(node)
 
     def save_states(self) -> None:
-        """Save the run's record and its tree.
+        """Save the run's record, and its tree as soon as that is due.
 
         Raises:
             LeaseLost: Another driver has taken over the pipeline.
         """
         self.save()
-        self.save_tree()
+        self.is_tree_saved = False
+        self.save_tree_if_due()
 
     def save(self) -> None:
         """Save the run's record.
@@ -442,18 +455,26 @@ class Runner:
         self.saved_at = time.monotonic()
         self.execution.save(self.store)
 
+    def save_tree_if_due(self) -> None:
+        """Save the tree if it has changed: that of very many experts less often."""
+        began = time.monotonic()
+        if not self.is_tree_saved and began >= self.tree_due_at:
+            self.save_tree()
+            self.tree_due_at = began + (time.monotonic() - began) / TREE_SHARE_OF_TIME
+
     def save_tree(self) -> None:
         """Save what `ediffi tree` shows, which is read from the store and not from MLflow."""
         tree = tree_view.build(self.plan, self.execution, self.manifests)
         self.store.write_json(f"executions/{self.execution.id}.tree.json", tree)
+        self.is_tree_saved = True
 
-    def descendants(self, node: str) -> set[str]:
-        """Ids of all nodes that need a node, directly or not."""
-        found = {node}
-        for verdict in self.plan.verdicts.values():
-            if found & set(verdict.node.dependencies):
-                found.add(verdict.node.id)
-        return found - {node}
+    def descendants(self, node: str) -> list[str]:
+        """Ids of all nodes that need a node, directly or not; in the order of the plan."""
+        found, level = set[str](), {node}
+        while level:
+            level = {i for one in level for i in self.dependents.get(one, ())} - found
+            found |= level
+        return [i for i in self.plan.verdicts if i in found] if found else []
 
 
 def one_line(error: BaseException) -> str:

@@ -89,6 +89,20 @@ def _stamp(info: Mapping[str, Any]) -> str:
     return str(next((info[key] for key in STAMPS if info.get(key)), None))
 
 
+def _listed(folder: Path, note: Callable[[BaseException], None]) -> list[Path]:
+    """What is in a folder; an error is noted."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        note(error)
+        return []
+
+
+def _remove_tree(folder: Path, note: Callable[[BaseException], None]) -> None:
+    """Remove a folder and its content; errors are noted."""
+    shutil.rmtree(folder, onerror=lambda _, __, failed: note(failed[1]))
+
+
 @dataclass(frozen=True)
 class Store:
     """A folder or a bucket. Paths are relative to its root and use ``/``."""
@@ -185,6 +199,8 @@ class Store:
     def read(self, path: str) -> bytes | None:
         """The file's bytes, or None if it does not exist."""
         try:
+            if self.is_local:
+                return Path(self.full(path)).read_bytes()
             data: bytes = self._retry(lambda: self.fs.cat_file(self.full(path)), path)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -361,29 +377,42 @@ class Store:
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
             self.write(f"{folder}/{file.relative_to(source)}", file.read_bytes())
 
-    def sweep(self) -> None:
-        """Remove temporary files of killed writers.
+    def sweep(self) -> list[str]:
+        """Remove temporary files of killed writers. Others may write and remove meanwhile.
 
         A bucket keeps no partial files. Ray Train's few small files of killed trainings stay there
         under :data:`SCRATCH`; expire them with a lifecycle rule of the bucket.
+
+        Returns:
+            Errors of what could not be listed or removed, a line each.
         """
+        left: list[str] = []
+
+        def note(error: BaseException) -> None:
+            if not isinstance(error, FileNotFoundError):  # it vanished, so it is swept
+                left.append(str(error))
+
         if not self.is_local:
             cache, in_use = Path.home() / CACHE, Path.home() / IN_USE
-            for scratch in (*cache.glob(".*.tmp"), *in_use.glob(".*.tmp")):
-                if is_abandoned(scratch):
-                    shutil.rmtree(scratch, ignore_errors=True)
+            for scratch in (*_listed(cache, note), *_listed(in_use, note)):
+                if scratch.match(".*.tmp") and is_abandoned(scratch):
+                    _remove_tree(scratch, note)
             for readers in in_use.glob("*.lock"):
-                folder = readers.with_suffix("")
-                lock.remove_unused(readers, partial(shutil.rmtree, folder, ignore_errors=True))
-            return
-        for file in Path(self.root).rglob(".*.tmp"):
-            if is_abandoned(file):
-                file.unlink(missing_ok=True)
-        for folder in Path(self.full(SCRATCH)).glob("*"):
-            if is_abandoned(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+                lock.remove_unused(readers, partial(_remove_tree, readers.with_suffix(""), note))
+            return left
+        for folder, _, files in os.walk(self.root, onerror=note):
+            for file in (Path(folder, name) for name in files):
+                if file.match(".*.tmp") and is_abandoned(file):
+                    try:
+                        file.unlink()
+                    except OSError as error:
+                        note(error)
+        for scratch in _listed(Path(self.full(SCRATCH)), note):
+            if is_abandoned(scratch):
+                _remove_tree(scratch, note)
         with contextlib.suppress(OSError):  # missing, or in use by another pipeline
             Path(self.full(SCRATCH)).rmdir()
+        return left
 
     # -- nodes ---------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ class Trainer:
         """Snapshots that could not be written yet, as of :func:`snapshots`."""
 
         self.history: list[dict[str, Any]] = []
+        self.report(at_work=True)
         self.resume()
 
     # -- the loop ----------------------------------------------------------------------------

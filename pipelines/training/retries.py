@@ -247,8 +247,9 @@ def run_with_retries(attempt: Callable[[], T], ctx: Context) -> T:
                 raise final_error(failure, retries.tries) from error
             wait_s, label = decision
             ctx.report(
+                at_work=False,
                 message=f"{failure} ({failure.kind}); retrying from {images:,} images in "
-                f"{wait_s:.1f} s, {label}"
+                f"{wait_s:.1f} s, {label}",
             )
             pause(ctx, wait_s, error)
 
