@@ -11,11 +11,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from pipelines.models.metadata import ModelId
 from pipelines.serving.engine import ModelInfo, Order, Status
-from pipelines.serving.errors import DeadlineExceeded, DrawingFailed, QueueFull, Refused
+from pipelines.serving.errors import (
+    DeadlineExceeded,
+    DrawingFailed,
+    NotReady,
+    QueueFull,
+    Refused,
+)
 from pipelines.serving.events import Event, Finished, Queued, Started
 from pipelines.serving.logs import log
 
@@ -41,6 +47,9 @@ STATUS_AGE_S = 0.5
 STATUS_HOLDS_S = 30.0
 """How long the last status holds while no replica answers, since they are busy or being replaced:
 requests wait for them meanwhile."""
+
+UNAVAILABLE_RETRY_S = 5.0
+"""When to come again if Serve has given up starting replicas; it may be told to try again."""
 
 FULL_RETRY_S = 1.0
 """When to come again, if it is Serve's own queue that is full: no replica has reckoned it."""
@@ -110,6 +119,11 @@ class HandleEngine:
                     raise QueueFull(
                         "too many requests wait; come again later", retry_after_s=FULL_RETRY_S
                     ) from None
+                except DeploymentUnavailableError:
+                    raise NotReady(
+                        "no replica could be started; come again later",
+                        retry_after_s=UNAVAILABLE_RETRY_S,
+                    ) from None
                 if isinstance(event, Refused):
                     raise event
                 yield event
@@ -137,7 +151,7 @@ class HandleEngine:
             answers = await self._painters.broadcast("status").results_async(
                 timeout_s=STATUS_PATIENCE_S, return_exceptions=True
             )
-        except TimeoutError:
+        except (TimeoutError, DeploymentUnavailableError):
             return []
         return [status for status in answers if isinstance(status, Status)]
 

@@ -1,12 +1,14 @@
 """The service on loopback: throughput by batches, latency, and what a load of trouble loses.
 
-``--engine local`` leaves Ray out, and with it the kills of replicas.
+``--engine local`` leaves Ray out, and with it the kills of replicas. Pictures are drawn with one
+thread, here and there, so that one of two cores is left for HTTP and for Ray.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import statistics
 import sys
@@ -136,8 +138,9 @@ def main() -> None:
         folder = Path(scratch)
         store = load_kit.own_store(given.store, folder / "store", given.model)
         now = load_kit.champion_of(store, given.model)
-        threads = torch.get_num_threads()
-        one = {"batching": {"pictures": CALLERS}, "replicas": {"max": 1, "cpus": threads}}
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the service
+        torch.set_num_threads(1)
+        one = {"batching": {"pictures": CALLERS}}
         start = partial(load_kit.service, given.model, store, on_ray=on_ray)
         with start(folder=folder / "one", **one) as service:
             fast = throughput(service, given.pictures)
@@ -147,8 +150,8 @@ def main() -> None:
         with start(folder=folder / "two", **two) as service:
             hard = trouble(service, given.requests, kills=2 if on_ray else 0)
     kind = "Ray Serve" if on_ray else "one process"
-    lines = [f"`{given.model}` by {kind}, {threads} threads. {fast[0]}", *fast[1:], ""]
-    several = ["With two replicas of a thread: " + hard[0], *hard[1:]] if on_ray else hard
+    lines = [f"`{given.model}` by {kind}, one thread. {fast[0]}", *fast[1:], ""]
+    several = ["With two replicas: " + hard[0], *hard[1:]] if on_ray else hard
     report("Serving", [*lines, lone, "", refused, "", *several])
 
 

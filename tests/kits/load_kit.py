@@ -150,6 +150,7 @@ def bodies(prompts: Sequence[str], count: int, first: int = 0) -> list[Body]:
 async def ask(http: httpx.AsyncClient, body: Body) -> httpx.Response:
     """The answer to a request that is sent again after ``Retry-After`` while it is put off."""
     while (answer := await http.post("/v1/ediffi/sample", json=body)).status_code in (429, 503):
+        assert "Retry-After" in answer.headers, (answer.status_code, answer.text)
         await asyncio.sleep(float(answer.headers["Retry-After"]))
     return answer
 

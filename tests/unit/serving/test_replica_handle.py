@@ -6,12 +6,19 @@ from contextlib import aclosing
 
 import pytest
 from ray.exceptions import ActorDiedError
-from ray.serve.exceptions import BackPressureError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from pipelines.models.metadata import ModelId
 from pipelines.models.rows import Options, Row
 from pipelines.serving.engine import ModelInfo, Order, Status
-from pipelines.serving.errors import DeadlineExceeded, DrawingFailed, QueueFull, UnknownModel
+from pipelines.serving.errors import (
+    DeadlineExceeded,
+    DrawingFailed,
+    NotReady,
+    QueueFull,
+    UnknownModel,
+)
 from pipelines.serving.events import Finished, Queued, Started
 from pipelines.serving.handle import ATTEMPTS, HandleEngine
 
@@ -150,6 +157,16 @@ def test_a_full_queue_of_serve_s_own_says_when_to_come_again():
     with pytest.raises(QueueFull) as refused:
         drawn(Replicas(full), order(1))
     assert refused.value.status == 429 and refused.value.retry_after_s > 0
+
+
+def test_a_deployment_that_serve_has_given_up_says_when_to_come_again():
+    """Serve itself would answer 503 without a Retry-After."""
+    gone = DeploymentUnavailableError(DeploymentID("Painter", "ediffi"))
+    with pytest.raises(NotReady) as refused:
+        drawn(Replicas(gone), order(1))
+    assert refused.value.status == 503 and refused.value.retry_after_s > 0
+    [status] = statuses(Answers(gone))
+    assert not status.ready
 
 
 def test_a_caller_who_goes_away_ends_the_drawing():
