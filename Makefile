@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test soak lint bench lock clean
+.PHONY: help setup demo ui test soak lint bench lock audit sbom clean
 
 PYTHON ?= python3
 PORT ?= 5000
@@ -11,6 +11,7 @@ BIN := .venv/bin
 UV := build/uv/bin/uv
 PEERS := build/peers/.ready
 READERS := build/peers-reader/.ready
+TOOLS := build/audit/.ready
 READY := .venv/.ready
 
 help: ## print this list
@@ -78,8 +79,19 @@ bench: $(READY) $(PEERS) $(READERS) ## run the benchmarks side by side with thei
 lock: $(READY) ## pin requirements.lock anew from pyproject.toml
 	@$(UV) pip compile -q --python .venv --group dev --no-annotate --no-header --no-emit-index-url pyproject.toml -o requirements.lock
 
+$(TOOLS): infra/tools.txt | $(UV)
+	@$(UV) venv -q --allow-existing --python $(PYTHON) build/audit
+	@$(UV) pip install -q --python build/audit -r infra/tools.txt
+	@touch $@
+
+audit: $(TOOLS) ## name known holes of what requirements.lock pins, by pip-audit
+	@sh infra/audit.sh build/audit/bin/pip-audit
+
+sbom: $(READY) $(TOOLS) ## list what both locks pin in infra/sbom, as CycloneDX
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python infra/sbom.py build/audit/bin/cyclonedx-py npm
+
 clean: ## remove what make made; a store with pipelines of your own stays
-	@rm -rf .venv build/uv build/peers build/peers-reader ediffi.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv build/uv build/audit build/peers build/peers-reader ediffi.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
 	@rmdir build 2>/dev/null || true
 	@find ediffi_core pipelines tests -name __pycache__ -prune -exec rm -rf {} +
 	@others=$$(ls $(STORE)/executions/*.latest.json 2>/dev/null | grep -v '/emoji-scenes\.latest' || true); \

@@ -43,12 +43,14 @@ def promote(
     store = stored(storage)
     book = champions.read(store, model)
     wanted = book.find(model, which or "candidate")
-    if book.champion and book.champion.fingerprint == wanted.fingerprint:
-        echo(f"{model}: {_name(book, wanted)} is the champion already")
+    was = book.champion
+    book = champions.promote(store, model, wanted.fingerprint, why)
+    signed = _signed(book, model, was)
+    if was and was.fingerprint == wanted.fingerprint:
+        echo(f"{model}: {_name(book, wanted)} is the champion already{signed}")
     else:
-        before = f" instead of {_name(book, book.champion)}" if book.champion else ""
-        book = champions.promote(store, model, wanted.fingerprint, why)
-        echo(f"{model}: {_name(book, wanted)} is the champion{before}")
+        before = f" instead of {_name(book, was)}" if was else ""
+        echo(f"{model}: {_name(book, wanted)} is the champion{before}{signed}")
     _update_mlflow(store, model)
 
 
@@ -69,8 +71,10 @@ def rollback(
     from pipelines.models import champions
 
     store = stored(storage)
+    was = champions.read(store, model).champion
     book = champions.roll_back(store, model, why)
-    echo(f"{model}: {_name(book, book.champion)} is the champion again")
+    signed = _signed(book, model, was)
+    echo(f"{model}: {_name(book, book.champion)} is the champion again{signed}")
     _update_mlflow(store, model)
 
 
@@ -123,7 +127,7 @@ def models(
     books = {name: champions.read(store, name) for name in names}
     if model and not books[model].history:
         raise ValueError(f"{model!r} has no ensemble in {store.root}; `ediffi run` registers one")
-    found = {name: champions_view.data(store, book) for name, book in books.items()}
+    found = {name: champions_view.data(store, name, book) for name, book in books.items()}
     if as_json:
         echo(json.dumps(found, indent=1))
     elif not found:
@@ -137,6 +141,17 @@ def models(
 
 def _name(book: Any, entry: Any) -> str:
     return f"version {book.version(entry.fingerprint)} ({entry.short})"
+
+
+def _signed(book: Any, model: str, before: Any) -> str:
+    """Whether the champion is signed, if that or the champion before is."""
+    from pipelines.models.signing import SIGNING_KEY
+
+    if book.signers(model, book.champion.fingerprint):
+        return ", and signed"
+    if before and book.signers(model, before.fingerprint):
+        return f", but not signed, as the one before: {SIGNING_KEY} is not set"
+    return ""
 
 
 def _update_mlflow(store: Any, model: str, loud: bool = False) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.dag.node import ExternalResult
 from pipelines.models import champions
+from pipelines.models.manifest import NodeMissing, checked_node, folders
 from pipelines.store.artifacts import Store
 
 
@@ -36,7 +38,7 @@ class Champion:
             ChampionLostError: A part of it is missing from the store.
         """
         entry = champions.read(store, model).champion
-        return Champion.load(store, entry.folder, entry.fingerprint) if entry else None
+        return Champion.load(store, model, entry.folder, entry.fingerprint) if entry else None
 
     @staticmethod
     def current_if_complete(store: Store, model: str) -> Champion | None:
@@ -50,30 +52,45 @@ class Champion:
             return None
 
     @staticmethod
-    def load(store: Store, folder: str, fingerprint: str) -> Champion:
+    def load(store: Store, model: str, folder: str, fingerprint: str) -> Champion:
         """Read a promoted ensemble.
 
         Args:
+            model: name of its model.
             folder: the promote node's folder in the store.
             fingerprint: the promote node's.
 
         Raises:
             ChampionLostError: A part of it is missing from the store.
+            ValueError: A part of it is not what was registered; or it must be signed, and is not.
         """
-        manifest = store.read_json(f"{folder}/{champions.MANIFEST}")
+        path = f"{folder}/{champions.MANIFEST}"
+        if data := store.read(path):
+            champions.check(store, model, data, store.full(path), fingerprint)
+        manifest = store.parsed(path, data)
         if manifest is None or "data" not in manifest:
             raise ChampionLostError(
                 f"the champion in {store.full(folder)} is missing or in an older format; run its "
                 "pipeline again and promote the result"
             )
+        for node_folder in folders(manifest):
+            with contextlib.suppress(NodeMissing):  # the run being planned may restore it
+                checked_node(store, manifest, node_folder)
         settings = {}
         for slot, weights in manifest["weights"].items():
-            node_folder = weights["path"].rpartition("/")[0]
-            node_manifest = store.read_json(f"{node_folder}/manifest.json")
+            node_folder, node_manifest = weights["path"].rpartition("/")[0], None
+            with contextlib.suppress(NodeMissing):
+                node_manifest = checked_node(store, manifest, node_folder)
             if node_manifest is None:
                 raise ChampionLostError(
                     f"the champion's {slot} is missing from {store.full(node_folder)}; run its "
                     "pipeline again"
+                )
+            named = node_manifest.get("info", {}).get("weights_sha256")
+            if weights.get("sha256", named) != named:
+                raise ValueError(
+                    f"{store.full(node_folder)}/manifest.json names other weights than the "
+                    "champion's; restore it, or remove its folder and run its pipeline again"
                 )
             settings[slot] = node_manifest["settings"]
         return Champion(fingerprint=fingerprint, manifest=manifest, settings=settings)

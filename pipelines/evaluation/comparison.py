@@ -24,7 +24,7 @@ from pipelines.evaluation.sweep import Sweep
 from pipelines.evaluation.workers import Workers
 from pipelines.features.opening import open_extractor
 from pipelines.metrics import metric
-from pipelines.models.encoders import encoder_sources, load_prompt_encoder
+from pipelines.models.encoders import encoders_of, load_prompt_encoder
 from pipelines.spec.evaluation import FeatureNetwork, Measure, MeasureOptions
 from pipelines.spec.protocol import Protocol
 from pipelines.store.artifacts import Store
@@ -167,7 +167,7 @@ def benchmark_data(
         store=first.store,
         folder=f"{FOLDER}/captions/{digest(encoded_as)}",
     )
-    places = encoder_sources(first.store, manifest["encoders_folder"], manifest["encoders"])
+    places = encoders_of(first.store, manifest)
     load_encoder = partial(load_prompt_encoder, places, first.trained_with, device)
     identity = {
         **encoded_as,

@@ -140,7 +140,8 @@ def register_ensemble(
     before = champions.read(store, name)
     entry = champions.Entry(fingerprint=mine, folder=promoted.folder, why="finished", by=by)
     known = mine in before.versions
-    book = champions.add_candidate(store, name, entry)
+    anew = execution.nodes.get(promoted.node.id, {}).get("state") == "done"
+    book = champions.add_candidate(store, name, entry, anew)
     if before.champion and before.champion.fingerprint == mine:
         return []
     try:
@@ -172,6 +173,8 @@ def register_ensemble(
             f"{name}: {entry.short} stays candidate: {changed}; run the same command again to "
             "compare it with the champion, or promote it by `ediffi promote`"
         ]
+    except champions.NotSigned as unsigned:
+        return [f"{name}: {entry.short} stays candidate: {unsigned}, or promote it where it is set"]
     if book.champion and book.champion.fingerprint == mine:
         return [f"{name}: {entry.short} is champion: {book.champion.why}"]
     if known:

@@ -14,7 +14,7 @@ from ediffi_core.pretrained import CONFIG, FORMAT
 from ediffi_core.published import resolve_source
 from pipelines.models.encoders import (
     check_trained_with,
-    encoder_sources,
+    encoders_of,
     load_clip,
     load_extra_encoders,
     load_t5,
@@ -47,7 +47,7 @@ def export_encoders(
     Raises:
         ValueError: An encoder cannot be found or loaded.
     """
-    sources = encoder_sources(store, d.get("encoders_folder"), d["encoders"])
+    sources = encoders_of(store, d)
     trained_with = d.get("trained_with") or {}
     clip_identity = trained_with.get("clip", {})
     load: dict[str, Callable[[], TextEncoder | CLIP]] = {

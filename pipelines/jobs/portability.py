@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipelines.dag import plan, sources
+from pipelines.formatting import without_passwords
 from pipelines.planning import lint
 from pipelines.planning.findings import Finding
 from pipelines.spec.data import Source
@@ -59,8 +60,10 @@ def job_environment(
     found = {n: environment[n] for n in names if environment.get(n) and n not in own}
     secret = {
         "`s3.key:` in the spec": bool(spec.s3.key),
-        "`tracking:` in the spec": "@" in (spec.tracking or ""),
-        **{name: "@" in found.get(name, "") for name in ADDRESSES},
+        "`notify.webhook:` in the spec": bool(spec.notify.webhook),
+        "`notify.slack:` in the spec": bool(spec.notify.slack),
+        "`tracking:` in the spec": _has_secret(spec.tracking or ""),
+        **{name: _has_secret(found.get(name, "")) for name in ADDRESSES},
     }
     for where, holds in secret.items():
         if holds and not credentials:
@@ -69,6 +72,11 @@ def job_environment(
                 "set it in the cluster's own environment, or send it with --pass-credentials"
             )
     return found
+
+
+def _has_secret(address: str) -> bool:
+    """Whether an address holds a user, who may be a token, or a password."""
+    return "@" in address or without_passwords(address) != address
 
 
 def check_paths(spec: Spec) -> None:

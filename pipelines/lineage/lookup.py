@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.evaluation.subject import Subject
 from pipelines.models import champions
-from pipelines.models.manifest import read_manifest
+from pipelines.models.manifest import checked_node, fingerprint_of, folders, read_manifest
 from pipelines.models.metadata import ModelId, manifest_hash
 from pipelines.runs.execution import by_id, latest
 from pipelines.spec.names import NAME_PATTERN, check_name
@@ -39,7 +39,7 @@ def find_model(model: str, storage: str) -> Path:
     name, at, which = model.rpartition("@")
     if at:
         entry = champions.read(store, name).find(name, which)
-        return store.verified(f"{entry.folder}/{champions.MANIFEST}")
+        return _registered_file(store, name, entry.folder, entry.fingerprint)
     execution = latest(store, model)
     if execution is None:
         raise ValueError(
@@ -49,7 +49,17 @@ def find_model(model: str, storage: str) -> Path:
     record = execution.nodes.get(f"promote/{model}", {})
     if record.get("state") not in ("done", "reused"):
         raise ValueError(f"{model} has no finished ensemble yet; see `ediffi status`")
-    return store.verified(f"{record['folder']}/{champions.MANIFEST}")
+    folder = record["folder"]
+    return _registered_file(store, model, folder, folder.rpartition("-")[2])
+
+
+def _registered_file(store: Store, model: str, folder: str, fingerprint: str) -> Path:
+    """The ``ensemble.json`` in a promote node's folder, which is what the registry says."""
+    path = f"{folder}/{champions.MANIFEST}"
+    file = store.verified(path)
+    if file.is_file():  # reading it reports that it is missing
+        champions.check(store, model, file.read_bytes(), store.full(path), fingerprint)
+    return file
 
 
 def find_drawn_by(model: ModelId, storage: str) -> Path:
@@ -62,7 +72,7 @@ def find_drawn_by(model: ModelId, storage: str) -> Path:
     check_name(model.name, "name of a model")  # a picture says it, whoever wrote it
     file = f"nodes/promote/{model.name}-{model.fingerprint}/{champions.MANIFEST}"
     if model.fingerprint and store.size(file) is not None:
-        return store.verified(file)
+        return _registered_file(store, model.name, file.rpartition("/")[0], model.fingerprint)
     raise ValueError(
         f"{model}, which drew the picture, is not in {store.root}; give its store with --storage, "
         "or name a MODEL"
@@ -75,7 +85,7 @@ def identify(place: Path, storage: str | None = None) -> ModelId:
     store, name = Store.at(manifest["store"]), manifest["model"]
     content = manifest_hash(manifest)
     book = champions.read(store, name)
-    fingerprint = _fingerprint(place, name) or next(
+    fingerprint = fingerprint_of(place, name) or next(
         (f for f, e in book.versions.items() if _holds(store, e.folder, content)), None
     )
     entry = book.versions.get(fingerprint or "")
@@ -91,12 +101,6 @@ def identify(place: Path, storage: str | None = None) -> ModelId:
         run=run,
         mlflow_run=execution.tracking.get("run") if execution else None,
     )
-
-
-def _fingerprint(place: Path, name: str) -> str | None:
-    """The fingerprint in the name of the folder, if it is that of a node."""
-    found = re.fullmatch(rf"{re.escape(name)}-([0-9a-f]{{16}})", place.absolute().parent.name)
-    return found[1] if found else None
 
 
 def _holds(store: Store, folder: str, content: str) -> bool:
@@ -139,10 +143,13 @@ def find_subject(model: str, storage: str) -> Subject:
             return _beside_ensemble(model, name, group, Store.at(storage).check_access())
         model = name
     manifest = read_manifest(find_model(model, storage), storage)
+    store = Store.at(manifest["store"])
+    for folder in folders(manifest):
+        checked_node(store, manifest, folder)
     return Subject(
         name=model,
         pipeline=manifest["model"],
-        store=Store.at(manifest["store"]),
+        store=store,
         stages=manifest["stages"],
         weights=manifest["weights"],
         trained_with=manifest.get("trained_with") or {},

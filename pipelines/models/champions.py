@@ -14,8 +14,11 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from pipelines.models import signing
+from pipelines.models.signing import Seal
 from pipelines.spec.names import check_name, is_name
-from pipelines.store.artifacts import Store
+from pipelines.store.artifacts import MANIFEST as NODE_MANIFEST
+from pipelines.store.artifacts import Store, sha256
 from pipelines.store.compare_and_swap import compare_and_swap, read_snapshot
 from pipelines.store.remote import StorageError
 
@@ -37,6 +40,10 @@ ATTEMPTS = 50
 
 class ChampionChanged(ValueError):
     """The champion is another one than the one that a new ensemble was compared with."""
+
+
+class NotSigned(ValueError):
+    """An ensemble has no signature that counts, and one is needed."""
 
 
 def _now() -> str:
@@ -79,6 +86,8 @@ class Registry:
     candidate: Entry | None = None
     champion: Entry | None = None
     history: tuple[Entry, ...] = ()
+    seals: Mapping[str, Seal] = field(default_factory=dict)
+    """Fingerprint → what its ``ensemble.json`` must be; ensembles of earlier releases have none."""
 
     @property
     def versions(self) -> dict[str, Entry]:
@@ -103,6 +112,11 @@ class Registry:
         return [
             alias for alias, entry in held.items() if entry and entry.fingerprint == fingerprint
         ]
+
+    def signers(self, model: str, fingerprint: str) -> set[str]:
+        """Public keys that have signed an ensemble, in base64."""
+        seal = self.seals.get(fingerprint)
+        return seal.signers(model) if seal else set()
 
     def find(self, model: str, name: str) -> Entry:
         """Find an ensemble by alias, version, or prefix of its fingerprint.
@@ -161,8 +175,9 @@ def _registry(store: Store, model: str, data: bytes | None) -> Registry:
             candidate=_entry(raw["candidate"]),
             champion=_entry(raw["champion"]),
             history=tuple(_parsed(e) for e in raw["history"]),
+            seals={of: Seal(**seal) for of, seal in raw.get("seals", {}).items()},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{store.full(registry_path(model))} is not a registry file ({error!r})"
         ) from error
@@ -190,9 +205,23 @@ def _parsed(raw: dict[str, Any]) -> Entry:
     return Entry(**{**raw, "what": "promoted" if raw["what"] == "crowned" else raw["what"]})
 
 
-def add_candidate(store: Store, model: str, entry: Entry) -> Registry:
-    """Make an ensemble the candidate; does nothing if it already is."""
-    return _update(store, model, lambda registry: with_candidate(registry, entry))
+def add_candidate(store: Store, model: str, entry: Entry, anew: bool = False) -> Registry:
+    """Make an ensemble the candidate, and seal what its node wrote; does nothing if it already is.
+
+    Args:
+        anew: whether its node has just been made. Then a seal of what it wrote earlier is replaced,
+            and with it the signatures.
+    """
+    written = _written(store, entry.folder)
+
+    def change(registry: Registry) -> Registry:
+        after = with_candidate(registry, entry)
+        seal = registry.seals.get(entry.fingerprint)
+        if written is None or (seal and (not anew or seal.sha256 == written)):
+            return after
+        return _with_seal(after, entry.fingerprint, Seal(sha256=written))
+
+    return _update(store, model, change)
 
 
 def promote(
@@ -210,6 +239,8 @@ def promote(
     A run (``by="run <id>"``) promotes an ensemble only once. After a rollback or another promotion,
     a rerun with everything cached does not undo that choice.
 
+    The promotion is signed if the environment has a key for that (:mod:`pipelines.models.signing`).
+
     Args:
         fingerprint: any name that :meth:`Registry.find` takes.
         numbers: measurements of the gate that decided.
@@ -218,7 +249,9 @@ def promote(
 
     Raises:
         ChampionChanged: Another ensemble than ``instead_of`` is the champion now.
-        ValueError: The ensemble is unknown, or its files are no longer in the store.
+        NotSigned: It must be signed and cannot be: keys are trusted, and none of them has signed
+            it; or a run without a key would replace a champion that is signed.
+        ValueError: The ensemble is unknown, or its files are no longer in the store or altered.
     """
 
     def change(registry: Registry) -> Registry:
@@ -228,33 +261,129 @@ def promote(
                 f"{now[:SHORT_LENGTH] if now else 'no ensemble'} is the champion now, and it was "
                 f"compared with {instead_of[:SHORT_LENGTH] if instead_of else 'none'}"
             )
-        known = _check_stored(store, registry.find(model, fingerprint))
-        return with_champion(
+        known = _check_stored(store, registry, registry.find(model, fingerprint))
+        after = with_champion(
             registry, replace(known, why=why, by=by, when=_now(), numbers=numbers or {})
         )
+        chosen = after.champion and after.champion.fingerprint == known.fingerprint
+        return _signed(store, model, registry, after) if chosen else after
 
     return _update(store, model, change)
 
 
 def roll_back(store: Store, model: str, why: str = "") -> Registry:
-    """Make the previous champion the champion again; ValueError if there is none."""
+    """Make the previous champion the champion again, with its signatures; signed as a promotion is.
+
+    Raises:
+        NotSigned: As of :func:`promote`.
+        ValueError: There is none, or its files are no longer in the store or altered.
+    """
 
     def change(registry: Registry) -> Registry:
         after = with_rollback(registry, model, why)
-        _check_stored(store, succession(after.history)[-1])
-        return after
+        _check_stored(store, registry, succession(after.history)[-1])
+        return _signed(store, model, registry, after)
 
     change(read(store, model))  # fail before a missing store is created
     return _update(store, model, change)
 
 
-def _check_stored(store: Store, entry: Entry) -> Entry:
-    if store.size(f"{entry.folder}/{MANIFEST}") is None:
+def _check_stored(store: Store, registry: Registry, entry: Entry) -> Entry:
+    data = store.read(f"{entry.folder}/{MANIFEST}")
+    if data is None:
         raise ValueError(
             f"ensemble {entry.short} is no longer in {store.root}; run its spec again, "
             "or promote another"
         )
+    place = store.full(f"{entry.folder}/{MANIFEST}")
+    _check_seal(registry, entry.fingerprint, data, place)
+    if sha256(data) != _written(store, entry.folder):
+        raise ValueError(f"{place} is not what its node wrote; restore it, or promote another")
     return entry
+
+
+def _written(store: Store, folder: str) -> str | None:
+    """sha256 of the ``ensemble.json`` that a node wrote; None if there is none."""
+    node = store.read_json(f"{folder}/{NODE_MANIFEST}") or {}
+    if listed := node.get("files", {}).get(MANIFEST):
+        return str(listed["sha256"])
+    data = store.read(f"{folder}/{MANIFEST}")
+    return None if data is None else sha256(data)
+
+
+def _with_seal(registry: Registry, fingerprint: str, seal: Seal) -> Registry:
+    return replace(registry, seals={**registry.seals, fingerprint: seal})
+
+
+def _check_seal(registry: Registry, fingerprint: str | None, data: bytes, place: str) -> None:
+    seal = registry.seals.get(fingerprint or "")
+    if seal and seal.sha256 != sha256(data):
+        raise ValueError(
+            f"{place} is not what was registered: its sha256 is {sha256(data):.12}…, the registry "
+            f"of its model names {seal.sha256:.12}…; restore it, or remove its folder and run its "
+            "pipeline again"
+        )
+
+
+def check(
+    store: Store, model: str, data: bytes, place: str, fingerprint: str | None = None
+) -> bool:
+    """Compare an ``ensemble.json`` with its model's registry, and check its signature.
+
+    Args:
+        store: the store that has the registry.
+        data: content of the file.
+        place: where the file is, for messages.
+        fingerprint: of the ensemble; None if unknown, as of a copy.
+
+    Returns:
+        Whether the registry knows its sha256; it does not for ensembles of earlier releases.
+
+    Raises:
+        ValueError: It is not what was registered.
+        NotSigned: Keys are trusted (:data:`signing.TRUSTED_KEYS`), and none of them has signed it.
+    """
+    registry, trusted = read(store, model), signing.trusted_keys()
+    _check_seal(registry, fingerprint, data, place)
+    same = [seal for seal in registry.seals.values() if seal.sha256 == sha256(data)]
+    if trusted is not None and not any(seal.signers(model) & trusted for seal in same):
+        raise NotSigned(
+            f"{place} is not signed by any key of {signing.TRUSTED_KEYS}; "
+            f"`ediffi promote {model} WHICH` signs it where {signing.SIGNING_KEY} is set"
+        )
+    return bool(same)
+
+
+def is_verified(store: Store, registry: Registry, entry: Entry) -> bool:
+    """Whether an ensemble's file is the one that was registered; False if the hash is unknown."""
+    data, seal = store.read(f"{entry.folder}/{MANIFEST}"), registry.seals.get(entry.fingerprint)
+    return data is not None and seal is not None and seal.sha256 == sha256(data)
+
+
+def _signed(store: Store, model: str, before: Registry, after: Registry) -> Registry:
+    """The registry after a promotion with its signature, if there is a key."""
+    entry, trusted, key = after.champion, signing.trusted_keys(), signing.signing_key()
+    assert entry is not None
+    seal = after.seals.get(entry.fingerprint)
+    if seal is None and key and (written := _written(store, entry.folder)):
+        seal = Seal(sha256=written)
+    if seal and key:
+        seal = seal.signed(model, key)
+    signers = seal.signers(model) if seal else set()
+    was = before.champion
+    if trusted is not None and not signers & trusted:
+        raise NotSigned(
+            f"{entry.short} has no signature by a key of {signing.TRUSTED_KEYS}; set "
+            f"{signing.SIGNING_KEY} to the private half of one of them"
+        )
+    drops = was and not signers and before.signers(model, was.fingerprint)
+    if entry.by.startswith("run ") and drops:
+        raise NotSigned(
+            f"the champion is signed and {entry.short} is not; set {signing.SIGNING_KEY}"
+        )
+    if seal is None or seal == after.seals.get(entry.fingerprint):
+        return after
+    return _with_seal(after, entry.fingerprint, seal)
 
 
 def with_candidate(registry: Registry, entry: Entry) -> Registry:

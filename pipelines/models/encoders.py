@@ -11,6 +11,7 @@ import torch
 
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.encoders import CLIP, T5, EmbeddingKind, TextEncoder, clip_side, encode_prompts
+from pipelines.models.manifest import checked_node
 from pipelines.store.artifacts import Store
 
 
@@ -28,6 +29,21 @@ def encoder_sources(store: Store, folder: str | None, named: Mapping[str, Any]) 
         return dict(named)
     made = {role: str(store.verified(f"{folder}/{role}")) for role in ("t5", "clip")}
     return {**named, **made}
+
+
+def encoders_of(store: Store, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Names or folders of an ensemble's encoders.
+
+    Args:
+        manifest: its ``ensemble.json``.
+
+    Raises:
+        ValueError: As of :func:`encoder_sources`; or the node that made them is another one.
+    """
+    folder = manifest.get("encoders_folder")
+    if folder:
+        checked_node(store, manifest, folder)
+    return encoder_sources(store, folder, manifest["encoders"])
 
 
 def load_t5(sources: Mapping[str, Any], device: str = "cpu") -> T5:

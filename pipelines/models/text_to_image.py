@@ -35,7 +35,7 @@ from pipelines.models.controls import (
 )
 from pipelines.models.encoders import (
     check_trained_with,
-    encoder_sources,
+    encoders_of,
     load_clip,
     load_extra_encoders,
     load_t5,
@@ -94,7 +94,7 @@ class TextToImage:
             store = Store.at(d["store"])
             loader = StageLoader(store, d["stages"], d["weights"], residency, device)
             stages = loader.load()
-            sources = encoder_sources(store, d["encoders_folder"], d["encoders"])
+            sources = encoders_of(store, d)
             trained_with = d.get("trained_with") or {}
             sampling = own_sampling(d["stages"])
         except (KeyError, TypeError) as error:

@@ -7,15 +7,20 @@ from dataclasses import asdict
 from typing import Any
 
 from pipelines.formatting import AUXILIARY_SUFFIXES, align_columns
-from pipelines.models.champions import SHORT_LENGTH, Registry
+from pipelines.models.champions import SHORT_LENGTH, Registry, is_verified
 from pipelines.store.artifacts import MANIFEST, Store
 
 MAX_METRICS = 3
 """Metrics shown per line; the JSON has all."""
 
 
-def data(store: Store, book: Registry) -> dict[str, Any]:
-    """All versions, newest first, with the metrics of their evaluation; and the history."""
+def data(store: Store, model: str, book: Registry) -> dict[str, Any]:
+    """All versions, newest first, with the metrics of their evaluation; and the history.
+
+    ``verified`` says whether a version's ``ensemble.json`` is the one that was registered; it is
+    false for versions of earlier releases, whose hash the registry lacks. ``signed_by`` are the
+    public keys that have signed it.
+    """
     versions = []
     for fingerprint, offer in reversed(book.versions.items()):
         last = [e for e in book.history if e.fingerprint == fingerprint][-1]
@@ -26,6 +31,8 @@ def data(store: Store, book: Registry) -> dict[str, Any]:
                 "marks": book.aliases(fingerprint),
                 "offered": offer.when,
                 "metrics": manifest.get("metrics", {}),
+                "verified": is_verified(store, book, offer),
+                "signed_by": sorted(book.signers(model, fingerprint)),
                 **asdict(last),
             }
         )
@@ -43,7 +50,7 @@ def text(name: str, found: dict[str, Any], *, with_history: bool) -> str:
         (
             str(v["version"]),
             v["fingerprint"][:SHORT_LENGTH],
-            ", ".join(v["marks"]),
+            ", ".join([*v["marks"], *(["signed"] if v["signed_by"] else [])]),
             minute_text(v["when"]),
             f"{v['what']} by {v['by']}: {v['why']}",
             metrics_text(v["numbers"] or v["metrics"]),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
+from pipelines.models import signing
 from pipelines.serving.access import token_of
 from pipelines.serving.app import create_app
 from pipelines.serving.engine import Order, Status
@@ -134,14 +135,18 @@ def application(serving: Serving, create: Callable[..., FastAPI]) -> Application
 
     Raises:
         ValueError: It would listen beyond this machine without a token, which is read here from
-            the variable that the settings name.
+            the variable that the settings name; or the keys that replicas shall trust are none.
     """
     token = token_of(serving)
     replicas, queue = serving.replicas, serving.queue
     painters = serve.deployment(
         Painter,
         name="Painter",
-        ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
+        ray_actor_options={
+            "num_cpus": replicas.cpus,
+            "num_gpus": replicas.gpus,
+            "runtime_env": {"env_vars": signing.for_replicas()},
+        },
         autoscaling_config=AutoscalingConfig(
             min_replicas=replicas.min,
             max_replicas=replicas.max,

@@ -38,7 +38,7 @@ class Spec(Strict):
     storage: str = "ediffi-store"
     """Folder or ``s3://`` URL of the store, where all results are kept."""
 
-    tracking: str | None = None
+    tracking: str | None = Field(None, repr=False)  # it may hold a password
     """MLflow's tracking URI. By default the environment's ``MLFLOW_TRACKING_URI``, else a SQLite
     file in the store; for a store in a bucket, one below ``~/.local/share/ediffi``. Leave user and
     password to ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD``, or for a database

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.models.champions import MANIFEST
+from pipelines.models.manifest import node_hashes
 from pipelines.models.stages import load_stages
 from pipelines.runs.context import Context, Result
 from pipelines.steps.ensemble_weights import weights_of
@@ -33,6 +34,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
             "validation": input_of(last, "validation"),
         },
     }
+    manifest["nodes"] = node_hashes(ctx.store, manifest)
     ctx.store.write_json(f"{ctx.folder}/{MANIFEST}", manifest)
     return Result(files=[MANIFEST], metrics=dict(last["metrics"]))
 

@@ -208,7 +208,10 @@ class Store:
 
     def read_json(self, path: str) -> Any:
         """The file's value, or None if it does not exist; ValueError if it is not JSON."""
-        data = self.read(path)
+        return self.parsed(path, self.read(path))
+
+    def parsed(self, path: str, data: bytes | None) -> Any:
+        """The value of a file that was read; as of :meth:`read_json`."""
         if data is None:
             return None
         try:
@@ -417,14 +420,22 @@ class Store:
     # -- nodes ---------------------------------------------------------------------------------
 
     def manifest(self, folder: str) -> dict[str, Any] | None:
-        """A finished node's manifest; None if the node is not finished or lacks files."""
+        """A finished node's manifest; None if the node is not finished or lacks files.
+
+        Raises:
+            ValueError: It is damaged.
+        """
         manifest: dict[str, Any] | None = self.read_json(f"{folder}/{MANIFEST}")
         if manifest is None:
             return None
+        try:
+            listed = {f: v["bytes"] for f, v in manifest["files"].items()}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.full(folder)}/{MANIFEST} is damaged ({error!r}); remove it and run again"
+            ) from error
         found = self.files(folder)
-        unlisted = {
-            f: v["bytes"] for f, v in manifest["files"].items() if found.get(f) != v["bytes"]
-        }
+        unlisted = {f: size for f, size in listed.items() if found.get(f) != size}
         complete = all(self.size(f"{folder}/{f}") == size for f, size in unlisted.items())
         return manifest if complete else None
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ediffi_core.published import tag_changes_activation
-from pipelines.store.artifacts import Store
+from pipelines.store.artifacts import MANIFEST, Store, sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,11 +84,21 @@ class Version:
 
     @staticmethod
     def open(store: Store, folder: str) -> Version:
-        """Open the version in a folder; ValueError if there is none or it cannot be read."""
+        """Open the version in a folder.
+
+        Raises:
+            ValueError: There is none, it cannot be read, or it is not what its node wrote.
+        """
         path = f"{folder}/{FILE}"
         data = store.read(path)
         if data is None:
             raise ValueError(f"there is no {store.full(path)}; run its embed node first")
+        node = store.read_json(f"{folder}/{MANIFEST}") or {}
+        listed = node.get("files", {}).get(FILE, {}).get("sha256")
+        if listed not in (None, sha256(data)):
+            raise ValueError(
+                f"{store.full(path)} is not what its node wrote; run its pipeline again"
+            )
         import pyarrow as pa
         import pyarrow.parquet as pq
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import planted
 import pytest
 import yaml
 from paths import SPECS
@@ -125,6 +126,8 @@ class Finished:
     """What the first run printed."""
 
     second: str
+    errors: str
+    """What the first wrote to stderr."""
 
     def folder(self, node: str) -> Path:
         """Of a node, such as ``train/base/E0_0``."""
@@ -163,14 +166,16 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     with (base / "smoke.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not logs.exists():
-            first = ediffi("run", SMOKE, "--storage", store)
+            first = ediffi("run", SMOKE, "--storage", store, **planted.environment())
             assert first.returncode == 0, first.stdout + first.stderr
             # With nothing left to do Ray is not started: this address would fail at once.
-            second = said("run", SMOKE, "--storage", store, RAY_ADDRESS="127.0.0.1:9")
+            env = planted.environment() | {"RAY_ADDRESS": "127.0.0.1:9"}
+            second = said("run", SMOKE, "--storage", store, **env)
             logs.mkdir()
             (logs / "first").write_text(first.stdout)
+            (logs / "errors").write_text(first.stderr)
             (logs / "second").write_text(second)
-    return Finished(store, (logs / "first").read_text(), (logs / "second").read_text())
+    return Finished(store, *((logs / name).read_text() for name in ("first", "second", "errors")))
 
 
 # -- processes -----------------------------------------------------------------------------------

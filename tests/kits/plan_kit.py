@@ -51,7 +51,7 @@ class Promoted:
         read = {s: {"folder": v.folder, "fingerprint": v.fingerprint} for s, v in data.items()}
         manifest = {"stages": stages, "weights": weights, "data": read, "trained_with": {}}
         store.write_json(f"{promoted.folder}/ensemble.json", manifest)
-        self.champion = Champion.load(store, promoted.folder, promoted.fingerprint)
+        self.champion = Champion.load(store, "smoke", promoted.folder, promoted.fingerprint)
 
     def plan(self, change=lambda raw: None, **how):
         return plan.make(spec(change), self.store, {}, champion=self.champion, **how)

@@ -19,9 +19,9 @@ PATIENCE_S = 300
 class Driver:
     """A driver without Ray: a plan, its execution, and the logged lines."""
 
-    def __init__(self, root: Path, uri: str | None = None) -> None:
+    def __init__(self, root: Path, uri: str | None = None, spec: Path = SMOKE) -> None:
         self.store = Store.open(str(root))
-        loaded = load(SMOKE).model_copy(update={"tracking": uri})
+        loaded = load(spec).model_copy(update={"tracking": uri})
         self.plan = plan.make(loaded, self.store, sources.identify_all(loaded))
         self.execution = execution.begin(self.plan, self.store)
         self.execution.save(self.store)

@@ -10,7 +10,7 @@ from pipelines.serving import meters
 
 INFRA = ROOT / "infra"
 TASKS = {"run", "submit", "schedule", "serve", "recover", "upgrade"}
-TOPICS = {"clusters", "watch", "record", "storage", "cost"}
+TOPICS = {"clusters", "watch", "record", "storage", "cost", "security"}
 
 
 def test_every_folder_is_described():

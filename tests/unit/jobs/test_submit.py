@@ -70,6 +70,10 @@ def test_settings_of_the_spec_are_not_sent_as_variables_too():
     [
         ({"s3": {"key": "k", "secret": "hush"}}, {}, "`s3.key:`"),
         ({"tracking": "http://me:hush@mlflow:5000"}, {}, "`tracking:`"),
+        ({"tracking": "mysql://db/m?user=me&password=hush"}, {}, "`tracking:`"),
+        ({"notify": {"webhook": "https://hooks.example/hush"}}, {}, "`notify.webhook:`"),
+        ({"notify": {"slack": "https://hooks.example/hush"}}, {}, "`notify.slack:`"),
+        ({}, {"MLFLOW_TRACKING_URI": "postgresql://db/m?password=hush"}, "MLFLOW_TRACKING_URI"),
         ({}, {"MLFLOW_TRACKING_URI": "http://me:hush@mlflow:5000"}, "MLFLOW_TRACKING_URI"),
     ],
 )

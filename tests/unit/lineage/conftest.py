@@ -42,8 +42,8 @@ def driver(tmp_path, fresh_database):
     shutil.copy(fresh_database, root / "mlflow.db")
     made: list[Driver] = []
 
-    def make(uri: str | None = None) -> Driver:
-        made.append(Driver(root, uri))
+    def make(*given) -> Driver:
+        made.append(Driver(root, *given))
         return made[-1]
 
     yield make

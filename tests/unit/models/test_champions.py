@@ -69,9 +69,9 @@ def test_adding_and_promoting_twice_changes_no_byte(filled):
     assert path.read_bytes() == before
 
 
-def test_the_file_is_json_of_three_keys(filled):
+def test_the_file_is_json_of_four_keys(filled):
     raw = json.loads(Path(filled.full("registry/m.json")).read_text())
-    assert set(raw) == {"candidate", "champion", "history"}
+    assert set(raw) == {"candidate", "champion", "history", "seals"}
     assert raw["champion"]["by"] == "run smoke-1" and raw["champion"]["why"] == "better"
     assert raw["champion"]["folder"] == f"nodes/promote/m-{C}"
     assert champions.models(filled) == ["m"]

@@ -33,7 +33,22 @@ def change(root, how):
     manifest = json.loads(path.read_text())
     how(manifest)
     path.write_text(json.dumps(manifest))
+    book = root / "registry/tiny.json"  # as of an earlier release: it has no hash of the file
+    book.write_text(
+        json.dumps({k: v for k, v in json.loads(book.read_text()).items() if k != "seals"})
+    )
     return path
+
+
+def test_an_ensemble_with_other_settings_is_refused(root):
+    """A sound file that says something else, and no manifest of a node that knows better."""
+    book = root / "registry/tiny.json"
+    before = book.read_text()
+    file = change(root, lambda manifest: manifest["stages"][0]["sampling"].update(steps=2))
+    assert TextToImage.load(file).stages[0].steps == 2
+    book.write_text(before)
+    with pytest.raises(ValueError, match=r"ensemble\.json is not what was registered"):
+        TextToImage.load(file)
 
 
 @pytest.mark.parametrize("residency", ["all", "current", "disk"])

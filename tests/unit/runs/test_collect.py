@@ -87,7 +87,7 @@ def test_what_the_last_champions_need_stays_complete(store):
             assert Version.open(store, node).missing() == []
     for back in range(3):
         entry = champions.read(store, MODEL).champion
-        assert Champion.load(store, entry.folder, entry.fingerprint).manifest["weights"]
+        assert Champion.load(store, MODEL, entry.folder, entry.fingerprint).manifest["weights"]
         assert by_id(store, entry.by.removeprefix("run ")) or back
         if back < 2:
             champions.roll_back(store, MODEL)

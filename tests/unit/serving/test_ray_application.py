@@ -1,8 +1,11 @@
 """The Serve application: what a configuration's ``args`` make of it, and what they may not say."""
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from ray.serve._private.build_app import build_app
 
+from pipelines.models import signing
 from pipelines.serving import ray_app
 from pipelines.studio import ray_app as with_page
 
@@ -30,6 +33,21 @@ def test_replicas_are_as_the_settings_say(build):
     assert scaling.target_ongoing_requests == 3
     assert painter._deployment_config.graceful_shutdown_timeout_s == 30
     assert painter.max_ongoing_requests > 10  # a replica's own queue refuses, not Serve
+
+
+def test_replicas_trust_the_keys_that_are_trusted_here(monkeypatch, tmp_path):
+    """Their machines need not have the file: they get the keys, and refuse what is not signed."""
+    key = Ed25519PrivateKey.generate().public_key()
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "keys.pem").write_bytes(pem)
+    monkeypatch.setenv(signing.TRUSTED_KEYS, str(tmp_path / "keys.pem"))
+    built = build_app(ray_app.build(ARGS), name=ray_app.NAME)
+    [painter] = [d for d in built.deployments if d.name == "Painter"]
+    sent = painter.ray_actor_options["runtime_env"]["env_vars"]
+    assert sent == {signing.TRUSTED_KEYS: pem.decode().strip()}
+    monkeypatch.setenv(signing.TRUSTED_KEYS, str(tmp_path / "none.pem"))
+    with pytest.raises(ValueError, match=signing.TRUSTED_KEYS):
+        ray_app.build(ARGS)
 
 
 @pytest.mark.parametrize("build", [ray_app.build, with_page.build])
