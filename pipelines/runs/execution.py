@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +51,16 @@ class Execution:
         end = datetime.fromisoformat(self.ended) if self.ended else datetime.now(UTC)
         return (end - datetime.fromisoformat(self.started)).total_seconds()
 
+    def sort_nodes(self, order: Iterable[str]) -> None:
+        """Put the nodes into this order, those that it does not name last."""
+        everything = (*order, *self.nodes)
+        self.nodes = {i: self.nodes[i] for i in everything if i in self.nodes}
+
     def save(self, store: Store) -> None:
         """Write the record, and make it the pipeline's latest run."""
-        store.write_json(f"executions/{self.id}.json", self.__dict__)
+        # The store sorts an object's keys, so the order of the nodes is kept beside them.
+        record = {**self.__dict__, "order": list(self.nodes)}
+        store.write_json(f"executions/{self.id}.json", record)
         store.write_json(f"executions/{self.pipeline}.latest.json", {"id": self.id})
 
 
@@ -71,7 +79,42 @@ def by_id(store: Store, execution: str) -> Execution | None:
     """The run of that id; None if the store has none; ValueError for what can be no id."""
     check_name(execution, "id of a run")
     record = store.read_json(f"executions/{execution}.json")
-    return Execution(**record) if record else None
+    return from_record(record) if record else None
+
+
+def from_record(record: Mapping[str, Any]) -> Execution:
+    """A run as its record has it, its nodes in the order of the DAG.
+
+    Earlier versions kept no order; what a later version adds is left out.
+    """
+    known = {f.name for f in fields(Execution)}
+    found = Execution(**{key: value for key, value in record.items() if key in known})
+    found.sort_nodes(record.get("order", ()))
+    return found
+
+
+def record_names(store: Store) -> list[str]:
+    """Names of the records of all runs, from the newest run to the oldest."""
+    names = [
+        name
+        for name in store.files("executions")
+        if "/" not in name and name.count(".") == 1 and name.endswith(".json")
+    ]
+    # A run's id ends with its date and time: NAME-20260101-120000-123456.
+    return sorted(names, key=lambda name: name.split("-")[-3:], reverse=True)
+
+
+def recent(store: Store, pipeline: str | None = None, most: int | None = None) -> list[Execution]:
+    """The runs of a pipeline, or of all, from the newest to the oldest.
+
+    Args:
+        most: How many, at most; None for all.
+    """
+    if pipeline is not None:
+        check_name(pipeline, "name of a pipeline")
+    ids = [name.removesuffix(".json") for name in record_names(store)]
+    ids = [i for i in ids if pipeline is None or i.rsplit("-", 3)[0] == pipeline]
+    return [run for i in ids[:most] if (run := by_id(store, i))]
 
 
 def cancel_request_path(execution: str) -> str:
