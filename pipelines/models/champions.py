@@ -204,6 +204,7 @@ def promote(
     by: str = "promote",
     numbers: Mapping[str, float] | None = None,
     instead_of: str | None = ANY,
+    dry_run: bool = False,
 ) -> Registry:
     """Make a registered ensemble the champion; does nothing if it already is.
 
@@ -215,6 +216,7 @@ def promote(
         numbers: measurements of the gate that decided.
         instead_of: fingerprint of the champion that it was compared with, or None if there was
             none; by default it takes the place of any.
+        dry_run: return the registry as it would be, and write nothing.
 
     Raises:
         ChampionChanged: Another ensemble than ``instead_of`` is the champion now.
@@ -222,30 +224,52 @@ def promote(
     """
 
     def change(registry: Registry) -> Registry:
-        now = registry.champion.fingerprint if registry.champion else None
-        if instead_of != ANY and now not in (instead_of, fingerprint):
-            raise ChampionChanged(
-                f"{now[:SHORT_LENGTH] if now else 'no ensemble'} is the champion now, and it was "
-                f"compared with {instead_of[:SHORT_LENGTH] if instead_of else 'none'}"
-            )
+        _check_champion(registry, instead_of, fingerprint)
         known = _check_stored(store, registry.find(model, fingerprint))
         return with_champion(
             registry, replace(known, why=why, by=by, when=_now(), numbers=numbers or {})
         )
 
-    return _update(store, model, change)
+    return change(read(store, model)) if dry_run else _update(store, model, change)
 
 
-def roll_back(store: Store, model: str, why: str = "") -> Registry:
-    """Make the previous champion the champion again; ValueError if there is none."""
+def roll_back(
+    store: Store,
+    model: str,
+    why: str = "",
+    *,
+    instead_of: str | None = ANY,
+    dry_run: bool = False,
+) -> Registry:
+    """Make the previous champion the champion again.
+
+    Args:
+        instead_of: as of :func:`promote`.
+        dry_run: likewise.
+
+    Raises:
+        ChampionChanged: Another ensemble than ``instead_of`` is the champion now.
+        ValueError: There is no previous champion, or its files are no longer in the store.
+    """
 
     def change(registry: Registry) -> Registry:
+        _check_champion(registry, instead_of)
         after = with_rollback(registry, model, why)
         _check_stored(store, succession(after.history)[-1])
         return after
 
-    change(read(store, model))  # fail before a missing store is created
-    return _update(store, model, change)
+    after = change(read(store, model))  # fail before a missing store is created
+    return after if dry_run else _update(store, model, change)
+
+
+def _check_champion(registry: Registry, instead_of: str | None, wanted: str | None = None) -> None:
+    """Raise ChampionChanged if another ensemble than these two is the champion."""
+    now = registry.champion.fingerprint if registry.champion else None
+    if instead_of != ANY and now not in (instead_of, wanted):
+        raise ChampionChanged(
+            f"{now[:SHORT_LENGTH] if now else 'no ensemble'} is the champion now, and it was "
+            f"compared with {instead_of[:SHORT_LENGTH] if instead_of else 'none'}"
+        )
 
 
 def _check_stored(store: Store, entry: Entry) -> Entry:
