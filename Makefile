@@ -37,7 +37,7 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 
 demo: $(READY) ## train a small expert tree on emoji, and draw with it (10 minutes)
 	@$(BIN)/ediffi run pipelines/specs/demo.yaml
-	@$(BIN)/ediffi sample emoji-scenes "a frog, on a pink background" -n 4 -o demo.png
+	@$(BIN)/ediffi sample emoji-scenes "a frog, on a pink background" -n 4 -o demo.png --force
 	@echo 'see the record with `make ui`, draw with `$(BIN)/ediffi sample emoji-scenes "a rocket, on a yellow background"`'
 
 ui: $(READY) ## show the demo's record in MLflow, at http://127.0.0.1:$PORT

@@ -122,6 +122,28 @@ def fitted(parts: Sequence[str], width: int | None = None, indent: int = 0) -> s
     return "\n".join(lines)
 
 
+def folded(text: str, width: int, indent: int = 4) -> str:
+    """Fold lines that are too long at spaces; columns before the fold stay aligned.
+
+    Args:
+        width: characters of a line.
+        indent: spaces before what continues a line, besides the line's own.
+    """
+    lines: list[str] = []
+    for line in text.split("\n"):
+        own = len(line) - len(line.lstrip())
+        wrapped = textwrap.wrap(
+            line,
+            max(20, width),
+            subsequent_indent=" " * min(own + indent, max(0, width - 20)),
+            break_long_words=False,
+            break_on_hyphens=False,
+            replace_whitespace=False,
+        )
+        lines += wrapped if len(line) > width else [line]
+    return "\n".join(lines)
+
+
 def byte_size(size: float) -> str:
     """A number of bytes in kB, MB, GB or TB (powers of 1000)."""
     if size >= 1e12:

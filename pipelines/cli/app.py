@@ -1,8 +1,11 @@
-"""The root command, and the arguments and helpers that its verbs share."""
+"""The root command, and the options and helpers that its verbs share."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,57 +16,79 @@ import typer
 from pipelines.cli.help import ByTask
 from pipelines.formatting import printable
 
+STORE_VARIABLE = "EDIFFI_STORE"
+
 app = typer.Typer(
     cls=ByTask,
     help="Train ensembles of expert denoisers as a workflow DAG, and draw pictures with them.\n\n"
     "Run `ediffi VERB --help` for the options of a verb.",
+    epilog="\b\nEnvironment:\n"
+    f"  {STORE_VARIABLE}  the store, where --storage is not given\n"
+    "  EDIFFI_DEBUG  1 shows errors as tracebacks\n"
+    "  NO_COLOR      1 leaves out the colours of a terminal",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain text: the same on a terminal and in a pipe
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 DEFAULT_STORAGE = "ediffi-store"
 
-SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The pipeline's YAML file.")]
-SomeSpec = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="SPEC",
-        help="The pipeline's YAML file.",
-        show_default="the pipeline that ran last",
-    ),
-]
-SpecStorage = Annotated[
-    str | None,
-    typer.Option(
+
+def storage_option(default: str | bool = True, panel: str | None = None) -> Any:
+    """``--storage``, whose value EDIFFI_STORE has where it is not given.
+
+    Args:
+        default: Which store it is without both, in words; True shows the parameter's default.
+        panel: Section of the help.
+    """
+    return typer.Option(
         "--storage",
+        envvar=STORE_VARIABLE,
         metavar="PATH",
         help="Folder or URL of the store.",
-        show_default="the spec's `storage:`",
+        show_default=default,
+        rich_help_panel=panel,
+    )
+
+
+SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The pipeline's YAML file.")]
+RunName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RUN",
+        help="A run's id; or a pipeline's name or YAML file, for its last run.",
+        show_default="the last run of all",
     ),
 ]
+RunId = Annotated[str | None, typer.Option("--run", metavar="ID", hidden=True)]
+"""What :data:`RunName` was called before."""
+
+SpecStorage = Annotated[str | None, storage_option("the spec's `storage:`")]
 """The store of a verb that reads a spec."""
 
 SomeStorage = Annotated[
-    str | None,
-    typer.Option(
-        "--storage",
-        metavar="PATH",
-        help="Folder or URL of the store.",
-        show_default=f"the spec's `storage:`, else {DEFAULT_STORAGE}",
-    ),
+    str | None, storage_option(f"the spec's `storage:`, else {DEFAULT_STORAGE}")
 ]
 """The store of a verb that may do without a spec."""
 
-Storage = Annotated[
-    str, typer.Option("--storage", metavar="PATH", help="Folder or URL of the store.")
-]
+Storage = Annotated[str, storage_option()]
 """The store of a verb that takes no spec; :data:`DEFAULT_STORAGE` by default."""
 
+MODEL_NAMES = (
+    "One of: a pipeline's name, for the ensemble of its last run; NAME@champion, NAME@candidate or "
+    "NAME@VERSION; models:/NAME@ALIAS, for MLflow's registry; the path of an ensemble.json."
+)
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_NAMES)]
+"""A trained ensemble."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-RunId = Annotated[
-    str | None,
-    typer.Option("--run", metavar="ID", help="The run's id.", show_default="the last run"),
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be done, without doing it.")
+]
+Yes = Annotated[
+    bool,
+    typer.Option("--yes", "-y", help="Do not ask. Only a terminal is asked, never a script."),
 ]
 
 MetricsPort = Annotated[
@@ -78,6 +103,25 @@ MetricsPort = Annotated[
 ]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        echo(f"ediffi {version('ediffi')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version, and end."
+        ),
+    ] = False,
+) -> None: ...
+
+
 def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
     """Print to the terminal, without what it would obey: nearly all that a verb shows was written
     by somebody else.
@@ -87,6 +131,52 @@ def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
         err: Print to stderr.
     """
     typer.echo(printable(text, lines=True), nl=nl, err=err)
+
+
+def echo_found(found: Any, as_text: Callable[[Any], str], as_json: bool = False) -> None:
+    """Print what a verb has found.
+
+    On a terminal, lines of a text are folded to its width, and states have colours.
+
+    Args:
+        as_text: Makes the text of it.
+        as_json: Print it as JSON instead.
+    """
+    if as_json:
+        echo(json.dumps(found, indent=1))
+    elif sys.stdout.isatty():
+        from pipelines.reports.live import LiveLines
+
+        LiveLines().print_folded(as_text(found))
+    else:
+        echo(as_text(found))
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask before something is replaced; a script, without a terminal to answer at, is not asked.
+
+    Args:
+        question: What would be done.
+        yes: It is settled: do not ask.
+
+    Raises:
+        typer.Abort: The answer is no.
+    """
+    if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+        with contextlib.redirect_stdout(sys.stderr):  # which may be piped into another program
+            typer.confirm(printable(question), abort=True)
+
+
+def existing_store(storage: str) -> Any:
+    """A store to read from.
+
+    Raises:
+        ValueError: There is no such folder.
+        StorageError: The bucket cannot be read.
+    """
+    from pipelines.store.artifacts import Store
+
+    return Store.existing(storage)
 
 
 def opened(
@@ -115,58 +205,89 @@ def opened(
     loaded = load(spec_path)
     remote.export_settings(loaded.s3.variables())
     nowhere = os.devnull if assume else None  # an empty store
-    store = Store.at(storage or nowhere or loaded.storage).check_access()
-    found = sources.identify_all(loaded, assume)
+    store = Store.at(nowhere or storage or loaded.storage).check_access()
     find = Champion.current if retrains else Champion.current_if_complete
-    champion = find(store, loaded.name)
-    if retrains and champion is None:
-        raise ValueError(
-            f"{loaded.name} has no champion in {store.root} to retrain; `ediffi run` trains one"
-        )
-    again = partial(plan.make, loaded, store, champion=champion, retrain=retrains)
-    made = again(found)
-    if not assume:
-        made = continued_plan(made, store, again)
+    try:
+        found = sources.identify_all(loaded, assume)
+        champion = find(store, loaded.name)
+        if retrains and champion is None:
+            raise ValueError(
+                f"{loaded.name} has no champion in {store.root} to retrain; `ediffi run` trains one"
+            )
+        again = partial(plan.make, loaded, store, champion=champion, retrain=retrains)
+        made = again(found)
+        if not assume:
+            made = continued_plan(made, store, again)
+    except ValueError as error:
+        raise ValueError(f"{spec_path}: {error}") from error  # of several, as for `ediffi diff`
     return loaded, store, made, made.sources
 
 
-def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) -> tuple[Any, Any]:
-    """The store and an execution: ``run_id``, else the last one of the spec's pipeline, else the
-    last one of all.
+def asked_execution(
+    run: str | None, storage: str | None, old: str | None = None
+) -> tuple[Any, Any]:
+    """The store and a run of it.
+
+    Args:
+        run: As of :data:`RunName`.
+        old: As of :data:`RunId`.
 
     Raises:
-        ValueError: There is no such execution.
+        ValueError: There is no such run.
     """
     from pipelines.runs.execution import by_id, latest
-    from pipelines.store.artifacts import Store
 
-    pipeline = None
-    if spec is not None:
-        from pipelines.spec.loading import load
-        from pipelines.store import remote
-
-        loaded = load(spec)
-        remote.export_settings(loaded.s3.variables())
-        pipeline, storage = loaded.name, storage or loaded.storage
-    store = Store.at(storage or DEFAULT_STORAGE).check_access()
-    found = by_id(store, run_id) if run_id else latest(store, pipeline)
+    if old is not None:
+        echo("ediffi: warning: --run ID is now an argument, RUN", err=True)
+    pipeline, storage = asked_pipeline(run, storage)
+    store = existing_store(storage or DEFAULT_STORAGE)
+    if old is not None:
+        found = by_id(store, old)
+    elif run is None or pipeline is not None:
+        found = latest(store, pipeline)
+    else:
+        found = by_id(store, run) or latest(store, run)
     if found is None:
-        what = f"no run {run_id}" if run_id else "no run"
+        named = old or (f"of {pipeline}" if pipeline else run)
+        what = f"no run {named}" if named else "no run"
         raise ValueError(
-            f"{what} in {store.root}; start one with `ediffi run SPEC`, or give --storage"
+            f"{what} in {store.root}; start one with `ediffi run SPEC`, list them with "
+            "`ediffi runs`, or give --storage"
         )
     return store, found
 
 
-def asked_tree(storage: str | None, run_id: str | None) -> tuple[Any, Any, Any]:
-    """The store, an execution, and its expert tree with the model's current aliases.
+def asked_pipeline(name: str | None, storage: str | None) -> tuple[str | None, str | None]:
+    """The pipeline of a YAML file, and the store that it names; None if ``name`` is no file.
+
+    Args:
+        name: A file, or what else a verb takes in its place.
+        storage: The store, which comes before the file's.
+    """
+    if name is None:
+        return None, storage
+    if not (Path(name).suffix in (".yaml", ".yml") or "/" in name or Path(name).is_file()):
+        return None, storage
+    from pipelines.spec.loading import load
+    from pipelines.store import remote
+
+    loaded = load(name)
+    remote.export_settings(loaded.s3.variables())
+    return loaded.name, storage or loaded.storage
+
+
+def asked_tree(run: str | None, storage: str | None) -> tuple[Any, Any, Any]:
+    """The store, a run, and its expert tree with the model's current aliases.
+
+    Args:
+        run: As of :data:`RunName`.
 
     Raises:
-        ValueError: There is no such execution, or its tree is not written yet.
+        ValueError: There is no such run, or its tree is not written yet.
     """
     from pipelines.models.champions import run_aliases
 
-    store, execution = asked_execution(None, storage, run_id)
+    store, execution = asked_execution(run, storage)
     found = store.read_json(f"executions/{execution.id}.tree.json")
     if found is None:
         raise ValueError(f"run {execution.id} has no tree yet; it is {execution.state}")

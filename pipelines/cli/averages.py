@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, AsJson, Storage, app, echo, writable
+from pipelines.cli.app import (
+    DEFAULT_STORAGE,
+    AsJson,
+    ModelName,
+    Storage,
+    app,
+    echo,
+    echo_found,
+    writable,
+)
 
 
 @app.command(
@@ -17,14 +26,7 @@ from pipelines.cli.app import DEFAULT_STORAGE, AsJson, Storage, app, echo, writa
     "  ediffi ema emoji-scenes --write 0.1 -o longer.json"
 )
 def ema(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="As for `ediffi sample`: a pipeline's name, NAME@champion, NAME@VERSION, "
-            "models:/NAME@ALIAS, or the path of an ensemble.json.",
-        ),
-    ],
+    model: ModelName,
     lengths: Annotated[
         list[str] | None,
         typer.Option(
@@ -80,6 +82,8 @@ def ema(
     if plot is not None:
         if not wanted:
             raise ValueError("--plot shows what --length measures; write --length 0.05,0.1,0.2")
+        if plot.suffix.lower() != ".png":
+            raise ValueError(f"--plot draws a PNG; end the name of {plot} in .png")
         writable(plot, "--plot")
     if write is not None:
         if output.suffix != ".json":
@@ -113,13 +117,13 @@ def ema(
             draws=draws,
             device="cuda" if torch.cuda.is_available() else "cpu",
         ).data()
-        echo(json.dumps(found, indent=1) if as_json else report.losses_text(found))
+        echo_found(found, report.losses_text, as_json)
         if plot is not None:
             plot.write_bytes(report.plot(found))
             echo(f"{plot}: the gains by length", err=as_json)
     elif changed is None:
         found = report.listing(store, manifest, [stage] if stage else names)
-        echo(json.dumps(found, indent=1) if as_json else report.listing_text(found))
+        echo_found(found, report.listing_text, as_json)
     if changed is not None:
         output.write_text(json.dumps(changed, indent=1, sort_keys=True))
         echo(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, AsJson, Storage, app, echo
+from pipelines.cli.app import (
+    DEFAULT_STORAGE,
+    AsJson,
+    Storage,
+    app,
+    echo,
+    echo_found,
+    existing_store,
+)
 
 
 @app.command(epilog="\b\nExamples:\n  ediffi gc\n  ediffi gc --keep 4 --delete")
@@ -43,20 +50,16 @@ def gc(
     """
     from pipelines.runs.collect import collect, find_garbage, removed_versions
     from pipelines.runs.needed import Policy
-    from pipelines.store.artifacts import Store
 
-    store, policy = Store.at(storage).check_access(), Policy(champions=keep, runs=runs)
+    store, policy = existing_store(storage), Policy(champions=keep, runs=runs)
 
     def log(line: str) -> None:
         echo(line, err=True)
 
     found = collect(store, policy, log) if delete else find_garbage(store, policy)
-    if as_json:
-        kept = {kind: asdict(amount) for kind, amount in found.kept.items()}
-        told = {"deleted": delete, "removed": found.removed, "kept": kept, "notes": found.notes}
-        echo(json.dumps(told, indent=1))
-    else:
-        echo(_table(found, delete))
+    kept = {kind: asdict(amount) for kind, amount in found.kept.items()}
+    told = {"deleted": delete, "removed": found.removed, "kept": kept, "notes": found.notes}
+    echo_found(told, lambda _: _table(found, delete), as_json)
     for model, fingerprints in removed_versions(store, found).items() if delete else ():
         _forget_in_mlflow(store, model, fingerprints)
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, AsJson, Storage, app, echo, writable
+from pipelines.cli.app import (
+    DEFAULT_STORAGE,
+    AsJson,
+    Storage,
+    app,
+    echo,
+    echo_found,
+    existing_store,
+)
+from pipelines.cli.sample_output import check_file
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data", help="Inspect embedded data sets: statistics and pictures.")
@@ -41,18 +49,15 @@ def stats(
     Rows, captions, sizes and token lengths, and the number of quarantined rows by reason.
     """
     from pipelines.data import stats as of
-    from pipelines.store.artifacts import Store
 
     if faults is not None:
         echo("ediffi: warning: --faults is now --quarantined", err=True)
         quarantined = quarantined or faults
-    embedded = of.find(Store.at(storage), version)
+    embedded = of.find(existing_store(storage), version)
     found = of.summarize(embedded)
     listed = of.quarantined_rows(embedded, quarantined) if quarantined else None
-    if as_json:
-        echo(json.dumps(found | ({"faults": listed} if quarantined else {}), indent=1))
-    else:
-        echo(of.render(found, listed))
+    told = found | ({"faults": listed} if quarantined else {})
+    echo_found(told, lambda _: of.render(found, listed), as_json)
 
 
 @data_app.command(epilog="Example:  ediffi data show train -n 16 -o grid.png")
@@ -80,10 +85,9 @@ def show(
     from pipelines.data.stats import find
     from pipelines.formatting import join_words
     from pipelines.layout import FONT_FAMILIES, count_missing_glyphs
-    from pipelines.store.artifacts import Store
 
-    writable(output)
-    found = find(Store.at(storage), version).version
+    check_file(output)
+    found = find(existing_store(storage), version).version
     sides = sorted(found.header.resolutions)
     side = resolution or sides[-1]
     if side not in sides:

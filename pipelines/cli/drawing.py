@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, app, echo
+from pipelines.cli.app import DEFAULT_STORAGE, MODEL_NAMES, app, confirm, echo, storage_option
 from pipelines.cli.help import Sectioned
 from pipelines.cli.sample_output import (
     File,
@@ -42,13 +42,7 @@ WHAT, HOW, WHERE = "What to draw", "How to draw it", "Where to put it"
 def sample(
     model: Annotated[
         str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="One of: a pipeline's name, for the ensemble of its last run; NAME@champion, "
-            "NAME@candidate or NAME@VERSION; models:/NAME@ALIAS, for MLflow's registry; the path "
-            "of an ensemble.json.",
-            show_default="the model of --like",
-        ),
+        typer.Argument(metavar="MODEL", help=MODEL_NAMES, show_default="the model of --like"),
     ] = None,
     prompts: Annotated[
         list[str] | None,
@@ -289,7 +283,8 @@ def sample(
         bool,
         typer.Option(
             "--force",
-            help="Overwrite files in a folder, and the pictures of --like, --image and so on.",
+            help="Overwrite a file without asking, files in a folder, and the pictures of --like, "
+            "--image and so on. Only a terminal is asked, never a script.",
             rich_help_panel=WHERE,
         ),
     ] = False,
@@ -320,15 +315,7 @@ def sample(
             rich_help_panel=WHERE,
         ),
     ] = True,
-    storage: Annotated[
-        str,
-        typer.Option(
-            "--storage",
-            metavar="PATH",
-            help="Folder or URL of the store.",
-            rich_help_panel=WHERE,
-        ),
-    ] = DEFAULT_STORAGE,
+    storage: Annotated[str, storage_option(panel=WHERE)] = DEFAULT_STORAGE,
 ) -> None:
     """Draw pictures for prompts with a trained ensemble."""
     shorthands = {"guidance": guidance, "steps": steps, "solver": solver}
@@ -369,6 +356,8 @@ def sample(
     request = make_request(options, stages, batch, seen)
     if not is_folder(output) and not force:
         check_inputs(target, request.files(like))
+        if target.exists():
+            confirm(f"{target} exists; overwrite it?", yes=False)
     repeats = seen is not None and options.is_empty
     shows = seen.shows if seen and repeats else range(len(request.pictures))
     job = Job(model=drawn_by, request=request, shows=shows, has_metadata=metadata)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, Storage, app, echo
+from pipelines.cli.app import DEFAULT_STORAGE, ModelName, Storage, app, echo
 
 
 @app.command(
@@ -16,10 +16,7 @@ from pipelines.cli.app import DEFAULT_STORAGE, Storage, app, echo
     "--dtype bfloat16 --license cc-by-4.0"
 )
 def export(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="As for `ediffi sample`: NAME, NAME@champion, …"),
-    ],
+    model: ModelName,
     diffusers: Annotated[
         Path,
         typer.Option(

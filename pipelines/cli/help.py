@@ -9,7 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 
 VERBS = {
     "Start": ("init", "doctor"),
-    "Run": ("plan", "run", "retrain", "status", "cancel", "diff"),
+    "Run": ("plan", "run", "retrain", "runs", "status", "cancel", "diff"),
     "Look": ("tree", "sample", "studio", "evaluate", "ema"),
     "Studies": tuple(f"study {v}" for v in ("plan", "run", "status", "report", "cells")),
     "Models": ("models", "promote", "rollback", "export"),
@@ -30,9 +30,9 @@ class ByTask(TyperGroup):
             if not found:
                 continue
             with formatter.section(task):
-                limit = formatter.width - width - 6
+                # Whole sentences: a narrow terminal folds them.
                 formatter.write_dl(
-                    [(f"{v:<{width}}", c.get_short_help_str(limit)) for v, c in found]
+                    [(f"{v:<{width}}", c.get_short_help_str(limit=1000)) for v, c in found]
                 )
 
     def find(self, ctx: Any, verb: str) -> Any:

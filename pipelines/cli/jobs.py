@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from datetime import UTC, datetime
@@ -11,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.app import AsJson, SpecPath, SpecStorage, app, echo
+from pipelines.cli.app import AsJson, SpecPath, SpecStorage, app, echo, echo_found
+from pipelines.formatting import align_columns, clock
 
 VERBS = ("run", "retrain")
 
@@ -115,15 +115,10 @@ def show_jobs(
     every = [jobs.job_info(client, job)] if job else jobs.list_jobs(client)
     found = [each for each in every if job or jobs.pipeline_of(each)]
     rows = [row(one) for one in found]
-    if as_json:
-        echo(json.dumps(rows[0] if job else rows, indent=1))
-    elif job:
-        echo("\n".join(f"{key:<10} {value}" for key, value in rows[0].items()))
-    elif rows:
-        widths = {key: max(len(str(r[key])) for r in rows) for key in rows[0]}
-        for one in rows:
-            shown = ("job", "state", "started", "took", "storage")
-            echo("  ".join(f"{one[key]!s:<{widths[key]}}" for key in shown).rstrip())
+    if job:
+        echo_found(rows[0], lambda of: "\n".join(f"{k:<10} {v}" for k, v in of.items()), as_json)
+    elif rows or as_json:
+        echo_found(rows, table, as_json)
     else:
         echo("no pipelines; submit one with `ediffi submit SPEC`")
 
@@ -176,7 +171,6 @@ def followed(client: Any, job: str) -> None:
 
 def row(job: Any) -> dict[str, Any]:
     """What `ediffi jobs` shows of a job."""
-    from pipelines.formatting import clock
     from pipelines.jobs import client as jobs
 
     pipeline, storage = jobs.pipeline_of(job) or ("", "")
@@ -192,6 +186,12 @@ def row(job: Any) -> dict[str, Any]:
         "command": job.entrypoint,
         "why": jobs.startup_error(job),
     }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Jobs as a table for people."""
+    columns = ("job", "state", "started", "took", "storage")
+    return "\n".join(align_columns([[str(one[key]) for key in columns] for one in rows]))
 
 
 def _plain(log: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipelines.cli.app import AsJson, SpecPath, SpecStorage, app, echo, opened, writable
+from pipelines.cli.app import AsJson, SpecPath, SpecStorage, app, echo, echo_found, opened, writable
 
 Assume = Annotated[
     bool,
@@ -45,26 +44,28 @@ def show_plan(
     from pipelines.planning import embedding, forecast, gantt, lint
     from pipelines.reports import plan as plan_view
 
+    if svg:
+        if svg.suffix.lower() != ".svg":
+            raise ValueError(f"--svg draws an SVG; end the name of {svg} in .svg")
+        writable(svg, "--svg")
     loaded, store, made, sources = opened(spec, storage, assume=assume)
+    if svg and loaded.cluster is None:
+        raise ValueError(
+            "--svg draws the schedule on a cluster; describe it with `cluster:` in the spec"
+        )
+    if not assume and store.is_local and not Path(store.root).is_dir():
+        echo(f"note: there is no store at {store.root} yet; a run makes it", err=True)
     work = embedding.estimate(made, store, sources)
     findings = lint.check(loaded, made)
     errors = [f for f in findings if f.is_error]
     seen = None if errors else forecast.make_forecast(made, work)
-    if svg:
-        if loaded.cluster is None:
-            raise ValueError(
-                "--svg draws the schedule on a cluster; describe it with `cluster:` in the spec"
-            )
-        writable(svg)
-    if as_json:
-        told = {**plan_view.data(made, work, seen), "findings": [f.__dict__ for f in findings]}
-        echo(json.dumps(told, indent=1))
-    else:
-        echo(plan_view.text(made, work, seen))
+    told = {**plan_view.data(made, work, seen), "findings": [f.__dict__ for f in findings]}
+    echo_found(told, lambda _: plan_view.text(made, work, seen), as_json)
+    if not as_json:
         echo("".join(f"\n{f}" for f in findings if not f.is_error), nl=bool(findings))
     lint.raise_errors(findings)
     if svg and seen:
-        svg.write_text(gantt.svg(made, seen))
+        svg.write_text(gantt.svg(made, seen), encoding="utf-8")
 
 
 @app.command(epilog="Example:  ediffi diff pipelines/specs/demo.yaml mine.yaml")
@@ -85,7 +86,5 @@ def diff(
 
     before, after = (opened(path, os.devnull, assume=assume)[2] for path in (old, new))
     found = differences.compare(before, after)
-    if as_json:
-        echo(json.dumps([d.__dict__ for d in found], indent=1))
-    else:
-        echo(differences.text(before, after, found))
+    told = [d.__dict__ for d in found]
+    echo_found(told, lambda _: differences.text(before, after, found), as_json)

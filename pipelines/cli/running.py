@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,17 +10,20 @@ import typer
 from pipelines.cli.app import (
     DEFAULT_STORAGE,
     AsJson,
+    DryRun,
     MetricsPort,
     RunId,
-    SomeSpec,
+    RunName,
     SomeStorage,
     SpecPath,
     SpecStorage,
-    Storage,
     app,
     asked_execution,
+    asked_pipeline,
     asked_tree,
     echo,
+    echo_found,
+    existing_store,
     opened,
     writable,
 )
@@ -43,10 +45,7 @@ def run(spec: SpecPath, storage: SpecStorage = None, metrics_port: MetricsPort =
 def retrain(
     spec: SpecPath,
     storage: SpecStorage = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Show what a retraining would do now, without doing it."),
-    ] = False,
+    dry_run: DryRun = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
     metrics_port: MetricsPort = None,
 ) -> None:
@@ -66,8 +65,7 @@ def retrain(
     if dry_run:
         from pipelines.reports import retraining
 
-        found = retraining.data(made, store, sources, reason)
-        echo(json.dumps(found, indent=1) if as_json else retraining.text(found))
+        echo_found(retraining.data(made, store, sources, reason), retraining.text, as_json)
         return
     if reason:
         echo(f"skipped: {reason}")
@@ -91,11 +89,11 @@ def finish(code: int, shown: str, wrong: list[str]) -> None:
         raise SystemExit(code)
 
 
-@app.command(epilog="Example:  ediffi status --follow")
+@app.command(epilog="\b\nExamples:\n  ediffi status --follow\n  ediffi status emoji-scenes")
 def status(
-    spec: SomeSpec = None,
+    run: RunName = None,
     storage: SomeStorage = None,
-    run: RunId = None,
+    run_id: RunId = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the run ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -108,9 +106,9 @@ def status(
     from pipelines.reports.live import LiveLines
     from pipelines.runs.execution import by_id
 
-    store, execution = asked_execution(spec, storage, run)
+    store, execution = asked_execution(run, storage, run_id)
     if as_json:
-        echo(json.dumps(status_view.data(store, execution), indent=1))
+        echo_found(status_view.data(store, execution), str, as_json)
         return
 
     def look() -> tuple[str, Any]:
@@ -125,11 +123,45 @@ def status(
         status_view.follow(look, lines)
 
 
+@app.command(epilog="\b\nExamples:\n  ediffi runs\n  ediffi runs emoji-scenes --last 5")
+def runs(
+    pipeline: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PIPELINE",
+            help="A pipeline's name or YAML file.",
+            show_default="all pipelines",
+        ),
+    ] = None,
+    last: Annotated[
+        int, typer.Option("-n", "--last", metavar="N", min=1, help="How many runs, at most.")
+    ] = 20,
+    storage: SomeStorage = None,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, the newest first.
+
+    Their ids, which `ediffi status`, `tree` and `cancel` take, states, times, and how many of their
+    nodes are done.
+    """
+    from pipelines.reports import runs as runs_view
+    from pipelines.runs.execution import recent
+
+    found, storage = asked_pipeline(pipeline, storage)
+    store = existing_store(storage or DEFAULT_STORAGE)
+    listed = recent(store, found or pipeline, last)
+    if not listed and not as_json:
+        of = f" of {found or pipeline}" if pipeline else ""
+        echo(f"no runs{of} in {store.root} yet; start one with `ediffi run SPEC`")
+        return
+    echo_found(runs_view.data(store, listed), runs_view.text, as_json)
+
+
 @app.command(epilog="Example:  ediffi cancel pipelines/specs/demo.yaml")
 def cancel(
-    spec: SomeSpec = None,
+    run: RunName = None,
     storage: SomeStorage = None,
-    run: RunId = None,
+    run_id: RunId = None,
 ) -> None:
     """Cancel a run, and keep what it has finished or saved.
 
@@ -139,7 +171,7 @@ def cancel(
     """
     from pipelines.executor.cancel import cancel as give_up
 
-    echo(give_up(*asked_execution(spec, storage, run)))
+    echo(give_up(*asked_execution(run, storage, run_id)))
 
 
 @app.command(
@@ -147,10 +179,7 @@ def cancel(
     "  ediffi tree --compare RUN_A RUN_B"
 )
 def tree(
-    run: Annotated[
-        str | None,
-        typer.Argument(metavar="RUN", help="The run's id.", show_default="the last run"),
-    ] = None,
+    run: RunName = None,
     html: Annotated[
         Path | None,
         typer.Option(
@@ -163,11 +192,11 @@ def tree(
         tuple[str, str] | None,
         typer.Option(
             metavar="RUN_A RUN_B",
-            help="Compare the trees of two runs.",
+            help="Compare the trees of two runs, each named as RUN.",
             show_default="one run's tree",
         ),
     ] = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: SomeStorage = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the expert tree of a run.
@@ -181,16 +210,16 @@ def tree(
     if compare and (run or html):
         raise ValueError("--compare names both runs; leave out RUN and --html")
     if compare:
-        trees = [asked_tree(storage, name)[2] for name in compare]
-        both = tree_compare.compare(*trees)
-        echo(json.dumps(both, indent=1) if as_json else tree_compare.text(both))
+        trees = [asked_tree(name, storage)[2] for name in compare]
+        echo_found(tree_compare.compare(*trees), tree_compare.text, as_json)
         return
-    store, execution, found = asked_tree(storage, run)
     if html:
         writable(html, "--html")
+    store, execution, found = asked_tree(run, storage)
+    if html:
         runs, pictures = Runs.from_tracking(execution.tracking), tree_page.thumbnails(store, found)
         page = tree_page.html(found, links=runs.links() if runs else None, pictures=pictures)
         html.write_text(page, encoding="utf-8")
         echo(f"{html}: the tree of {execution.id}")
         return
-    echo(json.dumps(found, indent=1) if as_json else tree_view.text(found))
+    echo_found(found, tree_view.text, as_json)

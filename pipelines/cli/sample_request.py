@@ -114,16 +114,16 @@ def _stages_to(last: str | None, stages: Sequence[Mapping[str, Any]]) -> list[Ma
 
 def _pictures(options: Options, like: Metadata | None) -> list[Picture]:
     """Prompts with their seeds."""
-    from pipelines.models.prompts import check_text, read_prompts
+    from pipelines.models.prompts import check_prompt, check_text, read_prompts
     from pipelines.models.request import Picture
 
     if options.seed is not None and options.seeds is not None:
         raise ValueError("--seed and --seeds are both given; keep one")
     prompts = [*options.prompts, *(read_prompts(options.file) if options.file else ())]
-    for name, text in (("--negative", options.negative), ("--then", options.then)):
-        check_text(name, text or "")
-    for prompt in prompts:
-        check_text("the prompt", prompt)
+    check_text("--negative", options.negative or "")
+    for name, text in [("--then", options.then), *(("the prompt", one) for one in prompts)]:
+        if text is not None:
+            check_prompt(name, text)
     if like and options.is_empty:
         return like.request.pictures
     if like and options.seed is None and options.seeds is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, AsJson, SomeStorage, app, echo, opened
+from pipelines.cli.app import (
+    DEFAULT_STORAGE,
+    AsJson,
+    SomeStorage,
+    app,
+    echo,
+    echo_found,
+    existing_store,
+    opened,
+)
 
 
 @app.command(epilog='Example:  ediffi schedule mine.yaml --cron "0 3 * * 1" --verb run')
@@ -80,9 +88,9 @@ def schedule(
     from pipelines.store.artifacts import Store
 
     if show:
-        at = _store(spec, storage)
+        at = existing_store(_store(spec, storage).root)
         rows = list_schedules(at, datetime.now(UTC))
-        echo(json.dumps(rows, indent=1) if as_json else _table(rows, at.root, events))
+        echo_found(rows, lambda _: _table(rows, at.root, events), as_json)
         return
     if spec is None or not line:
         raise ValueError('give a spec and its times: `ediffi schedule SPEC --cron "0 3 * * 1"`')

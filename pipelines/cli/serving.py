@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.cli.app import DEFAULT_STORAGE, MetricsPort, app, echo
+from pipelines.cli.app import (
+    DEFAULT_STORAGE,
+    MODEL_NAMES,
+    MetricsPort,
+    app,
+    echo,
+    storage_option,
+)
 
 if TYPE_CHECKING:
     from pipelines.spec.serving import Serving
 
 Model = Annotated[
     str | None,
-    typer.Argument(
-        metavar="MODEL",
-        help="One of: a pipeline's name, for the ensemble of its last run; NAME@champion, "
-        "NAME@candidate or NAME@VERSION; models:/NAME@ALIAS; the path of an ensemble.json.",
-        show_default="`model:` of --config",
-    ),
+    typer.Argument(metavar="MODEL", help=MODEL_NAMES, show_default="`model:` of --config"),
 ]
 Config = Annotated[
     Path | None,
@@ -31,18 +33,14 @@ Config = Annotated[
     ),
 ]
 SomeStorage = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATH",
-        help="Folder or URL of the store.",
-        show_default=f"`storage:` of --config, else {DEFAULT_STORAGE}",
-    ),
+    str | None, storage_option(f"`storage:` of --config, else {DEFAULT_STORAGE}")
 ]
 Host = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
-        help="Address to listen at; any but this machine's own needs a token in EDIFFI_TOKEN.",
+        help="Address to listen at; any but this machine's own needs a token in EDIFFI_TOKEN, and "
+        "--allow-host with each name that callers use.",
         show_default="127.0.0.1",
     ),
 ]
@@ -139,12 +137,14 @@ def serve(
         try:
             with stderr_closed():  # Ray and Serve write to it what is no mistake of the user's
                 on_ray.deploy(ray_app.application(serving, creator(serving)), serving)
+                patience_s = 0.0  # until it runs it has no requests, but may load a large model
                 if on_ray.watch(lambda: stop.signal is not None, typer.echo):
+                    patience_s = serving.queue.deadline_s
                     for line in introduction(serving, on_ray.metrics_address()):
                         echo(line)
                     on_ray.follow(lambda: stop.signal is not None, typer.echo)
-                echo("takes no more requests, and finishes those it has")
-                on_ray.withdraw(serving.queue.deadline_s)
+                    echo("takes no more requests, and finishes those it has")
+                on_ray.withdraw(patience_s)
         finally:
             with stderr_closed():
                 ray.shutdown()

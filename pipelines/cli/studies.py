@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.app import AsJson, SpecStorage, app, echo, tell_copy, writable_folder
+from pipelines.cli.app import AsJson, SpecStorage, app, echo, echo_found, tell_copy, writable_folder
 from pipelines.cli.running import finish
 
 study = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -55,10 +54,9 @@ def show_plan(
     seen = None
     if not any(f.is_error for f in problems):
         seen = planning.forecast(made, store, outside)
-    if as_json:
-        echo(json.dumps(planning.data(found, made, seen), indent=1))
-    else:
-        echo(planning.text(found, made, seen))
+    told = planning.data(found, made, seen)
+    echo_found(told, lambda _: planning.text(found, made, seen), as_json)
+    if not as_json:
         echo("".join(f"\n{f}" for f in problems if not f.is_error), nl=bool(problems))
     lint.raise_errors(problems)
 
@@ -85,7 +83,7 @@ def status(path: StudyPath, storage: SpecStorage = None, as_json: AsJson = False
 
     found, store, _, made = opened_study(path, storage)
     seen = view.status(found, store, made)
-    echo(json.dumps(view.data(seen), indent=1) if as_json else view.text(seen))
+    echo_found(view.data(seen), lambda _: view.text(seen), as_json)
 
 
 @study.command(epilog="Example:  ediffi study report pipelines/specs/studies/smoke.yaml -o report")

@@ -137,6 +137,7 @@ class Runner:
         todo = [v for v in verdicts.values() if not v.cached]
         for verdict in todo:
             self.record_state(verdict, "waiting")
+        self.execution.sort_nodes(self.plan.verdicts)
         if verdicts:
             self.save_states()  # once for all: a study has hundreds of nodes
             self.wait_for_collection()

@@ -33,7 +33,7 @@ def find_model(model: str, storage: str) -> Path:
     """
     if model.endswith(".json"):
         return Path(model)
-    store = Store.at(storage).check_access()
+    store = Store.existing(storage)
     if model.startswith("models:/"):
         return _registered(model, store)
     name, at, which = model.rpartition("@")
@@ -68,7 +68,7 @@ def find_drawn_by(model: ModelId, storage: str) -> Path:
     Raises:
         ValueError: The store does not have it.
     """
-    store = Store.at(storage).check_access()
+    store = Store.existing(storage)
     check_name(model.name, "name of a model")  # a picture says it, whoever wrote it
     file = f"nodes/promote/{model.name}-{model.fingerprint}/{champions.MANIFEST}"
     if model.fingerprint and store.size(file) is not None:
@@ -140,7 +140,7 @@ def find_subject(model: str, storage: str) -> Subject:
     if found := MODEL_OF_PIPELINE.fullmatch(model):
         name, group = found.groups()
         if group != "ensemble":
-            return _beside_ensemble(model, name, group, Store.at(storage).check_access())
+            return _beside_ensemble(model, name, group, Store.existing(storage))
         model = name
     manifest = read_manifest(find_model(model, storage), storage)
     store = Store.at(manifest["store"])

@@ -233,6 +233,7 @@ def promote(
     by: str = "promote",
     numbers: Mapping[str, float] | None = None,
     instead_of: str | None = ANY,
+    dry_run: bool = False,
 ) -> Registry:
     """Make a registered ensemble the champion; does nothing if it already is.
 
@@ -246,6 +247,7 @@ def promote(
         numbers: measurements of the gate that decided.
         instead_of: fingerprint of the champion that it was compared with, or None if there was
             none; by default it takes the place of any.
+        dry_run: return the registry as it would be, and write nothing.
 
     Raises:
         ChampionChanged: Another ensemble than ``instead_of`` is the champion now.
@@ -255,12 +257,7 @@ def promote(
     """
 
     def change(registry: Registry) -> Registry:
-        now = registry.champion.fingerprint if registry.champion else None
-        if instead_of != ANY and now not in (instead_of, fingerprint):
-            raise ChampionChanged(
-                f"{now[:SHORT_LENGTH] if now else 'no ensemble'} is the champion now, and it was "
-                f"compared with {instead_of[:SHORT_LENGTH] if instead_of else 'none'}"
-            )
+        _check_champion(registry, instead_of, fingerprint)
         known = _check_stored(store, registry, registry.find(model, fingerprint))
         after = with_champion(
             registry, replace(known, why=why, by=by, when=_now(), numbers=numbers or {})
@@ -268,24 +265,47 @@ def promote(
         chosen = after.champion and after.champion.fingerprint == known.fingerprint
         return _signed(store, model, registry, after) if chosen else after
 
-    return _update(store, model, change)
+    return change(read(store, model)) if dry_run else _update(store, model, change)
 
 
-def roll_back(store: Store, model: str, why: str = "") -> Registry:
+def roll_back(
+    store: Store,
+    model: str,
+    why: str = "",
+    *,
+    instead_of: str | None = ANY,
+    dry_run: bool = False,
+) -> Registry:
     """Make the previous champion the champion again, with its signatures; signed as a promotion is.
+
+    Args:
+        instead_of: as of :func:`promote`.
+        dry_run: likewise.
 
     Raises:
         NotSigned: As of :func:`promote`.
-        ValueError: There is none, or its files are no longer in the store or altered.
+        ChampionChanged: Another ensemble than ``instead_of`` is the champion now.
+        ValueError: There is no previous champion, or its files are no longer in the store or altered.
     """
 
     def change(registry: Registry) -> Registry:
+        _check_champion(registry, instead_of)
         after = with_rollback(registry, model, why)
         _check_stored(store, registry, succession(after.history)[-1])
         return _signed(store, model, registry, after)
 
-    change(read(store, model))  # fail before a missing store is created
-    return _update(store, model, change)
+    after = change(read(store, model))  # fail before a missing store is created
+    return after if dry_run else _update(store, model, change)
+
+
+def _check_champion(registry: Registry, instead_of: str | None, wanted: str | None = None) -> None:
+    """Raise ChampionChanged if another ensemble than these two is the champion."""
+    now = registry.champion.fingerprint if registry.champion else None
+    if instead_of != ANY and now not in (instead_of, wanted):
+        raise ChampionChanged(
+            f"{now[:SHORT_LENGTH] if now else 'no ensemble'} is the champion now, and it was "
+            f"compared with {instead_of[:SHORT_LENGTH] if instead_of else 'none'}"
+        )
 
 
 def _check_stored(store: Store, registry: Registry, entry: Entry) -> Entry:

@@ -28,6 +28,17 @@ def check_text(name: str, text: str) -> str:
     return text
 
 
+def check_prompt(name: str, text: str) -> str:
+    """The prompt itself; ValueError if it is empty, or no valid Unicode.
+
+    Args:
+        name: what it is, for the message.
+    """
+    if not text.strip():
+        raise ValueError(f"{name} is empty; write what to draw")
+    return check_text(name, text)
+
+
 def read_prompts(file: str) -> list[str]:
     """Read prompts from a file, one a line; ``-`` is standard input.
 

@@ -20,7 +20,7 @@ from pipelines.dag.plan import Plan, images_to_train, path_lengths
 from pipelines.planning.cost import stage_of
 from pipelines.planning.simulate import Task, simulate
 from pipelines.planning.training_cost import START_S, speed_key
-from pipelines.runs.execution import nodes_of
+from pipelines.runs.execution import nodes_of, record_names
 from pipelines.store.artifacts import MANIFEST, Store
 
 RUNS_READ, MANIFESTS_READ = 20, 50
@@ -94,15 +94,8 @@ def durations_in(store: Store, plan: Plan) -> Durations:
 
 def _built_lately(store: Store) -> list[str]:
     """Folders of the nodes that the latest runs have built, those of the newest run first."""
-    names = [
-        name
-        for name in store.files("executions")
-        if "/" not in name and name.count(".") == 1 and name.endswith(".json")
-    ]
-    # A run's id ends with its date and time: NAME-20260101-120000-123456.
-    names.sort(key=lambda name: name.split("-")[-3:], reverse=True)
     found: dict[str, None] = {}
-    for name in names[:RUNS_READ]:
+    for name in record_names(store)[:RUNS_READ]:
         with contextlib.suppress(ValueError):
             if record := store.read_json(f"executions/{name}"):
                 nodes = nodes_of(store, record).values()

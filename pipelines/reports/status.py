@@ -59,7 +59,7 @@ def text(
     width: int | None = None,
     states: Collection[str] | None = None,
 ) -> str:
-    """The status for the terminal: the run, its summary while it lasts, and the nodes.
+    """The status for the terminal: the run, its summary, and the nodes.
 
     Args:
         state: from :func:`describe_state`.
@@ -70,8 +70,10 @@ def text(
     now = now or datetime.now(UTC)
     attempt = f", attempt {execution.attempt}" if execution.attempt > 1 else ""
     lines = [fitted([f"{execution.id}{attempt}: {state}{run_time(execution)}"], width, INDENT)]
-    if is_active(state, execution):
-        lines.append(printable("  " + "; ".join(summary_parts(execution, now, named=0))))
+    if execution.nodes:
+        timed = is_active(state, execution)
+        parts = summary_parts(execution, now, named=0, timed=timed)
+        lines.append(fitted([f"  {'; '.join(parts)}"], width, INDENT))
     listed = {n: r for n, r in execution.nodes.items() if states is None or r["state"] in states}
     longest = max(map(len, listed), default=0)
     for node, record in listed.items():
@@ -85,17 +87,24 @@ def summary(execution: Execution, now: datetime | None = None) -> str:
     return printable("; ".join(summary_parts(execution, now or datetime.now(UTC))))
 
 
-def summary_parts(execution: Execution, now: datetime, named: int = NAMED) -> list[str]:
-    """What :func:`summary` joins; names so many running nodes."""
+def summary_parts(
+    execution: Execution, now: datetime, named: int = NAMED, timed: bool = True
+) -> list[str]:
+    """What :func:`summary` joins.
+
+    Args:
+        named: How many running nodes to name.
+        timed: Add the time left.
+    """
     nodes = execution.nodes
     counts = Counter(record["state"] for record in nodes.values())
     parts = [f"{counts['done'] + counts['reused']} of {len(nodes)} nodes done"]
-    parts += [f"{counts[state]} {state}" for state in ("failed", "skipped") if counts[state]]
+    parts += [f"{counts[s]} {s}" for s in ("failed", "skipped", "interrupted") if counts[s]]
     running = [node for node, record in nodes.items() if record["state"] == "running"]
     parts += [f"{node} {briefly(nodes[node], now)}".rstrip() for node in running[:named]]
     if others := running[named:]:
         parts.append(f"{len(others)} more run" if named else f"{len(others)} running")
-    if left := execution.left:
+    if timed and (left := execution.left):
         passed = (now - datetime.fromisoformat(left["at"])).total_seconds()
         seconds = max(0.0, left["seconds"] - passed)
         if untimed := len(left["unknown"]):

@@ -7,7 +7,7 @@ part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,11 @@ class Execution:
         end = datetime.fromisoformat(self.ended) if self.ended else datetime.now(UTC)
         return (end - datetime.fromisoformat(self.started)).total_seconds()
 
+    def sort_nodes(self, order: Iterable[str]) -> None:
+        """Put the nodes into this order, those that it does not name last."""
+        everything = (*order, *self.nodes)
+        self.nodes = {i: self.nodes[i] for i in everything if i in self.nodes}
+
     def save(self, store: Store) -> None:
         """Write the record, and make it the pipeline's latest run.
 
@@ -84,6 +89,8 @@ class Execution:
             record |= {"nodes": {}, "parts": self.parts}
         else:
             del record["parts"]
+            # The store sorts an object's keys, so the order of the nodes is kept beside them.
+            record["order"] = list(self.nodes)
         store.write_json(f"executions/{self.id}.json", record)
         if not self._is_latest:
             store.write_json(f"executions/{self.pipeline}.latest.json", {"id": self.id})
@@ -98,7 +105,7 @@ class Execution:
         changed = {self._part_of[node] for node in self._touched}
 
         def write(part: int) -> None:
-            mine = {node: self.nodes[node] for node in self._members[part]}
+            mine = [(node, self.nodes[node]) for node in self._members[part]]
             store.write_json(part_path(self.id, part), mine)
 
         for _ in prefetch(sorted(changed), write):
@@ -117,7 +124,7 @@ class Execution:
         Raises:
             ValueError: A part of it is missing or damaged.
         """
-        made = Execution(**record)
+        made = from_record(record)
         for part, nodes in enumerate(_parts(store, record)):
             made.nodes |= nodes
             for node in nodes:
@@ -156,12 +163,47 @@ def _parts(store: Store, record: Mapping[str, Any]) -> Iterator[dict[str, dict[s
     for path, nodes in zip(paths, prefetch(paths, store.read_json), strict=True):
         if nodes is None:
             raise ValueError(f"{store.full(path)} is missing, a part of the record of its run")
-        yield nodes
+        yield dict(nodes)
 
 
 def part_path(execution: str, part: int) -> str:
     """Path in the store of a part of a run's nodes."""
     return f"executions/{execution}/nodes-{part:05}.json"
+
+
+def from_record(record: Mapping[str, Any]) -> Execution:
+    """A run as its record has it, its nodes in the order of the DAG; without those in parts.
+
+    Earlier versions kept no order; what a later version adds is left out.
+    """
+    known = {f.name for f in fields(Execution)}
+    found = Execution(**{key: value for key, value in record.items() if key in known})
+    found.sort_nodes(record.get("order", ()))
+    return found
+
+
+def record_names(store: Store) -> list[str]:
+    """Names of the records of all runs, from the newest run to the oldest."""
+    names = [
+        name
+        for name in store.files("executions")
+        if "/" not in name and name.count(".") == 1 and name.endswith(".json")
+    ]
+    # A run's id ends with its date and time: NAME-20260101-120000-123456.
+    return sorted(names, key=lambda name: name.split("-")[-3:], reverse=True)
+
+
+def recent(store: Store, pipeline: str | None = None, most: int | None = None) -> list[Execution]:
+    """The runs of a pipeline, or of all, from the newest to the oldest.
+
+    Args:
+        most: How many, at most; None for all.
+    """
+    if pipeline is not None:
+        check_name(pipeline, "name of a pipeline")
+    ids = [name.removesuffix(".json") for name in record_names(store)]
+    ids = [i for i in ids if pipeline is None or i.rsplit("-", 3)[0] == pipeline]
+    return [run for i in ids[:most] if (run := by_id(store, i))]
 
 
 def cancel_request_path(execution: str) -> str:

@@ -16,7 +16,7 @@ from pipelines.data.shard_pool import prefetch, shard_path
 from pipelines.models import champions
 from pipelines.models.champions import succession
 from pipelines.models.manifest import folders
-from pipelines.runs.execution import UNFINISHED, Execution, nodes_of
+from pipelines.runs.execution import UNFINISHED, Execution, from_record, nodes_of
 from pipelines.store.artifacts import MANIFEST, Store
 from pipelines.store.dataset import FILE, Version
 
@@ -101,7 +101,7 @@ def _kept_runs(store: Store, policy: Policy, files: Mapping[str, int]) -> Iterat
     paths = [p for p in paths if not p.endswith(".latest.json")]
     for record in prefetch(paths, store.read_json):
         if record is not None:
-            of.setdefault(record["pipeline"], []).append(Execution(**record))
+            of.setdefault(record["pipeline"], []).append(from_record(record))
     for runs in of.values():
         last = sorted(runs, key=lambda run: (run.started, run.id))[-policy.runs :]
         for run in {run.id: run for run in runs if run in last or run.state in UNFINISHED}.values():

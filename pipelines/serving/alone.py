@@ -18,6 +18,9 @@ from pipelines.spec.serving import Serving
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+LOOK_EVERY_S = 0.1
+"""While a model is loaded: how often to look for a signal to end."""
+
 
 def run(
     serving: Serving,
@@ -51,12 +54,16 @@ async def _run(
     engine = LocalEngine(serving, LocalMeters())
     try:
         app = create(engine, serving, token=token_of(serving))
-        await engine.load()
+        loading = asyncio.ensure_future(engine.load())
+        while not is_stopped() and not loading.done():
+            await asyncio.wait({loading}, timeout=LOOK_EVERY_S)
         if is_stopped():
+            loading.cancel()
             return
+        loading.result()  # raises what went wrong
         patience_s = math.ceil(serving.queue.deadline_s)
         config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=patience_s)
         ready()
         await uvicorn.Server(config).serve(sockets=[opened])
     finally:
-        await engine.close(serving.queue.deadline_s)
+        await engine.close(serving.queue.deadline_s, wait_for_loading=False)

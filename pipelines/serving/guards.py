@@ -30,6 +30,10 @@ from pipelines.spec.serving import Serving
 BODY_S = 60.0
 """Seconds in which a request's body must arrive."""
 
+DROPPED_BYTES = 32_000_000
+"""How much of a body beyond the limit is read and dropped. A connection that is closed with unread
+bytes is reset, and its caller may never see the answer."""
+
 PROBES = ("/healthz", "/readyz")
 """Paths that any host name and any caller may ask for: they tell nothing else."""
 
@@ -222,20 +226,28 @@ async def read_body(request: Request, limit: int) -> bytes:
         limit: bytes to read at most.
 
     Raises:
-        TooLarge: It is larger; the rest is left unread.
+        TooLarge: It is larger. Up to :data:`DROPPED_BYTES` of it are read and dropped, unless the
+            caller waits for leave to send it.
         BodyTimeout: It did not arrive within :data:`BODY_S`.
     """
     too_large = TooLarge(f"the request has more than {limit:,} bytes; send smaller pictures")
     declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or len(declared) > 18 or int(declared) > limit:
+    if not declared.isdecimal() or len(declared) > 18:
         raise too_large
-    body = bytearray()
+    size, waits = int(declared), "expect" in request.headers
+    if size > limit + (0 if waits else DROPPED_BYTES):
+        raise too_large
+    body, read = bytearray(), 0
     try:
         async with asyncio.timeout(BODY_S):
             async for chunk in request.stream():
-                if len(body) + len(chunk) > limit:
-                    raise too_large
-                body += chunk
+                read += len(chunk)
+                if max(size, read) <= limit:
+                    body += chunk
+                elif read > limit + DROPPED_BYTES:
+                    break
     except TimeoutError:
         raise BodyTimeout(f"the request did not arrive within {BODY_S:g} s") from None
+    if read > limit:
+        raise too_large
     return bytes(body)

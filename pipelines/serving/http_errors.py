@@ -94,7 +94,7 @@ def answer(refused: Refused) -> JSONResponse:
         headers["Retry-After"] = str(max(1, math.ceil(refused.retry_after_s or RETRY_S)))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if status in (408, 413):  # the rest of the body is not read
+    if status in (408, 413):  # not all of the body may have been read
         headers["Connection"] = "close"
     return JSONResponse(shape_of(refused), status, headers)
 

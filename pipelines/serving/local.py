@@ -142,17 +142,19 @@ class LocalEngine:
         """The numbers in Prometheus' text format; empty if they go elsewhere."""
         return self.meters.text() if isinstance(self.meters, LocalMeters) else ""
 
-    async def close(self, within_s: float = 30.0) -> None:
+    async def close(self, within_s: float = 30.0, *, wait_for_loading: bool = True) -> None:
         """End: take no more orders, finish those there are, then refuse what is left.
 
         Args:
             within_s: seconds to finish in.
+            wait_for_loading: wait for the end of a model's loading, which cannot be stopped; else
+                its thread may end with the process.
         """
         self._is_closing = True
         await asyncio.to_thread(self.queue.wait_idle, within_s)
         self.queue.close(NotReady(ENDING, retry_after_s=LATER_S))
         await asyncio.to_thread(self._thread.join)
-        await asyncio.to_thread(self.models.close)
+        await asyncio.to_thread(self.models.close, wait=wait_for_loading)
 
     def _work(self) -> None:
         try:

@@ -174,12 +174,17 @@ class LoadedModels:
                 found[target.key] = self.names.describe(role, target, stages)
         return list(found.values())
 
-    def close(self) -> None:
-        """End the thread; while it loads a model, after that."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the thread; while it loads a model, after that.
+
+        Args:
+            wait: Return only then. Else the thread may end with the process.
+        """
         with self._condition:
             self._closed = True
             self._condition.notify_all()
-        self._thread.join()
+        if wait:
+            self._thread.join()
 
     def _run(self) -> None:
         try:

@@ -115,10 +115,11 @@ def withdraw(patience_s: float) -> None:
     Serve itself, with its proxies, ends with the cluster.
 
     Args:
-        patience_s: how long its requests may take.
+        patience_s: how long its requests may take; 0 if it has none, and nothing is to be waited
+            for.
     """
     serve.delete(NAME, _blocking=False)
-    end = time.monotonic() + patience_s + END_GRACE_S
+    end = time.monotonic() + (patience_s + END_GRACE_S if patience_s else 0)
     while _found() and time.monotonic() < end:
         time.sleep(LOOK_EVERY_S)
 

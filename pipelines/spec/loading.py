@@ -179,7 +179,7 @@ def explain(error: ValidationError, model: type[Strict] = Spec) -> str:
 
 def _explain_one(error: ErrorDetails, model: type[Strict]) -> str:
     field = getattr(error.get("ctx", {}).get("error"), "field", "")
-    key = ".".join(str(part) for part in (*error["loc"], field) if part != "")
+    key = ".".join([*(str(part) or "''" for part in error["loc"]), *([field] if field else [])])
     if error["type"] == "extra_forbidden":
         known = _fields_at(error["loc"][:-1], model)
         hint = did_you_mean(str(error["loc"][-1]), known) or f"; known are {', '.join(known)}"

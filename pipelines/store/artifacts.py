@@ -145,6 +145,22 @@ class Store:
             )
         return Store(root.rstrip("/") if "://" in root else str(Path(root).absolute()))
 
+    @staticmethod
+    def existing(root: str) -> Store:
+        """The store at a path or URL, to read from.
+
+        Raises:
+            ValueError: There is no such folder.
+            StorageError: The bucket cannot be read.
+        """
+        store = Store.at(root).check_access()
+        if store.is_local and not Path(store.root).is_dir():
+            raise ValueError(
+                f"there is no store at {store.root}; `ediffi run` makes one, and --storage or "
+                "EDIFFI_STORE names another"
+            )
+        return store
+
     def check_access(self) -> Store:
         """Fail early if a bucket does not exist or denies access; returns the store.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 from paths import ROOT
 
-import pipelines.cli
+from pipelines.cli.verbs import app
 
 ELSEWHERE = "sh cluster"
 """Info string of a block of commands that need other programs, a service or a cluster."""
@@ -58,7 +58,7 @@ def in_prose(markdown: str) -> set[str]:
 def understood(words: list[str]) -> None:
     """Raise unless ``ediffi`` accepts these words."""
     assert Path(words[0]).name == "ediffi"
-    command, words = typer.main.get_command(pipelines.cli.app), words[1:]
+    command, words = typer.main.get_command(app), words[1:]
     while words and hasattr(command, "commands"):
         command, words = command.commands[words[0]], words[1:]
     command.make_context(command.name, list(words))

@@ -29,8 +29,9 @@ PATIENCE_S = 900  # ends a wait that would never end; no test measures time
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, without what would send Ray or MLflow elsewhere."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    """This process's, without what would send Ray, MLflow or a verb elsewhere."""
+    elsewhere = ("RAY_", "MLFLOW_", "EDIFFI_STORE")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(elsewhere)}
     return {**kept, **more}
 
 

@@ -14,7 +14,7 @@ from commands import ELSEWHERE, blocks, commands, exists, in_markdown, in_prose,
 from paths import ROOT
 from test_rooms import FLOORS
 
-from pipelines import cli
+from pipelines.cli.verbs import app
 from pipelines.dag import plan, sources
 from pipelines.planning import lint
 from pipelines.spec.pipeline import Spec
@@ -55,7 +55,7 @@ def test_the_readme_is_short():
 
 def verbs():
     """Every verb of the command line, those of groups with the group's name."""
-    found = typer.main.get_command(cli.app).commands
+    found = typer.main.get_command(app).commands
     inner = {f"{name} {verb}" for name, c in found.items() for verb in getattr(c, "commands", ())}
     return {name for name, c in found.items() if not hasattr(c, "commands")} | inner
 

@@ -122,7 +122,7 @@ export function mountDraw(state, api) {
         }));
     if (!shown.length) shown.push({ text: "The picture appears here while it is drawn." });
     const box = find("pictures");
-    box.style.setProperty("--columns", shown.length > 1 ? 2 : 1);
+    box.style.setProperty("--columns", Math.ceil(Math.sqrt(shown.length)));
     while (box.children.length > shown.length) box.lastChild.remove();
     shown.forEach((tile, i) => {
       const place = box.children[i] ?? box.appendChild(document.createElement("div"));

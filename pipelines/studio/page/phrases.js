@@ -2,7 +2,7 @@
 
 import { element } from "./elements.js";
 import { PALETTE } from "./masks.js";
-import { occurrences, STRENGTH } from "./state.js";
+import { occurrences } from "./state.js";
 
 const STRONGEST = 2;
 
@@ -121,9 +121,14 @@ export function mountPhrases(state) {
       state.set({ trouble: "All colours are taken. Remove a phrase to paint another." });
       return;
     }
+    if (!state.info) {
+      state.set({ trouble: "The service has not said yet what it can draw." });
+      return;
+    }
     state.checkpoint();
     const gone = new Set(joined.map((phrase) => phrase.slot));
-    const made = { slot, text, strength: joined[0]?.strength ?? STRENGTH };
+    const strength = joined[0]?.strength ?? state.info.defaults.strength;
+    const made = { slot, text, strength };
     const others = state.phrases.filter((phrase) => !gone.has(phrase.slot));
     state.set({
       phrases: [...others, made].sort((a, b) => a.slot - b.slot),

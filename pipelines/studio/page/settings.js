@@ -6,6 +6,9 @@ import { randomSeed } from "./state.js";
 /** Longest side of a reference picture as it is sent; encoders see far less. */
 const STYLE_SIDE = 512;
 
+/** Numbers of pictures in the menu, where the service draws more at once. */
+const OFFERED = 16;
+
 const find = (id) => document.getElementById(id);
 
 /** The model that a session has chosen, of those that are served. */
@@ -87,7 +90,12 @@ function mountFields(state) {
     if (find("negative").value !== settings.negative) find("negative").value = settings.negative;
     find("lock").setAttribute("aria-pressed", settings.seedLocked);
     find("lock").textContent = settings.seedLocked ? "Locked" : "Lock";
-    find("n").value = settings.n;
+    const most = state.mostPictures;
+    options(
+      find("n"),
+      Array.from({ length: Math.min(most, OFFERED) }, (_, i) => [String(i + 1), String(i + 1)]),
+      String(Math.min(settings.n, most)),
+    );
     find("attention-on").checked = settings.attention;
     const stages = model?.stages ?? [];
     options(

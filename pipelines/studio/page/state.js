@@ -5,9 +5,6 @@ import { Pictures, readControls, writeControls } from "./storage.js";
 
 const UNDO_STEPS = 50;
 
-/** Strength of a new phrase; the paper's own range is 0.1 to 0.4. */
-export const STRENGTH = 0.4;
-
 /** `null` stands for the model's own. */
 const SETTINGS = {
   negative: "",
@@ -184,6 +181,11 @@ export class State {
     this.set(from.pop());
   }
 
+  /** Pictures that the service draws for one request. */
+  get mostPictures() {
+    return this.info?.limits?.pictures ?? 1;
+  }
+
   // -- requests and results ---------------------------------------------------------------------
 
   /** Painted phrases that are sent: those that the prompt has and that are painted somewhere. */
@@ -208,7 +210,7 @@ export class State {
     return {
       ...(model && { model }),
       prompt: this.prompt,
-      n,
+      n: Math.min(n, this.mostPictures),
       seed,
       ...(negative.trim() && { negative }),
       ...(Object.keys(sampling).length && { sampling }),

@@ -1,5 +1,7 @@
-"""Fixtures: the verb ``evaluate`` in this process."""
+"""Fixtures: the verb ``evaluate`` in this process, and a terminal to answer at."""
 
+import os
+import pty
 import sys
 
 import pytest
@@ -43,3 +45,19 @@ def drawn(monkeypatch):
 
     monkeypatch.setattr(worker, "draw", counted)
     return counts
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """``terminal(answers)`` types at a terminal, where this process then asks and reads."""
+    screen, keys = pty.openpty()
+    with os.fdopen(keys) as stdin, os.fdopen(os.dup(keys), "w") as stderr:
+
+        def type_in(answers=""):
+            monkeypatch.setattr(sys, "stdin", stdin)  # in the test: pytest sets its own before it
+            monkeypatch.setattr(sys, "stderr", stderr)
+            os.write(screen, answers.encode())
+
+        yield type_in
+        monkeypatch.undo()
+    os.close(screen)

@@ -7,8 +7,8 @@ from PIL import Image
 from snapshot_kit import CONFIG, read_json, write_ensemble, write_expert, write_validation
 from typer.testing import CliRunner
 
-from pipelines import cli
 from pipelines.cli.averages import parse_lengths
+from pipelines.cli.verbs import app
 from pipelines.models.stages import StageLoader
 from pipelines.store.artifacts import Store
 
@@ -21,13 +21,13 @@ def made(tmp_path_factory):
 
 
 def run(*arguments):
-    found = CliRunner().invoke(cli.app, ["ema", *map(str, arguments)])
+    found = CliRunner().invoke(app, ["ema", *map(str, arguments)])
     assert found.exit_code == 0, found.exception
     return found.output
 
 
 def refused(*arguments):
-    found = CliRunner().invoke(cli.app, ["ema", *map(str, arguments)])
+    found = CliRunner().invoke(app, ["ema", *map(str, arguments)])
     assert isinstance(found.exception, ValueError), (found.output, found.exception)
     assert "\n" not in str(found.exception)
     return str(found.exception)

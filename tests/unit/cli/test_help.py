@@ -8,10 +8,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipelines import cli
 from pipelines.cli.help import VERBS, verbs_of
+from pipelines.cli.verbs import app
 
-COMMAND = typer.main.get_command(cli.app)
+COMMAND = typer.main.get_command(app)
 EVERY = [verb for verbs in VERBS.values() for verb in verbs]
 
 
@@ -27,7 +27,7 @@ def test_every_verb_has_a_task_and_one_only():
 
 
 def test_the_help_lists_the_verbs_by_task_in_80_columns():
-    lines = CliRunner().invoke(cli.app, ["--help"], terminal_width=80).output.splitlines()
+    lines = CliRunner().invoke(app, ["--help"], terminal_width=80).output.splitlines()
     at = [lines.index(f"{task}:") for task in VERBS]
     assert at == sorted(at)
     end = 2 + max(map(len, EVERY))
@@ -50,7 +50,7 @@ def test_every_option_has_a_help_text_and_shows_its_default(verb):
         assert text[:1].isupper() or text.startswith("`"), (param.name, text)
         if getattr(param, "is_flag", False) or param.required or param.name in UNSET:
             continue
-        assert "[default: " in text, (param.name, text)
+        assert "default: " in text, (param.name, text)
 
 
 UNSET = {"help", "spec", "line"}

@@ -290,3 +290,18 @@ def test_a_setting_without_effect_is_one_note(sample):
     code, out, err = sample("tiny@1", "a frog", "-n", 2, "--batch", 1, "--set", "percentile=0.9")
     assert (code, out) == (0, "out.png: 2 pictures\n")
     assert err == "note: base: `percentile` has no effect without `threshold: dynamic`\n"
+
+
+def test_a_terminal_is_asked_before_a_picture_is_overwritten(sample, terminal):
+    """A script is not: the tests above overwrite ``out.png``."""
+    draw = ("tiny@1", "a frog", "--scale", 1)
+    assert sample(*draw)[0] == 0  # there is nothing to ask
+    before = pixels("out.png")
+    terminal("n\n")
+    assert sample(*draw, "--seed", 1)[:2] == (1, "")
+    assert np.array_equal(pixels("out.png"), before)
+    terminal("y\n")
+    assert sample(*draw, "--seed", 1)[0] == 0
+    assert not np.array_equal(pixels("out.png"), before)
+    assert sample(*draw, "--force")[0] == 0
+    assert np.array_equal(pixels("out.png"), before)

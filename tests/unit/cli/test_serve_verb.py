@@ -1,14 +1,18 @@
 """``ediffi serve`` and ``studio``: what they refuse before anything is started."""
 
+import os
 import signal
 import socket
+import threading
 
 import ensemble_kit
 import kit
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from pipelines.cli.serving import asked, introduction
+from pipelines.cli.verbs import app
 from pipelines.models import champions
 from pipelines.models.text_to_image import TextToImage
 from pipelines.serving.local import LocalEngine
@@ -121,3 +125,36 @@ def test_a_studio_that_is_stopped_while_it_loads_does_not_start(name, root, caps
     monkeypatch.setitem(LocalEngine.__init__.__kwdefaults__, "load", load)
     assert kit.call("studio", MODEL, "--storage", root, "--port", "0") == 0
     assert capsys.readouterr().out == f"loads {MODEL}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_studio_is_stopped_before_a_long_loading_ends(name, root, monkeypatch):
+    """Nobody waits for gigabytes that are no longer wanted."""
+    may_load, loads = threading.Event(), threading.Event()
+
+    def load(*args):
+        loads.set()
+        may_load.wait()
+        return load_it(*args)
+
+    def stop():
+        loads.wait()
+        os.kill(os.getpid(), signal.Signals[name])
+
+    load_it = TextToImage.load
+    monkeypatch.setitem(LocalEngine.__init__.__kwdefaults__, "load", load)
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    try:
+        assert kit.call("studio", MODEL, "--storage", root, "--port", "0") == 0
+        assert not may_load.is_set()
+    finally:
+        may_load.set()
+        stopper.join()
+
+
+@pytest.mark.parametrize("verb", ["serve", "studio"])
+def test_the_help_of_host_names_allow_host(verb):
+    said = CliRunner().invoke(app, [verb, "--help"]).output
+    assert "--allow-host with each name" in " ".join(said.split())

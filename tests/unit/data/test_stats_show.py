@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines import cli
+from pipelines.cli.verbs import app
 from pipelines.data import contact_sheet, stats
 from pipelines.data.formats.shard import SourceShard
 from pipelines.data.rows import Reason
@@ -48,7 +49,7 @@ def folder(tmp_path):
 
 
 def called(*arguments):
-    return CliRunner().invoke(cli.app, ["data", *map(str, arguments)])
+    return CliRunner().invoke(app, ["data", *map(str, arguments)])
 
 
 def test_every_number(folder):

@@ -7,7 +7,7 @@ import yaml
 from planning_kit import SPECS, planned, raw
 from typer.testing import CliRunner
 
-from pipelines import cli
+from pipelines.cli.verbs import app
 from pipelines.planning.diff import compare, text
 from pipelines.spec.pipeline import Spec
 
@@ -63,8 +63,8 @@ def specs(tmp_path):
 
 
 def test_text_and_json_agree(specs):
-    said = CliRunner().invoke(cli.app, ["diff", *specs]).output.splitlines()
-    told = json.loads(CliRunner().invoke(cli.app, ["diff", *specs, "--json"]).output)
+    said = CliRunner().invoke(app, ["diff", *specs]).output.splitlines()
+    told = json.loads(CliRunner().invoke(app, ["diff", *specs, "--json"]).output)
     assert [d["node"] for d in told] == [
         "train/sr32/E0_0",
         "adopt/sr32",
@@ -74,3 +74,11 @@ def test_text_and_json_agree(specs):
     assert said[0] == f"4 of {len(smoke().verdicts)} nodes differ"
     assert said[2].split() == ["changed", "train/sr32/E0_0", "images:", "128", "→", "144"]
     assert [line.split()[1] for line in said[2:]] == [d["node"] for d in told]
+
+
+def test_an_error_names_the_spec_that_it_is_in(specs, tmp_path):
+    bad = raw()
+    bad["data"]["train"] = {"path": "nowhere"}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(bad))
+    found = CliRunner().invoke(app, ["diff", specs[0], str(tmp_path / "bad.yaml")])
+    assert str(found.exception).startswith(f"{tmp_path / 'bad.yaml'}: ")

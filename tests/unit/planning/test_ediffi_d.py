@@ -7,13 +7,13 @@ import pytest
 from planning_kit import SPECS, edited
 from typer.testing import CliRunner
 
-from pipelines import cli
+from pipelines.cli.verbs import app
 
 D = str(SPECS / "ediffi-d.yaml")
 
 
 def say(*args):
-    found = CliRunner().invoke(cli.app, ["plan", D, "--assume", *map(str, args)])
+    found = CliRunner().invoke(app, ["plan", D, "--assume", *map(str, args)])
     assert found.exit_code == 0, found.output
     return found.output
 
@@ -86,7 +86,7 @@ def test_the_chart_has_a_bar_for_every_node_that_takes_time(tmp_path, plan_json)
 
 def test_a_chart_needs_a_cluster(tmp_path):
     asked = ["plan", str(SPECS / "smoke.yaml"), "--svg", str(tmp_path / "x.svg")]
-    found = CliRunner().invoke(cli.app, [*asked, "--storage", str(tmp_path)])
+    found = CliRunner().invoke(app, [*asked, "--storage", str(tmp_path)])
     assert isinstance(found.exception, ValueError) and "`cluster:`" in str(found.exception)
     assert not (tmp_path / "x.svg").exists()
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipelines import cli
+from pipelines.cli.verbs import app
 from pipelines.dag import plan, sources
 from pipelines.data.formats import folder
 from pipelines.data.row_reuse import content_hash, image_hash
@@ -331,7 +331,7 @@ def test_no_estimate_stops_a_plan(data, bert, tmp_path):
         cluster = {"groups": {"a": {"gpu": "H100", "count": 8}}}
         told = spec_of(data, encoders=given, cluster=cluster).model_dump(exclude_unset=True)
         spec.write_text(json.dumps(told))
-        said = CliRunner().invoke(cli.app, ["plan", str(spec)])
+        said = CliRunner().invoke(app, ["plan", str(spec)])
         assert said.exit_code == 0, said.output
         assert "no estimate of GPU-hours for T5 and words: size unknown" in said.output
 
@@ -367,7 +367,7 @@ def test_the_plan_shows_it(data):
 def test_the_command_prints_the_same_numbers(data):
     spec = data / "mine.yaml"
     spec.write_text(json.dumps(spec_of(data).model_dump(exclude_unset=True)))
-    said = CliRunner().invoke(cli.app, ["plan", str(spec), "--json"])
+    said = CliRunner().invoke(app, ["plan", str(spec), "--json"])
     nodes = {n["id"]: n for n in json.loads(said.output)["nodes"]}
     assert nodes["embed/train"]["work"] == planned(data)[1]["embed/train"]
     assert not (data / "store").exists()  # it only looks

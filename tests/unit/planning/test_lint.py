@@ -6,7 +6,7 @@ import pytest
 from planning_kit import SPECS, edited, planned
 from typer.testing import CliRunner
 
-from pipelines import cli
+from pipelines.cli.verbs import app
 from pipelines.dag import plan
 from pipelines.executor.commit import commit
 from pipelines.planning import lint, lint_stage
@@ -300,7 +300,7 @@ def test_the_limit_of_draws_is_the_workers():
 def test_the_command_prints_the_plan_and_refuses(tmp_path):
     spec = edited(**{f"{BASE}cadence__validate_draws": 513, f"{BASE}sampling__steps": 1})
     (tmp_path / "bad.yaml").write_text(json.dumps(spec.model_dump(exclude_unset=True)))
-    found = CliRunner().invoke(cli.app, ["plan", str(tmp_path / "bad.yaml"), "--assume"])
+    found = CliRunner().invoke(app, ["plan", str(tmp_path / "bad.yaml"), "--assume"])
     assert isinstance(found.exception, ValueError) and "`stages.base.cadence" in str(
         found.exception
     )
@@ -311,5 +311,5 @@ def test_the_command_prints_the_plan_and_refuses(tmp_path):
 
 
 def test_a_sound_plan_ends_with_its_sum():
-    found = CliRunner().invoke(cli.app, ["plan", str(SPECS / "smoke.yaml"), "--assume"])
+    found = CliRunner().invoke(app, ["plan", str(SPECS / "smoke.yaml"), "--assume"])
     assert found.output.endswith("0 reused; 896 images to train\n")

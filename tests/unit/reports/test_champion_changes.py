@@ -5,7 +5,7 @@ import json
 from ensemble_kit import FOLDER, NAME, make
 from typer.testing import CliRunner
 
-from pipelines.cli import app
+from pipelines.cli.verbs import app
 from pipelines.models import champions
 from pipelines.models.champions import Entry
 from pipelines.reports import champion_changes

@@ -65,7 +65,8 @@ def test_an_ended_run_says_how_long_it_took_and_why_a_node_failed():
     )
     lines = status_view.text("failed", ended, NOW).splitlines()
     assert lines[0] == "demo-1, attempt 2: failed after 2:00:00"
-    assert lines[1].endswith("attempt 1  out of memory")
+    assert lines[1] == "  0 of 1 nodes done; 1 failed"
+    assert lines[2].endswith("attempt 1  out of memory")
 
 
 def test_results_of_an_earlier_attempt_show_their_host():

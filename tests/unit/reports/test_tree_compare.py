@@ -6,7 +6,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import cli
+from pipelines.cli.verbs import app
 from pipelines.models.champions import Entry, add_candidate
 from pipelines.reports import tree_compare
 from pipelines.runs.execution import Execution
@@ -77,7 +77,7 @@ def ediffi(tree, other, tmp_path):
         add_candidate(store, "emoji-scenes", entry)
 
     def call(*args):
-        return CliRunner().invoke(cli.app, ["tree", *map(str, args), "--storage", store.root])
+        return CliRunner().invoke(app, ["tree", *map(str, args), "--storage", store.root])
 
     return call
 

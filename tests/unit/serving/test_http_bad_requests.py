@@ -1,6 +1,8 @@
 """Bad requests of every kind: each gets a clean refusal, and none costs memory."""
 
 import base64
+import contextlib
+import http.client
 import io
 import json
 import re
@@ -289,6 +291,31 @@ def test_a_large_body_is_not_read_to_its_end(url, declared):
         except OSError:
             pass
     assert head.startswith(b"HTTP/1.1 413") and b"request_too_large" in head
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("size", [LIMITS["body_bytes"] + 1, 20_000_000])
+def test_a_caller_that_sends_all_before_it_reads_gets_the_answer(url, size, declared):
+    """As most clients do: the connection is not reset while they send."""
+    address = httpx.URL(url)
+    with contextlib.closing(http.client.HTTPConnection(address.host, address.port)) as connection:
+        parts = (b"x" * min(65536, size - i) for i in range(0, size, 65536))
+        length = {"Content-Length": str(size)} if declared else {"Transfer-Encoding": "chunked"}
+        headers = {"Content-Type": JSON, **length}
+        connection.request("POST", "/v1/ediffi/sample", parts, headers, encode_chunked=not declared)
+        answer = connection.getresponse()
+        assert answer.status == 413 and answer.headers["Connection"] == "close"
+        assert "1,000,000 bytes" in json.load(answer)["error"]["message"]
+
+
+def test_a_caller_that_asks_before_it_sends_is_spared_the_sending(url):
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port), timeout=60) as connection:
+        connection.sendall(
+            b"POST /v1/ediffi/sample HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 2000000\r\n\r\n"
+        )
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413")
 
 
 def test_values_take_memory_in_proportion_to_the_body():

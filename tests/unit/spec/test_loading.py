@@ -45,6 +45,12 @@ def test_a_misspelt_key_comes_before_the_missing_one(complaint):
     )
 
 
+def test_an_empty_key_is_shown(complaint):
+    assert complaint(BARE | {"": 1}).startswith("unknown key `''`; known are ")
+    assert complaint(BARE | {"stages": {"": 1}}).startswith("`stages.''")
+    assert "unknown key `data.''`" in complaint(BARE | {"data": BARE["data"] | {"": 1}})
+
+
 def test_at_most_three_errors_are_shown(complaint):
     said = complaint({"name": "x", "nam": 1, "sede": 2, "xyz": 3})
     assert said.count("unknown key") == 3 and said.endswith(" (and 2 more)")

@@ -11,6 +11,9 @@ import studio_kit
 from PIL import Image
 from studio_kit import PROMPT, Hands
 
+from pipelines.models.painting import STRENGTH
+from pipelines.spec.serving import Limits
+
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.slow,
@@ -229,6 +232,25 @@ def test_settings_are_sent_and_those_left_alone_are_the_models(hands):
     assert (changed["negative"], changed["stage"], changed["n"]) == ("a green frog", "base", 2)
     results = hands.state("state.results.map(({seed, number}) => [seed, number])")
     assert results == [[7, 0], [7, 0], [7, 1]]
+
+
+def test_the_menu_of_pictures_and_the_strength_are_the_service_s(hands):
+    def offered():
+        return hands.page.locator("#n option").all_inner_texts()
+
+    def told(change):
+        hands.state(f"state.set({{info: {{...state.info, {change}}}}})")
+
+    assert offered() == [str(n) for n in range(1, Limits().pictures + 1)]
+    hands.page.select_option("#n", "5")
+    told("limits: {...state.info.limits, pictures: 3}")
+    assert offered() == ["1", "2", "3"] and hands.page.input_value("#n") == "3"
+    hands.write().choose("frog")
+    told("defaults: {...state.info.defaults, strength: 0.25}")
+    hands.choose("rocket").stroke((10, 10), (20, 20))
+    assert hands.state("state.phrases.map((phrase) => phrase.strength)") == [STRENGTH, 0.25]
+    request = hands.state("state.request()")
+    assert request["n"] == 3 and request["paint"][0]["strength"] == 0.25
 
 
 def test_an_unlocked_seed_is_new_for_each_picture(hands):
