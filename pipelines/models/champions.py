@@ -285,7 +285,7 @@ def roll_back(
     Raises:
         NotSigned: As of :func:`promote`.
         ChampionChanged: Another ensemble than ``instead_of`` is the champion now.
-        ValueError: There is no previous champion, or its files are no longer in the store or altered.
+        ValueError: There is no previous champion, or its files are gone from the store or altered.
     """
 
     def change(registry: Registry) -> Registry:
