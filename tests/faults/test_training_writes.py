@@ -79,7 +79,7 @@ def test_a_snapshot_is_made_up_for_before_the_next_checkpoint(node, full):
     node.trainer(**kept).train()
     undisturbed = files()
     shutil.rmtree(node.folder)
-    full("snapshots/000000000048", times=2)
+    full("snapshots/000000000048-0.05", times=2)
     stopped = node.trainer(**kept)
     stopped.stop_at = 64
     with pytest.raises(Stopped):
