@@ -109,3 +109,31 @@ def test_after_an_outage_it_says_what_was_set_aside(driver, trouble):
     assert "waits in" in away and "no/such?key" in refused
     assert back.endswith("everything that waited, but for 1 items that it rejects")
     assert summary.endswith(f"rejected: metrics {NODE}")
+
+
+@pytest.mark.parametrize("is_only_one", [False, True], ids=["all files", "one file"])
+def test_a_file_waits_for_the_place_of_files(driver, monkeypatch, is_only_one):
+    """Where files are kept fails on its own; MLflow's database takes every write meanwhile."""
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    monkeypatch.setattr(delivery, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(delivery, "MAX_PAUSE_S", 0.01)
+    upload, tries = LocalArtifactRepository.log_artifact, []
+
+    def fails(self, file, artifact_path=None):
+        if len(tries) < 20 and not (is_only_one and "write_check" in str(file)):
+            tries.append(file)
+            raise RuntimeError("the bucket is gone")  # as boto3's errors, which are no OSError
+        return upload(self, file, artifact_path)
+
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifact", fails)
+    mine = driver()
+    mine.start()
+    mine.store.write("nodes/picture.png", b"a picture")
+    mine.lineage.report(NODE, {"time_ms": 1, "picture": "nodes/picture.png"})
+    mine.until(lambda: mine.lineage.spool.is_empty, "the delivery of all")
+    client, [run] = mine.lineage.writer.client, runs_of(mine.lineage.uri)[NODE]
+    found = [each.path for each in client.list_artifacts(run.info.run_id, "samples")]
+    assert found == ([] if is_only_one else ["samples/picture.png"])
+    names = {f"picture {NODE}": 1} if is_only_one else {}
+    assert mine.lineage.delivery.rejected == names
