@@ -1,7 +1,8 @@
 """The thread that delivers spooled items to MLflow, in order and in batches.
 
-During an outage it waits and retries. An item that MLflow rejects is reported once and skipped:
-retrying would not help, and everything behind it would wait.
+During an outage it waits and retries. An item that MLflow rejects is named and set aside: retrying
+would not help, and everything behind it would wait. Most of MLflow's errors do not say which of the
+two it is; then the item alone is at fault only if MLflow takes another write meanwhile.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -20,7 +22,7 @@ from pipelines.store.remote import StorageError
 
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
 MAX_TRIES = 4
-"""Tries of an item that fails while MLflow answers other calls."""
+"""Tries of an item in a row that fail while MLflow takes other writes."""
 
 OUTAGE_SIGNS = {
     "Connection refused": "connection refused",
@@ -46,23 +48,31 @@ Batch = list[Item] | str
 T = TypeVar("T")
 
 REJECTION_CODES = {
-    "BAD_REQUEST",
     "INVALID_PARAMETER_VALUE",
     "INVALID_STATE",
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_CONFLICT",
     "RESOURCE_DOES_NOT_EXIST",
 }
-"""MLflow's error codes for a faulty request. Missing access (401, 403) is not among them: the items
-are delivered once the server or the password is corrected."""
+"""MLflow's error codes for a faulty request. BAD_REQUEST and INTERNAL_ERROR are not among them: a
+database that is read-only after a failover, closes its connections or has none left is reported so.
+"""
 
 TRANSIENT_CODES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"}
 TRANSIENT_CODES |= {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
-"""MLflow's error codes that will pass, whatever the request."""
+"""MLflow's error codes that will pass, whatever the request. With missing access, the items are
+delivered once the server or the password is corrected."""
+
+NAMED = 10
+"""Names of rejected items in the message at the end of a run."""
 
 
 class DeliveryExpired(Exception):
     """The time that a finished run waits for delivery has passed."""
+
+
+class ItemFailed(Exception):
+    """MLflow takes other writes, but not this one; it is tried again before it is set aside."""
 
 
 def is_rejection(error: Exception) -> bool:
@@ -77,6 +87,12 @@ def is_ambiguous(error: Exception) -> bool:
     """Whether an error may be due to the item or to MLflow; transient errors are not ambiguous."""
     code = getattr(error, "error_code", None)
     return code not in TRANSIENT_CODES and not isinstance(error, OSError)
+
+
+def name_of(item: Item) -> str:
+    """An item as a message names it: ``finish train/base/E0_0``."""
+    node = item.get("node") or item.get("begin", {}).get("node", "")
+    return f"{item['do']} {node}".strip()
 
 
 def one_line(error: Exception) -> str:
@@ -107,8 +123,10 @@ class Delivery:
         self.shown, self.spools, self.log = to_keep(uri), spools, log
         self.outage: str | None = None
         """Why MLflow is unreachable at present; None if it is reachable."""
-        self.rejected = 0
-        """Items that MLflow rejected."""
+        self.rejected: Counter[str] = Counter()
+        """Items that MLflow rejected: name → how many."""
+        self._rejected_before = 0
+        """How many there were when the present outage began."""
         self._reasons: set[str] = set()
         self._closing = self._expired = False
         self.thread = threading.Thread(target=self._run, name="lineage", daemon=True)
@@ -167,8 +185,10 @@ class Delivery:
             spool.mark_delivered(end)
             if self.outage and spool is self.spools[-1][0] and spool.is_empty:
                 self.outage = None
+                lost = self.rejected.total() - self._rejected_before
+                but = f", but for {lost:,} items that it rejects" if lost else ""
                 self.log(
-                    f"MLflow at {self.shown} is reachable again and has everything that waited"
+                    f"MLflow at {self.shown} is reachable again and has everything that waited{but}"
                 )
             if spool.delivered != end:  # the file was truncated
                 return
@@ -195,12 +215,14 @@ class Delivery:
                 writer.write(item)
             except Exception as error:  # MLflow's back ends raise errors of any type
                 if not is_rejection(error):
-                    self._note_outage(error)
-                    failures += is_ambiguous(error) and writer.is_reachable()
-                    if failures < MAX_TRIES:
+                    if not is_ambiguous(error) or not writer.can_write(item):
+                        failures = 0
                         raise
+                    failures += 1
+                    if failures < MAX_TRIES:
+                        raise ItemFailed from error
                 if report:
-                    self._reject(f"{item['do']} {item.get('node', '')}".strip(), error)
+                    self._reject(name_of(item), error)
                 return False
             return True
 
@@ -217,6 +239,8 @@ class Delivery:
             closing = self._closing
             try:
                 return call()
+            except ItemFailed:
+                pass  # no outage
             except Exception as error:  # of any type; training must continue
                 self._note_outage(error)
             end = time.monotonic() + pause
@@ -231,6 +255,7 @@ class Delivery:
         """Report an outage once."""
         if self.outage is None:
             self.outage = one_line(error)
+            self._rejected_before = self.rejected.total()
             what = "the store" if isinstance(error, StorageError) else f"MLflow at {self.shown}"
             self.log(
                 f"{what} is unreachable ({self.outage}); the run continues, and its record waits "
@@ -239,11 +264,24 @@ class Delivery:
 
     def _reject(self, what: str, error: Exception) -> None:
         """Report a rejected item; of several with the same reason only the first."""
-        self.rejected += 1
+        self.rejected[what] += 1
         reason = getattr(error, "error_code", type(error).__name__)
         if reason not in self._reasons:
             self._reasons.add(reason)
             self.log(f"MLflow rejects {what} ({one_line(error)}); the record continues without it")
+
+    def lost(self) -> str:
+        """What MLflow rejected, by name: ``3 items that MLflow rejected: ...``; empty if nothing.
+
+        The first :data:`NAMED` names are listed.
+        """
+        if not self.rejected:
+            return ""
+        names = [f"{name} ({n:,})" if n > 1 else name for name, n in self.rejected.items()]
+        if more := names[NAMED:]:
+            names = [*names[:NAMED], f"{len(more):,} more"]
+        count = self.rejected.total()
+        return f"{count:,} items that MLflow rejected: {', '.join(names)}"
 
 
 def batches(spool: Spool) -> Iterator[tuple[int, Batch]]:

@@ -205,8 +205,8 @@ class Lineage:
             )
         else:
             self.spool.close()
-        if rejected := self.delivery.rejected:
-            self.log(f"the MLflow record lacks {rejected:,} items that MLflow rejected")
+        if lost := self.delivery.lost():
+            self.log(f"the MLflow record lacks {lost}")
 
     # -- items -----------------------------------------------------------------------------------
 

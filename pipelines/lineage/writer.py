@@ -7,6 +7,7 @@ run, key, step, time and value. Tags and files are replaced by equal ones.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
@@ -23,6 +24,12 @@ from pipelines.store.artifacts import MANIFEST, Store
 
 PARENT_TAG = "mlflow.parentRunId"
 BATCH = 1000  # MLflow's limit of metrics a call
+WRITE_CHECK = "ediffi.write_check"
+"""Tag and file that are written to find out whether MLflow takes a write."""
+
+WITH_FILES = ("picture", "finish", "reused", "close")
+"""Types of items that upload files."""
+
 Point = tuple[str, float, int, int]
 """A point of a curve: key, value, milliseconds since 1970, step."""
 
@@ -53,10 +60,13 @@ class Writer:
             self.runs[node] = run.info.run_id
             self.ended |= {node} if run.info.status == "FINISHED" else set()
 
-    def is_reachable(self) -> bool:
-        """Whether MLflow answers at all."""
+    def can_write(self, item: Item) -> bool:
+        """Whether MLflow takes a write without a fault, and a file if the item has files."""
+        now = str(time.time_ns())  # a value that it has already would not be written
         try:
-            self.client.get_experiment(self.experiment)
+            self.client.set_experiment_tag(self.experiment, WRITE_CHECK, now)
+            if item["do"] in WITH_FILES and "" in self.runs:
+                self.client.log_text(self.runs[""], now, f"{WRITE_CHECK}.txt")
         except Exception:  # its back ends raise errors of any type
             return False
         return True

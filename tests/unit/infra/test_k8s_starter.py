@@ -1,7 +1,9 @@
 """The program that a CronJob's pod runs, against a server that answers as Kubernetes does."""
 
 import importlib.util
+import itertools
 import json
+import re
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -22,6 +24,9 @@ class Kubernetes(web_server.Server):
         self.way = ["", "Initializing", "Running", "Complete"]
         self.result = "SUCCEEDED"
         self.calls = []
+        self.created, self.deleted = [], []
+        self.faults = {}  # method → faults of its next requests
+        self.uids = itertools.count()
         self.tokens = set()
 
     def further(self, name):
@@ -34,7 +39,7 @@ class Kubernetes(web_server.Server):
         return job
 
     def put(self, name, state, tick):
-        meta = {"name": name, "annotations": {"ediffi/tick": tick}}
+        meta = {"name": name, "annotations": {"ediffi/tick": tick}, "uid": f"uid-{next(self.uids)}"}
         self.jobs[name] = {"metadata": meta, "status": {"jobDeploymentStatus": state}}
         self.ways[name] = []
 
@@ -46,34 +51,60 @@ class Answer(BaseHTTPRequestHandler):
         pass
 
     def answer(self, code, body):
+        if self.fault == "not confirmed":
+            return
         self.send_response(code)
+        if self.fault == "cut off":
+            self.send_header("Content-Length", "1000")
         self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
+        self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
 
-    def name(self):
+    def begin(self):
+        """The name that is asked for; None if the request ends in a fault before it is done."""
         assert self.path.startswith(ROOT)
         self.server.tokens.add(self.headers["Authorization"])
         self.server.calls.append(self.command)
+        self.body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        faults = self.server.faults.get(self.command)
+        self.fault = faults.pop(0) if faults else None
+        if isinstance(self.fault, tuple):
+            self.answer(*self.fault)
+            return None
+        if self.fault == "silent":
+            self.connection.recv(1)  # until the client leaves
+            return None
         return self.path.removeprefix(ROOT).strip("/")
 
     def do_GET(self):
-        job = self.server.further(self.name())
-        self.answer(200 if job else 404, job or {"reason": "NotFound"})
+        if (name := self.begin()) is not None:
+            job = self.server.further(name)
+            self.answer(200 if job else 404, job or {"reason": "NotFound"})
 
     def do_POST(self):
-        assert self.name() == ""
-        job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.begin() is None:
+            return
+        job = json.loads(self.body)
         name = job["metadata"]["name"]
         if name in self.server.jobs:
             return self.answer(409, {"reason": "AlreadyExists"})
+        job["metadata"]["uid"] = f"uid-{next(self.server.uids)}"
         self.server.jobs[name] = job
+        self.server.created.append(name)
         self.server.ways[name] = list(self.server.way)
         self.answer(201, job)
 
     def do_DELETE(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if (name := self.begin()) is None:
+            return
+        body = json.loads(self.body)
+        uid = body.pop("preconditions")["uid"]
         assert body == {"propagationPolicy": "Foreground"}
-        self.answer(200, self.server.jobs.pop(self.name()))
+        if name not in self.server.jobs:
+            return self.answer(404, {"reason": "NotFound"})
+        if self.server.jobs[name]["metadata"]["uid"] != uid:
+            return self.answer(409, {"reason": "Conflict"})
+        self.server.deleted.append(name)
+        self.answer(200, self.server.jobs.pop(name))
 
 
 @pytest.fixture
@@ -89,12 +120,15 @@ def tick(kubernetes, tmp_path, monkeypatch):
     start = importlib.util.module_from_spec(loaded)
     loaded.loader.exec_module(start)
     monkeypatch.setattr(start, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(start, "FIRST_PAUSE_S", 0.001)
     token = tmp_path / "token"
     token.write_text("first")
-    jobs = start.RayJobs(f"http://127.0.0.1:{kubernetes.server_port}", "ediffi", token, None)
+    address = f"http://127.0.0.1:{kubernetes.server_port}"
 
-    def run(name, with_token="first"):
+    def run(name, with_token="first", patience_s=start.PATIENCE_S, timeout_s=30.0):
+        monkeypatch.setattr(start, "TIMEOUT_S", timeout_s)
         token.write_text(with_token)
+        jobs = start.RayJobs(address, "ediffi", token, None, patience_s)
         return start.start(jobs, TEMPLATE, NAME, name)
 
     return run
@@ -176,3 +210,74 @@ def test_the_token_is_read_anew(kubernetes, tick):
     assert tick("monday") == 0
     assert tick("tuesday", with_token="second") == 0
     assert kubernetes.tokens == {"Bearer first", "Bearer second"}
+
+
+BUSY = (503, {"reason": "ServiceUnavailable"})
+STARTING = (404, b"404 page not found")
+PASSING = {
+    "busy": BUSY,
+    "asks for patience": (429, {"reason": "TooManyRequests"}),
+    "a token just replaced": (401, {"reason": "Unauthorized"}),
+    "no RayJobs yet": STARTING,
+    "a proxy": (502, b"<html>Bad Gateway</html>"),
+    "silent": "silent",
+    "cut off": "cut off",
+    "not confirmed": "not confirmed",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_trouble_that_passes_is_waited_for(kubernetes, tick, capsys, method, fault):
+    """Also that after which Kubernetes has done what was asked: nothing is done twice."""
+    kubernetes.put(NAME, "Failed", "last monday")
+    kubernetes.faults[method] = [None, fault, fault] if method == "GET" else [fault, fault]
+    assert tick("monday", timeout_s=0.1 if fault == "silent" else 30.0) == 0
+    assert kubernetes.deleted == kubernetes.created == [NAME]
+    assert kubernetes.jobs[NAME]["metadata"]["annotations"] == {"ediffi/tick": "monday"}
+    out = capsys.readouterr().out
+    assert f"{NAME} is started" in out and "earlier tick" not in out
+    assert re.search(rf"^{method} rayjobs.*; it is tried again$", out, re.M)
+
+
+@pytest.mark.slow
+def test_a_quota_that_two_change_at_once_does_not_end_it(kubernetes, tick):
+    kubernetes.faults["POST"] = [(409, {"reason": "Conflict", "message": "resourcequotas"})]
+    assert tick("monday") == 0
+    assert kubernetes.calls.count("POST") == 2
+
+
+def test_it_waits_as_long_as_it_is_told(kubernetes, tick, capsys):
+    kubernetes.faults["GET"] = [BUSY] * 1000
+    with pytest.raises(SystemExit, match=r"503 .*ServiceUnavailable.*; tried for 0 s"):
+        tick("monday", patience_s=0.05)
+    assert 1 < kubernetes.calls.count("GET") < 1000
+    assert capsys.readouterr().out.count("tried again") == 1
+
+
+@pytest.mark.parametrize("code", [400, 403, 422])
+def test_a_refusal_ends_it_at_once(kubernetes, tick, code):
+    kubernetes.faults["POST"] = [(code, {"reason": "Forbidden", "message": "by the policy"})]
+    with pytest.raises(SystemExit, match=f"POST rayjobs: {code} .*by the policy"):
+        tick("monday")
+    assert kubernetes.calls.count("POST") == 1
+
+
+@pytest.mark.slow
+def test_a_job_that_another_pod_starts_meanwhile_is_not_cleared_away(kubernetes, tick, monkeypatch):
+    """The deletion was done but never confirmed, and another pod was faster."""
+    kubernetes.put(NAME, "Failed", "last monday")
+    further = kubernetes.further
+
+    def overtaken(name):
+        if name == NAME and "DELETE" in kubernetes.calls and NAME not in kubernetes.jobs:
+            kubernetes.put(NAME, "Running", "sunday")
+            kubernetes.ways[NAME] = ["Running", "Complete"]
+        return further(name)
+
+    kubernetes.faults["DELETE"] = ["not confirmed"]
+    monkeypatch.setattr(kubernetes, "further", overtaken)
+    assert tick("monday") == 0
+    assert kubernetes.jobs[NAME]["metadata"]["annotations"] == {"ediffi/tick": "sunday"}
+    assert "POST" not in kubernetes.calls

@@ -90,7 +90,7 @@ def test_every_variable_is_read_by_someone(where, template):
         for name in env:
             if container["image"].startswith("postgres:"):  # the image's entry point
                 assert name in {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", "PGDATA"}
-            elif name == "TICK":
+            elif name in ("TICK", "PATIENCE_S"):
                 assert name in (K8S / "retrain" / "start.py").read_text()
             elif f"$({name})" not in used:
                 assert name.encode() in text_of(READ_BY[name]), name

@@ -130,7 +130,7 @@ def test_rejected_items_are_reported_once_and_delay_nothing(driver):
     assert len(points(mine.lineage.uri, "loss")) == 100
     [refused, summary] = mine.said
     assert refused.startswith(f"MLflow rejects metrics {NODE} (") and "no/such?key" in refused
-    assert summary == "the MLflow record lacks 10 items that MLflow rejected"
+    assert summary == f"the MLflow record lacks 10 items that MLflow rejected: metrics {NODE} (10)"
 
 
 def test_an_unwritable_spool_folder_is_replaced_by_another(driver, tmp_path, monkeypatch):
