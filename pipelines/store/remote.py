@@ -156,6 +156,16 @@ def is_transient(error: BaseException | None) -> bool:
     return error is not None and bool(_class_names(error) & _NETWORK_ERRORS)
 
 
+def may_pass(error: OSError) -> bool:
+    """Whether a store that failed may work later by itself, or once somebody has made room.
+
+    It is unreachable, busy or full. One that refuses, as without credentials, stays as it is.
+    """
+    if isinstance(error, StorageError):
+        return is_transient(error.__cause__)
+    return is_transient(error) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def _refusal(error: BaseException) -> str | None:
     """A message for an error that a retry cannot fix, or None."""
     families, code = _class_names(error), _code(error)
