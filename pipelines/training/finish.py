@@ -25,7 +25,7 @@ def finish(
         skipped: positions in the stream of the batches that were left out.
 
     Returns:
-        ``files``, ``metrics`` and ``info`` of the node's result.
+        ``files``, ``metrics``, ``info`` and ``scratch`` of the node's result.
     """
     store, folder = setup.ctx.store, setup.ctx.folder
     hashes = {
@@ -44,7 +44,7 @@ def finish(
     drawn = setup.write_samples(images)
     if setup.comm.is_first:
         store.write(f"{folder}/history.jsonl", history)
-    setup.checkpoints.clear()
+    done = [at.removeprefix(f"{folder}/") for at in setup.checkpoints.superseded()]
     setup.comm.all_gather(None)  # no process exits before everything is written
     size = setup.comm.size
     state = [MANIFEST, "history.jsonl", *(part_name(rank, size) for rank in range(size))]
@@ -58,6 +58,7 @@ def finish(
             "parameters": sum(p.numel() for p in setup.model.parameters()),
             "skipped": skipped,
         },
+        "scratch": done,
     }
 
 

@@ -1,7 +1,12 @@
-"""Retention: the folder of a node's checkpoints, and which of them are kept."""
+"""Retention: the folder of a node's checkpoints, and which of them are kept.
+
+A checkpoint is named by the images it had seen and by its writer, the driver that trained it. So a
+worker of a driver that was taken for dead removes none that its successor writes.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 from dataclasses import dataclass
 
@@ -10,64 +15,68 @@ from pipelines.training.checkpoints.manifest import MANIFEST
 from pipelines.training.checkpoints.reading import read_manifest
 from pipelines.training.process_group import InvalidCheckpoint
 
+NAME = re.compile(r"(\d{12})(\.[0-9A-Za-z]+)?")
+"""Images, and the writer; earlier releases wrote no writer."""
+
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """The checkpoints of one node, named by the images they had seen."""
+    """The checkpoints of one node."""
 
     store: Store
     root: str
 
     def path(self, images: int) -> str:
-        """Folder of one checkpoint in the store."""
-        return f"{self.root}/{images:012d}"
+        """Folder of this writer's checkpoint in the store."""
+        writer = self.store.writer
+        return f"{self.root}/{images:012d}{f'.{writer}' if writer else ''}"
 
-    def newest_first(self) -> list[int]:
-        """Images of all checkpoints, valid or not."""
-        folders = {name.partition("/")[0] for name in self.store.files(self.root) if "/" in name}
-        return sorted((int(f) for f in folders if len(f) == 12 and f.isdigit()), reverse=True)
+    def newest_first(self) -> dict[str, int]:
+        """Folder → images of all checkpoints, valid or not."""
+        names = {name.partition("/")[0] for name in self.store.files(self.root) if "/" in name}
+        found = sorted(((int(m[1]), n) for n in names if (m := NAME.fullmatch(n))), reverse=True)
+        return {f"{self.root}/{name}": images for images, name in found}
 
     def remove(self, at: str) -> None:
         """Remove a checkpoint folder, its manifest first, so that a partial removal is invalid."""
         self.store.remove(f"{at}/{MANIFEST}")
         self.store.remove_folder(at)
 
-    def clear(self) -> None:
-        """Remove all checkpoints but milestones."""
-        for images in self.newest_first():
-            if self._is_milestone(images) is not True:
-                self.remove(self.path(images))
+    def superseded(self) -> list[str]:
+        """Folders of all checkpoints but milestones: nobody needs them once the node is done."""
+        return [at for at in self.newest_first() if self._is_milestone(at) is not True]
 
-    def prune(self, newest: int, keep: int, invalid: Container[int]) -> str | None:
+    def prune(self, newest: int, keep: int, invalid: Container[str]) -> str | None:
         """Remove checkpoints older than the newest valid ones, except milestones.
 
-        Checkpoints newer than ``newest`` stay: another version may be able to read them.
+        Checkpoints newer than ``newest`` stay: another version may be able to read them. So do
+        other writers' of as many images, so that of two writers neither removes the other's best.
 
         Args:
             newest: images of the checkpoint that was just written.
             keep: number of valid checkpoints to keep besides milestones.
-            invalid: images of checkpoints known to be invalid.
+            invalid: folders of checkpoints known to be invalid.
 
         Returns:
             A message if something could not be removed.
         """
         kept = 0
         try:
-            for images in self.newest_first():
-                if images > newest:
+            for at, images in self.newest_first().items():
+                if images > newest or (images == newest and at != self.path(newest)):
                     continue
-                milestone = self._is_milestone(images)
-                valid = milestone is not None and images not in invalid
+                milestone = self._is_milestone(at)
+                valid = milestone is not None and at not in invalid
                 kept += valid
                 if not milestone and (not valid or kept > keep):
-                    self.remove(self.path(images))
+                    self.remove(at)
         except OSError as error:
             return f"old checkpoints could not be removed: {error}"
         return None
 
-    def _is_milestone(self, images: int) -> bool | None:
+    def _is_milestone(self, at: str) -> bool | None:
         """As its manifest says; None without a valid manifest."""
         try:
-            return read_manifest(self.store, self.path(images)).milestone
+            return read_manifest(self.store, at).milestone
         except InvalidCheckpoint:
             return None

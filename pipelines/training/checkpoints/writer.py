@@ -68,7 +68,7 @@ class Checkpoints:
         self._committed: int | None = None
         self._failures = 0
         self._error: BaseException | None = None
-        self._invalid: set[int] = set()
+        self._invalid: set[str] = set()
 
     # -- saving --------------------------------------------------------------------------------
 
@@ -120,7 +120,7 @@ class Checkpoints:
         def write() -> str | None:
             return self._write(images, part, note, extras, milestone, to)
 
-        self._invalid.discard(images)
+        self._invalid.discard(self.folder.path(images))
         self._images, self._writing = images, in_thread(write)
 
     def poll(self) -> int | None:
@@ -139,10 +139,10 @@ class Checkpoints:
         """Number of saves that failed since the last success."""
         return self._failures
 
-    def clear(self) -> None:
-        """Remove all checkpoints but milestones, once the node is finished."""
+    def superseded(self) -> list[str]:
+        """Folders of all checkpoints but milestones, to be removed once the node is committed."""
         self.wait()
-        self.group.run_on_first(self.folder.clear)
+        return self.group.run_on_first(self.folder.superseded)
 
     def _staging_buffer(self, mine: Mapping[str, LocalShard]) -> Part:
         """The buffer of the previous save, or a new one if the tensors differ."""
@@ -183,13 +183,15 @@ class Checkpoints:
             )
             self.store.write(f"{at}/{MANIFEST}", manifest.to_bytes())
 
-        # Remove what an earlier attempt left, so that its files cannot be mixed with ours.
-        group.run_on_first(lambda: self.folder.remove(at))
+        # Remove what an earlier attempt left, so that its files cannot be mixed with ours. The name
+        # of another folder is not this writer's own: there a successor may write already.
+        if to is None:
+            group.run_on_first(lambda: self.folder.remove(at))
         try:
             written = group.run_and_gather(write_part)
             group.run_on_first(commit)
         except OSError:
-            if group.rank == 0:
+            if group.rank == 0 and to is None:
                 with suppress(OSError):  # the first error is the one to report
                     self.folder.remove(at)
             raise
@@ -239,10 +241,7 @@ class Checkpoints:
             and self.group.run_on_first(lambda: self.store.size(f"{final}/{MANIFEST}")) is not None
         ):
             at[final] = None
-        at |= {
-            self.folder.path(images): images
-            for images in self.group.run_on_first(self.folder.newest_first)
-        }
+        at |= self.group.run_on_first(self.folder.newest_first)
         skipped: dict[str, str] = {}
         found = None
         for folder, images in at.items():
@@ -251,12 +250,11 @@ class Checkpoints:
                 break
             except InvalidCheckpoint as error:
                 skipped[folder] = str(error)
-                if images is not None:
-                    self._invalid.add(images)
+                self._invalid.add(folder)
         then = f"continuing from {found.images:,} images" if found else "there is no other"
         for folder, why in skipped.items():
             if self.group.rank == 0:
-                name = folder.rpartition("/")[2]
+                name = folder.rpartition("/")[2].partition(".")[0]
                 self._log(f"checkpoint {name} is not used: {why}; {then}")
         return found
 
