@@ -20,6 +20,8 @@ from ediffi_core.unet import UNetConfig
 
 FORMAT = 1
 
+_NO_FILE = FileNotFoundError, IsADirectoryError, NotADirectoryError
+
 CARD_SHA256 = "card_sha256"
 """Key of a header's own hash."""
 
@@ -108,13 +110,20 @@ def read_card(path: Path | str) -> Card:
     """Read the card of a weights file, without its weights.
 
     Raises:
-        ValueError: The file cannot be read or was not written by ediffi.
+        ValueError: The file is missing, damaged or was not written by ediffi.
+        OSError: The machine failed, such as for too many open files.
     """
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with _opened(path) as file:
             return _card(path, file.metadata())
-    except (SafetensorError, FileNotFoundError) as error:
+    except (SafetensorError, *_NO_FILE) as error:
         raise ValueError(f"{path} is not a readable checkpoint ({error})") from error
+
+
+def _opened(path: Path | str) -> Any:
+    """Open a safetensors file. safetensors alone calls every failure to open a missing file."""
+    Path(path).open("rb").close()
+    return safe_open(str(path), framework="pt")
 
 
 def _card(path: Path | str, metadata: Mapping[str, str] | None) -> Card:
@@ -137,13 +146,14 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], Card]:
         The weights on the CPU, and the card.
 
     Raises:
-        ValueError: The file is incomplete, damaged or was not written by ediffi.
+        ValueError: The file is missing, damaged or was not written by ediffi.
+        OSError: The machine failed, such as for too many open files.
     """
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with _opened(path) as file:
             metadata = file.metadata()
             weights = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except (SafetensorError, FileNotFoundError) as error:
+    except (SafetensorError, *_NO_FILE) as error:
         raise ValueError(f"{path} is not a readable checkpoint ({error})") from error
     card = _card(path, metadata)
     if (found := weights_sha256(weights)) != card.weights_sha256:

@@ -20,7 +20,7 @@ from ediffi_core.conditioning import Conditioning
 from ediffi_core.control import TokenSpans
 from ediffi_core.embeddings import EmbeddingSpec
 from ediffi_core.invariant import one_thread
-from ediffi_core.published import resolve_source
+from ediffi_core.published import resolve_source, split_revision
 
 EmbeddingKind = Literal["sequence", "pooled"]
 """One vector per token, or one vector per text."""
@@ -69,13 +69,16 @@ class TextEncoder(FrozenEncoder):
     def __init__(self, source: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32):
         """
         Args:
-            source: published name, folder or package; see :mod:`ediffi_core.published`.
+            source: published name, with ``@REVISION`` or without, folder or package; see
+                :mod:`ediffi_core.published`.
         """
         from transformers import AutoModelForTextEncoding, AutoTokenizer
 
-        source = resolve_source(source)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
-        self.freeze(AutoModelForTextEncoding.from_pretrained(source, dtype=dtype), device)
+        source, revision = split_revision(resolve_source(source))
+        which = {"revision": revision or "main"}
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(source, **which)
+        model = AutoModelForTextEncoding.from_pretrained(source, dtype=dtype, **which)
+        self.freeze(model, device)
         self.dim: int = self.model.config.hidden_size
         self.max_tokens = max_text_tokens(self.tokenizer, self.model)
         """Longest caption in tokens; longer ones are truncated."""

@@ -30,6 +30,17 @@ def resolve_source(source: str) -> str:
     return str(folder)
 
 
+def split_revision(source: str) -> tuple[str, str | None]:
+    """Split ``NAME@REVISION``, a model on Hugging Face and its commit, branch or tag.
+
+    A folder, a package and a name without ``@`` have no revision.
+    """
+    if "@" not in source or source.startswith(PACKAGE) or is_path(source) or Path(source).is_dir():
+        return source, None
+    name, _, revision = source.rpartition("@")
+    return name, revision
+
+
 def is_path(source: str) -> bool:
     """Whether an encoder is written as a path, which no published name looks like."""
     return source.startswith(("/", "./", "../", "~"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,7 +92,7 @@ def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
 def opened(
     spec_path: Path, storage: str | None, *, assume: bool = False, retrains: bool = False
 ) -> tuple[Any, Any, Any, Any]:
-    """Load a spec and make its plan.
+    """Load a spec and make its plan: of an unfinished run, with the data that it began with.
 
     Args:
         assume: Plan as if the store were empty, and take the size of the data from ``pairs:``
@@ -106,6 +107,7 @@ def opened(
     """
     from pipelines.dag import plan, sources
     from pipelines.dag.champion import Champion
+    from pipelines.runs.continued import continued_plan
     from pipelines.spec.loading import load
     from pipelines.store import remote
     from pipelines.store.artifacts import Store
@@ -121,8 +123,11 @@ def opened(
         raise ValueError(
             f"{loaded.name} has no champion in {store.root} to retrain; `ediffi run` trains one"
         )
-    made = plan.make(loaded, store, found, champion=champion, retrain=retrains)
-    return loaded, store, made, found
+    again = partial(plan.make, loaded, store, champion=champion, retrain=retrains)
+    made = again(found)
+    if not assume:
+        made = continued_plan(made, store, again)
+    return loaded, store, made, made.sources
 
 
 def asked_execution(spec: Path | None, storage: str | None, run_id: str | None) -> tuple[Any, Any]:

@@ -69,7 +69,8 @@ def schedule(
     """
     from pipelines.executor.stopping import Stop
     from pipelines.jobs import schedule as schedules
-    from pipelines.jobs.cron import cron_trigger
+    from pipelines.jobs.child import RECORD_S
+    from pipelines.jobs.cron import cron_times
     from pipelines.jobs.schedule_state import (
         Schedule,
         ScheduleState,
@@ -89,7 +90,7 @@ def schedule(
         raise ValueError(
             f"--verb {verb!r} cannot be scheduled; write {' or '.join(schedules.VERBS)}"
         )
-    trigger = cron_trigger(line, timezone)
+    times = cron_times(line, timezone)
     pipeline = _loaded(spec)
     asked = Schedule(
         pipeline=pipeline.name,
@@ -107,12 +108,13 @@ def schedule(
     with scheduler_lock(store, asked.pipeline), Stop() as stop:
         kept = ScheduleState(store, asked, datetime.now(UTC), say)
         idle = partial(_idle, spec, store, verb)
-        tick = partial(schedules.run_verb, asked, store, idle, say, stop)
+        grace_s = pipeline.grace_s + RECORD_S
+        tick = partial(schedules.run_verb, asked, store, idle, say, stop, grace_s=grace_s)
         if now:
             raise SystemExit(schedules.run_tick(asked, kept, tick, say, datetime.now(UTC)).code)
-        due = asked.format_time(trigger.get_next_fire_time(None, datetime.now(UTC)))
+        due = asked.format_time(times.after(datetime.now(UTC)))
         say(f'{verb} {asked.pipeline} at "{line}" ({timezone}), next {due}')
-        schedules.run_schedule(asked, kept, tick, say, stop, times=trigger)
+        schedules.run_schedule(asked, kept, tick, say, stop, times=times)
         say(f"ends: stopped by {stop.signal.name if stop.signal else 'nobody'}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 Resources = Mapping[str, float]
@@ -78,7 +79,7 @@ class Node:
         """CPUs and GPUs that must be free for the node to start."""
         return {"cpus": self.cpus, "gpus": self.gpus}
 
-    @property
+    @cached_property
     def dependencies(self) -> list[str]:
         """Ids of the nodes that must be done before this one starts."""
         return sorted({*self.inputs.values(), *self.unhashed_inputs.values()})

@@ -110,6 +110,10 @@ class Plan:
     regrow: Callable[[], Plan]
     """Make the plan again from what the store holds now, with the trees grown further."""
 
+    sources: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What the plan was made from, as of :func:`pipelines.dag.nodes.dag_of`; empty if it was merged
+    from several."""
+
     cells: Mapping[str, Plan] = field(default_factory=dict)
     """Name → plan, of the pipelines that :func:`pipelines.dag.merged.merge` has put together."""
 
@@ -183,6 +187,15 @@ def path_lengths(plan: Plan) -> dict[str, float]:
     return lengths
 
 
+def dependents(plan: Plan) -> dict[str, list[str]]:
+    """Node id → ids of the nodes that need it directly."""
+    found: dict[str, list[str]] = {}
+    for verdict in plan.verdicts.values():
+        for needed in verdict.node.dependencies:
+            found.setdefault(needed, []).append(verdict.node.id)
+    return found
+
+
 def digest(value: Any) -> str:
     """Fingerprint of any JSON-ready value, 16 hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
@@ -238,6 +251,7 @@ def make(
                 fingerprint=first,
                 trees={} if retrain else trees,
                 champion=champion,
+                sources=sources,
                 regrow=partial(make, spec, store, sources, champion=champion, retrain=retrain),
                 unplaced={} if retrain else _unplaced(grown),
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,9 @@ def identify_encoder(name: str) -> str:
     """Identify an encoder.
 
     Returns:
-        The name of a published model; ``name==version`` for one inside an installed package; a hash
-        of the contents of a local folder, so that moving the folder changes nothing.
+        The name of a published model, with its revision if it is given; ``name==version`` for one
+        inside an installed package; a hash of the contents of a local folder, so that moving the
+        folder changes nothing.
     """
     if name.startswith(PACKAGE):
         resolve_source(name)
@@ -113,8 +115,11 @@ def identify_features(name: str, given: FeatureNetwork, *, assume: bool = False)
     return found
 
 
-def identify(source: Source) -> dict[str, Any]:
+def identify(source: Source, among: Collection[str] | None = None) -> dict[str, Any]:
     """Identify a data set.
+
+    Args:
+        among: leave out all other files; as :func:`pipelines.data.listing.files_of` names them.
 
     Returns:
         ``shards`` (their number), ``bytes``, ``identity`` (a hash) and ``listed`` (the shards).
@@ -122,7 +127,7 @@ def identify(source: Source) -> dict[str, Any]:
     Raises:
         ValueError: The data set cannot be read.
     """
-    shards = list_shards(source)
+    shards = list_shards(source, among)
     return {
         "shards": len(shards),
         "bytes": sum(s.bytes for s in shards),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,18 @@ READERS = {
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
-def list_shards(source: Source) -> list[SourceShard]:
+def list_shards(source: Source, among: Collection[str] | None = None) -> list[SourceShard]:
     """The shards of a data set, in the order of its files.
 
     Reads listings, local files that are not hashed yet, one Parquet footer and a caption file.
 
+    Args:
+        among: Leave out all other files; as :func:`pipelines.data.listing.files_of` names them.
+
     Raises:
         ValueError: ``path`` holds nothing usable or several formats, or a column is missing.
     """
-    folders, kind = find_format(source)
+    folders, kind = find_format(source, among)
     found = [shard for folder_ in folders for shard in _shards(source, folder_, kind)]
     if not found:
         raise ValueError(
@@ -114,8 +118,11 @@ def read_shard(source: Source, shard: SourceShard) -> Iterator[Row | RejectedRow
         yield from dropped
 
 
-def find_format(source: Source) -> tuple[list[Folder], str]:
+def find_format(source: Source, among: Collection[str] | None = None) -> tuple[list[Folder], str]:
     """The folders at the source's path, and the format of their files.
+
+    Args:
+        among: As of :func:`list_shards`.
 
     Raises:
         ValueError: The source has no path, or its files are of no or several formats.
@@ -125,6 +132,12 @@ def find_format(source: Source) -> tuple[list[Folder], str]:
     if isinstance(source.path, str) and caption_file.is_coco_file(source.path):
         return [caption_file.coco_folder(source.path, follow_links=source.follow_links)], "coco"
     folders = list_folders(source.path, follow_links=source.follow_links)
+    if among is not None:
+        names = set(among)
+        folders = [
+            replace(home, files=[file for file in home.files if home.prefix + file.path in names])
+            for home in folders
+        ]
     if source.format:
         return folders, source.format
     files = [file for found in folders for file in found.files]

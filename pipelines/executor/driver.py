@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from pipelines.dag.inputs import SPLITS
 from pipelines.dag.plan import Plan
 from pipelines.executor import cancel, notify
 from pipelines.executor.console import Console
@@ -18,6 +19,7 @@ from pipelines.planning import lint
 from pipelines.planning.findings import Finding
 from pipelines.reports import tree as tree_view
 from pipelines.runs.claims import Claims
+from pipelines.runs.continued import keep_listings
 from pipelines.runs.execution import Execution, begin
 from pipelines.runs.lease import LeaseLost, only_driver
 from pipelines.store.artifacts import Store
@@ -67,13 +69,21 @@ def _drive(
     found = lint.check(made.spec, made) if found is None else found
     lint.raise_errors(found)
     with Console() as console, only_driver(store, name, console.log) as lease, Stop() as stop:
-        execution, records = begin(made, store), lease.fenced("executions")
+        records = lease.fenced("executions")
+        execution = begin(made, records)
+        keep_listings(made, records)
         execution.save(records)
         attempt = f", attempt {execution.attempt}" if execution.attempt > 1 else ""
         console.log(f"{execution.id}{attempt}: {len(made.verdicts)} nodes in {store.root}")
         for verdict in made.verdicts.values():
             if verdict.cached:
                 console.log(f"{verdict.node.id} reused: {verdict.why}")
+        for split in SPLITS:
+            if arrived := made.sources.get(split, {}).get("arrived"):
+                console.log(
+                    f"data.{split}: {arrived:,} files that arrived since this run began are left "
+                    "for the next one"
+                )
         for finding in found:
             console.log(str(finding))
         lineage = Lineage(made, store, execution, console.log)

@@ -26,13 +26,33 @@ class Progress:
         self.first_reports: dict[str, tuple[float, int]] = {}
         """Node id → when it first reported progress, and its ``done`` at that time."""
 
+        self.working_since: dict[str, float] = {}
+        """Node id → since when its workers have been at work, of those that are."""
+
+        self.worked_before_s: dict[str, float] = {}
+        """Node id → seconds that its earlier workers were at work."""
+
     def restart(self, node: str) -> None:
         """Forget a node's earlier reports, as it starts again."""
-        self.first_reports.pop(node, None)
+        for of in (self.first_reports, self.working_since, self.worked_before_s):
+            of.pop(node, None)
+
+    def worked_s(self, node: str) -> float:
+        """Seconds that a training's workers have been at work since it started, without waiting
+        for machines, before and between them."""
+        since = self.working_since.get(node)
+        now_s = time.monotonic() - since if since is not None else 0.0
+        return self.worked_before_s.get(node, 0.0) + now_s
 
     def handle(self, node: str, row: dict[str, Any]) -> None:
         """Handle a report; ``row`` as of :meth:`pipelines.runs.context.Context.report`."""
+        if row.get("at_work", "done" in row):
+            self.working_since.setdefault(node, time.monotonic())
+        elif "at_work" in row:
+            self.worked_before_s[node] = self.worked_s(node)
+            self.working_since.pop(node, None)
         state = self.execution.nodes[node]
+        self.execution.touch(node)
         state.update(
             {k: row[k] for k in ("done", "of", "unit", "checkpoint", "picture") if k in row}
         )

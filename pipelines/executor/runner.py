@@ -11,7 +11,14 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 from pipelines.dag.node import Resources
-from pipelines.dag.plan import Node, Plan, Verdict, finished_elsewhere, path_lengths
+from pipelines.dag.plan import (
+    Node,
+    Plan,
+    Verdict,
+    dependents,
+    finished_elsewhere,
+    path_lengths,
+)
 from pipelines.dag.scheduling import Candidate, startable, subtract
 from pipelines.executor.commit import commit, external_manifests
 from pipelines.executor.console import Console
@@ -35,17 +42,17 @@ from pipelines.store.artifacts import Store
 from pipelines.training.preemption import Preempted
 from pipelines.training.warm import POOL, Shape
 
-GRACE_S = 25.0
-"""How long training nodes may take to save after a signal: a pod has 30 s until SIGKILL."""
-
 CANCEL_GRACE_S = 300.0
-"""How long they may take after `ediffi cancel`: no SIGKILL follows."""
+"""Seconds that training nodes may take to save after `ediffi cancel`: no SIGKILL follows."""
 
 WORKERS_END_S = 5.0
 """How long idle warm workers may take to end; those that are left end with the driver."""
 
 SAVE_EVERY_S = 5.0
 """How often progress is written to the run's record."""
+
+TREE_SHARE_OF_TIME = 0.05
+"""The tree of very many experts is saved less often, to take no more time than this."""
 
 HOST = socket.gethostname()
 
@@ -91,14 +98,12 @@ class Runner:
         self.board: Any = None
         """Handle of the :class:`ProgressBoard` actor."""
 
-        self.path_lengths = path_lengths(plan)
+        self.path_lengths, self.dependents = path_lengths(plan), dependents(plan)
         self.total = {"cpus": plan.spec.cpus, "gpus": plan.spec.gpus}
         """Resources that all nodes together may use."""
 
-        self.started_at: dict[str, float] = {}
-        """Node id → when it was started, by the monotonic clock."""
-
-        self.saved_at = 0.0
+        self.saved_at = self.tree_due_at = 0.0
+        self.is_tree_saved = False
 
     def run(self) -> bool:
         """Run the plan to its end.
@@ -126,7 +131,8 @@ class Runner:
         self.execution.ended, self.execution.left = now(), {}
         self.save()
         self.save_tree()
-        self.store.sweep()
+        if left := self.store.sweep():
+            self.console.log(f"temporary files may be left ({len(left)} errors): {left[0]}")
         return not self.failed
 
     def reuse_finished(self, verdicts: Mapping[str, Verdict]) -> list[Verdict]:
@@ -171,7 +177,7 @@ class Runner:
         new = {i: v for i, v in self.plan.verdicts.items() if i not in before.verdicts}
         for line in self.plan.new_decisions(before):
             self.console.log(line)
-        self.path_lengths = path_lengths(self.plan)
+        self.path_lengths, self.dependents = path_lengths(self.plan), dependents(self.plan)
         return self.reuse_finished(new)
 
     def run_nodes(self, todo: list[Verdict]) -> None:
@@ -191,7 +197,7 @@ class Runner:
                 self.run_some(running, waiting)
         except Exception as error:
             if not (self.stop.why and isinstance(error, OSError)):
-                self.save_trainings(running, f"the driver fails: {one_line(error)}", CANCEL_GRACE_S)
+                self.save_trainings(running, f"the driver fails: {one_line(error)}")
                 raise
         if self.stop.why:
             self.shut_down(running, waiting)
@@ -205,8 +211,8 @@ class Runner:
                 del waiting[verdict.node.id]
                 self.set_state(verdict, "running")
                 self.lineage.started(verdict)
-                self.started_at[verdict.node.id] = time.monotonic()
                 running[in_thread(self.run_node, verdict)] = verdict
+        self.save_tree_if_due()
         if not running:
             time.sleep(0.5)
         done, _ = wait(running, timeout=0.5, return_when="FIRST_COMPLETED")
@@ -251,7 +257,7 @@ class Runner:
         """Ask training nodes that exceed their `max_hours:` to save and exit."""
         for node in (v.node for v in running):
             hours = node.runtime.get("limit_hours")
-            if hours and time.monotonic() - self.started_at[node.id] > hours * 3600:
+            if hours and self.progress.worked_s(node.id) > hours * 3600:
                 self.board.stop.remote(
                     f"it exceeded its `max_hours:` of {hours:g} h; its last checkpoint is kept, "
                     "and the next run continues from it",
@@ -263,8 +269,7 @@ class Runner:
     ) -> None:
         """Give training nodes time to save and exit; other running nodes are abandoned."""
         self.execution.state = "cancelled" if self.stop.cancelled else "interrupted"
-        reason = self.stop.why or ""
-        self.save_trainings(running, reason, self.grace_s)
+        self.save_trainings(running, self.stop.why or "")
         for future, verdict in running.items():
             if future.done() and not isinstance(future.exception(), Preempted):
                 self.finish(verdict, future, waiting)
@@ -272,24 +277,31 @@ class Runner:
                 self.set_state(verdict, self.execution.state)
 
     def save_trainings(
-        self, running: Mapping[Future[dict[str, Any]], Verdict], reason: str, grace_s: float
+        self, running: Mapping[Future[dict[str, Any]], Verdict], reason: str
     ) -> None:
-        """Ask training nodes to save and exit, and wait for that so many seconds at most."""
+        """Ask training nodes to save and exit, and wait for that :attr:`grace_s` at most."""
         saving = {f for f, verdict in running.items() if verdict.node.kind == "train"}
-        deadline = time.monotonic() + grace_s
+        deadline = time.monotonic() + self.grace_s
         nodes = "1 training node" if len(saving) == 1 else f"{len(saving)} training nodes"
-        waits = f"waiting up to {grace_s:.0f} s for {nodes} to save and exit"
+        waits = f"waiting up to {self.grace_s:.0f} s for {nodes} to save and exit"
         self.console.log(f"{reason}; {waits}" if saving else reason)
         while saving and time.monotonic() < deadline:
             self.board.stop.remote(reason)  # each time, as a restarted board has lost it
             saving = wait(saving, timeout=0.5).not_done
             self.receive_reports()
             self.console.refresh(status.summary(self.execution))
+        if saving:
+            late = ", ".join(sorted(running[future].node.id for future in saving))
+            self.console.log(
+                f"not saved in time: {late}; the next run continues from their last checkpoints. "
+                "`grace_s:` in the spec gives them longer"
+            )
 
     @property
     def grace_s(self) -> float:
         """Seconds that training nodes may take to save when the run is stopped."""
-        return GRACE_S if self.stop.signal else CANCEL_GRACE_S
+        asked = self.plan.spec.grace_s
+        return asked if self.stop.signal else max(asked, CANCEL_GRACE_S)
 
     def ready(self, waiting: Mapping[str, Verdict], running: Iterable[Verdict]) -> list[Verdict]:
         """The nodes to start now: their dependencies are done, and they fit."""
@@ -348,10 +360,12 @@ class Runner:
         self.console.failed(node.id, one_line(error))
         if not isinstance(error, ValueError):
             self.console.log(f"{node.id}: the traceback is in {self.store.full(trace)}")
-        for other in self.descendants(node.id):
-            if other in waiting:
-                self.set_state(waiting.pop(other), "skipped", error=f"{node.id} failed")
-                self.console.log(f"{other} skipped: it needs {node.id}, which failed")
+        skipped = [i for i in self.descendants(node.id) if i in waiting]
+        for other in skipped:
+            self.record_state(waiting.pop(other), "skipped", error=f"{node.id} failed")
+            self.console.log(f"{other} skipped: it needs {node.id}, which failed")
+        if skipped:
+            self.save_states()
 
     def lost_claim(self, verdict: Verdict, error: BaseException) -> ClaimLost | None:
         """The error of a node that failed because another driver has taken it over; else None."""
@@ -450,17 +464,19 @@ class Runner:
             **origin,
             **more,
         }
+        self.execution.touch(node)
         if state == "running":
             self.progress.restart(node)
 
     def save_states(self) -> None:
-        """Save the run's record and its tree.
+        """Save the run's record, and its tree as soon as that is due.
 
         Raises:
             LeaseLost: Another driver has taken over the pipeline.
         """
         self.save()
-        self.save_tree()
+        self.is_tree_saved = False
+        self.save_tree_if_due()
 
     def save(self) -> None:
         """Save the run's record.
@@ -476,19 +492,31 @@ class Runner:
         self.claims.lease.check_if_overdue()
         self.execution.save(self.records)
 
+    def save_tree_if_due(self) -> None:
+        """Save the tree if it has changed: that of very many experts less often."""
+        if not self.is_tree_saved and time.monotonic() >= self.tree_due_at:
+            self.save_tree()
+
     def save_tree(self) -> None:
         """Save what `ediffi tree` shows, which is read from the store and not from MLflow."""
-        tree = tree_view.build(self.plan, self.execution, self.manifests)
         path = f"executions/{self.execution.id}.tree.json"
-        self.patiently(lambda: self.records.write_json(path, tree))
 
-    def descendants(self, node: str) -> set[str]:
-        """Ids of all nodes that need a node, directly or not."""
-        found = {node}
-        for verdict in self.plan.verdicts.values():
-            if found & set(verdict.node.dependencies):
-                found.add(verdict.node.id)
-        return found - {node}
+        def save() -> None:
+            began = time.monotonic()
+            tree = tree_view.build(self.plan, self.execution, self.manifests)
+            self.records.write_json(path, tree)
+            ended = time.monotonic()
+            self.tree_due_at, self.is_tree_saved = ended + (ended - began) / TREE_SHARE_OF_TIME, True
+
+        self.patiently(save)
+
+    def descendants(self, node: str) -> list[str]:
+        """Ids of all nodes that need a node, directly or not; in the order of the plan."""
+        found, level = set[str](), {node}
+        while level:
+            level = {i for one in level for i in self.dependents.get(one, ())} - found
+            found |= level
+        return [i for i in self.plan.verdicts if i in found] if found else []
 
 
 def one_line(error: BaseException) -> str:

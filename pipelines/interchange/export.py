@@ -206,9 +206,10 @@ def _export_cascade(
             target = folder / place
             if not target.exists():
                 tell(f"{name}/{slot}")
-                source = _weights_file(store, weights, sampling.ema_length)
-                card = _export_expert(source, weights["expert"], interval, target, options.dtype)
-                store.evict(source)
+                home, path = _weights_file(store, weights, sampling.ema_length)
+                with home.fetched(path) as source:
+                    expert = weights["expert"]
+                    card = _export_expert(source, expert, interval, target, options.dtype)
             else:  # the slot shares its weights with another
                 card = cards[name][target.name]
                 check_interval(target / WEIGHTS, card, interval)
@@ -238,16 +239,18 @@ def _export_cascade(
     ]
 
 
-def _weights_file(store: Store, weights: Mapping[str, Any], ema_length: float | None) -> Path:
-    """The local file of an expert's weights, or of their average of another length."""
+def _weights_file(
+    store: Store, weights: Mapping[str, Any], ema_length: float | None
+) -> tuple[Store, str]:
+    """Store and path of an expert's weights, or of their average of another length."""
     if ema_length is not None:
-        return averages.file_of(store, weights["path"], ema_length)
+        return averages.stored(store, weights["path"], ema_length)
     if store.size(weights["path"]) is None:
         raise ValueError(
             f"{store.full(weights['path'])} is missing, which is expert {weights['expert']}; run "
             "the pipeline again"
         )
-    return store.local(weights["path"])
+    return store, weights["path"]
 
 
 def _export_expert(

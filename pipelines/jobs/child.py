@@ -15,7 +15,10 @@ from pipelines.executor.stopping import Stop
 POLL_S = 0.2
 
 GRACE_S = 60.0
-"""Seconds from the signal to SIGKILL. A driver saves within 25 s; its record takes a bit longer."""
+"""Seconds from the signal to SIGKILL."""
+
+RECORD_S = 35.0
+"""Seconds that a driver may take for its record, once its nodes have saved."""
 
 
 def run(command: Sequence[str], log: Path, stop: Stop, grace_s: float = GRACE_S) -> int:

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 from pipelines.executor.stopping import Stop
 from pipelines.formatting import clock
 from pipelines.jobs import child
+from pipelines.jobs.cron import CronTimes
 from pipelines.jobs.schedule_state import Schedule, ScheduleState, iso_utc, log_folder
 from pipelines.store.artifacts import Store
 
@@ -24,6 +25,10 @@ VERBS = ("retrain", "run")
 POLL_S = 1.0
 MISSED_AFTER = timedelta(minutes=1)
 """A tick this late counts as missed."""
+
+SET_BACK = timedelta(hours=3)
+"""A clock that is set back by up to this repeats nothing, as with cron. One that is set back
+by more was wrong before, and times are counted from what it shows now."""
 
 MISSED_NOTED = 100
 """Missed ticks of one gap that the calendar lists."""
@@ -55,7 +60,7 @@ def run_schedule(
     log: Callable[[str], None],
     stop: Stop,
     *,
-    times: Any,
+    times: CronTimes,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
@@ -66,19 +71,22 @@ def run_schedule(
         tick: does the work; see :func:`run_verb`.
         log: prints a line for the user.
         stop: holds the signal, once there is one.
-        times: an APScheduler trigger, from :func:`pipelines.jobs.cron.cron_trigger`.
+        times: of the schedule's cron line.
         now: reads the clock.
         sleep: waits for a number of seconds.
     """
-
-    def after(moment: datetime) -> datetime:
-        due: datetime = times.get_next_fire_time(moment, moment)
-        return due
-
     checked, resume = state.checked_until, state.unfinished
     state.save(checked)
     while not stop.signal:
-        at, due = now(), after(checked)
+        at = now()
+        if checked - at > SET_BACK:
+            log(
+                f"the clock was ahead, at {schedule.format_time(checked)}; it is "
+                f"{schedule.format_time(at)} now, and times are counted from here"
+            )
+            checked = at
+            state.save(checked)
+        due = times.after(checked)
         if not resume and due > at:
             sleep(min(POLL_S, (due - at).total_seconds()))
             continue
@@ -86,12 +94,12 @@ def run_schedule(
             log("continues the last run, which was not finished")
         elif at - due > MISSED_AFTER:
             log(f"the run due at {schedule.format_time(due)} was missed; it starts now")
-            note_missed(state, after, due, at)
-        checked, resume = at, False
+            note_missed(state, times, due, at)
+        checked, resume = max(checked, at), False
         run_tick(schedule, state, tick, log, at)
         if stop.signal:
             return
-        at, passed = now(), after(checked)
+        at, passed = now(), times.after(checked)
         if passed <= at:
             log(
                 f"skipped the run due at {schedule.format_time(passed)}: the last was still running"
@@ -99,27 +107,25 @@ def run_schedule(
             state.note(passed, "skipped", "the last run was still running")
             checked = at
             state.save(checked)
-        log(f"next run: {schedule.format_time(after(checked))}")
+        log(f"next run: {schedule.format_time(times.after(checked))}")
 
 
-def note_missed(
-    state: ScheduleState, after: Callable[[datetime], datetime], due: datetime, at: datetime
-) -> None:
+def note_missed(state: ScheduleState, times: CronTimes, due: datetime, at: datetime) -> None:
     """Add the ticks from ``due`` to ``at`` to the calendar, for which one run makes up."""
     said = f"no scheduler was running; made up for at {iso_utc(at)}"
     for _ in range(MISSED_NOTED):
         if due > at:
             return
         state.note(due, "missed", said)
-        due = after(due)
+        due = times.after(due)
 
 
 def run_tick(
     schedule: Schedule, state: ScheduleState, tick: Tick, log: Callable[[str], None], at: datetime
 ) -> Outcome:
     """Run one tick, log its outcome and record it in the store."""
-    began = time.monotonic()
-    state.save(at, started=iso_utc(at), state="running", said="", took_s=0)
+    began, checked = time.monotonic(), max(at, state.checked_until)
+    state.save(checked, started=iso_utc(at), state="running", said="", took_s=0)
     outcome = tick(at)
     took = time.monotonic() - began
     text = {
@@ -130,7 +136,7 @@ def run_tick(
     }
     log(text[outcome.state])
     state.note(at, outcome.state, outcome.message, took_s=round(took, 1))
-    state.save(at, state=outcome.state, said=outcome.message, took_s=round(took, 1))
+    state.save(checked, state=outcome.state, said=outcome.message, took_s=round(took, 1))
     return outcome
 
 
@@ -142,6 +148,7 @@ def run_verb(
     stop: Stop,
     at: datetime,
     command: Sequence[str] = (),
+    grace_s: float = child.GRACE_S,
 ) -> Outcome:
     """Run the verb in a process of its own, unless there is nothing to do.
 
@@ -151,13 +158,14 @@ def run_verb(
         stop: its signal is passed on to the process.
         at: start time, which names the file of its output.
         command: a command to run instead of the verb, for tests.
+        grace_s: seconds that the process may take to end when it is told to stop.
     """
     try:
         if why := skip_reason():
             return Outcome(state="skipped", message=why)
         output = log_folder(store, schedule.pipeline) / f"{at:%Y%m%d-%H%M%S}.log"
         log(f"started; output in {output}")
-        code = child.run(command or schedule.command(store.root), output, stop)
+        code = child.run(command or schedule.command(store.root), output, stop, grace_s)
         lines = child.last_lines(output, 20) or ["it printed nothing"]
     except (ValueError, OSError) as error:  # in spec, data or disk; the next tick may succeed
         return Outcome(state="failed", message=" ".join(str(error).split()), code=2)

@@ -166,7 +166,7 @@ def list_schedules(store: Store, now: datetime) -> list[dict[str, Any]]:
             continue
         found = store.read_json(f"{FOLDER}/{name}")
         schedule = Schedule(**found["schedule"])
-        due = cron.cron_trigger(schedule.cron, schedule.timezone).get_next_fire_time(None, now)
+        due = cron.cron_times(schedule.cron, schedule.timezone).after(now)
         rows.append(
             {
                 **found["schedule"],

@@ -139,29 +139,36 @@ def mixed(store: Store, trained: Trained, length: float) -> tuple[dict[str, Tens
                     f"{store.full(snapshot.path)} is missing, a snapshot of {trained.name}; run "
                     "its pipeline again, which trains it anew, or leave `ema_length` out"
                 )
-            file = store.local(snapshot.path)
-            weights, card = read(file)
+            with store.fetched(snapshot.path) as file:
+                weights, card = read(file)
+                digest = file_sha256(file)
+            name = store.full(snapshot.path)
             if (card.expert, card.images) != (trained.settings["expert"], snapshot.images):
                 raise ValueError(
-                    f"{file} holds {card.expert} after {card.images:,} images, and its name says "
+                    f"{name} holds {card.expert} after {card.images:,} images, and its name says "
                     f"{trained.settings['expert']} after {snapshot.images:,}; delete it and run "
                     "its pipeline again"
                 )
-            if file_sha256(file) != snapshot.sha256:
+            if digest != snapshot.sha256:
                 raise ValueError(
-                    f"{file} is not what {trained.name} wrote: its sha256 differs from its "
+                    f"{name} is not what {trained.name} wrote: its sha256 differs from its "
                     "manifest's; delete it and run its pipeline again"
                 )
             cards.append(card)
             yield weights
-            store.evict(file)
 
     weights = ema.mixed(mix.shares, each())
     return weights, cards[-1]
 
 
 def file_of(store: Store, weights: str, length: float) -> Path:
-    """The local path of a weights file with the average of a length.
+    """The local path of the file of :func:`stored`, with the same arguments."""
+    place, path = stored(store, weights, length)
+    return place.local(path)
+
+
+def stored(store: Store, weights: str, length: float) -> tuple[Store, str]:
+    """The weights file with the average of a length: its store, and its path there.
 
     The first call computes it, and stores it beside the node under a name that depends on length
     and snapshots; or in the user's home, if the store cannot be written.
@@ -178,14 +185,14 @@ def file_of(store: Store, weights: str, length: float) -> Path:
     home = Store.at(str(Path.home() / CACHE))
     for place in (store, home):
         if place.size(path) is not None:
-            return place.local(path)
+            return place, path
     data, _ = to_bytes(*mixed(store, trained, length))
     try:
         store.write(path, data)
     except OSError:  # of a bucket, too
         home.write(path, data)
-        return home.local(path)
-    return store.local(path)
+        return home, path
+    return store, path
 
 
 def with_length(

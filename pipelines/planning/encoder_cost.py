@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ediffi_core.published import published_clip, resolve_source
+from ediffi_core.published import published_clip, resolve_source, split_revision
 from pipelines.spec.gpus import ASSUMED, GPUS, Assumptions
 
 SECONDS_PER_HOUR = 3600
@@ -114,7 +114,7 @@ def t5_size(source: str, width: int | None = None) -> Transformer | ParameterCou
         source: name of a model, or a folder.
         width: width of its vectors, if known.
     """
-    family, _, size = source.rpartition("/")[2].rpartition("-")
+    family, _, size = split_revision(source)[0].rpartition("/")[2].rpartition("-")
     try:
         if family in ("t5-v1_1", "flan-t5") and not Path(source).is_dir():
             return T5_SIZES.get(size)
@@ -146,7 +146,9 @@ def _folder_of(source: str) -> Path | None:
         return folder
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(source, "config.json")  # ValueError if it is no valid name
+    name, revision = split_revision(source)
+    # ValueError if it is no valid name
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(cached).parent if isinstance(cached, str) else None
 
 

@@ -20,6 +20,7 @@ from pipelines.dag.plan import Plan, images_to_train, path_lengths
 from pipelines.planning.cost import stage_of
 from pipelines.planning.simulate import Task, simulate
 from pipelines.planning.training_cost import START_S, speed_key
+from pipelines.runs.execution import nodes_of
 from pipelines.store.artifacts import MANIFEST, Store
 
 RUNS_READ, MANIFESTS_READ = 20, 50
@@ -103,8 +104,9 @@ def _built_lately(store: Store) -> list[str]:
     found: dict[str, None] = {}
     for name in names[:RUNS_READ]:
         with contextlib.suppress(ValueError):
-            nodes = (store.read_json(f"executions/{name}") or {}).get("nodes", {})
-            found |= {r["folder"]: None for r in nodes.values() if r["state"] == "done"}
+            if record := store.read_json(f"executions/{name}"):
+                nodes = nodes_of(store, record).values()
+                found |= {r["folder"]: None for r in nodes if r["state"] == "done"}
     return list(found)
 
 

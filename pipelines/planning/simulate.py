@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.dag.node import Resources
-from pipelines.dag.scheduling import Candidate, startable, subtract
+from pipelines.dag.scheduling import Candidate, ReadyQueue, subtract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,47 +119,59 @@ def simulate(tasks: Sequence[Task], capacity: Mapping[str, float]) -> Schedule:
                     f"{t.name} needs {members:g} of {group or 'no group'} at once, "
                     f"which has {capacity.get(group, 0):g}: it can never start"
                 )
-    free, starts, ended = dict(capacity), dict[str, float](), set[str]()
-    waiting = list(tasks)
+    free, starts, queue = dict(capacity), dict[str, float](), ReadyQueue()
+    unmet: dict[str, int] = {}
+    behind: dict[str, list[str]] = {}
+    order = {name: at for at, name in enumerate(named)}
+
+    def enqueue(name: str) -> None:
+        t = named[name]
+        mine = Candidate(id=name, resources=t.need, priority=t.priority, path_length=t.path_length)
+        queue.add(mine, order[name])
+
+    for t in named.values():
+        needs = {n for n in t.needs if n in named}
+        unmet[t.name] = len(needs)
+        for n in needs:
+            behind.setdefault(n, []).append(t.name)
+        if not needs:
+            enqueue(t.name)
     running: list[tuple[float, int, Task]] = []
     now = 0.0
-    while waiting or running:
-        ready = [
-            Candidate(id=t.name, resources=t.need, priority=t.priority, path_length=t.path_length)
-            for t in waiting
-            if all(n in ended or n not in named for n in t.needs)
-        ]
-        for chosen in startable(ready, free):
-            t = named[chosen.id]
+    while running or len(starts) < len(named):
+        for name in queue.startable(free):
+            t = named[name]
+            queue.remove(name)
             free = subtract(free, t.need)
-            starts[t.name] = now
-            waiting.remove(t)
+            starts[name] = now
             heapq.heappush(running, (now + t.seconds, len(starts), t))
         if not running:
-            circle = ", ".join(t.name for t in waiting)
+            circle = ", ".join(name for name in named if name not in starts)
             raise ValueError(f"{circle} wait for each other: none can ever start")
         now = running[0][0]
         while running and running[0][0] <= now:
             t = heapq.heappop(running)[2]
-            ended.add(t.name)
             for group, members in t.need.items():
                 free[group] += members
-    return Schedule(tasks=named, capacity=capacity, starts=starts, critical=_longest(named))
+            for name in behind.get(t.name, ()):
+                unmet[name] -= 1
+                if not unmet[name]:
+                    enqueue(name)
+    return Schedule(tasks=named, capacity=capacity, starts=starts, critical=_longest(named, starts))
 
 
-def _longest(tasks: Mapping[str, Task]) -> list[str]:
-    """The chain of dependent tasks that takes longest, first task first."""
+def _longest(tasks: Mapping[str, Task], starts: Mapping[str, float]) -> list[str]:
+    """The chain of dependent tasks that takes longest, first task first.
+
+    Args:
+        starts: every task after those that it needs.
+    """
     best: dict[str, tuple[float, str | None]] = {}
-
-    def until(name: str) -> float:
-        """End time of a task if nothing but its dependencies delays it."""
-        if name not in best:
-            before = [(until(n), n) for n in tasks[name].needs if n in tasks]
-            longest = max(before, default=(0.0, None), key=lambda b: b[0])
-            best[name] = longest[0] + tasks[name].seconds, longest[1]
-        return best[name][0]
-
-    last: str | None = max(tasks, key=until, default=None)
+    for name in starts:
+        before = [(best[n][0], n) for n in tasks[name].needs if n in tasks]
+        until, through = max(before, default=(0.0, None), key=lambda b: b[0])
+        best[name] = until + tasks[name].seconds, through
+    last: str | None = max(tasks, key=lambda name: best[name][0], default=None)
     chain: list[str] = []
     while last is not None:
         chain.append(last)

@@ -58,7 +58,8 @@ class Context:
         Args:
             row: any of ``done``, ``of`` and ``unit`` (64, 640, ``images``), ``rows``, ``bytes``,
                 ``loss``, ``metrics``, ``images`` (their step in MLflow), ``checkpoint`` (images at
-                the last one), ``picture`` (its path in the store) and ``message``.
+                the last one), ``picture`` (its path in the store), ``message`` and ``at_work``
+                (whether a training's workers are, and do not wait for machines).
         """
         if self.board is not None:
             self.board.report.remote(self.node, {"time_ms": int(time.time() * 1000), **row})

@@ -1,11 +1,18 @@
-"""The record of a run in the store, which is shown to users and from which a run continues."""
+"""The record of a run in the store, which is shown to users and from which a run continues.
+
+It is one file, ``executions/<id>.json``. The nodes of a large run are in parts of their own beside
+it, ``executions/<id>/nodes-00000.json`` and so on, so that a change of one node writes only its
+part.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from pipelines.data.shard_pool import prefetch
 from pipelines.spec.names import check_name
 from pipelines.store.artifacts import Store
 
@@ -13,6 +20,9 @@ if TYPE_CHECKING:
     from pipelines.dag.plan import Plan
 
 UNFINISHED = ("running", "interrupted")
+
+PART = 256
+"""Nodes of a part; a run of no more has them in the record itself."""
 
 
 @dataclass
@@ -44,6 +54,19 @@ class Execution:
     """The estimate of the remaining time, as of :func:`pipelines.planning.remaining.estimate`, and
     ``at``, when it was made; empty if nothing runs."""
 
+    parts: int = 0
+    """Number of parts that ``nodes`` is stored in; 0 if the record itself has them."""
+
+    def __post_init__(self) -> None:
+        self._part_of: dict[str, int] = {}
+        self._members: dict[int, list[str]] = {}
+        self._touched: set[str] = set()
+        self._is_latest = False
+
+    def touch(self, node: str) -> None:
+        """Take note that a node's part of :attr:`nodes` has changed, for the next :meth:`save`."""
+        self._touched.add(node)
+
     @property
     def seconds(self) -> float:
         """Seconds from the start to the end, or to now; pauses between attempts count."""
@@ -51,9 +74,55 @@ class Execution:
         return (end - datetime.fromisoformat(self.started)).total_seconds()
 
     def save(self, store: Store) -> None:
-        """Write the record, and make it the pipeline's latest run."""
-        store.write_json(f"executions/{self.id}.json", self.__dict__)
-        store.write_json(f"executions/{self.pipeline}.latest.json", {"id": self.id})
+        """Write the record, and make it the pipeline's latest run.
+
+        Of a large run's nodes, those are written that are new or were touched, with their parts.
+        """
+        record = {of.name: getattr(self, of.name) for of in fields(self)}
+        if self.parts or len(self.nodes) > PART:
+            self._save_parts(store)
+            record |= {"nodes": {}, "parts": self.parts}
+        else:
+            del record["parts"]
+        store.write_json(f"executions/{self.id}.json", record)
+        if not self._is_latest:
+            store.write_json(f"executions/{self.pipeline}.latest.json", {"id": self.id})
+            self._is_latest = True
+
+    def _save_parts(self, store: Store) -> None:
+        if len(self._part_of) < len(self.nodes):
+            for node in self.nodes:
+                if node not in self._part_of:
+                    self._join(node, len(self._part_of) // PART)
+                    self.touch(node)
+        changed = {self._part_of[node] for node in self._touched}
+
+        def write(part: int) -> None:
+            mine = {node: self.nodes[node] for node in self._members[part]}
+            store.write_json(part_path(self.id, part), mine)
+
+        for _ in prefetch(sorted(changed), write):
+            pass
+        self._touched.clear()
+        self.parts = len(self._members)
+
+    def _join(self, node: str, part: int) -> None:
+        self._part_of[node] = part
+        self._members.setdefault(part, []).append(node)
+
+    @staticmethod
+    def of(store: Store, record: Mapping[str, Any]) -> Execution:
+        """The run of a record as it is stored.
+
+        Raises:
+            ValueError: A part of it is missing or damaged.
+        """
+        made = Execution(**record)
+        for part, nodes in enumerate(_parts(store, record)):
+            made.nodes |= nodes
+            for node in nodes:
+                made._join(node, part)
+        return made
 
 
 def latest(store: Store, pipeline: str | None = None) -> Execution | None:
@@ -71,7 +140,28 @@ def by_id(store: Store, execution: str) -> Execution | None:
     """The run of that id; None if the store has none; ValueError for what can be no id."""
     check_name(execution, "id of a run")
     record = store.read_json(f"executions/{execution}.json")
-    return Execution(**record) if record else None
+    return Execution.of(store, record) if record else None
+
+
+def nodes_of(store: Store, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The nodes of a record as it is stored; ValueError as :meth:`Execution.of`."""
+    found = dict(record.get("nodes", {}))
+    for nodes in _parts(store, record):
+        found |= nodes
+    return found
+
+
+def _parts(store: Store, record: Mapping[str, Any]) -> Iterator[dict[str, dict[str, Any]]]:
+    paths = [part_path(record["id"], part) for part in range(record.get("parts", 0))]
+    for path, nodes in zip(paths, prefetch(paths, store.read_json), strict=True):
+        if nodes is None:
+            raise ValueError(f"{store.full(path)} is missing, a part of the record of its run")
+        yield nodes
+
+
+def part_path(execution: str, part: int) -> str:
+    """Path in the store of a part of a run's nodes."""
+    return f"executions/{execution}/nodes-{part:05}.json"
 
 
 def cancel_request_path(execution: str) -> str:

@@ -16,7 +16,7 @@ from pipelines.data.shard_pool import prefetch, shard_path
 from pipelines.models import champions
 from pipelines.models.champions import succession
 from pipelines.models.manifest import folders
-from pipelines.runs.execution import UNFINISHED, Execution
+from pipelines.runs.execution import UNFINISHED, Execution, nodes_of
 from pipelines.store.artifacts import MANIFEST, Store
 from pipelines.store.dataset import FILE, Version
 
@@ -104,7 +104,9 @@ def _kept_runs(store: Store, policy: Policy, files: Mapping[str, int]) -> Iterat
             of.setdefault(record["pipeline"], []).append(Execution(**record))
     for runs in of.values():
         last = sorted(runs, key=lambda run: (run.started, run.id))[-policy.runs :]
-        yield from {run.id: run for run in runs if run in last or run.state in UNFINISHED}.values()
+        for run in {run.id: run for run in runs if run in last or run.state in UNFINISHED}.values():
+            run.nodes = nodes_of(store, vars(run))
+            yield run
 
 
 def _with_ancestors(

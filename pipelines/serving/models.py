@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -236,7 +237,7 @@ class LoadedModels:
                 return
         shared = next((m for m in self._current.values() if m.target.key == target.key), None)
         try:
-            loaded = shared or self._open(role, target)
+            loaded = shared or self._open_apart(role, target)
         except Exception as error:  # whatever is wrong with a model, the service goes on
             if not isinstance(error, ValueError | OSError):
                 log.exception("loading %s", target.id)
@@ -259,6 +260,16 @@ class LoadedModels:
             log.info("%s is %s from now on", role, target.id)
             self.meters.add("ediffi_serve_model_switches", outcome="switched")
         self._changed()
+
+    def _open_apart(self, role: Role, target: Target) -> Loaded:
+        """As `_open`, in a thread that ends with it.
+
+        OpenMP keeps the workers of a thread that has drawn for as long as that thread lives. With
+        more workers than processors they no longer spin for work, and the thread that draws takes
+        twice as long: so the thread that loads must not keep workers of its own.
+        """
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            return pool.submit(self._open, role, target).result()
 
     def _open(self, role: Role, target: Target) -> Loaded:
         """Load an ensemble, and draw a first picture with it."""

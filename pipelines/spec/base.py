@@ -54,12 +54,12 @@ class Strict(BaseModel):
         """
         found = {}
         for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            default = field.get_default(call_default_factory=True)
             if only is not None and name not in only:
                 continue
-            if not (LATER in field.metadata and value == default):
-                found[stored_name(name, field)] = _stored(value)
+            value = getattr(self, name)
+            if LATER in field.metadata and value == field.get_default(call_default_factory=True):
+                continue
+            found[stored_name(name, field)] = _stored(value)
         return found
 
     @classmethod

@@ -13,7 +13,8 @@ class MoreText(Strict):
     """A further text encoder in the Hugging Face format, besides T5 and CLIP."""
 
     model: str
-    """Model name or folder; ``package:NAME/FOLDER`` is a folder of an installed Python package."""
+    """Model name, as ``NAME@REVISION`` at a commit, or folder; ``package:NAME/FOLDER`` is a folder
+    of an installed Python package."""
 
     dim: int = Field(ge=1)
     """Width of its embeddings."""
@@ -30,7 +31,8 @@ class Encoders(Strict):
     """
 
     t5: str = "google/t5-v1_1-xxl"
-    """T5 model: a name on Hugging Face, or a folder in its format."""
+    """T5 model: a name on Hugging Face, as ``NAME@REVISION`` at a commit, or a folder in its
+    format."""
 
     clip: str = "ViT-L-14"
     """CLIP model: a name in OpenCLIP, or a folder in its format. It embeds captions and

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from ediffi_core.unet.config import PRESETS
 from pipelines.formatting import has_password
-from pipelines.spec.base import Strict, did_you_mean
+from pipelines.spec.base import LATER, Strict, did_you_mean
 from pipelines.spec.cluster import EMBEDDING, Cluster
 from pipelines.spec.data import Data
 from pipelines.spec.embedding import Embedding
@@ -53,6 +53,11 @@ class Spec(Strict):
 
     gpus: float = Field(0, ge=0)
     """GPUs of the cluster that the run may use at once."""
+
+    grace_s: Annotated[float, LATER] = Field(25, ge=0)
+    """Seconds that training nodes may take to save after a SIGTERM or Ctrl-C. What kills the run
+    later must wait for 10 s more: ``RAY_JOB_STOP_WAIT_TIME_S`` of Ray's job server,
+    ``terminationGracePeriodSeconds`` of a pod."""
 
     data: Data
     """Image–caption pairs to train and validate on."""

@@ -95,8 +95,9 @@ class Stage(Strict):
     to the end of the run do."""
 
     max_hours: Annotated[float | None, Field(gt=0), Renamed("limit_hours")] = None
-    """Hours that training one expert may take in one run. After that it saves a checkpoint and
-    fails; the next run continues it, with as many hours again. No limit by default."""
+    """Hours that training one expert may take in one run; waiting for machines does not count.
+    After that it saves a checkpoint and fails; the next run continues it, with as many hours again.
+    No limit by default."""
 
     experts: dict[str, Expert] = Field(json_schema_extra={"propertyNames": {"pattern": EXPERT}})
     """Experts to train, by name. ``E0_0`` is required, and so is the parent of each other."""

@@ -217,7 +217,7 @@ class Retries(Strict):
     a minute."""
 
     failures: int = Field(3, ge=0)
-    """Retries after an error of storage or network, or after a worker stopped responding."""
+    """Retries after an error of storage, network or disk, or after a worker stopped responding."""
 
     bugs: int = Field(1, ge=0)
     """Retries after any other error. An error that repeats at the same image is never retried

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipelines.dag.node import path_of
 from pipelines.data.formats.shard import SourceShard
+from pipelines.data.listing import kept
 from pipelines.data.row_reuse import ReuseIndex
 from pipelines.data.rows import Reason
 from pipelines.data.shard_pool import complete_shards, pool_path
@@ -45,7 +46,8 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
     source = Source.from_settings(ctx.runtime["source"])
     if "data" in inputs:
         source = Source(path=str(ctx.store.local(inputs["data"])), format="parquet")
-    shards = list_shards(source)
+    begun_with = kept(ctx.store, ctx.folder) if settings["source"] else None
+    shards = list_shards(source, begun_with and begun_with["files"])
     if settings["source"] and digest_of(shards) != settings["source"]["identity"]:
         raise ValueError(f"the data at {source.path} changed while the pipeline ran; run it again")
     job = Job(

@@ -16,13 +16,14 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.formatting import has_password, without_passwords
+from pipelines.store import lock
 from pipelines.store.machine import is_running, namespace_digest
 from pipelines.store.remote import StorageError, attempt, filesystem
 
@@ -33,6 +34,12 @@ SCRATCH = "ray-train"
 
 CACHE = ".cache/ediffi/files"
 """Folder in the user's home for files fetched from a bucket. May be deleted at any time."""
+
+IN_USE = f"{CACHE}/in-use"
+"""Folder for files fetched from a bucket to be read once; see :meth:`Store.fetched`."""
+
+STAMPS = ("ETag", "etag", "LastModified", "last_modified", "updated", "mtime", "created")
+"""Names that file systems give to a file's checksum or time, the best first."""
 
 A_DAY_S = 86_400
 
@@ -95,6 +102,25 @@ def _rename_unless_exists(scratch: Path, folder: Path) -> None:
     except OSError:
         if not folder.is_dir():
             raise
+
+
+def _stamp(info: Mapping[str, Any]) -> str:
+    """What changes with a file's content: its checksum, or else its time, as fsspec lists it."""
+    return str(next((info[key] for key in STAMPS if info.get(key)), None))
+
+
+def _listed(folder: Path, note: Callable[[BaseException], None]) -> list[Path]:
+    """What is in a folder; an error is noted."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        note(error)
+        return []
+
+
+def _remove_tree(folder: Path, note: Callable[[BaseException], None]) -> None:
+    """Remove a folder and its content; errors are noted."""
+    shutil.rmtree(folder, onerror=lambda _, __, failed: note(failed[1]))
 
 
 @dataclass(frozen=True)
@@ -202,6 +228,8 @@ class Store:
     def read(self, path: str) -> bytes | None:
         """The file's bytes, or None if it does not exist."""
         try:
+            if self.is_local:
+                return Path(self.full(path)).read_bytes()
             data: bytes = self._retry(lambda: self.fs.cat_file(self.full(path)), path)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -267,7 +295,7 @@ class Store:
     def local(self, path: str) -> Path:
         """A local path of a file or folder, for libraries that need one; fetches from a bucket.
 
-        Fetched files are cached under :data:`CACHE` by address and checksums, so changed content
+        Fetched files are cached under :data:`CACHE` by address, size and stamp, so changed content
         is fetched again. A fetch is atomic.
 
         Raises:
@@ -275,15 +303,44 @@ class Store:
         """
         if self.is_local:
             return Path(self.full(path))
+        found, key = self._found(path)
+        return self._fetch_all(path, found, Path.home() / CACHE / key)
+
+    @contextlib.contextmanager
+    def fetched(self, path: str) -> Iterator[Path]:
+        """A local path of a file while the context is open; for large files that are read once.
+
+        What is fetched from a bucket is shared by all readers on the machine, and removed with the
+        last of them.
+
+        Raises:
+            ValueError: The bucket has no such file.
+        """
+        if self.is_local:
+            yield Path(self.full(path))
+            return
+        found, key = self._found(path)
+        folder = Path.home() / IN_USE / key
+        readers = folder.with_suffix(".lock")
+        try:
+            with lock.shared(readers):
+                yield self._fetch_all(path, found, folder)
+        finally:
+            lock.remove_unused(readers, lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    def _found(self, path: str) -> tuple[dict[str, dict[str, Any]], str]:
+        """Listing of a file or folder in a bucket, and the key of its content in the cache."""
         found = self._complete_listing(path, self._listing(path))
         if not found:
             raise ValueError(f"{self.full(path)} does not exist; run the node that makes it again")
-        stamps = [(n, i["size"], str(i.get("ETag") or i.get("etag"))) for n, i in found.items()]
-        key = sha256(json.dumps([self.full(path), stamps]).encode())[:32]
-        folder = Path.home() / CACHE / key
+        stamps = [(n, i["size"], _stamp(i)) for n, i in found.items()]
+        return found, sha256(json.dumps([self.full(path), stamps]).encode())[:32]
+
+    def _fetch_all(self, path: str, found: dict[str, dict[str, Any]], folder: Path) -> Path:
+        """Fetch a file or folder into a folder, unless it is there; → its place."""
         name = "" if set(found) != {"."} else path.rpartition("/")[2]
         if not folder.exists():
-            scratch = folder.with_name(f".{key}{temp_suffix()}.tmp")
+            scratch = folder.with_name(f".{folder.name}{temp_suffix()}.tmp")
             try:
                 for relative, info in found.items():
                     source = path if relative == "." else f"{path}/{relative}"
@@ -334,11 +391,6 @@ class Store:
                 break
         return dict(sorted(listed.items()))
 
-    def evict(self, fetched: Path) -> None:
-        """Remove a file that :meth:`local` fetched; for large files that are read once."""
-        if not self.is_local:
-            shutil.rmtree(fetched.parent, ignore_errors=True)
-
     def _fetch(self, path: str, to: Path, size: int) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
 
@@ -354,28 +406,44 @@ class Store:
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
             self.write(f"{folder}/{file.relative_to(source)}", file.read_bytes())
 
-    def sweep(self) -> None:
-        """Remove temporary files of killed writers.
+    def sweep(self) -> list[str]:
+        """Remove temporary files of killed writers. Others may write and remove meanwhile.
 
         A bucket keeps no partial files. Ray Train's few small files of killed trainings stay there
         under :data:`SCRATCH`; expire them with a lifecycle rule of the bucket.
+
+        Returns:
+            Errors of what could not be listed or removed, a line each.
         """
+        left: list[str] = []
+
+        def note(error: BaseException) -> None:
+            if not isinstance(error, FileNotFoundError):  # it vanished, so it is swept
+                left.append(str(error))
+
         if not self.is_local:
-            cache = Path.home() / CACHE
+            cache, in_use = Path.home() / CACHE, Path.home() / IN_USE
             now = folder_time(cache)
-            for scratch in cache.glob(".*.tmp"):
-                if is_abandoned(scratch, now):
-                    shutil.rmtree(scratch, ignore_errors=True)
-            return
+            for scratch in (*_listed(cache, note), *_listed(in_use, note)):
+                if scratch.match(".*.tmp") and is_abandoned(scratch, now):
+                    _remove_tree(scratch, note)
+            for readers in in_use.glob("*.lock"):
+                lock.remove_unused(readers, partial(_remove_tree, readers.with_suffix(""), note))
+            return left
         now = folder_time(Path(self.root))
-        for file in Path(self.root).rglob(".*.tmp"):
-            if is_abandoned(file, now):
-                file.unlink(missing_ok=True)
-        for folder in Path(self.full(SCRATCH)).glob("*"):
-            if is_abandoned(folder, now):
-                shutil.rmtree(folder, ignore_errors=True)
+        for folder, _, files in os.walk(self.root, onerror=note):
+            for file in (Path(folder, name) for name in files):
+                if file.match(".*.tmp") and is_abandoned(file, now):
+                    try:
+                        file.unlink()
+                    except OSError as error:
+                        note(error)
+        for scratch in _listed(Path(self.full(SCRATCH)), note):
+            if is_abandoned(scratch, now):
+                _remove_tree(scratch, note)
         with contextlib.suppress(OSError):  # missing, or in use by another pipeline
             Path(self.full(SCRATCH)).rmdir()
+        return left
 
     # -- nodes ---------------------------------------------------------------------------------
 

@@ -1,11 +1,12 @@
-"""A file lock on this machine, released when its process ends, even by a kill."""
+"""File locks on this machine, released when their process ends, even by a kill."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -47,3 +48,35 @@ def is_held(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+@contextlib.contextmanager
+def shared(path: Path) -> Iterator[None]:
+    """Hold the lock together with other readers; see :func:`remove_unused`."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if _is_at(lock, path):
+                yield
+                return
+
+
+def remove_unused(path: Path, remove: Callable[[], None]) -> None:
+    """Call ``remove`` and remove the lock's file, unless a reader holds the lock."""
+    try:
+        with path.open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(lock, path):
+                remove()
+                path.unlink(missing_ok=True)
+    except (FileNotFoundError, BlockingIOError):
+        return
+
+
+def _is_at(lock: TextIO, path: Path) -> bool:
+    """Whether the open file is still the one at the path."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

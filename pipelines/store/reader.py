@@ -157,6 +157,7 @@ class Reader:
 
         Raises:
             ValueError: A shard is missing or damaged.
+            StorageError: The machine or the storage failed.
         """
         group, row = np.divmod(rows, self.header.packing.row_group_rows)
         keys = list(zip(shards.tolist(), group.tolist(), strict=True))

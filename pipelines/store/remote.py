@@ -47,6 +47,19 @@ _PERMANENT_ERRORS = (
 _PERMANENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG}
 
 
+_CONTENT_ERRNOS = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+_REMEDIES = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there, or raise the quota",
+    errno.EMFILE: "raise that machine's limit of open files (`ulimit -n`)",
+    errno.ENFILE: "raise that machine's limit of open files (`sysctl fs.file-max`)",
+    errno.EACCES: "let the user of the workers read and write there",
+    errno.EPERM: "let the user of the workers read and write there",
+    errno.EROFS: "let the user of the workers write there",
+    errno.EIO: "check that disk; remove what it cannot read",
+}
+
+
 class StorageError(OSError):
     """An object store refuses a request or is unreachable. The message is one line with the
     remedy."""
@@ -164,6 +177,16 @@ def may_pass(error: OSError) -> bool:
     if isinstance(error, StorageError):
         return is_transient(error.__cause__)
     return is_transient(error) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_environmental(error: OSError) -> bool:
+    """Whether an error is of the machine or the storage, such as a full disk, not of the file."""
+    return isinstance(error, StorageError | PermissionError) or error.errno not in _CONTENT_ERRNOS
+
+
+def remedy(error: BaseException) -> str | None:
+    """What to do about an error of the machine, such as a full disk; None if unknown."""
+    return _REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
 
 
 def _refusal(error: BaseException) -> str | None:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipelines.store.artifacts import Store
 from pipelines.store.columns import Bytes, token_bytes
 from pipelines.store.dataset import Version
-from pipelines.store.remote import attempt
+from pipelines.store.remote import StorageError, attempt, is_environmental
 from pipelines.store.shards import Header, pixels_column
 
 OPEN_FILES = 256
@@ -75,7 +75,8 @@ def _plain_sizes(header: Header) -> dict[str, ValueSize]:
 class ShardFiles:
     """The shards of a version. Thread-safe.
 
-    Every error is a one-line ValueError that names the shard.
+    Every error is one line that names the shard: a ValueError if it is missing or damaged, a
+    StorageError if the machine or the storage failed.
     """
 
     def __init__(self, version: Version, *, checksums: bool = False) -> None:
@@ -112,11 +113,16 @@ class ShardFiles:
         try:
             return read()
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            failed = isinstance(error, OSError) and is_environmental(error)
             missing = isinstance(error, FileNotFoundError)
-            why = "is missing" if missing else f"cannot be used: {' '.join(str(error).split())}"
+            why = (
+                "is missing"
+                if missing
+                else f"cannot be {'read' if failed else 'used'}: {' '.join(str(error).split())}"
+            )
             with self._lock:
                 self._open.pop(shard, None)
-            raise ValueError(
+            raise (StorageError if failed else ValueError)(
                 f"shard {self.store.full(self.version.path(shard))} {why}"
                 + ("; run its embed node again" if missing else "")
             ) from error

@@ -235,19 +235,27 @@ class TrainingSetup:
     def _peak_flops(self) -> float:
         return matmul_flops_per_s(self.comm.device, self.options["precision"])
 
-    def write_samples(self, images: int) -> str:
-        """Write a contact sheet of the EMA weights; → its path relative to the node's folder."""
+    def draw_samples(self, images: int) -> tuple[str, bytes]:
+        """Draw a contact sheet of the EMA weights. A collective call.
+
+        Returns:
+            Its path relative to the node's folder, and its bytes, which are empty in all processes
+            but the first.
+        """
         index = torch.arange(samples.COUNT)
         x, cond = validation_batch(self.validation.data, index, self.settings)
         with self.ema_weights() as model:
             found, columns = samples.contact_sheet(
                 model, self.to_device(x), cond.to(self.comm.device), self.settings
             )
-        name = f"samples/{images:012d}.png"
-        if self.comm.is_first:
-            self.ctx.store.write(f"{self.ctx.folder}/{name}", samples.to_png(found, columns))
-            self.ctx.report(picture=f"{self.ctx.folder}/{name}")
-        return name
+        png = samples.to_png(found, columns) if self.comm.is_first else b""
+        return f"samples/{images:012d}.png", png
+
+    def write_samples(self, name: str, png: bytes) -> None:
+        """Write a contact sheet and report it; for the first process."""
+        path = f"{self.ctx.folder}/{name}"
+        self.ctx.store.write(path, png)
+        self.ctx.report(picture=path)
 
     def describe_batch(self, position: int) -> str:
         """The data set rows of a batch, for a message about a bad loss."""

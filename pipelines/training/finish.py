@@ -9,7 +9,6 @@ from torch import Tensor
 from ediffi_core.checkpoint import Card, to_bytes
 from pipelines.spec.training import FINAL_DRAWS
 from pipelines.training.build import TrainingSetup
-from pipelines.training.checkpoints.manifest import MANIFEST, part_name
 from pipelines.training.parallel import full_tensor
 
 
@@ -41,13 +40,14 @@ def finish(
     theirs = setup.parent_losses(FINAL_DRAWS)
     if theirs is not None:
         metrics |= setup.validation.gain_over_parent(theirs, mine)
-    drawn = setup.write_samples(images)
+    drawn, png = setup.draw_samples(images)
+    if setup.comm.is_first:
+        setup.write_samples(drawn, png)
     if setup.comm.is_first:
         store.write(f"{folder}/history.jsonl", history)
-    done = [at.removeprefix(f"{folder}/") for at in setup.checkpoints.superseded()]
+    superseded = setup.checkpoints.superseded(setup.final_state)
     setup.comm.all_gather(None)  # no process exits before everything is written
-    size = setup.comm.size
-    state = [MANIFEST, "history.jsonl", *(part_name(rank, size) for rank in range(size))]
+    state = setup.checkpoints.files(setup.final_state)
     outputs = sorted({*files, drawn, *(f"state/{name}" for name in state)})
     return {
         "files": ["raw.safetensors", "ema.safetensors", "history.jsonl", *outputs],
@@ -58,27 +58,41 @@ def finish(
             "parameters": sum(p.numel() for p in setup.model.parameters()),
             "skipped": skipped,
         },
-        "scratch": done,
+        "scratch": [at.removeprefix(f"{folder}/") for at in superseded],
     }
 
 
-def write_snapshots(setup: TrainingSetup, images: int) -> list[str]:
-    """Write the power-function EMAs for :func:`ediffi_core.ema.reconstruct`; → their file names."""
-    names = []
-    for length, weights in setup.state.powers.weights.items() if setup.state.powers else ():
-        names.append(f"snapshots/{images:012d}-{length:g}")
-        write_weights(setup, names[-1], images, weights)
-    return [f"{name}.safetensors" for name in names]
+def snapshots(setup: TrainingSetup, images: int) -> dict[str, bytes]:
+    """The power-function EMAs for :func:`ediffi_core.ema.reconstruct`, as weights files.
+
+    Returns:
+        Name relative to the node's folder → bytes, which are empty in all processes but the first.
+    """
+    powers = setup.state.powers.weights if setup.state.powers else {}
+    return {
+        f"snapshots/{images:012d}-{length:g}.safetensors": weights_file(
+            setup, images, weights, averaged=True
+        )[0]
+        for length, weights in powers.items()
+    }
 
 
 def write_weights(setup: TrainingSetup, which: str, images: int, weights: dict[str, Tensor]) -> str:
     """Write the weights alone, unsharded, as inference loads them; → their sha256."""
+    data, sha = weights_file(setup, images, weights, averaged=which != "raw")
+    if setup.comm.is_first:
+        setup.ctx.store.write(f"{setup.ctx.folder}/{which}.safetensors", data)
+    return sha
+
+
+def weights_file(
+    setup: TrainingSetup, images: int, weights: dict[str, Tensor], *, averaged: bool
+) -> tuple[bytes, str]:
+    """A weights file and the weights' sha256, both empty in all processes but the first."""
     full = {name: full_tensor(value.detach()).cpu() for name, value in weights.items()}
     if not setup.comm.is_first:
-        return ""
-    data, sha = to_bytes(full, card(setup, images, averaged=which != "raw"))
-    setup.ctx.store.write(f"{setup.ctx.folder}/{which}.safetensors", data)
-    return sha
+        return b"", ""
+    return to_bytes(full, card(setup, images, averaged=averaged))
 
 
 def card(setup: TrainingSetup, images: int, *, averaged: bool) -> Card:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from ediffi_core.conditioning import Conditioning
 from pipelines.runs.meters import SystemMeter
 from pipelines.training import preemption
 from pipelines.training.build import TrainingSetup
-from pipelines.training.finish import finish, write_snapshots
+from pipelines.training.finish import finish, snapshots
 from pipelines.training.meters import BadLoss
 from pipelines.training.parallel import Heartbeat, StopConsensus
+from pipelines.training.process_group import ProcessGroup
 from pipelines.training.validation import prepare_batch
 
 BATCHES_AHEAD = 2
@@ -38,14 +39,24 @@ class Trainer:
         self.batch: int = self.options["batch"]
         self.total: int = setup.settings["images"]
         self.stop_consensus, self.heartbeat = StopConsensus(self.comm), Heartbeat(self.comm)
+        self.group = ProcessGroup(
+            rank=self.comm.rank, size=self.comm.size, gloo_group=self.comm.control
+        )
         self.system = SystemMeter()
         self.images = 0
+        self.restored_from: str | None = None
+        """Folder of the checkpoint that training continued."""
+
         self.skipped: list[int] = []
         """Positions in the stream of the batches that are left out for a bad loss."""
         self.files: list[str] = []
         """Samples and snapshots written so far, relative to the node's folder."""
 
+        self.unwritten: dict[str, bytes] = {}
+        """Snapshots that could not be written yet, as of :func:`snapshots`."""
+
         self.history: list[dict[str, Any]] = []
+        self.report(at_work=True)
         self.resume()
 
     # -- the loop ----------------------------------------------------------------------------
@@ -60,6 +71,7 @@ class Trainer:
             ValueError: A bad loss, under the policy ``stop`` or after too many skips.
             Preempted: The worker was asked to stop, and has saved its state.
             Stalled: The workers lost contact with each other.
+            OSError: The storage failed at the end, or for longer than training can do without.
         """
         began_at = self.images
         try:
@@ -76,8 +88,11 @@ class Trainer:
 
     def finalize(self, trained_now: int) -> dict[str, Any]:
         """Save the final state, which a later node may continue, and write the node's result."""
-        self.save(to=self.setup.final_state)
-        self.checkpoints.wait()
+        self.write_snapshots()
+        # A state that was restored is not written again: it may be the only copy of the training.
+        if trained_now or self.restored_from != self.setup.final_state:
+            self.save(to=self.setup.final_state)
+            self.checkpoints.wait()
         found = finish(
             self.setup,
             images=self.images,
@@ -127,14 +142,14 @@ class Trainer:
             self.log(self.validation_metrics())
             self.meters.restart()
         if self.images < self.total and self.due("picture_images"):
-            self.files.append(self.setup.write_samples(self.images))
+            self.draw_picture()
             self.meters.restart()
         # Also at the end, since averages of other lengths end at the last snapshot.
         every = self.options["snapshot_images"]
         if every and (self.crosses(every) or self.images >= self.total):
-            self.files += write_snapshots(self.setup, self.images)
+            self.take_snapshots()
         if self.images < self.total and self.due("checkpoint_images", "milestone_images"):
-            self.save(milestone=self.due("milestone_images"))
+            self.save_unless_behind(milestone=self.due("milestone_images"))
 
     def due(self, *cadences: str) -> bool:
         """Whether the last step crossed a multiple of one of these cadences, or reached the end."""
@@ -177,14 +192,69 @@ class Trainer:
     def report_checkpoint(self) -> None:
         """Report the checkpoint that was committed since the last step, if any."""
         if (images := self.checkpoints.poll()) is not None and self.comm.is_first:
-            self.ctx.save_progress(images, self.total, "images")
+            try:
+                self.ctx.save_progress(images, self.total, "images")
+            except OSError as error:  # the next checkpoint records it
+                self.report(message=f"the progress could not be written: {_one_line(error)}")
             self.report(checkpoint=images)
 
     def report(self, **row: Any) -> None:
         if self.comm.is_first:
             self.ctx.report(**row)
 
+    # -- pictures and snapshots ----------------------------------------------------------------
+
+    def draw_picture(self) -> None:
+        """Write a contact sheet; training does without one that cannot be written."""
+        name, png = self.setup.draw_samples(self.images)
+
+        def write() -> None:
+            self.group.run_on_first(lambda: self.setup.write_samples(name, png))
+
+        if self.try_to_write(name, write):
+            self.files.append(name)
+
+    def take_snapshots(self) -> None:
+        """Write snapshots; those that cannot be written are kept until the next.
+
+        Raises:
+            OSError: Those before cannot be written either.
+        """
+        self.write_snapshots()
+        self.unwritten = snapshots(self.setup, self.images)
+        self.try_to_write("a snapshot", self.write_snapshots)
+
+    def write_snapshots(self) -> None:
+        """Write the snapshots that are not written yet. A collective call."""
+
+        def write() -> None:
+            for name, data in self.unwritten.items():
+                self.ctx.store.write(f"{self.ctx.folder}/{name}", data)
+
+        if self.unwritten:
+            self.group.run_on_first(write)
+            self.files += self.unwritten
+            self.unwritten = {}
+
+    def try_to_write(self, what: str, write: Callable[[], None]) -> bool:
+        """Whether a write in all processes succeeded; a failure is logged.
+
+        Args:
+            write: raises an OSError in every process or in none.
+        """
+        try:
+            write()
+        except OSError as error:
+            self.report(message=f"{what} could not be written: {_one_line(error)}")
+            return False
+        return True
+
     # -- saving and resuming -------------------------------------------------------------------
+
+    def save_unless_behind(self, milestone: bool) -> None:
+        """Save, unless snapshots before are not written: what resumes from it would lack them."""
+        if self.try_to_write("a snapshot, and so no checkpoint,", self.write_snapshots):
+            self.save(milestone=milestone)
 
     def save(self, milestone: bool = False, to: str | None = None) -> None:
         """Save everything that resuming needs; returns while it is still being written."""
@@ -208,13 +278,14 @@ class Trainer:
 
     def resume(self) -> None:
         """Restore this node's newest valid checkpoint, or start from the beginning."""
+        self.unwritten = {}  # of images that will be seen again
         found = self.setup.restore()
         if found is None:
             self.images = self.setup.start_from_parent()
             if self.options["bad_loss"]["then"] == "skip":
                 self.save()  # a first checkpoint to return to
             return
-        self.images = found.images
+        self.images, self.restored_from = found.images, found.at
         self.skipped, self.files = found.note["skipped"], found.note["kept"]
         self.meters.losses.extend(found.note["losses"])
         self.history = [json.loads(line) for line in found.files["history.jsonl"].splitlines()]
@@ -224,6 +295,7 @@ class Trainer:
         """Save the state and raise :class:`Preempted`: a worker was asked to stop."""
         reason = next(r for r in self.comm.all_gather(preemption.stop_reason()) if r)
         if self.images < self.total:
+            self.write_snapshots()
             self.save()
             self.checkpoints.wait()
             self.report_checkpoint()
@@ -245,3 +317,7 @@ class Trainer:
         self.meters.losses.clear()
         self.resume()
         self.skipped = sorted({*skipped, *self.skipped})
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pipelines.runs.context import Context
 from pipelines.store.fenced import OwnerChanged
-from pipelines.store.remote import StorageError, is_transient
+from pipelines.store.remote import StorageError, is_environmental, is_transient, remedy
 from pipelines.training.preemption import Preempted, Stalled, driver_stop_reason
 
 POLL_INTERVAL_S = 1.0
@@ -42,7 +42,7 @@ class FailureKind(StrEnum):
     MEMORY = "out of memory"
     """The machine ran out of memory, and Ray killed a worker."""
 
-    STORAGE = "storage or network"
+    STORAGE = "storage, network or disk"
 
     STALLED = "stalled"
     """A rank did not join a collective in time."""
@@ -103,13 +103,14 @@ def classify(error: BaseException) -> FailureKind:
 def diagnose(error: BaseException) -> Failure:
     """The root cause among the errors of all ranks.
 
-    Within one kind, the death of a rank comes before another rank's lost connection to it.
+    Within one kind, the death of a rank comes before another rank's lost connection to it, and an
+    error of a disk before the StorageError that tells the other ranks of it.
     """
     order = list(FailureKind)
 
     def explains(failure: Failure) -> tuple[int, bool, int]:
-        lost_peer = _mentions(failure.cause, _PEER_LOST)
-        return order.index(failure.kind), lost_peer, failure.rank or 0
+        secondhand = _mentions(failure.cause, _PEER_LOST) or isinstance(failure.cause, StorageError)
+        return order.index(failure.kind), secondhand, failure.rank or 0
 
     return min(_failures_in(error, None), key=explains)
 
@@ -156,7 +157,7 @@ def _kind_of(error: BaseException) -> FailureKind:
     timeouts = Stalled, trains.WorkerHealthCheckTimeoutError, trains.CollectiveTimeoutError
     if isinstance(error, timeouts) or _mentions(error, _TIMED_OUT):
         return FailureKind.STALLED
-    if isinstance(error, StorageError) or is_transient(error):
+    if is_transient(error) or (isinstance(error, OSError) and is_environmental(error)):
         return FailureKind.STORAGE
     return FailureKind.BUG
 
@@ -254,8 +255,9 @@ def run_with_retries(attempt: Callable[[], T], ctx: Context) -> T:
                 raise final_error(failure, retries.tries) from error
             wait_s, label = decision
             ctx.report(
+                at_work=False,
                 message=f"{failure} ({failure.kind}); retrying from {images:,} images in "
-                f"{wait_s:.1f} s, {label}"
+                f"{wait_s:.1f} s, {label}",
             )
             pause(ctx, wait_s, error)
 
@@ -290,4 +292,6 @@ def final_error(failure: Failure, tries: int) -> Exception:
     if failure.kind is FailureKind.TAKEN_OVER:
         return OwnerChanged(str(failure.cause))
     message = f"{failure} ({failure.kind}, {tries} {'try' if tries == 1 else 'tries'})"
+    if todo := remedy(failure.cause):
+        message += f"; {todo}, and run again: training continues from its newest checkpoint"
     return StorageError(message) if isinstance(failure.cause, StorageError) else GaveUp(message)

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ediffi_core.published import split_revision
 from pipelines.executor.doctor import check
 from pipelines.executor.doctor.check import Check, Checks, Level, Subject, reason
 from pipelines.spec.pipeline import Spec
@@ -37,7 +38,8 @@ CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """What OpenCLIP calls the weights in a repository of the hub."""
 
 Remote = tuple[str, str]
-"""A repository of the Hugging Face hub and a file in it; or an address and nothing."""
+"""A repository of the Hugging Face hub, with ``@REVISION`` or without, and a file in it; or an
+address and nothing."""
 
 
 def _encoder(key: str, name: str, config: str, remote: list[Remote] | str) -> Check:
@@ -111,8 +113,9 @@ def _is_cached(repository: str, file: str) -> bool:
         return (Path.home() / ".cache/clip" / name).is_file()
     from huggingface_hub import try_to_load_from_cache
 
+    name, revision = split_revision(repository)
     with contextlib.suppress(ValueError):
-        found = try_to_load_from_cache(repository, file)
+        found = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(found, str):
             if not file.endswith(".json"):
                 return True
@@ -125,7 +128,8 @@ def _is_cached(repository: str, file: str) -> bool:
 def _unavailable(repository: str, file: str) -> str:
     """Why a file cannot be downloaded; empty if it can."""
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    url = f"{hub}/{repository}/resolve/main/{file}" if file else repository
+    name, revision = split_revision(repository)
+    url = f"{hub}/{name}/resolve/{revision or 'main'}/{file}" if file else repository
     try:
         with urllib.request.urlopen(
             urllib.request.Request(url, method="HEAD"), timeout=check.ANSWER_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from pipelines.store.artifacts import Store, file_sha256, sha256
-from pipelines.store.remote import StorageError
+from pipelines.store.remote import is_environmental
 from pipelines.training.checkpoints.manifest import MANIFEST, Manifest, describe_file
 from pipelines.training.checkpoints.sharding import StoredTensors, local_shard
 from pipelines.training.process_group import InvalidCheckpoint, ProcessGroup
@@ -25,6 +26,8 @@ class Restored:
     images: int
     note: Any
     files: Mapping[str, bytes] = field(repr=False)
+    at: str
+    """Folder of the checkpoint in the store."""
 
 
 def load(
@@ -48,6 +51,8 @@ def load(
     Raises:
         InvalidCheckpoint: The checkpoint is incomplete, damaged or does not fit; raised in every
             process.
+        OSError: The machine or the storage failed, such as for a full disk, which says nothing of
+            the checkpoint; a StorageError in the other processes.
     """
 
     def begin() -> tuple[Manifest, dict[str, bytes]]:
@@ -61,7 +66,8 @@ def load(
     fetched: dict[str, Path] = {}
 
     def local(name: str) -> Path:
-        fetched[name] = store.local(f"{at}/{name}")
+        if name not in fetched:
+            fetched[name] = reading.enter_context(store.fetched(f"{at}/{name}"))
         return fetched[name]
 
     def verify() -> None:
@@ -75,14 +81,11 @@ def load(
 
     wanted = {name: local_shard(name, t, group) for name, t in tensors.items()}
     manifest, files = group.run_on_first(begin)
-    try:
+    with ExitStack() as reading:
         group.run_and_gather(verify)
         parts = group.run(match)
         group.run(lambda: parts.copy_to(wanted))
-    finally:  # every process is past the last read: they succeed or fail together
-        for path in fetched.values():
-            store.evict(path)
-    return Restored(manifest.images, manifest.note, files)
+    return Restored(manifest.images, manifest.note, files, at)
 
 
 def read_manifest(store: Store, at: str) -> Manifest:
@@ -117,10 +120,10 @@ def _verify(
 
 
 def _read(what: str, read: Callable[[], T]) -> T:
-    """Call ``read``; an unreadable file is invalid, an unreachable or forbidden store is not."""
+    """Call ``read``; a file that cannot be read is invalid, unless machine or storage failed."""
     try:
         return read()
-    except (StorageError, PermissionError):
-        raise
     except OSError as error:
+        if is_environmental(error):
+            raise
         raise InvalidCheckpoint(f"its {what} cannot be read ({error})") from error

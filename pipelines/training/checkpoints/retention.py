@@ -15,8 +15,13 @@ from pipelines.training.checkpoints.manifest import MANIFEST
 from pipelines.training.checkpoints.reading import read_manifest
 from pipelines.training.process_group import InvalidCheckpoint
 
-NAME = re.compile(r"(\d{12})(\.[0-9A-Za-z]+)?")
+NAME = re.compile(r"(\d{12})(\.[0-9a-f]+)?(\.new)?")
 """Images, and the writer; earlier releases wrote no writer."""
+
+
+def beside(at: str) -> str:
+    """Folder in which a checkpoint is written that replaces the one in ``at``."""
+    return f"{at}.new"
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,24 @@ class CheckpointFolder:
         writer = self.store.writer
         return f"{self.root}/{images:012d}{f'.{writer}' if writer else ''}"
 
+    def steps_to_replace(self, at: str, invalid: Container[str]) -> list[str]:
+        """Folders to write a checkpoint to in turn, so that one for ``at`` is whole at any time.
+
+        Args:
+            invalid: folders of checkpoints known to be invalid.
+        """
+        is_whole = at not in invalid and self.is_complete(at)
+        return [beside(at), at] if is_whole else [at]
+
+    def is_complete(self, at: str) -> bool:
+        """Whether a checkpoint has been written to its end."""
+        return self.store.size(f"{at}/{MANIFEST}") is not None
+
     def newest_first(self) -> dict[str, int]:
-        """Folder → images of all checkpoints, valid or not."""
+        """Folder → images of all checkpoints, valid or not; each before the one beside it."""
         names = {name.partition("/")[0] for name in self.store.files(self.root) if "/" in name}
-        found = sorted(((int(m[1]), n) for n in names if (m := NAME.fullmatch(n))), reverse=True)
-        return {f"{self.root}/{name}": images for images, name in found}
+        found = sorted((-int(m[1]), n) for n in names if (m := NAME.fullmatch(n)))
+        return {f"{self.root}/{name}": -images for images, name in found}
 
     def remove(self, at: str) -> None:
         """Remove a checkpoint folder, its manifest first, so that a partial removal is invalid."""
@@ -60,15 +78,16 @@ class CheckpointFolder:
         Returns:
             A message if something could not be removed.
         """
-        kept = 0
+        kept = set[int]()
         try:
             for at, images in self.newest_first().items():
                 if images > newest or (images == newest and at != self.path(newest)):
                     continue
                 milestone = self._is_milestone(at)
                 valid = milestone is not None and at not in invalid
-                kept += valid
-                if not milestone and (not valid or kept > keep):
+                if valid:
+                    kept.add(images)
+                if not milestone and (not valid or len(kept) > keep):
                     self.remove(at)
         except OSError as error:
             return f"old checkpoints could not be removed: {error}"

@@ -122,10 +122,12 @@ class StoredTensors:
     """The tensors in a checkpoint's parts, whatever the number of processes that wrote them."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Open the parts; InvalidCheckpoint if one cannot be read."""
+        """Open the parts; InvalidCheckpoint for another layout, OSError if the machine fails."""
         self._stored: defaultdict[str, list[_StoredRows]] = defaultdict(list)
         types = {name: dtype for dtype, name in DTYPES.items()}
         for number, path in enumerate(paths):
+            # safetensors calls every file that it fails to open missing, even without descriptors.
+            path.open("rb").close()
             try:
                 file: Any = safe_open(str(path), framework="pt")
                 rows = json.loads(file.metadata()[METADATA])["rows"]
@@ -136,7 +138,7 @@ class StoredTensors:
                     piece = Piece(types[there.get_dtype()], shape, rows.get(name))
                     stop = start + (shape[0] if shape else 1)
                     self._stored[name].append(_StoredRows(file, piece, start, stop, total))
-            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            except (SafetensorError, KeyError, TypeError, ValueError) as error:
                 raise InvalidCheckpoint(f"its part {number} cannot be read ({error!r})") from error
 
     def check(self, wanted: Mapping[str, LocalShard], allow_extra: bool) -> None:

@@ -20,8 +20,8 @@ from pipelines.runs.threads import in_thread
 from pipelines.store.artifacts import Store, sha256
 from pipelines.training.checkpoints.manifest import MANIFEST, Manifest, checked_extra, part_name
 from pipelines.training.checkpoints.part import Part
-from pipelines.training.checkpoints.reading import Restored, load
-from pipelines.training.checkpoints.retention import CheckpointFolder
+from pipelines.training.checkpoints.reading import Restored, load, read_manifest
+from pipelines.training.checkpoints.retention import CheckpointFolder, beside
 from pipelines.training.checkpoints.sharding import (
     LocalShard,
     check_finite,
@@ -94,7 +94,8 @@ class Checkpoints:
             note: JSON, the same in every process.
             files: small files to store beside the tensors; those of the first process count.
             milestone: keep this checkpoint regardless of its age.
-            to: another folder to write to, such as the node's ``state``; it is never removed.
+            to: another folder to write to, such as the node's ``state``; it is never removed, and
+                what it holds only once it has been written beside.
 
         Raises:
             NonFinite: A tensor holds NaN or infinity; nothing is written, in any process.
@@ -120,7 +121,6 @@ class Checkpoints:
         def write() -> str | None:
             return self._write(images, part, note, extras, milestone, to)
 
-        self._invalid.discard(self.folder.path(images))
         self._images, self._writing = images, in_thread(write)
 
     def poll(self) -> int | None:
@@ -139,10 +139,14 @@ class Checkpoints:
         """Number of saves that failed since the last success."""
         return self._failures
 
-    def superseded(self) -> list[str]:
-        """Folders of all checkpoints but milestones, to be removed once the node is committed."""
+    def superseded(self, final: str) -> list[str]:
+        """Folders to remove once the node is committed: all checkpoints but milestones.
+
+        Args:
+            final: folder of the final state, which stays; what was written beside it does not.
+        """
         self.wait()
-        return self.group.run_on_first(self.folder.superseded)
+        return [*self.group.run_on_first(self.folder.superseded), beside(final)]
 
     def _staging_buffer(self, mine: Mapping[str, LocalShard]) -> Part:
         """The buffer of the previous save, or a new one if the tensors differ."""
@@ -163,6 +167,31 @@ class Checkpoints:
     ) -> str | None:
         """Write a checkpoint, in a background thread of every process; → a message to log."""
         at, group = to or self.folder.path(images), self.group
+        for place in group.run_on_first(lambda: self.folder.steps_to_replace(at, self._invalid)):
+            self._write_to(place, images, part, note, extras, milestone)
+        self._invalid -= {at, beside(at)}
+        # Another folder's name is not this writer's own, so what is beside it stays until the commit.
+        return None if to else group.run_on_first(lambda: self._tidy(at, images))
+
+    def _tidy(self, at: str, images: int) -> str | None:
+        """Remove what a new checkpoint makes superfluous; → a message if something is left."""
+        try:
+            self.folder.remove(beside(at))
+        except OSError as error:
+            return f"old checkpoints could not be removed: {error}"
+        return self.folder.prune(images, self.keep, self._invalid)
+
+    def _write_to(
+        self,
+        at: str,
+        images: int,
+        part: Part,
+        note: Any,
+        extras: Mapping[str, bytes],
+        milestone: bool,
+    ) -> None:
+        """Write a checkpoint to a folder, in place of what is there."""
+        group = self.group
         name = part_name(group.rank, group.size)
 
         def write_part() -> dict[str, dict[str, Any]]:
@@ -185,19 +214,17 @@ class Checkpoints:
 
         # Remove what an earlier attempt left, so that its files cannot be mixed with ours. The name
         # of another folder is not this writer's own: there a successor may write already.
-        if to is None:
+        is_own = at.startswith(f"{self.folder.root}/")
+        if is_own:
             group.run_on_first(lambda: self.folder.remove(at))
         try:
             written = group.run_and_gather(write_part)
             group.run_on_first(commit)
         except OSError:
-            if group.rank == 0 and to is None:
+            if group.rank == 0 and is_own:
                 with suppress(OSError):  # the first error is the one to report
                     self.folder.remove(at)
             raise
-        if to is not None:
-            return None
-        return group.run_on_first(lambda: self.folder.prune(images, self.keep, self._invalid))
 
     def _collect_write(self, wait: bool) -> None:
         """Record the outcome of the background write, if it is done."""
@@ -233,15 +260,12 @@ class Checkpoints:
                 written them.
             final: folder to try before all checkpoints: the final state, written by :meth:`save`
                 with ``to``, of a node that was stopped before it was recorded as done.
+
+        Raises:
+            OSError: The machine or the storage failed while a checkpoint was read.
         """
         self._collect_write(wait=True)
-        at: dict[str, int | None] = {}
-        if (
-            final
-            and self.group.run_on_first(lambda: self.store.size(f"{final}/{MANIFEST}")) is not None
-        ):
-            at[final] = None
-        at |= self.group.run_on_first(self.folder.newest_first)
+        at = self.group.run_on_first(lambda: self._candidates(final))
         skipped: dict[str, str] = {}
         found = None
         for folder, images in at.items():
@@ -257,6 +281,20 @@ class Checkpoints:
                 name = folder.rpartition("/")[2].partition(".")[0]
                 self._log(f"checkpoint {name} is not used: {why}; {then}")
         return found
+
+    def _candidates(self, final: str | None) -> dict[str, int | None]:
+        """Folders to restore from, the best first → images that they must have seen, if known."""
+        first = [at for at in (final, beside(final)) if self.folder.is_complete(at)] if final else []
+        return {**dict.fromkeys(first), **self.folder.newest_first()}
+
+    def files(self, folder: str) -> list[str]:
+        """Names of the files of a checkpoint, in its folder. A collective call.
+
+        Raises:
+            InvalidCheckpoint: It is incomplete or damaged.
+        """
+        manifest = self.group.run_on_first(lambda: read_manifest(self.store, folder))
+        return sorted([MANIFEST, *manifest.files])
 
     def restore_from(
         self, folder: str, tensors: Mapping[str, Tensor], fingerprint: str
@@ -276,5 +314,5 @@ class Checkpoints:
         except InvalidCheckpoint as error:
             raise ValueError(
                 f"checkpoint {self.store.full(folder)} cannot be used: {error}; "
-                "rerun the node that writes it"
+                "remove that folder and run again, which trains its node anew"
             ) from error

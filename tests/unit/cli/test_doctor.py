@@ -369,12 +369,20 @@ def test_encoders_in_the_cache(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(
         "huggingface_hub.try_to_load_from_cache",
-        lambda name, file: str(tmp_path / file) if name == "owner/t5" else None,
+        lambda name, file, revision: {
+            ("owner/t5", None): str(tmp_path / file),
+            ("owner/t5", "abc123"): str(tmp_path / file),
+        }.get((name, revision)),
     )
     for file, level in ((None, "fault"), ("model.safetensors", "ok")):
         if file:
             (tmp_path / file).write_bytes(b"")
         key = ("encoders.t5", "owner/t5", "config.json", [("owner/t5", "config.json")])
+        assert encoders._encoder(*key).level == level
+    for revision, level in (("abc123", "ok"), ("def456", "fault")):
+        name = f"owner/t5@{revision}"
+        key = ("encoders.t5", name, "config.json", [(name, "config.json")])
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         assert encoders._encoder(*key).level == level
 
 

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import os
 import re
+import resource
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from ediffi_core import checkpoint
-from ediffi_core.checkpoint import Card, load_denoiser, read, to_bytes, weights_sha256
+from ediffi_core.checkpoint import Card, load_denoiser, read, read_card, to_bytes, weights_sha256
 from ediffi_core.noise import Interval, NoiseDistribution
 from ediffi_core.precond import Denoiser
 from ediffi_core.tree import interval
@@ -219,6 +221,22 @@ def test_foreign_files_are_refused(tmp_path):
         read(path)
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         read(tmp_path / "missing.safetensors")
+
+
+def test_too_many_open_files_are_no_missing_file(tmp_path, small):
+    """A training whose parent is there would end as by a mistake of the user."""
+    (tmp_path / "small.safetensors").write_bytes(small)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        for function in (read, read_card):
+            with pytest.raises(OSError, match="Too many open files"):
+                function(tmp_path / "small.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert read(tmp_path / "small.safetensors")[1] == read_card(tmp_path / "small.safetensors")
 
 
 def test_files_of_another_format_version_are_refused(tmp_path, card, monkeypatch):

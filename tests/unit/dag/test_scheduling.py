@@ -36,6 +36,33 @@ def test_smaller_ones_behind_it_get_only_what_it_does_not_need():
     assert started([needs_gpus, node("gpu", gpus=1)], cpus=4, gpus=1) == []
 
 
+def plainly(ready, free):
+    """The rule as it is written down: every candidate in its turn."""
+    found = []
+    for candidate in sorted(ready, key=lambda c: (-c.priority, -c.path_length)):
+        if fits(candidate.resources, free):
+            found.append(candidate)
+        free = subtract(free, candidate.resources)
+    return found
+
+
+def test_the_choice_is_that_of_the_plain_rule():
+    for seed in range(300):
+        rng = random.Random(seed)
+        free = {"cpus": rng.choice([0, 3, 8]), "gpus": rng.choice([0, 0.5, 4])}
+        ready = [
+            node(
+                str(i),
+                cpus=rng.choice([0, 1, 1, 4]),
+                gpus=rng.choice([0, 0, 0.1, 0.25, 2]),
+                priority=rng.randint(0, 1),
+                path_length=rng.randint(0, 3),
+            )
+            for i in range(rng.randint(0, 60))
+        ]
+        assert startable(ready, free) == plainly(ready, free)
+
+
 def test_a_wide_node_starts_though_small_ones_keep_coming():
     """Small nodes run for two rounds and there are always more of them, so that without a
     reservation at least one would be running at any time."""

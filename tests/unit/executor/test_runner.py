@@ -1,13 +1,17 @@
 """How the runner handles other pipelines' nodes, time limits, cancelling and a lost lease."""
 
+import signal
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from paths import SMOKE
 
 from pipelines.dag import plan, sources
+from pipelines.executor import progress
 from pipelines.executor.console import Console
 from pipelines.executor.runner import Runner
 from pipelines.executor.stopping import Stop
@@ -31,6 +35,9 @@ class Record:
 
     def reused(self, verdict, manifest):
         self.calls.append(verdict.node.id)
+
+    def report(self, node, row):
+        """Numbers do not matter here."""
 
 
 class Board:
@@ -107,18 +114,56 @@ def test_higher_priorities_and_longer_paths_go_first(runner, waiting):
     assert runner.ready(waiting, busy) == []
 
 
-def test_only_a_training_that_exceeds_its_limit_is_asked_to_stop(runner, waiting):
+HOUR = 3600.0
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """``later(hours)`` advances the clock of the progress reports."""
+    passed = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: sum(passed), time=time.time)
+    monkeypatch.setattr(progress, "time", clock)
+    return lambda hours: passed.append(hours * HOUR)
+
+
+def limited(verdict):
+    return replace(verdict, node=replace(verdict.node, runtime={"limit_hours": 2.0}))
+
+
+def test_only_a_training_that_exceeds_its_limit_is_asked_to_stop(runner, waiting, later):
     runner.board = Board()
-    timely, late = waiting["train/base/E1_0"], waiting["train/base/E1_1"]
-    late = replace(late, node=replace(late.node, runtime={"limit_hours": 2.0}))
-    hour = 3600.0
-    runner.started_at = dict.fromkeys((timely.node.id, late.node.id), time.monotonic() - 1.9 * hour)
+    timely, late = waiting["train/base/E1_0"], limited(waiting["train/base/E1_1"])
+    for verdict in (timely, late):
+        runner.progress.handle(verdict.node.id, {"at_work": True})
+    later(1.9)
     runner.enforce_time_limits([timely, late])
     assert runner.board.calls == []
-    runner.started_at = {node: at - 0.2 * hour for node, at in runner.started_at.items()}
+    later(0.2)
     runner.enforce_time_limits([timely, late])
     [(node, reason)] = runner.board.calls
     assert node == "train/base/E1_1" and reason.startswith("it exceeded its `max_hours:` of 2 h")
+
+
+def test_waiting_for_machines_does_not_count_towards_a_trainings_limit(runner, waiting, later):
+    runner.board = Board()
+    verdict = limited(waiting["train/base/E1_1"])
+    handle = partial(runner.progress.handle, verdict.node.id)
+    later(50)  # in the queue
+    handle({"at_work": True})
+    later(1.5)
+    handle({"at_work": False, "message": "lost its machine"})
+    later(50)
+    runner.enforce_time_limits([verdict])
+    assert runner.board.calls == []
+    handle({"done": 64, "of": 640, "unit": "images"})  # where the first report was lost
+    later(0.4)
+    runner.enforce_time_limits([verdict])
+    assert runner.board.calls == []
+    later(0.2)
+    runner.enforce_time_limits([verdict])
+    assert [node for node, _ in runner.board.calls] == [verdict.node.id]
+    runner.progress.restart(verdict.node.id)
+    assert runner.progress.worked_s(verdict.node.id) == 0
 
 
 def test_a_run_that_is_cancelled_has_its_trainings_save_and_ends_as_such(
@@ -143,6 +188,31 @@ def test_a_run_that_is_cancelled_has_its_trainings_save_and_ends_as_such(
     kept = by_id(store, runner.execution.id)
     assert kept.state == "cancelled" and runner.failed == {}
     assert {kept.nodes[n]["state"] for n in (trained, evaluated)} == {"cancelled"}
+
+
+def test_trainings_that_do_not_save_within_grace_s_are_named(runner, waiting, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "receive_reports", lambda: None)  # there is no Ray actor
+    spec = runner.plan.spec
+    assert spec.grace_s == 25
+    runner.plan = replace(runner.plan, spec=spec.model_copy(update={"grace_s": 0.01}))
+    runner.board, runner.stop.signal = Board(), signal.SIGTERM
+    trained = "train/base/E1_1"
+    runner.shut_down({Future(): waiting.pop(trained)}, waiting)
+    said = capsys.readouterr().out
+    assert f"not saved in time: {trained}; the next run continues" in said and "`grace_s:`" in said
+    assert runner.execution.nodes[trained]["state"] == "interrupted"
+    runner.stop.signal, runner.stop.cancelled = None, "alpha"
+    assert runner.grace_s == 300
+    runner.plan = replace(runner.plan, spec=spec.model_copy(update={"grace_s": 900.0}))
+    assert runner.grace_s == 900
+
+
+def test_an_error_of_cleaning_is_told_and_decides_nothing(runner, store, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "reuse_finished", lambda verdicts: [])
+    monkeypatch.setattr(Store, "sweep", lambda store: ["[Errno 5] Input/output error: 'nodes'"])
+    assert runner.run()
+    assert by_id(store, runner.execution.id).state == "done"
+    assert "temporary files may be left (1 errors): [Errno 5]" in capsys.readouterr().out
 
 
 def test_a_driver_that_lost_its_lease_writes_nothing(runner, store, waiting):

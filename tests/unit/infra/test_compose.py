@@ -14,9 +14,9 @@ import yaml
 from commands import understood
 from paths import ROOT
 
-from pipelines.executor import runner as run
 from pipelines.executor.driver import RECORD_WHEN_STOPPED_S
 from pipelines.spec.loading import load
+from pipelines.spec.pipeline import Spec
 from pipelines.spec.serving import Queue, Serving
 
 INFRA = ROOT / "infra"
@@ -192,7 +192,7 @@ def test_ray_s_options_exist_and_its_port_is_the_job_server_s():
     assert given["head"] and given["block"]
     assert SERVICES["ray"]["ports"] == [f"127.0.0.1:{given['dashboard_port']}:8265"]
     assert given["object_store_memory"] < 2**30  # shm_size: 1gb
-    stop = run.GRACE_S + RECORD_WHEN_STOPPED_S
+    stop = Spec.model_fields["grace_s"].default + RECORD_WHEN_STOPPED_S
     patience = int(SERVICES["ray"]["environment"]["RAY_JOB_STOP_WAIT_TIME_S"])
     assert stop < patience < int(SERVICES["ray"]["stop_grace_period"].removesuffix("s"))
     assert stop < int(SERVICES["ediffi"]["stop_grace_period"].removesuffix("s"))

@@ -26,9 +26,9 @@ from manifests import (
     rendered,
 )
 
-from pipelines.executor import runner as run
 from pipelines.executor.driver import RECORD_WHEN_STOPPED_S
 from pipelines.spec.loading import load
+from pipelines.spec.pipeline import Spec
 
 PODS = all_pods()
 IDS = [where for where, _ in PODS]
@@ -352,7 +352,7 @@ def test_gpu_machines_are_chosen_and_tolerated():
 
 def test_there_is_time_to_save():
     """What a stop leaves at each turn is enough for the next: driver, Ray, Kubernetes."""
-    driver = run.GRACE_S + RECORD_WHEN_STOPPED_S
+    driver = Spec.model_fields["grace_s"].default + RECORD_WHEN_STOPPED_S
     for _, cluster in clusters():
         head = cluster["headGroupSpec"]["template"]["spec"]
         [container] = head["containers"]

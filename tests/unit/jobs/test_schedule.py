@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -60,7 +61,7 @@ class Night:
             self.tick,
             self.said.append,
             self.stop,
-            times=cron.cron_trigger(self.asked.cron, self.asked.timezone),
+            times=cron.cron_times(self.asked.cron, self.asked.timezone),
             now=lambda: self.clock,
             sleep=self.sleep,
         )
@@ -167,6 +168,57 @@ def test_a_clock_that_is_set_back_repeats_nothing(tmp_path):
     night = Night(tmp_path)
     night.takes = [hours(0, 0) - timedelta(minutes=20)]
     assert night.keep() == [hours(1), hours(2), hours(3)]
+
+
+def test_a_clock_that_was_ahead_for_years_silences_nothing(tmp_path):
+    night, years = Night(tmp_path), timedelta(days=4000)
+    end, waited = night.end, night.sleep
+    night.takes, night.end = [years], end + 2 * years
+
+    def sleep(seconds):
+        waited(seconds)
+        if night.clock > START + years:  # somebody puts it right
+            night.clock, night.end = night.clock - years, end
+
+    night.sleep = sleep
+    assert night.keep() == [hours(1), hours(2), hours(3)]
+    assert [said for said in night.said if said.startswith("the clock was ahead, at 2037-11-09")]
+
+
+def test_a_scheduler_that_starts_with_a_record_from_the_future_goes_on(tmp_path):
+    ahead = Night(tmp_path, begin=START + timedelta(days=4000))
+    assert len(ahead.keep()) == 3
+    night = Night(tmp_path)
+    assert night.keep() == [hours(1), hours(2), hours(3)]
+    assert night.said[0].startswith(
+        "the clock was ahead, at 2037-11-09 15:00 UTC; it is 2026-11-27"
+    )
+    assert night.file()["seen"] == "2026-11-27T15:00:00+00:00"
+
+
+def test_an_unfinished_run_that_continues_on_a_clock_set_back_repeats_nothing(tmp_path):
+    night = Night(tmp_path)
+    night.takes = [hours(2, 40)]
+    assert night.keep() == [hours(1)]  # interrupted, while 13:00 was checked
+    back = Night(tmp_path, begin=START + hours(0, 30), length=hours(1, 0))
+    assert back.keep() == [hours(0, 30)]
+    assert back.file()["seen"] == "2026-11-27T13:00:00+00:00"
+
+
+BERLIN = replace(HOURLY, cron="30 2 * * *", timezone="Europe/Berlin")
+
+
+def test_a_nightly_run_runs_once_when_the_clock_shows_its_time_twice(tmp_path):
+    begin = datetime(2026, 10, 24, 22, tzinfo=UTC)  # midnight
+    night = Night(tmp_path, begin, hours(10), BERLIN)
+    night.keep()
+    assert [f"{at:%d %H:%M}" for at in night.worked] == ["25 00:30"]
+
+
+def test_a_nightly_run_runs_once_when_the_clock_never_shows_its_time(tmp_path):
+    night = Night(tmp_path, datetime(2026, 3, 28, 23, tzinfo=UTC), hours(10), BERLIN)
+    night.keep()
+    assert [f"{at:%d %H:%M}" for at in night.worked] == ["29 01:00"]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from pipelines.dag import scheduling
 from pipelines.planning.simulate import Task, simulate
 
 CAPACITY = {"big": 8, "small": 3}
@@ -124,3 +125,29 @@ def test_priority_comes_before_path_length():
         Task(name="wanted", seconds=1, group="g", gang=1, path_length=1, priority=1),
     ]
     assert dict(simulate(tasks, {"g": 1}).starts) == {"wanted": 0, "long": 1}
+
+
+def test_a_long_chain_may_be_given_in_any_order():
+    chain = [
+        Task(name=f"t{i}", seconds=1.0, needs=[f"t{i - 1}"] if i else [], group="big", gang=1)
+        for i in range(2000)
+    ]
+    found = simulate(chain[::-1], CAPACITY)
+    assert found.makespan == found.critical_seconds == 2000.0
+    assert list(found.critical) == [t.name for t in chain]
+
+
+def test_work_grows_with_the_number_of_tasks_and_not_with_its_square(monkeypatch):
+    looked_at = []
+
+    def fits(resources, free):
+        looked_at.append(resources)
+        return scheduling_fits(resources, free)
+
+    scheduling_fits = scheduling.fits
+    monkeypatch.setattr(scheduling, "fits", fits)
+    for count in (500, 1000):
+        looked_at.clear()
+        tasks = [Task(name=str(i), seconds=1.0 + i, group="big", gang=1) for i in range(count)]
+        assert len(simulate(tasks, CAPACITY).starts) == count
+        assert len(looked_at) <= 3 * count

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import shutil
+import threading
 
 import ensemble_kit
 import numpy as np
@@ -67,6 +68,22 @@ def test_no_order_is_lost_while_the_champion_changes(store):
     for event in (found[0], found[-1]):
         expected = own_picture(store, event.model.fingerprint, "a frog", event.seed)
         assert np.array_equal(kit.pixels(event.png), expected)
+
+
+def test_a_thread_that_loaded_a_model_does_not_outlive_it(store):
+    """OpenMP workers of a living thread halve the speed of the one that draws."""
+    threads = []
+
+    def load(*where):
+        threads.append(threading.current_thread())
+        return TextToImage.load(*where)
+
+    async def scene():
+        async with kit.running(kit.serving(store), load=load) as engine:
+            await drawn_by(engine)
+            assert threads[0] is not engine.models._thread and not threads[0].is_alive()
+
+    asyncio.run(scene())
 
 
 def damaged(file):

@@ -240,6 +240,19 @@ def test_data_that_changes_under_a_run_is_refused(own):
     assert not own.pool.folder.exists()
 
 
+def test_a_file_that_arrives_under_a_run_is_left_for_the_next(own):
+    from pipelines.executor.runner import Runner
+    from pipelines.runs.continued import keep_listings
+
+    plan = plan_of(own.spec, own.store.root)
+    keep_listings(plan, own.store)
+    there = len(list(own.source.iterdir()))
+    write_source(own.source / "later.parquet", 60)
+    runner = Runner(plan, own.store, None, None, None, None, None)
+    assert runner.run_node(plan.verdicts[NODE])["metrics"]["shards"] == there
+    assert not own.verdict().cached  # the next plan takes it
+
+
 def test_data_of_no_use_is_a_mistake_that_says_where_to_look(own):
     for file in own.source.iterdir():
         write_source(file, int(file.stem), rows=1, image=halved)

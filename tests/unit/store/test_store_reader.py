@@ -1,5 +1,6 @@
 """The reader returns the right rows from disk and bucket, with few reads, and clear errors."""
 
+import errno
 import itertools
 
 import fsspec
@@ -14,6 +15,7 @@ from pipelines.store.artifacts import Store
 from pipelines.store.dataset import Version
 from pipelines.store.order import Order
 from pipelines.store.reader import BufferPool, Reader
+from pipelines.store.remote import StorageError
 
 
 def same(a, b):
@@ -230,9 +232,25 @@ def test_a_server_that_stays_down_is_named_with_the_shard(version, bucket, monke
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", down)
     reader = Reader(bucket, version.folder, 8)
-    with pytest.raises(ValueError, match=r"0000.parquet cannot be used: .* attempts failed.*reset"):
+    with pytest.raises(
+        StorageError, match=r"0000.parquet cannot be read: .* attempts failed.*reset"
+    ):
         reader.rows([0])
     assert len(calls) == remote.ATTEMPTS
+
+
+def test_a_machine_that_fails_is_no_mistake_of_the_user(store, version, monkeypatch):
+    """A ValueError would end the training that reads; a StorageError is retried."""
+
+    def exhausted(path):
+        raise OSError(errno.EMFILE, "Too many open files", path)
+
+    reader = Reader(store, version, 8)
+    monkeypatch.setattr(shard_file.pa, "memory_map", exhausted)
+    with pytest.raises(StorageError, match=r"0000.parquet cannot be read: .*Too many open files"):
+        reader.rows([0])
+    monkeypatch.undo()
+    assert reader.rows([0])[0].shape == (1, 3, 8, 8)
 
 
 @pytest.mark.parametrize(

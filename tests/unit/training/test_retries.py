@@ -1,5 +1,7 @@
 """Kinds of failure and their retries, with errors as Ray Train raises them."""
 
+import errno
+import os
 import pickle
 
 import pytest
@@ -54,7 +56,7 @@ def of(**ranks):
         (of(rank0=LATE), FailureKind.STALLED),
         (of(rank0=KeyError("x")), FailureKind.BUG),
         (of(rank0=IsADirectoryError(21, "Is a directory")), FailureKind.BUG),
-        (of(rank0=OSError(28, "No space left on device")), FailureKind.BUG),
+        (of(rank0=OSError(28, "No space left on device")), FailureKind.STORAGE),
         (ZeroDivisionError(), FailureKind.BUG),
         (of(rank0=ValueError("write 8")), FailureKind.MISTAKE),
         (ControllerError(InsufficientClusterResourcesError("no GPU")), FailureKind.MISTAKE),
@@ -199,8 +201,30 @@ def test_the_users_mistake_is_not_retried(ctx):
 
 
 def test_a_storage_failure_keeps_its_type(ctx):
-    with pytest.raises(StorageError, match=r"s3://b: refused \(storage or network, 4 tries\)"):
+    with pytest.raises(
+        StorageError, match=r"s3://b: refused \(storage, network or disk, 4 tries\)"
+    ):
         run_with_retries(Attempts(*[of(rank0=StorageError("s3://b: refused"))] * 4), ctx)
+
+
+@pytest.mark.parametrize(
+    ("number", "todo"),
+    [
+        (errno.ENOSPC, "free space there"),
+        (errno.EMFILE, "raise that machine's limit of open files"),
+        (errno.EACCES, "let the user of the workers read and write there"),
+        (errno.EIO, "check that disk"),
+    ],
+)
+def test_an_error_of_a_machine_is_retried_and_ends_with_what_to_do(ctx, number, todo):
+    error = OSError(number, os.strerror(number), "/cache/part")
+    relayed = StorageError(f"process 1 of 2: {error}")
+    attempts = Attempts(*[of(rank0=relayed, rank1=error)] * 4)
+    with pytest.raises(GaveUp) as ended:
+        run_with_retries(attempts, ctx)
+    said = str(ended.value)
+    assert attempts.made == 4 and said.startswith("rank 1: ") and "/cache/part" in said
+    assert f"; {todo}" in said and said.endswith("continues from its newest checkpoint")
 
 
 def test_a_stopping_driver_retries_nothing(ctx, monkeypatch):

@@ -90,7 +90,7 @@ class Kit:
 
     def clear(self):
         """As the commit of the node does."""
-        for at in self.all.superseded():
+        for at in self.all.superseded(f"{NODE}/state"):
             self.store.remove_folder(at)
 
     def kept(self):
@@ -378,7 +378,7 @@ def test_the_final_state_is_separate(kit):
     with pytest.raises(ValueError, match="it belongs to node 0123, not 89"):
         child.restore_from(f"{NODE}/state", tensors, "89")
     (kit.folder.parent / "state" / "checkpoint.json").unlink()
-    with pytest.raises(ValueError, match=r"it is incomplete; rerun the node that writes it"):
+    with pytest.raises(ValueError, match=r"it is incomplete; remove that folder and run again"):
         child.restore_from(f"{NODE}/state", tensors, "0123")
 
 
