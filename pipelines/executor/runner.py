@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 import traceback
 from collections.abc import Iterable, Mapping
@@ -26,6 +25,7 @@ from pipelines.executor.outlook import Outlook
 from pipelines.executor.patience import Patience
 from pipelines.executor.progress import Progress
 from pipelines.executor.ray_cluster import start_ray
+from pipelines.executor.run_record import RunRecord
 from pipelines.executor.run_step import run_step
 from pipelines.executor.stopping import Stop
 from pipelines.formatting import printable
@@ -50,11 +50,6 @@ WORKERS_END_S = 5.0
 
 SAVE_EVERY_S = 5.0
 """How often progress is written to the run's record."""
-
-TREE_SHARE_OF_TIME = 0.05
-"""The tree of very many experts is saved less often, to take no more time than this."""
-
-HOST = socket.gethostname()
 
 
 class Runner:
@@ -85,9 +80,7 @@ class Runner:
         self.patiently = Patience(
             60 * plan.spec.storage_timeout_minutes, console.log, lambda: stop.why is not None
         )
-        self.records = claims.lease.fenced("executions")
-        """The store, where the run's record may be written while this driver has the lease."""
-
+        self.record = RunRecord(execution, claims.lease, self.patiently, self.tree)
         self.progress = Progress(store, execution, lineage, console)
         self.manifests: dict[str, dict[str, Any]] = {}
         """Node id → manifest, of all nodes that are done."""
@@ -101,9 +94,6 @@ class Runner:
         self.path_lengths, self.dependents = path_lengths(plan), dependents(plan)
         self.total = {"cpus": plan.spec.cpus, "gpus": plan.spec.gpus}
         """Resources that all nodes together may use."""
-
-        self.saved_at = self.tree_due_at = 0.0
-        self.is_tree_saved = False
 
     def run(self) -> bool:
         """Run the plan to its end.
@@ -129,8 +119,8 @@ class Runner:
         if self.execution.state == "running":
             self.execution.state = "failed" if self.failed else "done"
         self.execution.ended, self.execution.left = now(), {}
-        self.save()
-        self.save_tree()
+        self.record.save()
+        self.record.save_tree()
         if left := self.store.sweep():
             self.console.log(f"temporary files may be left ({len(left)} errors): {left[0]}")
         return not self.failed
@@ -144,7 +134,7 @@ class Runner:
         for verdict in todo:
             self.record_state(verdict, "waiting")
         if verdicts:
-            self.save_states()  # once for all: a study has hundreds of nodes
+            self.record.save_states()  # once for all: a study has hundreds of nodes
             self.wait_for_collection()
             cached = {i: v.folder for i, v in verdicts.items() if v.cached}
             self.patiently(lambda: check_present(self.store, cached))
@@ -212,7 +202,7 @@ class Runner:
                 self.set_state(verdict, "running")
                 self.lineage.started(verdict)
                 running[in_thread(self.run_node, verdict)] = verdict
-        self.save_tree_if_due()
+        self.record.save_tree_if_due()
         if not running:
             time.sleep(0.5)
         done, _ = wait(running, timeout=0.5, return_when="FIRST_COMPLETED")
@@ -249,7 +239,7 @@ class Runner:
         del waiting[node.id]
         self.console.log(f"{node.id} reused: another pipeline has built it in the meantime")
         self.reuse(verdict, manifest)
-        self.save_states()
+        self.record.save_states()
         self.grow_after(node, waiting)
         return False
 
@@ -355,7 +345,7 @@ class Runner:
         self.set_state(verdict, "failed", error=one_line(error))
         trace = f"executions/{self.execution.id}/{node.id}.txt"
         text = "".join(traceback.format_exception(error)).encode()
-        self.patiently(lambda: self.store.write(trace, text))
+        self.patiently(lambda: self.record.store.write(trace, text))
         self.lineage.failed(verdict, str(error))
         self.console.failed(node.id, one_line(error))
         if not isinstance(error, ValueError):
@@ -365,7 +355,7 @@ class Runner:
             self.record_state(waiting.pop(other), "skipped", error=f"{node.id} failed")
             self.console.log(f"{other} skipped: it needs {node.id}, which failed")
         if skipped:
-            self.save_states()
+            self.record.save_states()
 
     def lost_claim(self, verdict: Verdict, error: BaseException) -> ClaimLost | None:
         """The error of a node that failed because another driver has taken it over; else None."""
@@ -423,9 +413,9 @@ class Runner:
             return  # it was killed: Ray restarts it, and only a few reports are lost
         for node, row in rows:
             self.progress.handle(node, row)
-        if rows and time.monotonic() - self.saved_at > SAVE_EVERY_S:
+        if rows and time.monotonic() - self.record.saved_at > SAVE_EVERY_S:
             with contextlib.suppress(OSError):  # an unreachable store does not stop training
-                self.save_once()
+                self.record.save_once()
         self.progress.report_machine()
 
     def set_state(self, verdict: Verdict, state: str, **more: Any) -> None:
@@ -438,77 +428,22 @@ class Runner:
             LeaseLost: Another driver has taken over the pipeline.
         """
         self.record_state(verdict, state, **more)
-        self.save_states()
+        self.record.save_states()
 
     def record_state(self, verdict: Verdict, state: str, **more: Any) -> None:
-        """Set a node's state in the run's record; :meth:`save_states` saves it.
+        """Set a node's state in the run's record, without saving it.
 
         Args:
-            state: ``waiting``, ``running``, ``done``, ``reused``, ``failed``, ``skipped``,
-                ``interrupted`` or ``cancelled``.
-            more: further facts to record, such as ``error``.
+            state, more: as of :meth:`RunRecord.set_state`.
         """
-        node = verdict.node.id
-        self.console.state(node, state)
-        before = self.execution.nodes.get(node, {})
-        ours = before.get("folder") == verdict.folder and "seconds" in before
-        origin = {"since": now(), "attempt": self.execution.attempt, "by": HOST}
-        if state == "reused" and ours:  # an earlier attempt of this run has built it
-            origin = {k: before[k] for k in origin if k in before}
-        reads = sorted({external.folder for external in verdict.node.external.values()})
-        self.execution.nodes[node] = {
-            "state": state,
-            "why": verdict.why,
-            "folder": verdict.folder,
-            **({"reads": reads} if reads else {}),
-            **origin,
-            **more,
-        }
-        self.execution.touch(node)
+        self.console.state(verdict.node.id, state)
+        self.record.set_state(verdict, state, **more)
         if state == "running":
-            self.progress.restart(node)
+            self.progress.restart(verdict.node.id)
 
-    def save_states(self) -> None:
-        """Save the run's record, and its tree as soon as that is due.
-
-        Raises:
-            LeaseLost: Another driver has taken over the pipeline.
-        """
-        self.save()
-        self.is_tree_saved = False
-        self.save_tree_if_due()
-
-    def save(self) -> None:
-        """Save the run's record.
-
-        Raises:
-            LeaseLost: Another driver has taken over the pipeline.
-        """
-        self.patiently(self.save_once)
-
-    def save_once(self) -> None:
-        """Like :meth:`save`, without waiting for a store that is away."""
-        self.saved_at = time.monotonic()
-        self.claims.lease.check_if_overdue()
-        self.execution.save(self.records)
-
-    def save_tree_if_due(self) -> None:
-        """Save the tree if it has changed: that of very many experts less often."""
-        if not self.is_tree_saved and time.monotonic() >= self.tree_due_at:
-            self.save_tree()
-
-    def save_tree(self) -> None:
-        """Save what `ediffi tree` shows, which is read from the store and not from MLflow."""
-        path = f"executions/{self.execution.id}.tree.json"
-
-        def save() -> None:
-            began = time.monotonic()
-            tree = tree_view.build(self.plan, self.execution, self.manifests)
-            self.records.write_json(path, tree)
-            ended = time.monotonic()
-            self.tree_due_at, self.is_tree_saved = ended + (ended - began) / TREE_SHARE_OF_TIME, True
-
-        self.patiently(save)
+    def tree(self) -> dict[str, Any]:
+        """What `ediffi tree` shows, which is read from the store and not from MLflow."""
+        return tree_view.build(self.plan, self.execution, self.manifests)
 
     def descendants(self, node: str) -> list[str]:
         """Ids of all nodes that need a node, directly or not; in the order of the plan."""

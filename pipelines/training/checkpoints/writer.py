@@ -170,7 +170,7 @@ class Checkpoints:
         for place in group.run_on_first(lambda: self.folder.steps_to_replace(at, self._invalid)):
             self._write_to(place, images, part, note, extras, milestone)
         self._invalid -= {at, beside(at)}
-        # Another folder's name is not this writer's own, so what is beside it stays until the commit.
+        # Another folder's name is not this writer's own: what is beside it stays until the commit.
         return None if to else group.run_on_first(lambda: self._tidy(at, images))
 
     def _tidy(self, at: str, images: int) -> str | None:
@@ -284,8 +284,9 @@ class Checkpoints:
 
     def _candidates(self, final: str | None) -> dict[str, int | None]:
         """Folders to restore from, the best first → images that they must have seen, if known."""
-        first = [at for at in (final, beside(final)) if self.folder.is_complete(at)] if final else []
-        return {**dict.fromkeys(first), **self.folder.newest_first()}
+        ends = [final, beside(final)] if final else []
+        whole = [at for at in ends if self.folder.is_complete(at)]
+        return {**dict.fromkeys(whole), **self.folder.newest_first()}
 
     def files(self, folder: str) -> list[str]:
         """Names of the files of a checkpoint, in its folder. A collective call.

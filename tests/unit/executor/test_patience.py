@@ -86,7 +86,8 @@ def test_trainings_save_before_a_driver_fails():
     runner.console = SimpleNamespace(log=lambda _: None, refresh=lambda _: None)
     runner.execution = Execution(id="r", pipeline="p", fingerprint="f", attempt=1, started=now())
     runner.receive_reports = lambda: None
-    runner.stop = SimpleNamespace(why=None)
+    runner.stop = SimpleNamespace(why=None, signal=None)
+    runner.plan = SimpleNamespace(spec=SimpleNamespace(grace_s=25.0))
     training = SimpleNamespace(node=SimpleNamespace(kind="train"))
 
     def fail(running, waiting):

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import threading
 
 import pytest
@@ -451,3 +452,20 @@ def test_checkpoints_of_an_earlier_release_are_restored(kit):
     kit.save(64)
     owned_by(kit, "alpha.1.aaaa")
     assert kit.restore() == 64
+
+
+def test_what_a_killed_driver_had_written_beside_serves_its_successor(kit):
+    """Its checkpoint of 64 images is whole beside, and cut short in its place."""
+    owned_by(kit, "alpha.1.aaaa")
+    kit.save(32)
+    kit.save(64)
+    place = kit.folder / f"{64:012d}.aaaa"
+    shutil.copytree(place, kit.folder / f"{64:012d}.aaaa.new")
+    (place / "checkpoint.json").unlink()
+    owned_by(kit, "beta.2.bbbb")
+    assert kit.restore() == 64
+    kit.save(96)
+    kept = [f"{64:012d}.aaaa.new", f"{96:012d}.bbbb"]
+    assert sorted(f.name for f in kit.folder.iterdir()) == kept
+    kit.clear()
+    assert list(kit.folder.iterdir()) == []
