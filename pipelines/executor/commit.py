@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +13,12 @@ from pipelines.store.artifacts import Store
 
 
 def commit(
-    store: Store, verdict: Verdict, result: Result, manifests: dict[str, Any], seconds: float
+    store: Store,
+    verdict: Verdict,
+    result: Result,
+    manifests: dict[str, Any],
+    seconds: float,
+    declare: Callable[[str, bytes], None] | None = None,
 ) -> dict[str, Any]:
     """Write a node's manifest, which declares it done.
 
@@ -23,6 +29,8 @@ def commit(
         result: what the step returned.
         manifests: node id → manifest, of at least the node's inputs.
         seconds: how long the step took.
+        declare: declares the node done, given its folder and its manifest as JSON: a driver's
+            :meth:`pipelines.runs.claims.Claims.commit`. By default the manifest is just written.
 
     Returns:
         The manifest.
@@ -50,6 +58,7 @@ def commit(
             "seconds": round(seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         },
+        write=declare and (lambda _, manifest: declare(verdict.folder, manifest)),
     )
     for folder in result.scratch:
         store.remove_folder(f"{verdict.folder}/{folder}")
@@ -58,18 +67,20 @@ def commit(
     return manifest
 
 
-def external_manifest(store: Store, external: ExternalResult) -> dict[str, Any]:
-    """Manifest of another plan's node.
+def external_manifests(store: Store, node: Node) -> dict[str, Any]:
+    """Role → manifest of the other plans' nodes that a node reads.
 
     Raises:
-        ValueError: It is no longer in the store.
+        ValueError: One is no longer in the store.
     """
-    manifest = store.manifest(external.folder)
-    if manifest is None:
-        raise ValueError(
-            f"{store.full(external.folder)} is missing; run the pipeline that made it again"
-        )
-    return manifest
+    found = {}
+    for role, external in node.external.items():
+        found[role] = store.manifest(external.folder)
+        if found[role] is None:
+            raise ValueError(
+                f"{store.full(external.folder)} is missing; run the pipeline that made it again"
+            )
+    return found
 
 
 def external_node_id(external: ExternalResult) -> str:

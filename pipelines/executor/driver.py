@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pipelines.dag.inputs import SPLITS
@@ -55,14 +56,23 @@ def drive(
         - 3: the run was cancelled; whatever supervises it should not restart it.
         - 128 + n: stopped by signal n.
     """
-    store = Store.open(store.root)
+    try:
+        return _drive(made, Store.open(store.root), found, metrics_port)
+    except LeaseLost as error:  # whatever was to be written, the successor writes
+        return 1, "", [str(error)]
+
+
+def _drive(
+    made: Plan, store: Store, found: Sequence[Finding] | None, metrics_port: int | None
+) -> tuple[int, str, list[str]]:
     name = made.spec.name
     found = lint.check(made.spec, made) if found is None else found
     lint.raise_errors(found)
     with Console() as console, only_driver(store, name, console.log) as lease, Stop() as stop:
-        execution = begin(made, store)
-        keep_listings(made, store)
-        execution.save(store)
+        records = lease.fenced("executions")
+        execution = begin(made, records)
+        keep_listings(made, records)
+        execution.save(records)
         attempt = f", attempt {execution.attempt}" if execution.attempt > 1 else ""
         console.log(f"{execution.id}{attempt}: {len(made.verdicts)} nodes in {store.root}")
         for verdict in made.verdicts.values():
@@ -82,8 +92,8 @@ def drive(
         with cancel.watch_for_cancel(store, execution.id, stop):
             try:
                 good = runner.run()
-            except LeaseLost as error:
-                return 1, "", [str(error)]
+            except LeaseLost:
+                raise
             except Exception as error:
                 execution.state = "failed"
                 notify.send(made.spec.notify, execution, {"run": one_line(error)}, console.log)
@@ -91,18 +101,20 @@ def drive(
         if execution.state in STOPPED:
             waits = (RECORD_WHEN_STOPPED_S,) if stop.signal else ()
             lineage.close(execution.state, runner.manifests, *waits)
-            execution.save(store)
+            execution.save(records)
             notify.send(
                 made.spec.notify, execution, {}, console.log, tries=1, timeout_s=3.0, total_s=5.0
             )
             console.log(f"run {execution.state}; {STOPPED[execution.state]}")
             return CANCELLED if stop.signal is None else 128 + stop.signal, "", []
         if good:
-            for line in register_ensemble(runner.plan, store, execution, runner.manifests):
+            runner.patiently(lease.check)
+            decide = partial(register_ensemble, runner.plan, store, execution, runner.manifests)
+            for line in runner.patiently(decide):
                 console.log(line)
         console.log("completing the MLflow record")
         lineage.close(execution.state, runner.manifests)
-        execution.save(store)
+        runner.patiently(lambda: execution.save(records))
         here = " on this machine, as a bucket cannot hold it" if lineage.is_outside_store else ""
         failed = {node: one_line(error) for node, error in runner.failed.items()}
         notify.send(made.spec.notify, execution, failed, console.log)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -20,11 +19,13 @@ from pipelines.dag.plan import (
     path_lengths,
 )
 from pipelines.dag.scheduling import Candidate, startable, subtract
-from pipelines.executor.commit import commit, external_manifest
+from pipelines.executor.commit import commit, external_manifests
 from pipelines.executor.console import Console
 from pipelines.executor.outlook import Outlook
+from pipelines.executor.patience import Patience
 from pipelines.executor.progress import Progress
 from pipelines.executor.ray_cluster import start_ray
+from pipelines.executor.run_record import RunRecord
 from pipelines.executor.run_step import run_step
 from pipelines.executor.stopping import Stop
 from pipelines.formatting import printable
@@ -33,7 +34,7 @@ from pipelines.reports import status
 from pipelines.reports import tree as tree_view
 from pipelines.runs.claims import ClaimLost, Claims
 from pipelines.runs.collect import check_present, is_collecting
-from pipelines.runs.context import Context, ProgressBoard
+from pipelines.runs.context import Context, ProgressBoard, Result
 from pipelines.runs.execution import Execution, now
 from pipelines.runs.lease import LeaseLost
 from pipelines.runs.threads import in_thread
@@ -49,11 +50,6 @@ WORKERS_END_S = 5.0
 
 SAVE_EVERY_S = 5.0
 """How often progress is written to the run's record."""
-
-TREE_SHARE_OF_TIME = 0.05
-"""The tree of very many experts is saved less often, to take no more time than this."""
-
-HOST = socket.gethostname()
 
 
 class Runner:
@@ -81,6 +77,10 @@ class Runner:
         self.plan, self.store, self.execution = plan, store, execution
         self.lineage, self.console, self.stop = lineage, console, stop
         self.claims = claims
+        self.patiently = Patience(
+            60 * plan.spec.storage_timeout_minutes, console.log, lambda: stop.why is not None
+        )
+        self.record = RunRecord(execution, claims.lease, self.patiently, self.tree)
         self.progress = Progress(store, execution, lineage, console)
         self.manifests: dict[str, dict[str, Any]] = {}
         """Node id → manifest, of all nodes that are done."""
@@ -94,9 +94,6 @@ class Runner:
         self.path_lengths, self.dependents = path_lengths(plan), dependents(plan)
         self.total = {"cpus": plan.spec.cpus, "gpus": plan.spec.gpus}
         """Resources that all nodes together may use."""
-
-        self.saved_at = self.tree_due_at = 0.0
-        self.is_tree_saved = False
 
     def run(self) -> bool:
         """Run the plan to its end.
@@ -116,15 +113,14 @@ class Runner:
             try:
                 self.run_nodes(todo)
             finally:
-                # A failure does no harm: claims end with their driver's lease.
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # claims end with their driver's lease
                     self.claims.release_all()
                 POOL.close(WORKERS_END_S)
         if self.execution.state == "running":
             self.execution.state = "failed" if self.failed else "done"
         self.execution.ended, self.execution.left = now(), {}
-        self.save()
-        self.save_tree()
+        self.record.save()
+        self.record.save_tree()
         if left := self.store.sweep():
             self.console.log(f"temporary files may be left ({len(left)} errors): {left[0]}")
         return not self.failed
@@ -139,15 +135,16 @@ class Runner:
             self.record_state(verdict, "waiting")
         self.execution.sort_nodes(self.plan.verdicts)
         if verdicts:
-            self.save_states()  # once for all: a study has hundreds of nodes
+            self.record.save_states()  # once for all: a study has hundreds of nodes
             self.wait_for_collection()
-            check_present(self.store, {i: v.folder for i, v in verdicts.items() if v.cached})
+            cached = {i: v.folder for i, v in verdicts.items() if v.cached}
+            self.patiently(lambda: check_present(self.store, cached))
         return todo
 
     def wait_for_collection(self) -> None:
         """Wait until no `ediffi gc` runs. What the run needs must be in its saved record."""
         logged = False
-        while is_collecting(self.store) and not self.stop.why:
+        while self.patiently(lambda: is_collecting(self.store)) and not self.stop.why:
             if not logged:
                 self.console.log("waiting for the end of an `ediffi gc`")
                 logged = True
@@ -167,7 +164,7 @@ class Runner:
     def regrow(self) -> list[Verdict]:
         """Grow the plan from what the store holds now; returns the new nodes to run."""
         before = self.plan
-        self.plan = self.lineage.plan = before.regrow()
+        self.plan = self.lineage.plan = self.patiently(before.regrow)
         new = {i: v for i, v in self.plan.verdicts.items() if i not in before.verdicts}
         for line in self.plan.new_decisions(before):
             self.console.log(line)
@@ -180,28 +177,43 @@ class Runner:
 
         self.board = ray.remote(num_cpus=0, max_restarts=-1)(ProgressBoard).remote()
         self.outlook = Outlook(self.store, self.plan, self.execution, self.claims.lease)
-        waiting = {v.node.id: v for v in todo}
-        running: dict[Future[dict[str, Any]], Verdict] = {}
-        while waiting or running:
-            if self.stop.why:
-                self.shut_down(running, waiting)
-                return
-            for verdict in self.ready(waiting, running.values()):
-                if self.claim(verdict, waiting):
-                    del waiting[verdict.node.id]
-                    self.set_state(verdict, "running")
-                    self.lineage.started(verdict)
-                    running[in_thread(self.run_node, verdict, self.fence)] = verdict
-            self.save_tree_if_due()
-            if not running:
-                time.sleep(0.5)
-            done, _ = wait(running, timeout=0.5, return_when="FIRST_COMPLETED")
-            self.receive_reports()
-            for future in done:
-                self.finish(running.pop(future), future, waiting)
-            self.enforce_time_limits(running.values())
+        self.run_until_done({}, {v.node.id: v for v in todo})
+
+    def run_until_done(
+        self, running: dict[Future[dict[str, Any]], Verdict], waiting: dict[str, Verdict]
+    ) -> None:
+        """Run until nothing is left or the run is to stop; trainings save if the driver fails."""
+        try:
+            while (waiting or running) and not self.stop.why:
+                self.run_some(running, waiting)
+        except Exception as error:
+            if not (self.stop.why and isinstance(error, OSError)):
+                self.save_trainings(running, f"the driver fails: {one_line(error)}")
+                raise
+        if self.stop.why:
+            self.shut_down(running, waiting)
+
+    def run_some(
+        self, running: dict[Future[dict[str, Any]], Verdict], waiting: dict[str, Verdict]
+    ) -> None:
+        """Start what is ready, wait half a second, and handle what has ended."""
+        for verdict in self.ready(waiting, running.values()):
+            if self.claim(verdict, waiting):
+                del waiting[verdict.node.id]
+                self.set_state(verdict, "running")
+                self.lineage.started(verdict)
+                running[in_thread(self.run_node, verdict)] = verdict
+        self.record.save_tree_if_due()
+        if not running:
+            time.sleep(0.5)
+        done, _ = wait(running, timeout=0.5, return_when="FIRST_COMPLETED")
+        self.receive_reports()
+        for future in done:
+            self.finish(running.pop(future), future, waiting)
+        self.enforce_time_limits(running.values())
+        if self.outlook:
             self.outlook.refresh(self.plan)
-            self.console.refresh(status.summary(self.execution))
+        self.console.refresh(status.summary(self.execution))
 
     def claim(self, verdict: Verdict, waiting: dict[str, Verdict]) -> bool:
         """Claim a node for this driver.
@@ -213,7 +225,7 @@ class Runner:
             Whether this driver is to run the node.
         """
         node = verdict.node
-        if other := self.claims.acquire(verdict.folder):
+        if other := self.patiently(lambda: self.claims.acquire(verdict.folder)):
             pipeline, holder = other
             if "for" not in self.execution.nodes[node.id]:
                 self.console.log(
@@ -221,26 +233,16 @@ class Runner:
                 )
                 self.set_state(verdict, "waiting", **{"for": pipeline})
             return False
-        manifest = finished_elsewhere(self.store, verdict)
+        manifest = self.patiently(lambda: finished_elsewhere(self.store, verdict))
         if manifest is None:
             return True
-        self.claims.release(verdict.folder)
+        self.patiently(lambda: self.claims.release(verdict.folder))
         del waiting[node.id]
         self.console.log(f"{node.id} reused: another pipeline has built it in the meantime")
         self.reuse(verdict, manifest)
-        self.save_states()
+        self.record.save_states()
         self.grow_after(node, waiting)
         return False
-
-    def fence(self, verdict: Verdict) -> None:
-        """Check, before a node is committed, that this driver may still write.
-
-        Raises:
-            LeaseLost: Another driver has taken over the pipeline.
-            ClaimLost: Another driver has taken over the node.
-        """
-        self.claims.lease.check()
-        self.claims.check(verdict.folder)
 
     def enforce_time_limits(self, running: Iterable[Verdict]) -> None:
         """Ask training nodes that exceed their `max_hours:` to save and exit."""
@@ -258,7 +260,17 @@ class Runner:
     ) -> None:
         """Give training nodes time to save and exit; other running nodes are abandoned."""
         self.execution.state = "cancelled" if self.stop.cancelled else "interrupted"
-        reason = self.stop.why or ""
+        self.save_trainings(running, self.stop.why or "")
+        for future, verdict in running.items():
+            if future.done() and not isinstance(future.exception(), Preempted):
+                self.finish(verdict, future, waiting)
+            else:
+                self.set_state(verdict, self.execution.state)
+
+    def save_trainings(
+        self, running: Mapping[Future[dict[str, Any]], Verdict], reason: str
+    ) -> None:
+        """Ask training nodes to save and exit, and wait for that :attr:`grace_s` at most."""
         saving = {f for f, verdict in running.items() if verdict.node.kind == "train"}
         deadline = time.monotonic() + self.grace_s
         nodes = "1 training node" if len(saving) == 1 else f"{len(saving)} training nodes"
@@ -275,11 +287,6 @@ class Runner:
                 f"not saved in time: {late}; the next run continues from their last checkpoints. "
                 "`grace_s:` in the spec gives them longer"
             )
-        for future, verdict in running.items():
-            if future.done() and not isinstance(future.exception(), Preempted):
-                self.finish(verdict, future, waiting)
-            else:
-                self.set_state(verdict, self.execution.state)
 
     @property
     def grace_s(self) -> float:
@@ -317,7 +324,7 @@ class Runner:
         error = future.exception()
         if error is None:
             manifest = self.manifests[node.id] = future.result()
-            self.claims.release(verdict.folder)
+            self.patiently(lambda: self.claims.release(verdict.folder))
             self.set_state(verdict, "done", seconds=manifest["seconds"])
             self.lineage.finished(verdict, manifest)
             if self.outlook:
@@ -327,18 +334,19 @@ class Runner:
             return
         if isinstance(error, LeaseLost):
             raise error
-        if isinstance(error, ClaimLost):
-            self.console.log(f"{node.id}: {error}; waiting for its result")
+        if lost := self.lost_claim(verdict, error):
+            self.console.log(f"{node.id}: {lost}; waiting for its result")
             waiting[node.id] = verdict
             self.set_state(verdict, "waiting")
             return
-        self.claims.release(verdict.folder)
+        self.patiently(lambda: self.claims.release(verdict.folder))
         self.failed[node.id] = error
         if self.outlook:
             self.outlook.failed(verdict)
         self.set_state(verdict, "failed", error=one_line(error))
         trace = f"executions/{self.execution.id}/{node.id}.txt"
-        self.store.write(trace, "".join(traceback.format_exception(error)).encode())
+        text = "".join(traceback.format_exception(error)).encode()
+        self.patiently(lambda: self.record.store.write(trace, text))
         self.lineage.failed(verdict, str(error))
         self.console.failed(node.id, one_line(error))
         if not isinstance(error, ValueError):
@@ -348,38 +356,53 @@ class Runner:
             self.record_state(waiting.pop(other), "skipped", error=f"{node.id} failed")
             self.console.log(f"{other} skipped: it needs {node.id}, which failed")
         if skipped:
-            self.save_states()
+            self.record.save_states()
 
-    def run_node(
-        self, verdict: Verdict, fence: Callable[[Verdict], None] = lambda _: None
-    ) -> dict[str, Any]:
+    def lost_claim(self, verdict: Verdict, error: BaseException) -> ClaimLost | None:
+        """The error of a node that failed because another driver has taken it over; else None."""
+        if isinstance(error, ClaimLost):
+            return error
+        try:
+            return self.patiently(lambda: self.claims.check(verdict.folder))
+        except ClaimLost as lost:
+            return lost
+
+    def run_node(self, verdict: Verdict) -> dict[str, Any]:
         """Run a node and commit its result; called in a thread of its own.
-
-        Args:
-            fence: called before the commit; raises if this driver must not write any more.
 
         Returns:
             The node's manifest.
+
+        Raises:
+            LeaseLost: Another driver has taken over the pipeline.
+            ClaimLost: Another driver has taken over the node.
         """
         node, start = verdict.node, time.monotonic()
         ctx = Context(
             node=node.id,
             fingerprint=verdict.fingerprint,
-            store=self.store,
+            store=self.claims.fenced(verdict.folder),
             folder=verdict.folder,
             cpus=node.cpus,
             runtime=dict(node.runtime),
             board=self.board,
             manifests={role: self.manifests[i] for role, i in node.inputs.items()}
-            | {role: external_manifest(self.store, e) for role, e in node.external.items()},
+            | self.patiently(lambda: external_manifests(self.store, node)),
         )
         reads = {**node.inputs, **node.unhashed_inputs}
         inputs = {role: self.plan.verdicts[i].folder for role, i in reads.items()}
         inputs |= {role: external.folder for role, external in node.external.items()}
         with POOL.room_for(Shape.of(ctx)):
             result = run_step(node, ctx, inputs)
-        fence(verdict)
-        return commit(self.store, verdict, result, self.manifests, time.monotonic() - start)
+        seconds = time.monotonic() - start
+        return self.patiently(lambda: self.commit(verdict, result, seconds))
+
+    def commit(self, verdict: Verdict, result: Result, seconds: float) -> dict[str, Any]:
+        """Commit a node's result, if this driver has not lost its lease or its claim."""
+        self.claims.lease.check()
+        self.claims.check(verdict.folder)  # before all files are read; the commit checks it again
+        declare = self.claims.commit
+        return commit(self.store, verdict, result, self.manifests, seconds, declare)
 
     def receive_reports(self) -> None:
         """Handle the progress reports that have arrived on the board."""
@@ -391,9 +414,9 @@ class Runner:
             return  # it was killed: Ray restarts it, and only a few reports are lost
         for node, row in rows:
             self.progress.handle(node, row)
-        if rows and time.monotonic() - self.saved_at > SAVE_EVERY_S:
+        if rows and time.monotonic() - self.record.saved_at > SAVE_EVERY_S:
             with contextlib.suppress(OSError):  # an unreachable store does not stop training
-                self.save()
+                self.record.save_once()
         self.progress.report_machine()
 
     def set_state(self, verdict: Verdict, state: str, **more: Any) -> None:
@@ -406,68 +429,22 @@ class Runner:
             LeaseLost: Another driver has taken over the pipeline.
         """
         self.record_state(verdict, state, **more)
-        self.save_states()
+        self.record.save_states()
 
     def record_state(self, verdict: Verdict, state: str, **more: Any) -> None:
-        """Set a node's state in the run's record; :meth:`save_states` saves it.
+        """Set a node's state in the run's record, without saving it.
 
         Args:
-            state: ``waiting``, ``running``, ``done``, ``reused``, ``failed``, ``skipped``,
-                ``interrupted`` or ``cancelled``.
-            more: further facts to record, such as ``error``.
+            state, more: as of :meth:`RunRecord.set_state`.
         """
-        node = verdict.node.id
-        self.console.state(node, state)
-        before = self.execution.nodes.get(node, {})
-        ours = before.get("folder") == verdict.folder and "seconds" in before
-        origin = {"since": now(), "attempt": self.execution.attempt, "by": HOST}
-        if state == "reused" and ours:  # an earlier attempt of this run has built it
-            origin = {k: before[k] for k in origin if k in before}
-        reads = sorted({external.folder for external in verdict.node.external.values()})
-        self.execution.nodes[node] = {
-            "state": state,
-            "why": verdict.why,
-            "folder": verdict.folder,
-            **({"reads": reads} if reads else {}),
-            **origin,
-            **more,
-        }
-        self.execution.touch(node)
+        self.console.state(verdict.node.id, state)
+        self.record.set_state(verdict, state, **more)
         if state == "running":
-            self.progress.restart(node)
+            self.progress.restart(verdict.node.id)
 
-    def save_states(self) -> None:
-        """Save the run's record, and its tree as soon as that is due.
-
-        Raises:
-            LeaseLost: Another driver has taken over the pipeline.
-        """
-        self.save()
-        self.is_tree_saved = False
-        self.save_tree_if_due()
-
-    def save(self) -> None:
-        """Save the run's record.
-
-        Raises:
-            LeaseLost: Another driver has taken over the pipeline.
-        """
-        self.claims.lease.check_if_overdue()
-        self.saved_at = time.monotonic()
-        self.execution.save(self.store)
-
-    def save_tree_if_due(self) -> None:
-        """Save the tree if it has changed: that of very many experts less often."""
-        began = time.monotonic()
-        if not self.is_tree_saved and began >= self.tree_due_at:
-            self.save_tree()
-            self.tree_due_at = began + (time.monotonic() - began) / TREE_SHARE_OF_TIME
-
-    def save_tree(self) -> None:
-        """Save what `ediffi tree` shows, which is read from the store and not from MLflow."""
-        tree = tree_view.build(self.plan, self.execution, self.manifests)
-        self.store.write_json(f"executions/{self.execution.id}.tree.json", tree)
-        self.is_tree_saved = True
+    def tree(self) -> dict[str, Any]:
+        """What `ediffi tree` shows, which is read from the store and not from MLflow."""
+        return tree_view.build(self.plan, self.execution, self.manifests)
 
     def descendants(self, node: str) -> list[str]:
         """Ids of all nodes that need a node, directly or not; in the order of the plan."""

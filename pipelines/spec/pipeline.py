@@ -38,6 +38,10 @@ class Spec(Strict):
     storage: str = "ediffi-store"
     """Folder or ``s3://`` URL of the store, where all results are kept."""
 
+    storage_timeout_minutes: float = Field(60, ge=0)
+    """How long a run waits for a store that is away or full. Trainings go on meanwhile, and are
+    asked to save before the run fails."""
+
     tracking: str | None = Field(None, repr=False)  # it may hold a password
     """MLflow's tracking URI. By default the environment's ``MLFLOW_TRACKING_URI``, else a SQLite
     file in the store; for a store in a bucket, one below ``~/.local/share/ediffi``. Leave user and

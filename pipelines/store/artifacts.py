@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 
 from pipelines.formatting import has_password, without_passwords
 from pipelines.store import lock
+from pipelines.store.machine import is_running, namespace_digest
 from pipelines.store.remote import StorageError, attempt, filesystem
 
 MANIFEST = "manifest.json"
@@ -49,6 +51,11 @@ def sha256(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def to_json(value: Any) -> bytes:
+    """A value as the store keeps it."""
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
 def file_sha256(path: Path) -> str:
     """Hex digest of a file's content, read in pieces."""
     with path.open("rb") as content:
@@ -56,23 +63,36 @@ def file_sha256(path: Path) -> str:
 
 
 def temp_suffix() -> str:
-    """Suffix of a temporary file or folder that names its writer: ``.host.process.random``."""
-    return f".{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    """Suffix of a temporary file or folder that names its writer.
+
+    ``.host.process.namespace.random``, where the namespace is that in which the process's id holds.
+    """
+    unique = f"{namespace_digest()}.{uuid.uuid4().hex[:8]}"
+    return f".{socket.gethostname()}.{os.getpid()}.{unique}"
 
 
-def is_abandoned(path: Path) -> bool:
-    """Whether the writer of a temporary file is dead, or on another host and idle for a day."""
+def is_abandoned(path: Path, now: float) -> bool:
+    """Whether the writer of a temporary file is dead, or elsewhere and idle for a day.
+
+    Args:
+        now: the time by the clock that stamps the folder's files, as of :func:`folder_time`.
+    """
+    here = rf"\.(\d+)\.{namespace_digest()}\.[0-9a-f]{{8}}(\.tmp)?$"
+    if mine := re.search(here, path.name):
+        return not is_running(int(mine[1]))  # Ray Train's scratch is as old as the training
     try:
-        age_s = time.time() - path.stat().st_mtime
-        host = re.escape(socket.gethostname())
-        if mine := re.search(rf"\.{host}\.(\d+)\.[0-9a-f]{{8}}(\.tmp)?$", path.name):
-            os.kill(int(mine[1]), 0)
-            return False  # alive: Ray Train's scratch is as old as the training
-    except ProcessLookupError:
-        return True
-    except OSError:  # just removed, or another user's process
+        return now - path.stat().st_mtime > A_DAY_S
+    except OSError:  # just removed
         return False
-    return age_s > A_DAY_S
+
+
+def folder_time(folder: Path) -> float:
+    """Seconds since 1970 by the clock that stamps a folder's files: on a share, the server's."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock", suffix=".tmp") as probe:
+            return Path(probe.name).stat().st_mtime
+    except OSError:  # missing, or not to be written
+        return time.time()
 
 
 def _rename_unless_exists(scratch: Path, folder: Path) -> None:
@@ -178,6 +198,11 @@ class Store:
         return filesystem(self.root)[0]
 
     @property
+    def writer(self) -> str:
+        """Id of the one writer that may write here; empty if anybody may."""
+        return ""
+
+    @property
     def is_local(self) -> bool:
         """Whether the store is a folder on disk, not a bucket."""
         return "://" not in self.root
@@ -204,13 +229,17 @@ class Store:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            scratch.replace(target)
+            self._move(scratch, target, path)
         finally:
             scratch.unlink(missing_ok=True)
 
+    def _move(self, scratch: Path, target: Path, path: str) -> None:
+        """Put a file that is written in its place: ``path`` in the store."""
+        scratch.replace(target)
+
     def write_json(self, path: str, value: Any) -> None:
         """Write a value as sorted JSON, atomically."""
-        self.write(path, json.dumps(value, indent=1, sort_keys=True).encode())
+        self.write(path, to_json(value))
 
     def read(self, path: str) -> bytes | None:
         """The file's bytes, or None if it does not exist."""
@@ -413,21 +442,23 @@ class Store:
 
         if not self.is_local:
             cache, in_use = Path.home() / CACHE, Path.home() / IN_USE
+            now = folder_time(cache)
             for scratch in (*_listed(cache, note), *_listed(in_use, note)):
-                if scratch.match(".*.tmp") and is_abandoned(scratch):
+                if scratch.match(".*.tmp") and is_abandoned(scratch, now):
                     _remove_tree(scratch, note)
             for readers in in_use.glob("*.lock"):
                 lock.remove_unused(readers, partial(_remove_tree, readers.with_suffix(""), note))
             return left
+        now = folder_time(Path(self.root))
         for folder, _, files in os.walk(self.root, onerror=note):
             for file in (Path(folder, name) for name in files):
-                if file.match(".*.tmp") and is_abandoned(file):
+                if file.match(".*.tmp") and is_abandoned(file, now):
                     try:
                         file.unlink()
                     except OSError as error:
                         note(error)
         for scratch in _listed(Path(self.full(SCRATCH)), note):
-            if is_abandoned(scratch):
+            if is_abandoned(scratch, now):
                 _remove_tree(scratch, note)
         with contextlib.suppress(OSError):  # missing, or in use by another pipeline
             Path(self.full(SCRATCH)).rmdir()
@@ -455,13 +486,20 @@ class Store:
         complete = all(self.size(f"{folder}/{f}") == size for f, size in unlisted.items())
         return manifest if complete else None
 
-    def commit(self, folder: str, files: list[str], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    def commit(
+        self,
+        folder: str,
+        files: list[str],
+        manifest: Mapping[str, Any],
+        write: Callable[[str, bytes], None] | None = None,
+    ) -> dict[str, Any]:
         """Mark a node as done: hash its files, then write its manifest.
 
         Args:
             folder: The node's folder.
             files: Its files, relative to the folder.
             manifest: Everything else to put into the manifest.
+            write: Writes the manifest, given its path and content; :meth:`write` by default.
 
         Returns:
             The manifest as written.
@@ -473,5 +511,5 @@ class Store:
                 raise RuntimeError(f"{folder}/{name} vanished before its node was committed")
             entries[name] = {"bytes": len(data), "sha256": sha256(data)}
         full = {**manifest, "files": entries}
-        self.write_json(f"{folder}/{MANIFEST}", full)
+        (write or self.write)(f"{folder}/{MANIFEST}", to_json(full))
         return full

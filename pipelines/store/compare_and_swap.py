@@ -7,7 +7,10 @@ a short file lock. Other object stores have no common equivalent: there the last
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,15 @@ from pipelines.store.artifacts import Store
 from pipelines.store.remote import attempt, status_of
 
 LOCK = "leases/.swap.lock"
+LOCK_TIMEOUT_S = 30.0
+"""How long to wait for the lock of a folder, which nobody holds for longer than one write."""
+
 CONDITION_FAILED, CONFLICT = (404, 412), 409
+ONE_PUT = 5 * 2**30
+"""Bytes of the largest object that S3 takes in one request."""
+
+PART = 512 * 2**20
+"""Bytes of each part of a larger one."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +43,9 @@ def read_snapshot(store: Store, path: str) -> Snapshot:
     """Read a file for a later swap. The tag is read first: a stale tag only makes the swap fail."""
     if store.is_local:
         return Snapshot(store.read(path))
-    try:
-        info = attempt(lambda: store.fs.info(store.full(path)), store.full(path))
-    except FileNotFoundError:
-        return Snapshot()
-    data = store.read(path)
-    return Snapshot(data, info.get("ETag")) if data is not None else Snapshot()
+    tag = tag_of(store, path)
+    data = store.read(path) if tag is not None else None
+    return Snapshot(data, tag) if data is not None else Snapshot()
 
 
 def compare_and_swap(store: Store, path: str, snapshot: Snapshot, data: bytes) -> bool:
@@ -54,33 +62,81 @@ def compare_and_swap(store: Store, path: str, snapshot: Snapshot, data: bytes) -
     """
     if store.is_local:
         return _swap_file(store, path, snapshot, data)
-    if not store.root.startswith(("s3://", "s3a://")):
+    if not has_conditions(store):
         if store.read(path) != snapshot.data:
             return False
         store.write(path, data)
         return True
     # A retry after a lost answer fails its condition, although the first attempt succeeded.
-    return _swap_object(store, path, snapshot, data) or store.read(path) == data
+    return put_if(store, path, snapshot.tag, data) or store.read(path) == data
+
+
+def has_conditions(store: Store) -> bool:
+    """Whether a bucket has S3's conditional writes."""
+    return store.root.startswith(("s3://", "s3a://"))
+
+
+@contextlib.contextmanager
+def locked(store: Store) -> Iterator[None]:
+    """Hold the lock under which a folder's records are swapped.
+
+    Raises:
+        TimeoutError: Another process has held it for :data:`LOCK_TIMEOUT_S`.
+    """
+    path, deadline = Path(store.full(LOCK)), time.monotonic() + LOCK_TIMEOUT_S
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"{path} has been locked for {LOCK_TIMEOUT_S:.0f} s; a process that holds "
+                        "it hangs"
+                    ) from None
+            time.sleep(0.005)
+        yield
 
 
 def _swap_file(store: Store, path: str, snapshot: Snapshot, data: bytes) -> bool:
-    lock = Path(store.full(LOCK))
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with locked(store):
         if store.read(path) != snapshot.data:
             return False
         store.write(path, data)
     return True
 
 
-def _swap_object(store: Store, path: str, snapshot: Snapshot, data: bytes) -> bool:
+def tag_of(store: Store, path: str) -> str | None:
+    """The ETag of an object; None if there is none."""
+    try:
+        info = attempt(lambda: store.fs.info(store.full(path)), store.full(path))
+    except FileNotFoundError:
+        return None
+    tag: str | None = info.get("ETag")
+    return tag
+
+
+def put_if(store: Store, path: str, tag: str | None, data: bytes | bytearray) -> bool:
+    """Write an object in S3 if its ETag is this one, or if there is none and ``tag`` is None.
+
+    Returns:
+        Whether it was written, as far as is known: an answer may have been lost.
+    """
     full = store.full(path)
     bucket, key, _ = store.fs.split_path(full)
 
     def once(condition: dict[str, Any]) -> bool:
         try:
-            store.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+            if not condition:
+                store.fs.pipe_file(full, data, mode="create")
+            elif len(data) <= ONE_PUT:
+                store.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+            else:
+                _put_in_parts(store.fs, {"Bucket": bucket, "Key": key}, data, condition)
+        except FileExistsError:
+            return False
         except OSError as error:
             status = status_of(error)
             if status in CONDITION_FAILED:
@@ -90,12 +146,30 @@ def _swap_object(store: Store, path: str, snapshot: Snapshot, data: bytes) -> bo
             raise
         return True
 
-    tag = snapshot.tag
     if tag is None:
-        return attempt(lambda: once({"IfNoneMatch": "*"}), full)
+        return attempt(lambda: once({}), full)
     if attempt(lambda: once({"IfMatch": tag}), full):
         return True
     # Ceph 16 takes the quotes of an ETag for a part of it, so that no quoted one ever matches.
     bare = tag.strip('"')
-    same = bare != tag and read_snapshot(store, path).tag == tag
+    same = bare != tag and tag_of(store, path) == tag
     return same and attempt(lambda: once({"IfMatch": bare}), full)
+
+
+def _put_in_parts(
+    fs: Any, at: dict[str, str], data: bytes | bytearray, condition: dict[str, Any]
+) -> None:
+    """Replace a large object, under a condition that is checked at the end."""
+    of = {**at, "UploadId": fs.call_s3("create_multipart_upload", **at)["UploadId"]}
+    try:
+        parts = []
+        view = memoryview(data)
+        for number, begin in enumerate(range(0, len(data), PART), start=1):
+            body = bytes(view[begin : begin + PART])
+            sent = fs.call_s3("upload_part", PartNumber=number, Body=body, **of)
+            parts.append({"PartNumber": number, "ETag": sent["ETag"]})
+        fs.call_s3("complete_multipart_upload", MultipartUpload={"Parts": parts}, **of, **condition)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to report
+            fs.call_s3("abort_multipart_upload", **of)
+        raise

@@ -169,6 +169,16 @@ def is_transient(error: BaseException | None) -> bool:
     return error is not None and bool(_class_names(error) & _NETWORK_ERRORS)
 
 
+def may_pass(error: OSError) -> bool:
+    """Whether a store that failed may work later by itself, or once somebody has made room.
+
+    It is unreachable, busy or full. One that refuses, as without credentials, stays as it is.
+    """
+    if isinstance(error, StorageError):
+        return is_transient(error.__cause__)
+    return is_transient(error) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def is_environmental(error: OSError) -> bool:
     """Whether an error is of the machine or the storage, such as a full disk, not of the file."""
     return isinstance(error, StorageError | PermissionError) or error.errno not in _CONTENT_ERRNOS

@@ -24,7 +24,7 @@ def finish(
         skipped: positions in the stream of the batches that were left out.
 
     Returns:
-        ``files``, ``metrics`` and ``info`` of the node's result.
+        ``files``, ``metrics``, ``info`` and ``scratch`` of the node's result.
     """
     store, folder = setup.ctx.store, setup.ctx.folder
     hashes = {
@@ -45,7 +45,7 @@ def finish(
         setup.write_samples(drawn, png)
     if setup.comm.is_first:
         store.write(f"{folder}/history.jsonl", history)
-    setup.checkpoints.clear(setup.final_state)
+    superseded = setup.checkpoints.superseded(setup.final_state)
     setup.comm.all_gather(None)  # no process exits before everything is written
     state = setup.checkpoints.files(setup.final_state)
     outputs = sorted({*files, drawn, *(f"state/{name}" for name in state)})
@@ -58,6 +58,7 @@ def finish(
             "parameters": sum(p.numel() for p in setup.model.parameters()),
             "skipped": skipped,
         },
+        "scratch": [at.removeprefix(f"{folder}/") for at in superseded],
     }
 
 

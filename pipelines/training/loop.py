@@ -65,7 +65,7 @@ class Trainer:
         """Train to the end.
 
         Returns:
-            ``files``, ``metrics`` and ``info`` of the node's result.
+            ``files``, ``metrics``, ``info`` and ``scratch`` of the node's result.
 
         Raises:
             ValueError: A bad loss, under the policy ``stop`` or after too many skips.

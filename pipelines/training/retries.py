@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from pipelines.runs.context import Context
+from pipelines.store.fenced import OwnerChanged
 from pipelines.store.remote import StorageError, is_environmental, is_transient, remedy
 from pipelines.training.preemption import Preempted, Stalled, driver_stop_reason
 
@@ -25,6 +26,9 @@ T = TypeVar("T")
 
 class FailureKind(StrEnum):
     """Kinds of failure. When ranks fail differently, the kind listed first is the cause."""
+
+    TAKEN_OVER = "taken over"
+    """Another driver trains the node now: not retried."""
 
     MISTAKE = "mistake"
     """The user's: not retried."""
@@ -66,6 +70,7 @@ class Budgets:
             FailureKind.PREEMPTION: "preemptions",
             FailureKind.MACHINES: "machines",
             FailureKind.BUG: "bugs",
+            FailureKind.TAKEN_OVER: "",
             FailureKind.MISTAKE: "",
         }
         budget = name.get(kind, "failures")
@@ -141,6 +146,8 @@ def _kind_of(error: BaseException) -> FailureKind:
     )
     if isinstance(error, ValueError | trains.InsufficientClusterResourcesError):
         return FailureKind.MISTAKE
+    if isinstance(error, OwnerChanged):
+        return FailureKind.TAKEN_OVER
     if (isinstance(error, lost) and not init_failed) or _mentions(error, _PEER_LOST):
         return FailureKind.PREEMPTION
     if isinstance(error, trains.WorkerGroupStartupTimeoutError):
@@ -231,6 +238,7 @@ def run_with_retries(attempt: Callable[[], T], ctx: Context) -> T:
     Raises:
         ValueError: The user's mistake, as raised in a worker.
         StorageError: The storage failed too often.
+        OwnerChanged: Another driver has taken the node over.
         Preempted: The driver was asked to stop.
         GaveUp: Training failed too often for any other reason.
     """
@@ -281,6 +289,8 @@ def final_error(failure: Failure, tries: int) -> Exception:
     """The error of a node that is given up; its type decides the command's exit code."""
     if failure.kind is FailureKind.MISTAKE:
         return ValueError(str(failure.cause))
+    if failure.kind is FailureKind.TAKEN_OVER:
+        return OwnerChanged(str(failure.cause))
     message = f"{failure} ({failure.kind}, {tries} {'try' if tries == 1 else 'tries'})"
     if todo := remedy(failure.cause):
         message += f"; {todo}, and run again: training continues from its newest checkpoint"

@@ -12,7 +12,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         config: ``ctx``, ``settings`` and ``inputs`` of the node.
 
     Returns:
-        ``files``, ``metrics`` and ``info`` of the node's result.
+        ``files``, ``metrics``, ``info`` and ``scratch`` of the node's result.
 
     Raises:
         ValueError: A mistake in the user's settings or data.

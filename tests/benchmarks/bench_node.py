@@ -28,8 +28,9 @@ ROUNDS, IMAGES, WARM = 3, 1600, 320
 
 def prepared(folder: Path) -> tuple[Path, Path]:
     """→ a spec of one expert with the demo's network, and a store in which its data are ready."""
+    from lone_kit import LoneRunner
+
     from pipelines.executor.ray_cluster import start_ray
-    from pipelines.executor.runner import Runner
     from pipelines.store.artifacts import Store
 
     spec = write_spec(folder / "bench.yaml", images=IMAGES, checkpoint_images=10**9)
@@ -44,7 +45,7 @@ def prepared(folder: Path) -> tuple[Path, Path]:
         "embed/validation",
     ):
         made, _ = verdict_of(spec, store)
-        runner = Runner(made, Store.open(str(store)), None, None, None, None, None)  # type: ignore[arg-type]
+        runner = LoneRunner(made, Store.open(str(store)))
         runner.manifests = {v.node.id: dict(v.manifest) for v in made.verdicts.values() if v.cached}
         if node == "data/train":
             start_ray(made.spec.cpus)

@@ -137,9 +137,10 @@ def test_the_curve_has_every_point_once_after_stops(node):
 
 
 def test_a_kill_after_the_last_step_repeats_no_training(node, undisturbed):
-    """The final state counts as a checkpoint: the others are gone when a node has ended."""
-    node.train()
-    assert not node.checkpoint(0).parent.exists() or not list(node.checkpoint(0).parent.iterdir())
+    """The final state counts as a checkpoint: the others are to go once the node is committed."""
+    superseded = node.trainer().train()["scratch"]
+    assert superseded == [*(f"checkpoints/{n:012d}" for n in (112, 96)), "state.new"]
+    shutil.rmtree(node.folder / "checkpoints")
     assert node.train() == ["continues at 128 images"]
     assert node.weights() == undisturbed
 

@@ -54,7 +54,7 @@ class Own:
     def saved(self, store):
         """Images of the newest committed checkpoint; 0 before the first."""
         there = self.folder(store).glob("checkpoints/*/checkpoint.json")
-        return max((int(m.parent.name) for m in there), default=0)
+        return max((int(m.parent.name.partition(".")[0]) for m in there), default=0)
 
     def is_writing(self, store):
         """Whether a checkpoint is half written."""

@@ -101,7 +101,8 @@ def embed(spec, root, start=None):
     Args:
         start: Called with the number of CPUs before any work.
     """
-    from pipelines.executor.runner import Runner
+    from lone_kit import LoneRunner
+
     from pipelines.store.artifacts import Store
 
     plan = plan_of(spec, root)
@@ -110,9 +111,7 @@ def embed(spec, root, start=None):
         return verdict, verdict.manifest
     if start is not None:
         start(plan.spec.cpus)
-    return verdict, Runner(plan, Store.open(str(root)), None, None, None, None, None).run_node(
-        verdict
-    )
+    return verdict, LoneRunner(plan, Store.open(str(root))).run_node(verdict)
 
 
 def run_here(job, todo, embedding, cpus):

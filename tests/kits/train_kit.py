@@ -117,9 +117,9 @@ def steps(root):
 
 def main(spec, root):
     import ray
+    from lone_kit import LoneRunner
 
     from pipelines.executor.ray_cluster import start_ray
-    from pipelines.executor.runner import Runner
     from pipelines.runs.context import ProgressBoard
     from pipelines.steps import train
     from pipelines.store.artifacts import Store
@@ -129,7 +129,7 @@ def main(spec, root):
         print("is done", flush=True)
         return
     start_ray(made.spec.cpus)
-    runner = Runner(made, Store.open(str(root)), None, None, None, None, None)
+    runner = LoneRunner(made, Store.open(str(root)))
     runner.manifests = {v.node.id: v.manifest for v in made.verdicts.values() if v.cached}
     runner.board = ray.remote(num_cpus=0, max_restarts=-1)(ProgressBoard).remote()
     whole = train.train

@@ -139,11 +139,14 @@ class Checkpoints:
         """Number of saves that failed since the last success."""
         return self._failures
 
-    def clear(self, final: str) -> None:
-        """Remove all checkpoints but milestones, once the node has a final state."""
+    def superseded(self, final: str) -> list[str]:
+        """Folders to remove once the node is committed: all checkpoints but milestones.
+
+        Args:
+            final: folder of the final state, which stays; what was written beside it does not.
+        """
         self.wait()
-        self.group.run_on_first(self.folder.clear)
-        self.group.run_on_first(lambda: self.folder.remove(beside(final)))
+        return [*self.group.run_on_first(self.folder.superseded), beside(final)]
 
     def _staging_buffer(self, mine: Mapping[str, LocalShard]) -> Part:
         """The buffer of the previous save, or a new one if the tensors differ."""
@@ -167,15 +170,16 @@ class Checkpoints:
         for place in group.run_on_first(lambda: self.folder.steps_to_replace(at, self._invalid)):
             self._write_to(place, images, part, note, extras, milestone)
         self._invalid -= {at, beside(at)}
-        return group.run_on_first(lambda: self._tidy(at, None if to else images))
+        # Another folder's name is not this writer's own: what is beside it stays until the commit.
+        return None if to else group.run_on_first(lambda: self._tidy(at, images))
 
-    def _tidy(self, at: str, images: int | None) -> str | None:
+    def _tidy(self, at: str, images: int) -> str | None:
         """Remove what a new checkpoint makes superfluous; → a message if something is left."""
         try:
             self.folder.remove(beside(at))
         except OSError as error:
             return f"old checkpoints could not be removed: {error}"
-        return None if images is None else self.folder.prune(images, self.keep, self._invalid)
+        return self.folder.prune(images, self.keep, self._invalid)
 
     def _write_to(
         self,
@@ -208,13 +212,16 @@ class Checkpoints:
             )
             self.store.write(f"{at}/{MANIFEST}", manifest.to_bytes())
 
-        # Remove what an earlier attempt left, so that its files cannot be mixed with ours.
-        group.run_on_first(lambda: self.folder.remove(at))
+        # Remove what an earlier attempt left, so that its files cannot be mixed with ours. The name
+        # of another folder is not this writer's own: there a successor may write already.
+        is_own = at.startswith(f"{self.folder.root}/")
+        if is_own:
+            group.run_on_first(lambda: self.folder.remove(at))
         try:
             written = group.run_and_gather(write_part)
             group.run_on_first(commit)
         except OSError:
-            if group.rank == 0:
+            if group.rank == 0 and is_own:
                 with suppress(OSError):  # the first error is the one to report
                     self.folder.remove(at)
             raise
@@ -271,20 +278,15 @@ class Checkpoints:
         then = f"continuing from {found.images:,} images" if found else "there is no other"
         for folder, why in skipped.items():
             if self.group.rank == 0:
-                name = folder.rpartition("/")[2]
+                name = folder.rpartition("/")[2].partition(".")[0]
                 self._log(f"checkpoint {name} is not used: {why}; {then}")
         return found
 
     def _candidates(self, final: str | None) -> dict[str, int | None]:
         """Folders to restore from, the best first → images that they must have seen, if known."""
-        at: dict[str, int | None] = {}
-        if final and self.store.size(f"{final}/{MANIFEST}") is not None:
-            at[final] = None
-        if final:
-            at |= dict.fromkeys(self.folder.finished_beside(final))
-        for images in self.folder.newest_first():
-            at |= dict.fromkeys(self.folder.candidates(images), images)
-        return at
+        ends = [final, beside(final)] if final else []
+        whole = [at for at in ends if self.folder.is_complete(at)]
+        return {**dict.fromkeys(whole), **self.folder.newest_first()}
 
     def files(self, folder: str) -> list[str]:
         """Names of the files of a checkpoint, in its folder. A collective call.

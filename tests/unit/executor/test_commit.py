@@ -32,7 +32,7 @@ def test_interim_results_are_removed(store, verdict):
 
 
 def test_they_stay_if_the_manifest_is_not_written(store, verdict, monkeypatch):
-    def full_disk(*_):
+    def full_disk(*_, **__):
         raise OSError("no space left")
 
     monkeypatch.setattr(Store, "commit", full_disk)

@@ -16,6 +16,7 @@ from pipelines.executor.console import Console
 from pipelines.executor.runner import Runner
 from pipelines.executor.stopping import Stop
 from pipelines.runs.claims import Claims
+from pipelines.runs.context import Result
 from pipelines.runs.execution import begin, by_id
 from pipelines.runs.lease import LeaseLost, only_driver
 from pipelines.spec.loading import load
@@ -101,8 +102,7 @@ def test_a_node_that_another_pipeline_builds_is_waited_for_and_then_reused(
 
 def test_a_node_that_nobody_builds_is_claimed(runner, waiting):
     assert runner.claim(waiting[NODE], waiting) and NODE in waiting
-    assert runner.claims.held == {waiting[NODE].folder}
-    runner.fence(waiting[NODE])
+    assert runner.claims.held.keys() == {waiting[NODE].folder}
 
 
 def test_higher_priorities_and_longer_paths_go_first(runner, waiting):
@@ -221,7 +221,7 @@ def test_a_driver_that_lost_its_lease_writes_nothing(runner, store, waiting):
     store.write_json(path, {**record, "owner": "another"})
     before = store.read(f"executions/{runner.execution.id}.json")
     with pytest.raises(LeaseLost):
-        runner.fence(waiting[NODE])
+        runner.commit(waiting[NODE], Result(files=[]), 1.0)
     with pytest.raises(LeaseLost):
         runner.set_state(waiting[NODE], "done")
     assert store.read(f"executions/{runner.execution.id}.json") == before

@@ -94,5 +94,59 @@ def test_a_claim_of_a_driver_whose_clock_is_slow_is_respected(bucket, now):
     aged(bucket, 1000, "one")
     two = Claims(bucket, "two", second, now)
     assert two.acquire(NODE) is not None
-    now.s += 60
+    now.s += STALE_S - 1
+    assert two.acquire(NODE) is not None
+    now.s += 1
     assert two.acquire(NODE) is None
+
+
+MANIFEST = b'{"files": {}}'
+
+
+def sealed(store, owner):
+    """The claim of a driver that died between the commit and the manifest's file."""
+    claims = Claims(store, "one", owner)
+    assert claims.acquire(NODE) is None
+    claims._swap(NODE, sealed=MANIFEST.decode())
+    return claims
+
+
+def test_who_takes_over_a_committed_node_writes_its_manifest(store, now):
+    with only_driver(store, "two") as second:
+        with only_driver(store, "one") as first:
+            sealed(store, first)
+        two = Claims(store, "two", second, now)
+        assert two.acquire(NODE) is None
+        assert store.read(f"{NODE}/manifest.json") == MANIFEST
+        two.fenced(NODE).write(f"{NODE}/again", b"the node may be built again if it lost files")
+
+
+def test_a_driver_that_lost_the_node_commits_nothing(bucket, now):
+    first, second = acquire(bucket, "one"), acquire(bucket, "two")
+    one, two = Claims(bucket, "one", first), Claims(bucket, "two", second, now)
+    one.acquire(NODE)
+    two.acquire(NODE)
+    now.s += STALE_S
+    assert two.acquire(NODE) is None
+    with pytest.raises(ClaimLost):
+        one.commit(NODE, MANIFEST)
+    assert bucket.read(f"{NODE}/manifest.json") is None
+    two.commit(NODE, MANIFEST)
+    assert bucket.read(f"{NODE}/manifest.json") == MANIFEST
+
+
+def test_a_claim_stays_sealed_if_its_manifest_may_not_be_written(store, monkeypatch):
+    with only_driver(store, "one") as first:
+        claims = Claims(store, "one", first)
+        claims.acquire(NODE)
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+
+            def full(*_):
+                raise OSError("full")
+
+            patch.setattr("pipelines.store.fenced.FencedStore.write", full)
+            claims.commit(NODE, MANIFEST)
+        claims.release(NODE)
+        assert store.read(f"{NODE}/manifest.json") is None
+        assert claims.acquire(NODE) is None
+        assert store.read(f"{NODE}/manifest.json") == MANIFEST

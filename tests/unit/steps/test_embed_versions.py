@@ -210,12 +210,13 @@ def test_a_damaged_version_is_made_again_of_the_shards_that_are_there(own):
 @pytest.mark.slow
 def test_a_plan_lists_each_pool_once(own, monkeypatch):
     """Both splits read it; with a million shards a listing takes a while."""
+    from lone_kit import LoneRunner
+
     from pipelines.dag import sources
-    from pipelines.executor.runner import Runner
     from pipelines.spec.loading import load
 
     plan = plan_of(own.spec, own.store.root)
-    runner = Runner(plan, own.store, None, None, None, None, None)
+    runner = LoneRunner(plan, own.store)
     for split in ("train", "validation"):
         runner.run_node(plan.verdicts[f"embed/{split}"])
     listed = []
@@ -230,12 +231,12 @@ def test_a_plan_lists_each_pool_once(own, monkeypatch):
 
 def test_data_that_changes_under_a_run_is_refused(own):
     """The plan named another content than there is: what would come is not what it says."""
-    from pipelines.executor.runner import Runner
+    from lone_kit import LoneRunner
 
     plan = plan_of(own.spec, own.store.root)
     write_source(own.source / "0.parquet", 50)
     with pytest.raises(ValueError, match="changed while the pipeline ran; run it again"):
-        Runner(plan, own.store, None, None, None, None, None).run_node(plan.verdicts[NODE])
+        LoneRunner(plan, own.store).run_node(plan.verdicts[NODE])
     assert not own.pool.folder.exists()
 
 

@@ -144,9 +144,11 @@ def test_half_a_folder_is_not_taken_for_a_whole_one(bucket, monkeypatch, tmp_pat
     cache = tmp_path / "home" / artifacts.CACHE
     [left] = cache.iterdir()
     assert left.name.endswith(".tmp")
-    assert not is_abandoned(left), "this process lives"
+    assert not is_abandoned(left, time.time()), "this process lives"
     assert sorted(p.name for p in bucket.local("folder").iterdir()) == ["a", "b", "c"]
-    dead = left.with_name(re.sub(r"\.\d+\.([0-9a-f]{8}\.tmp)$", r".4194305.\1", left.name))
+    dead = left.with_name(
+        re.sub(r"\.\d+\.([0-9a-f]{8}\.[0-9a-f]{8}\.tmp)$", r".4194305.\1", left.name)
+    )
     left.rename(dead)
     bucket.sweep()
     assert not dead.exists()

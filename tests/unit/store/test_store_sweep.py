@@ -11,8 +11,8 @@ from pipelines.store.artifacts import Store, temp_suffix
 
 def dead(name):
     """The name of a temporary file whose writer on this host is dead."""
-    host, _, random = temp_suffix().rsplit(".", 2)
-    return f".{name}{host}.4194305.{random}.tmp"
+    host, _, namespace, random = temp_suffix().rsplit(".", 3)
+    return f".{name}{host}.4194305.{namespace}.{random}.tmp"
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_a_folder_that_vanishes_meanwhile_is_no_error(store, tmp_path, monkeypat
         (place / dead("weights")).write_bytes(b"")
     seen = []
 
-    def others_vanish(path):
+    def others_vanish(path, now):
         """On the first file, all folders that are still to be visited vanish."""
         seen.append(path)
         for place in places:
@@ -45,7 +45,7 @@ def test_a_file_that_vanishes_meanwhile_is_no_error(store, tmp_path, monkeypatch
     scratch = tmp_path / artifacts.SCRATCH / dead("run")
     scratch.mkdir(parents=True)
 
-    def vanishes(path):
+    def vanishes(path, now):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         return True
 

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import threading
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.store.artifacts import Store
+from pipelines.store.fenced import FencedStore, OwnerChanged
 from pipelines.training.checkpoints.writer import Checkpoints, NonFinite
 
 NODE = "nodes/train/base/E1_1-0123"
@@ -86,6 +88,11 @@ class Kit:
 
     def of(self, images):
         return self.folder / f"{images:012d}"
+
+    def clear(self):
+        """As the commit of the node does."""
+        for at in self.all.superseded(f"{NODE}/state"):
+            self.store.remove_folder(at)
 
     def kept(self):
         return sorted(int(f.name) for f in self.folder.iterdir())
@@ -313,7 +320,7 @@ def test_the_newest_and_the_milestones_are_kept(kit):
         kit.save(images, milestone=images % 30 == 0)
     assert kit.kept() == [30, 60, 70]
     assert kit.restore() == 70
-    kit.all.clear(f"{NODE}/state")
+    kit.clear()
     assert kit.kept() == [30, 60]
     assert kit.restore() == 60
 
@@ -358,7 +365,7 @@ def test_the_final_state_is_separate(kit):
     assert kit.kept() == [20, 30]
     with pytest.raises(ValueError, match="save to a folder beside them"):
         kit.all.save(50, state(50), NOTE, to=NODE)
-    kit.all.clear(f"{NODE}/state")
+    kit.clear()
     assert kit.kept() == []
     assert kit.restore() == 0
     assert kit.restore(final=f"{NODE}/state") == 40
@@ -399,3 +406,66 @@ def test_a_failed_write_is_logged_counted_and_retried(kit):
     assert kit.all.failures == 0
     assert len(kit.messages) == 3
     assert kit.restore() == 64
+
+
+def owned_by(kit, driver):
+    """The kit's checkpoints as a worker of this driver sees them, which owns the node now."""
+    record = f"leases/{NODE}.json"
+    kit.store.write_json(record, {"owner": driver})
+    kit.store = FencedStore(kit.store.root, folder=NODE, record=record, owner=driver)
+    return kit.open()
+
+
+def test_a_driver_that_was_taken_for_dead_loses_its_successor_nothing(kit):
+    """Whatever its worker writes or removes late, names of its own are all that it touches."""
+    first = owned_by(kit, "alpha.1.aaaa")
+    kit.save(32)
+    kit.save(64)
+    second = owned_by(kit, "beta.2.bbbb")
+    assert kit.restore() == 64
+    kit.all = second
+    kit.save(96)
+    late = state(96)
+    first.save(96, late, {**NOTE, "images": 96}, files=FILES)
+    with pytest.raises(OwnerChanged):
+        first.wait()
+    assert first.folder.path(96) != second.folder.path(96)
+    # As if it had been paused after its last check of the owner:
+    unfenced = Store(kit.store.root)
+    for images in (32, 64, 96):
+        unfenced.remove_folder(first.folder.path(images))
+    assert kit.restore() == 96
+
+
+def test_of_two_drivers_checkpoints_neither_removes_the_others_newest(kit):
+    owned_by(kit, "alpha.1.aaaa")
+    kit.save(64)
+    owned_by(kit, "beta.2.bbbb")
+    kit.open(keep=1)
+    kit.save(64)
+    assert sorted(f.name for f in kit.folder.iterdir()) == [f"{64:012d}.aaaa", f"{64:012d}.bbbb"]
+    kit.save(96)
+    assert [f.name for f in kit.folder.iterdir()] == [f"{96:012d}.bbbb"]
+
+
+def test_checkpoints_of_an_earlier_release_are_restored(kit):
+    kit.save(64)
+    owned_by(kit, "alpha.1.aaaa")
+    assert kit.restore() == 64
+
+
+def test_what_a_killed_driver_had_written_beside_serves_its_successor(kit):
+    """Its checkpoint of 64 images is whole beside, and cut short in its place."""
+    owned_by(kit, "alpha.1.aaaa")
+    kit.save(32)
+    kit.save(64)
+    place = kit.folder / f"{64:012d}.aaaa"
+    shutil.copytree(place, kit.folder / f"{64:012d}.aaaa.new")
+    (place / "checkpoint.json").unlink()
+    owned_by(kit, "beta.2.bbbb")
+    assert kit.restore() == 64
+    kit.save(96)
+    kept = [f"{64:012d}.aaaa.new", f"{96:012d}.bbbb"]
+    assert sorted(f.name for f in kit.folder.iterdir()) == kept
+    kit.clear()
+    assert list(kit.folder.iterdir()) == []
