@@ -31,8 +31,9 @@ from pipelines.interchange.encoders import ENCODERS, export_encoders
 from pipelines.models import averages
 from pipelines.models.manifest import read_manifest
 from pipelines.spec.sampling import Sampling
-from pipelines.store.artifacts import Store, temp_suffix
+from pipelines.store.artifacts import Store
 from pipelines.store.remote import StorageError
+from pipelines.store.scratch import temp_suffix
 
 MODEL_INDEX = "model_index.json"
 PIPELINE = "EdiffiPipeline"

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.runs.context import Context, Result
-from pipelines.store.artifacts import SCRATCH, temp_suffix
+from pipelines.store.artifacts import SCRATCH
+from pipelines.store.scratch import temp_suffix
 from pipelines.training import retries, warm
 
 Outcome = dict[str, Any]

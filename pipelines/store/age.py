@@ -5,9 +5,10 @@ from __future__ import annotations
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from pipelines.store.artifacts import Store, folder_time
+from pipelines.store.artifacts import Store
 from pipelines.store.compare_and_swap import has_conditions
 from pipelines.store.remote import attempt
+from pipelines.store.scratch import folder_time
 
 
 def age_s(store: Store, path: str) -> float | None:

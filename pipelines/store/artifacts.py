@@ -10,12 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
-import socket
-import tempfile
-import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +19,8 @@ from typing import Any, TypeVar
 
 from pipelines.formatting import has_password, without_passwords
 from pipelines.store import lock
-from pipelines.store.machine import is_running, namespace_digest
 from pipelines.store.remote import StorageError, attempt, filesystem
+from pipelines.store.scratch import folder_time, is_abandoned, temp_suffix
 
 MANIFEST = "manifest.json"
 
@@ -40,8 +35,6 @@ IN_USE = f"{CACHE}/in-use"
 
 STAMPS = ("ETag", "etag", "LastModified", "last_modified", "updated", "mtime", "created")
 """Names that file systems give to a file's checksum or time, the best first."""
-
-A_DAY_S = 86_400
 
 T = TypeVar("T")
 
@@ -60,39 +53,6 @@ def file_sha256(path: Path) -> str:
     """Hex digest of a file's content, read in pieces."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def temp_suffix() -> str:
-    """Suffix of a temporary file or folder that names its writer.
-
-    ``.host.process.namespace.random``, where the namespace is that in which the process's id holds.
-    """
-    unique = f"{namespace_digest()}.{uuid.uuid4().hex[:8]}"
-    return f".{socket.gethostname()}.{os.getpid()}.{unique}"
-
-
-def is_abandoned(path: Path, now: float) -> bool:
-    """Whether the writer of a temporary file is dead, or elsewhere and idle for a day.
-
-    Args:
-        now: the time by the clock that stamps the folder's files, as of :func:`folder_time`.
-    """
-    here = rf"\.(\d+)\.{namespace_digest()}\.[0-9a-f]{{8}}(\.tmp)?$"
-    if mine := re.search(here, path.name):
-        return not is_running(int(mine[1]))  # Ray Train's scratch is as old as the training
-    try:
-        return now - path.stat().st_mtime > A_DAY_S
-    except OSError:  # just removed
-        return False
-
-
-def folder_time(folder: Path) -> float:
-    """Seconds since 1970 by the clock that stamps a folder's files: on a share, the server's."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock", suffix=".tmp") as probe:
-            return Path(probe.name).stat().st_mtime
-    except OSError:  # missing, or not to be written
-        return time.time()
 
 
 def _rename_unless_exists(scratch: Path, folder: Path) -> None:

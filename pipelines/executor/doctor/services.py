@@ -18,7 +18,8 @@ from pipelines.executor.doctor import check
 from pipelines.executor.doctor.check import Check, Checks, Subject, connect, reason
 from pipelines.executor.doctor.machine import existing
 from pipelines.lineage.address import tracking_uri, without_credentials
-from pipelines.store.artifacts import Store, temp_suffix
+from pipelines.store.artifacts import Store
+from pipelines.store.scratch import temp_suffix
 
 # -- Ray and MLflow ------------------------------------------------------------------------------
 

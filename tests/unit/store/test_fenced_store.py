@@ -5,10 +5,11 @@ import pickle
 
 import pytest
 
-from pipelines.store import artifacts, compare_and_swap
+from pipelines.store import compare_and_swap, scratch
 from pipelines.store.age import age_s
-from pipelines.store.artifacts import MANIFEST, Store, is_abandoned, temp_suffix
+from pipelines.store.artifacts import MANIFEST, Store
 from pipelines.store.fenced import FencedStore, OwnerChanged
+from pipelines.store.scratch import is_abandoned, temp_suffix
 
 NODE, RECORD = "nodes/train/a-1", "leases/nodes/train/a-1.json"
 
@@ -100,7 +101,7 @@ def test_a_large_object_is_replaced_in_parts_under_the_same_condition(s3, tmp_pa
 
 def test_ages_are_told_by_the_stores_clock(store, monkeypatch):
     store.write("a", b"")
-    monkeypatch.setattr(artifacts.time, "time", lambda: 1e6)
+    monkeypatch.setattr(scratch.time, "time", lambda: 1e6)
     assert age_s(store, "a") < 60 and age_s(store, "none") is None
 
 
@@ -109,15 +110,15 @@ def test_temporary_files_are_judged_by_the_folders_clock_and_their_own_namespace
 ):
     here = tmp_path / f".a{temp_suffix()}.tmp"
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "namespace_digest", lambda: "00000000")
+        patch.setattr(scratch, "namespace_digest", lambda: "00000000")
         suffix = temp_suffix().replace(f".{os.getpid()}.", ".4194305.")
     elsewhere = tmp_path / f".a{suffix}.tmp"
     for file in (here, elsewhere):
         file.touch()
-    now = artifacts.folder_time(tmp_path)
-    assert not is_abandoned(here, now + 2 * artifacts.A_DAY_S)
+    now = scratch.folder_time(tmp_path)
+    assert not is_abandoned(here, now + 2 * scratch.A_DAY_S)
     assert not is_abandoned(elsewhere, now), "its process is one of another namespace"
-    assert is_abandoned(elsewhere, now + 2 * artifacts.A_DAY_S)
-    monkeypatch.setattr(artifacts.time, "time", lambda: now + 1e6)
+    assert is_abandoned(elsewhere, now + 2 * scratch.A_DAY_S)
+    monkeypatch.setattr(scratch.time, "time", lambda: now + 1e6)
     Store(str(tmp_path)).sweep()
     assert elsewhere.exists()

@@ -13,8 +13,9 @@ from s3 import KEY, KINDS, SECRET, forget_connections
 
 from pipelines.data.files import list_files
 from pipelines.store import artifacts, remote
-from pipelines.store.artifacts import Store, is_abandoned
+from pipelines.store.artifacts import Store
 from pipelines.store.reader import Reader
+from pipelines.store.scratch import is_abandoned
 
 
 @pytest.fixture

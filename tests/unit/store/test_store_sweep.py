@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from pipelines.store import artifacts
-from pipelines.store.artifacts import Store, temp_suffix
+from pipelines.store.artifacts import Store
+from pipelines.store.scratch import temp_suffix
 
 
 def dead(name):
