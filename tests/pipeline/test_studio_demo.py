@@ -165,7 +165,7 @@ def attention_follows_the_paint(hands):
     assert hands.page.locator("#attention .chip").count() == len(PROMPT.split())
     for found in hands.state(f"state.results.slice(-{COUNT}).map((r) => r.attention)"):
         base = [words for words in found["ranges"] if words["stage"] == "base"]
-        for thing, half in (("snowman", 0), ("banana", 1)):
+        for thing, half in (("strawberry", 0), ("snowman", 1)):
             for words in base:
                 seen = map_of(words["maps"][found["words"].index(thing)])
                 assert np.split(seen, 2, axis=1)[half].mean() > seen.mean()
