@@ -49,7 +49,8 @@ def data(store: Store, execution: Execution) -> dict[str, Any]:
             "silent_s": round(holder.age_s, 1),
             "alive": alive,
         }
-    return {**execution.__dict__, "state": describe_state(store, execution), "driver": driver}
+    record = {k: v for k, v in execution.record().items() if k != "parts"}
+    return {**record, "state": describe_state(store, execution), "driver": driver}
 
 
 def text(

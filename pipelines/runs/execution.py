@@ -78,12 +78,16 @@ class Execution:
         everything = (*order, *self.nodes)
         self.nodes = {i: self.nodes[i] for i in everything if i in self.nodes}
 
+    def record(self) -> dict[str, Any]:
+        """The record with all nodes, as JSON."""
+        return {of.name: getattr(self, of.name) for of in fields(self)}
+
     def save(self, store: Store) -> None:
         """Write the record, and make it the pipeline's latest run.
 
         Of a large run's nodes, those are written that are new or were touched, with their parts.
         """
-        record = {of.name: getattr(self, of.name) for of in fields(self)}
+        record = self.record()
         if self.parts or len(self.nodes) > PART:
             self._save_parts(store)
             record |= {"nodes": {}, "parts": self.parts}

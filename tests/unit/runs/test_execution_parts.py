@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pipelines.planning.remaining import _built_lately
+from pipelines.reports import status
 from pipelines.runs.collect import _run_of
 from pipelines.runs.execution import PART, Execution, by_id, latest, part_path
 from pipelines.runs.needed import Policy, find_needed
@@ -103,3 +104,11 @@ def test_a_collection_and_an_estimate_see_the_nodes_of_parts(store):
     assert find_needed(store, Policy(), files).nodes.keys() == folders
     assert set(_built_lately(store)) == folders
     assert {_run_of(path) for path in files if not path.endswith("latest.json")} == {ID}
+
+
+def test_its_status_is_json_without_what_only_saving_needs(store):
+    run = run_of(1)
+    run.touch("train/base/E0")
+    shown = json.loads(json.dumps(status.data(store, run)))
+    assert shown["nodes"] == run.nodes
+    assert not {k for k in shown if k.startswith("_")} and "parts" not in shown
