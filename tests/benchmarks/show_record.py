@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -25,9 +27,17 @@ from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 MODEL = "emoji-scenes"
-SIZE = {"width": 1500, "height": 760}
+SIZE = {"width": 2200, "height": 760}
+CLOSES_ASSISTANT = (2164, 36)
 REST_MS = 15_000
 """A page asks for its parts one after another, and has no mark that says that all are there."""
+
+PLACES = (
+    ("registered_models", "description"),
+    ("model_versions", "description"),
+    ("datasets", "dataset_source"),
+)
+"""Columns of MLflow's database that name the store."""
 
 KIND = "workflowType=machine_learning"
 
@@ -67,11 +77,10 @@ def pages(client: MlflowClient) -> dict[str, str]:
     pair = [run.info.run_id for run in runs if "evaluate/base/" in run.info.run_name][:2]
     ids = "[" + ",".join(f"%22{run}%22" for run in pair) + "]"
     return {
-        "mlflow-runs": f"{at}/runs?{KIND}&viewStateShareKey=overview",
-        "mlflow-models": f"{at}/models?{KIND}",
+        "mlflow-runs": f"{at}/runs?{KIND}&viewStateShareKey=experts",
         "mlflow-version": f"#/models/{MODEL}/versions/{version.version}?{KIND}",
         "mlflow-compare": f"#/compare-runs?runs={ids}&experiments=[%22{experiment}%22]&{KIND}",
-        "mlflow-data": f"{at}/datasets?{KIND}",
+        "mlflow-data": f"{at}/runs?{KIND}&viewStateShareKey=overview",
     }
 
 
@@ -79,14 +88,32 @@ def shoot(page: Page, address: str, name: str) -> None:
     """Save a page once it has come to rest, of 256 colours."""
     page.goto(address)
     page.wait_for_timeout(REST_MS)
+    if page.get_by_text("MLflow Assistant").first.is_visible():
+        page.mouse.click(*CLOSES_ASSISTANT)
+    if name == "mlflow-data":
+        page.get_by_text(re.compile(r"^train \(")).first.click()
+    if name == "mlflow-compare":
+        page.get_by_text("Parameters", exact=True).last.scroll_into_view_if_needed()
+    page.wait_for_timeout(REST_MS // 5)
     shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     shot.quantize(256).save(ROOT / ".github" / f"{name}.png", optimize=True)
+
+
+def without_places(database: Path, store: Path) -> None:
+    """Leave out where the store is on this machine."""
+    with sqlite3.connect(database) as open_:
+        for table, column in PLACES:
+            open_.execute(
+                f"UPDATE {table} SET {column} = replace({column}, ?, '')",
+                (f"{store.absolute().parent}/",),
+            )
 
 
 def main() -> None:
     store = Path(os.environ.get("EDIFFI_STORE", ROOT / "ediffi-store"))
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as play:
         database = Path(shutil.copy(store / "mlflow.db", scratch))
+        without_places(database, store)
         browser = play.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
