@@ -4,7 +4,7 @@ import sqlite3
 
 import planted
 import pytest
-from kit import said
+from kit import SMOKE, said
 
 from pipelines.models import champions
 from pipelines.store.artifacts import Store
@@ -40,10 +40,10 @@ def test_a_run_leaves_no_secret(smoke):
     "verb",
     [
         ("status", "--json"),
-        ("tree", "smoke"),
+        ("tree", "--json"),
         ("models", "smoke", "--json"),
         ("gc",),
-        ("plan", "pipelines/specs/smoke.yaml"),
+        ("plan", str(SMOKE)),
     ],
     ids=lambda verb: verb[0],
 )

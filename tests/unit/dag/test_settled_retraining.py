@@ -24,7 +24,6 @@ def promoted(store):
     made = Promoted(store)
     entry = entry_of(made.champion.fingerprint)
     champions.add_candidate(store, "smoke", entry)
-    store.write_json(f"{entry.folder}/ensemble.json", {})
     champions.promote(store, "smoke", entry.fingerprint, "first", instead_of=None)
     return made
 
