@@ -53,8 +53,6 @@ def show_plan(
         raise ValueError(
             "--svg draws the schedule on a cluster; describe it with `cluster:` in the spec"
         )
-    if not assume and store.is_local and not Path(store.root).is_dir():
-        echo(f"note: there is no store at {store.root} yet; a run makes it", err=True)
     work = embedding.estimate(made, store, sources)
     findings = lint.check(loaded, made)
     errors = [f for f in findings if f.is_error]
@@ -64,6 +62,8 @@ def show_plan(
     if not as_json:
         echo("".join(f"\n{f}" for f in findings if not f.is_error), nl=bool(findings))
     lint.raise_errors(findings)
+    if not (assume or as_json) and store.is_local and not Path(store.root).is_dir():
+        echo(f"note: there is no store at {store.root} yet; a run makes it", err=True)
     if svg and seen:
         svg.write_text(gantt.svg(made, seen), encoding="utf-8")
 
