@@ -103,7 +103,7 @@ def test_the_only_copy_outlives_any_end_of_its_replacement(store, error, to):
 
 
 def test_a_replacement_that_was_cut_short_is_finished(store):
-    save(store, 64, STATE)
+    save(store, 32, STATE)
     fail_after(4, KILL)
     with pytest.raises(RuntimeError):
         save(store, 64, STATE)

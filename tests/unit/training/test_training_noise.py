@@ -37,7 +37,7 @@ def test_the_density_alone_decides_what_is_drawn():
 
 def test_draws_outside_the_interval_are_in_no_bin():
     meters = Meters(Communicator(), Interval(0.5, 1.0), NOISE, bins=2, leap=None)
-    sigma = NOISE.sigma(torch.tensor([0.1, 0.5, 0.6, 0.9], dtype=torch.float64))
+    sigma = NOISE.sigma(torch.tensor([0.1, 0.55, 0.6, 0.9], dtype=torch.float64))
     loss = torch.tensor([100.0, 1.0, 3.0, 5.0])
     meters.add(0, Outcome(sigma, loss, torch.tensor(1.0)), 0.0)
     meters.check(4)
