@@ -17,10 +17,12 @@ from web_server import Server
 
 import pipelines.studio
 from pipelines.models.metadata import ModelId
+from pipelines.models.painting import STRENGTH
 from pipelines.serving.engine import ExpertInfo, ModelInfo, StageInfo
 from pipelines.serving.errors import Refused
 from pipelines.serving.events import Attention, Event, Finished, Words
 from pipelines.spec.sampling import Sampling
+from pipelines.spec.serving import Limits
 
 ROOT = Path(pipelines.studio.__file__).parent
 TYPES = {
@@ -114,7 +116,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/v1/ediffi/model":
             models = [m.model_dump(mode="json") for m in self.server.models]
-            return self.answer(json.dumps({"models": models}).encode(), "application/json")
+            known = {
+                "models": models,
+                "limits": Limits().model_dump(mode="json"),
+                "defaults": {"n": 1, "strength": STRENGTH, "previews": True},
+            }
+            return self.answer(json.dumps(known).encode(), "application/json")
         file = ROOT / "page" / ("index.html" if self.path == "/" else self.path.split("/")[-1])
         return self.answer(file.read_bytes(), TYPES[file.suffix])
 

@@ -11,7 +11,6 @@ import tampering_kit
 
 from ediffi_core.noise import Interval
 from pipelines.dag.champion import Champion
-from pipelines.executor.commit import external_manifest
 from pipelines.lineage.lookup import find_model, find_subject
 from pipelines.models.encoders import encoders_of
 from pipelines.models.text_to_image import TextToImage
@@ -71,7 +70,7 @@ def taken_over(store):
     for stage in champion.stages:
         for slot, external in champion.slots(stage).items():
             interval = Interval(*stage["experts"][slot])
-            manifest = external_manifest(store, external)
+            manifest = store.manifest(external.folder)
             parent = Parent(store, external.folder, manifest, interval)
             for name, tensor in parent.weights("ema").items():
                 found.update(name.encode() + tensor.numpy().tobytes())

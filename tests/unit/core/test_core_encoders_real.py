@@ -59,7 +59,7 @@ def test_t5_xxl_is_read_from_its_config(dtype, t5_folder, tmp_path, monkeypatch)
     (folder / "model.safetensors").unlink()
     (folder / "config.json").write_text(json.dumps(XXL))
 
-    def without_weights(source, dtype):
+    def without_weights(source, dtype, revision=None):
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(source)
             return AutoModelForTextEncoding.from_config(config, dtype=dtype)

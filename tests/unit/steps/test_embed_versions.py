@@ -241,14 +241,15 @@ def test_data_that_changes_under_a_run_is_refused(own):
 
 
 def test_a_file_that_arrives_under_a_run_is_left_for_the_next(own):
-    from pipelines.executor.runner import Runner
+    from lone_kit import LoneRunner
+
     from pipelines.runs.continued import keep_listings
 
     plan = plan_of(own.spec, own.store.root)
     keep_listings(plan, own.store)
     there = len(list(own.source.iterdir()))
     write_source(own.source / "later.parquet", 60)
-    runner = Runner(plan, own.store, None, None, None, None, None)
+    runner = LoneRunner(plan, own.store)
     assert runner.run_node(plan.verdicts[NODE])["metrics"]["shards"] == there
     assert not own.verdict().cached  # the next plan takes it
 
