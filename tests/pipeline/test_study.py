@@ -22,6 +22,9 @@ class Done:
     """What its last run printed."""
 
 
+pytestmark = pytest.mark.soak  # minutes: seven cells are trained
+
+
 @pytest.fixture(scope="module")
 def study(smoke, tmp_path_factory):
     """In a copy of the smoke run's store, whose data and encoders it has too. Its pod is killed
