@@ -78,7 +78,8 @@ class Champion:
                 checked_node(store, manifest, node_folder)
         settings = {}
         for slot, weights in manifest["weights"].items():
-            node_folder, node_manifest = weights["path"].rpartition("/")[0], None
+            node_folder = weights["path"].rpartition("/")[0]
+            node_manifest: Mapping[str, Any] | None = None
             with contextlib.suppress(NodeMissing):
                 node_manifest = checked_node(store, manifest, node_folder)
             if node_manifest is None:

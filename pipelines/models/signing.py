@@ -7,6 +7,7 @@ holder of a key promoted this ensemble once, not that it is the champion now.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -80,10 +81,9 @@ def signing_key() -> Ed25519PrivateKey | None:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    try:
+    key: object = None
+    with contextlib.suppress(ValueError, TypeError, UnsupportedAlgorithm):  # they could quote it
         key = load_pem_private_key(pem.encode(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # its words could quote the key
-        key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise ValueError(
             f"{SIGNING_KEY} is no unencrypted private key of Ed25519 in PEM; {MAKE_ONE}"
@@ -105,10 +105,9 @@ def trusted_keys() -> set[str] | None:
 
     found = set()
     for block in _PUBLIC.findall(pem):
-        try:
+        key: object = None
+        with contextlib.suppress(ValueError, UnsupportedAlgorithm):
             key = load_pem_public_key(block.encode())
-        except (ValueError, UnsupportedAlgorithm):
-            key = None
         if not isinstance(key, Ed25519PublicKey):
             raise ValueError(f"{TRUSTED_KEYS} has a key that is no public key of Ed25519 in PEM")
         found.add(_text(key.public_bytes_raw()))
