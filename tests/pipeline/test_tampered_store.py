@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from fnmatch import fnmatch
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import tampering_kit
 
 from ediffi_core.noise import Interval
 from pipelines.dag.champion import Champion
+from pipelines.executor.commit import external_manifests
 from pipelines.lineage.lookup import find_model, find_subject
 from pipelines.models.encoders import encoders_of
 from pipelines.models.text_to_image import TextToImage
@@ -70,7 +72,8 @@ def taken_over(store):
     for stage in champion.stages:
         for slot, external in champion.slots(stage).items():
             interval = Interval(*stage["experts"][slot])
-            manifest = store.manifest(external.folder)
+            reads = SimpleNamespace(external={"parent": external})
+            manifest = external_manifests(store, reads)["parent"]
             parent = Parent(store, external.folder, manifest, interval)
             for name, tensor in parent.weights("ema").items():
                 found.update(name.encode() + tensor.numpy().tobytes())
