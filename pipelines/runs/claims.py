@@ -17,9 +17,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
-from pipelines.runs.lease import HeartbeatMonitor, Holder, Lease, holder_of, is_driven
+from pipelines.runs.lease import HeartbeatMonitor, Holder, Lease, holder_of, is_driven, parse_as
 from pipelines.store.artifacts import MANIFEST, Store
 from pipelines.store.compare_and_swap import compare_and_swap, read_snapshot
 from pipelines.store.fenced import FencedStore, OwnerChanged
@@ -205,8 +205,4 @@ def path_of(folder: str) -> str:
 
 def parse(data: bytes | None) -> Claim | None:
     """The claim in a record; None if there is no record or it is damaged."""
-    known = {field.name for field in fields(Claim)}
-    try:  # a later release may record more
-        return Claim(**{k: v for k, v in json.loads(data).items() if k in known}) if data else None
-    except (ValueError, TypeError, AttributeError):
-        return None
+    return parse_as(Claim, data)

@@ -23,6 +23,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from pipelines.formatting import clock
 from pipelines.runs.threads import in_thread
@@ -32,6 +33,8 @@ from pipelines.store.artifacts import Store
 from pipelines.store.compare_and_swap import Snapshot, compare_and_swap, read_snapshot
 from pipelines.store.fenced import FencedStore, OwnerChanged
 from pipelines.store.machine import is_running, machine_id, pid_namespace
+
+T = TypeVar("T")
 
 RENEW_EVERY_S = 10.0
 STALE_S = 60.0
@@ -95,9 +98,18 @@ def path_of(pipeline: str) -> str:
 
 def parse(data: bytes | None) -> Holder | None:
     """The holder in a record; None if there is no record or it is damaged."""
-    known = {field.name for field in fields(Holder)}
-    try:  # a later release may record more
-        return Holder(**{k: v for k, v in json.loads(data).items() if k in known}) if data else None
+    return parse_as(Holder, data)
+
+
+def parse_as(kind: type[T], data: bytes | None) -> T | None:
+    """A record as a dataclass, without what a later release may have added.
+
+    Returns:
+        None if there is no record or it is damaged.
+    """
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    try:
+        return kind(**{k: v for k, v in json.loads(data).items() if k in known}) if data else None
     except (ValueError, TypeError, AttributeError):
         return None
 

@@ -168,7 +168,7 @@ def test_the_third_paints_and_takes_a_style(played):
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[n.name for n in NOTEBOOKS])
 def test_without_a_run_a_notebook_says_what_is_missing(notebook, tmp_path):
     none = tmp_path / "none"
-    with pytest.raises(ValueError, match=r"(was never run in|there is no store at) .*none"):
+    with pytest.raises(ValueError, match=r"(smoke was never run in|there is no store at) .*none"):
         play(
             notebook, tmp_path, EDIFFI_STORE=str(none), EDIFFI_SPEC=str(SMOKE), EDIFFI_MODEL="smoke"
         )
