@@ -43,6 +43,17 @@ def s3(s3_server, monkeypatch, tmp_path):
     kit.forget_connections()
 
 
+@pytest.fixture(params=["folder", "bucket"])
+def folder_or_bucket(request, tmp_path):
+    """An empty store, once in a folder and once in a bucket."""
+    from pipelines.store.artifacts import Store
+
+    if request.param == "folder":
+        return Store.at(str(tmp_path / "store"))
+    request.getfixturevalue("s3")
+    return Store.at(f"s3://bucket/{tmp_path.name}/store")
+
+
 def pytest_collection_modifyitems(items):
     """Slow tests first, so that what is left at the end is short, and no worker waits for another.
 

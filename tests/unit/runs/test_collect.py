@@ -29,12 +29,9 @@ pytestmark = pytest.mark.slow
 WEEKS = 30
 
 
-@pytest.fixture(params=["folder", "bucket"])
-def store(request, tmp_path):
-    if request.param == "folder":
-        return Store.at(str(tmp_path / "store"))
-    request.getfixturevalue("s3")
-    return Store.at(f"s3://bucket/{tmp_path.name}/store")
+@pytest.fixture
+def store(folder_or_bucket):
+    return folder_or_bucket
 
 
 @pytest.fixture(scope="module")

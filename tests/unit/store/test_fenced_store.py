@@ -14,12 +14,9 @@ from pipelines.store.scratch import is_abandoned, temp_suffix
 NODE, RECORD = "nodes/train/a-1", "leases/nodes/train/a-1.json"
 
 
-@pytest.fixture(params=["folder", "bucket"])
-def store(request, tmp_path):
-    if request.param == "folder":
-        return Store.at(str(tmp_path / "store"))
-    request.getfixturevalue("s3")
-    return Store.at(f"s3://bucket/{tmp_path.name}/store")
+@pytest.fixture
+def store(folder_or_bucket):
+    return folder_or_bucket
 
 
 def owned(store, by="alpha.1.aaaa", **more):
