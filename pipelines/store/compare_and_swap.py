@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,13 @@ from typing import Any
 from pipelines.store.artifacts import Store
 from pipelines.store.remote import attempt, status_of
 
-LOCK = "leases/.swap.lock"
+LOCKS = 256
+"""Lock files of a folder's records. A record has the one that its path hashes to, so a process that
+is paused while it holds one holds up only those who write that record, and a 256th of the others.
+"""
+
 LOCK_TIMEOUT_S = 30.0
-"""How long to wait for the lock of a folder, which nobody holds for longer than one write."""
+"""How long to wait for a lock, which nobody holds for longer than one write."""
 
 CONDITION_FAILED, CONFLICT = (404, 412), 409
 ONE_PUT = 5 * 2**30
@@ -77,13 +82,16 @@ def has_conditions(store: Store) -> bool:
 
 
 @contextlib.contextmanager
-def locked(store: Store) -> Iterator[None]:
-    """Hold the lock under which a folder's records are swapped.
+def locked(store: Store, record: str) -> Iterator[None]:
+    """Hold the lock under which a record of a folder is swapped.
+
+    Args:
+        record: its path in the store.
 
     Raises:
         TimeoutError: Another process has held it for :data:`LOCK_TIMEOUT_S`.
     """
-    path, deadline = Path(store.full(LOCK)), time.monotonic() + LOCK_TIMEOUT_S
+    path, deadline = lock_file(store, record), time.monotonic() + LOCK_TIMEOUT_S
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         while True:
@@ -100,8 +108,13 @@ def locked(store: Store) -> Iterator[None]:
         yield
 
 
+def lock_file(store: Store, record: str) -> Path:
+    """The file whose lock is held while a record is swapped."""
+    return Path(store.full(f"leases/.swap-{zlib.crc32(record.encode()) % LOCKS:02x}.lock"))
+
+
 def _swap_file(store: Store, path: str, snapshot: Snapshot, data: bytes) -> bool:
-    with locked(store):
+    with locked(store, path):
         if store.read(path) != snapshot.data:
             return False
         store.write(path, data)

@@ -66,7 +66,7 @@ class FencedStore(Store):
         if not self._guards(path):
             scratch.replace(target)
             return
-        with locked(self):
+        with locked(self, self.record):
             self.check(path)
             scratch.replace(target)
 

@@ -78,6 +78,20 @@ def test_a_writer_paused_after_its_check_does_not_overwrite(s3, tmp_path, monkey
     assert store.read(f"{NODE}/a") == b"the successor's"
 
 
+def test_a_process_paused_amid_a_swap_holds_up_the_writers_of_that_record_alone(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(compare_and_swap, "LOCK_TIMEOUT_S", 0.05)
+    store = Store.at(str(tmp_path))
+    mine, other = owned(store), "leases/other.json"
+    nothing = compare_and_swap.read_snapshot(store, other)
+    with compare_and_swap.locked(store, RECORD):
+        assert compare_and_swap.compare_and_swap(store, other, nothing, b"{}")
+        with pytest.raises(TimeoutError, match=r"\.lock has been locked for .* s; a process that"):
+            mine.write(f"{NODE}/a", b"one")
+    mine.write(f"{NODE}/a", b"one")
+
+
 @pytest.mark.slow
 def test_a_large_object_is_replaced_in_parts_under_the_same_condition(s3, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_and_swap, "ONE_PUT", 1000)
