@@ -103,7 +103,7 @@ def forget(client: Any, name: str, fingerprints: Collection[str]) -> int:
     Returns:
         How many versions there were.
     """
-    found = client.search_model_versions(f"name = '{name}'")
+    found = every(client.search_model_versions, f"name = '{name}'")
     gone = [v for v in found if v.tags.get(FINGERPRINT) in fingerprints]
     for version in gone:
         client.delete_model_version(name, version.version)

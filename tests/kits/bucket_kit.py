@@ -26,14 +26,13 @@ def nodes_of(store: Store) -> set[str]:
 
 def timeless(history: list[dict]) -> list[tuple]:
     """A curve without what a clock measured."""
+    return [(row["images"], unclocked(row["metrics"])) for row in history]
+
+
+def unclocked(metrics: dict[str, float]) -> dict[str, float]:
+    """Without those that a clock or the machine measured."""
     clocked = {"images_per_s", "data_wait", "memory_gb", "tflops", "mfu"}
-
-    def lasts(key: str) -> bool:
-        return key not in clocked and not key.startswith("system/")
-
-    return [
-        (row["images"], {k: v for k, v in row["metrics"].items() if lasts(k)}) for row in history
-    ]
+    return {k: v for k, v in metrics.items() if k not in clocked and not k.startswith("system/")}
 
 
 def told(name: str, data: bytes):
@@ -62,18 +61,31 @@ def assert_same(node: str, bucket: Store, disk: Store, other: str = "") -> None:
         other: the node on the disk, if it is another there, which may have been measured by more.
     """
     mine, theirs = folder_of(bucket, node), folder_of(disk, other or node)
-    here, there = bucket.manifest(mine), disk.manifest(theirs)
-    assert here["files"].keys() == there["files"].keys(), node
     if other:
+        here, there = bucket.manifest(mine), disk.manifest(theirs)
         assert here["metrics"] and here["metrics"].items() <= there["metrics"].items(), node
+        assert_same_files(mine, bucket, disk, theirs)
     else:
-        assert here["metrics"] == there["metrics"], node
-        assert here["fingerprint"] == there["fingerprint"], node
-    for name, entry in here["files"].items():
-        data = bucket.read(f"{mine}/{name}")
-        assert sha256(data) == entry["sha256"], f"{node}/{name}"
-        if entry["sha256"] != there["files"][name]["sha256"]:
-            assert told(name, data) == told(name, disk.read(f"{theirs}/{name}")), f"{node}/{name}"
+        assert_same_results(mine, bucket, disk)
+
+
+def assert_same_results(folder: str, here: Store, there: Store) -> None:
+    """A folder of results in both stores has the same fingerprint, metrics and files."""
+    mine, theirs = here.manifest(folder), there.manifest(folder)
+    assert mine["metrics"] == theirs["metrics"], folder
+    assert mine["fingerprint"] == theirs["fingerprint"], folder
+    assert_same_files(folder, here, there, folder)
+
+
+def assert_same_files(mine: str, here: Store, there: Store, theirs: str) -> None:
+    """The files are what the manifest says, and say the same in both stores."""
+    files, others = here.manifest(mine)["files"], there.manifest(theirs)["files"]
+    assert files.keys() == others.keys(), mine
+    for name, entry in files.items():
+        data = here.read(f"{mine}/{name}")
+        assert sha256(data) == entry["sha256"], f"{mine}/{name}"
+        if entry["sha256"] != others[name]["sha256"]:
+            assert told(name, data) == told(name, there.read(f"{theirs}/{name}")), f"{mine}/{name}"
 
 
 def shards_of(store: Store, node: str) -> list[tuple[str, int, str]]:

@@ -5,7 +5,7 @@ import json
 import pytest
 from mlflow_kit import make_ensemble, make_results, run_all, runs, search_on_page
 
-from pipelines.lineage import views
+from pipelines.lineage import sync, views
 from pipelines.lineage.pages import every
 from pipelines.models import champions
 
@@ -191,3 +191,16 @@ def test_recording_again_changes_nothing(recorded, driver):
     [model] = [m for m in logged(client) if m.name == "base-E1_1"]
     assert output.model_id == model.model_id
     assert model.source_run_id != nodes["train/base/E1_1"].info.run_id
+
+
+def test_versions_of_removed_ensembles_are_forgotten_and_no_others(recorded):
+    driver, client = recorded
+    [version] = every(client.search_model_versions, "name = 'smoke'")
+    other = client.create_model_version("smoke", version.source, tags={"made": "by hand"})
+    fingerprint = version.tags["ediffi.fingerprint"]
+    assert sync.forget_versions(driver.store, "smoke", ["0" * 16]) == 0
+    assert sync.forget_versions(driver.store, "smoke", [fingerprint]) == 1
+    assert sync.forget_versions(driver.store, "smoke", [fingerprint]) == 0
+    assert [v.version for v in every(client.search_model_versions, "name = 'smoke'")] == [
+        other.version
+    ]
