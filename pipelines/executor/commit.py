@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.dag.node import path_of
 from pipelines.dag.plan import ExternalResult, Node, Verdict
 from pipelines.runs.context import Result
+from pipelines.runs.execution import now
 from pipelines.store.artifacts import Store
 
 
@@ -19,6 +19,7 @@ def commit(
     manifests: dict[str, Any],
     seconds: float,
     declare: Callable[[str, bytes], None] | None = None,
+    finished: str = "",
 ) -> dict[str, Any]:
     """Write a node's manifest, which declares it done.
 
@@ -31,6 +32,7 @@ def commit(
         seconds: how long the step took.
         declare: declares the node done, given its folder and its manifest as JSON: a driver's
             :meth:`pipelines.runs.claims.Claims.commit`. By default the manifest is just written.
+        finished: when it ended, as of :func:`pipelines.runs.execution.now`; by default now.
 
     Returns:
         The manifest.
@@ -56,7 +58,7 @@ def commit(
             "metrics": result.metrics,
             "info": result.info,
             "seconds": round(seconds, 1),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "finished": finished or now(),
         },
         write=declare and (lambda _, manifest: declare(verdict.folder, manifest)),
     )

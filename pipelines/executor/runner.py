@@ -395,14 +395,19 @@ class Runner:
         with POOL.room_for(Shape.of(ctx)):
             result = run_step(node, ctx, inputs)
         seconds = time.monotonic() - start
-        return self.patiently(lambda: self.commit(verdict, result, seconds))
+        return self.commit(verdict, result, seconds)
 
     def commit(self, verdict: Verdict, result: Result, seconds: float) -> dict[str, Any]:
         """Commit a node's result, if this driver has not lost its lease or its claim."""
-        self.claims.lease.check()
-        self.claims.check(verdict.folder)  # before all files are read; the commit checks it again
-        declare = self.claims.commit
-        return commit(self.store, verdict, result, self.manifests, seconds, declare)
+        finished = now()  # a commit that is repeated writes the same manifest
+
+        def once() -> dict[str, Any]:
+            self.claims.lease.check()
+            self.claims.check(verdict.folder)  # before all files are read; checked again after
+            declare = self.claims.commit
+            return commit(self.store, verdict, result, self.manifests, seconds, declare, finished)
+
+        return self.patiently(once)
 
     def receive_reports(self) -> None:
         """Handle the progress reports that have arrived on the board."""

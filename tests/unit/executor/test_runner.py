@@ -227,6 +227,25 @@ def test_a_driver_that_lost_its_lease_writes_nothing(runner, store, waiting):
     assert store.read(f"executions/{runner.execution.id}.json") == before
 
 
+def test_a_commit_that_is_repeated_writes_the_same_manifest(runner, store, waiting, monkeypatch):
+    times, written = iter(["first", "second", "third"]), []
+    monkeypatch.setattr("pipelines.executor.runner.now", lambda: next(times))
+    monkeypatch.setattr(runner.patiently, "sleep", lambda seconds: None)
+    folder = waiting[NODE].folder
+    runner.claims.acquire(folder)
+
+    def answer_lost(folder, manifest, commit=runner.claims.commit):
+        commit(folder, manifest)
+        written.append(store.read(f"{folder}/manifest.json"))
+        if len(written) == 1:
+            raise ConnectionError("the answer is lost")
+
+    monkeypatch.setattr(runner.claims, "commit", answer_lost)
+    manifest = runner.commit(waiting[NODE], Result(files=[]), 1.0)
+    assert len(written) == 2 and written[0] == written[1]
+    assert manifest["finished"] == "first" == store.manifest(folder)["finished"]
+
+
 def test_a_nodes_speed_and_origin_are_recorded(runner, waiting, monkeypatch):
     runner.set_state(waiting[NODE], "running")
     state = runner.execution.nodes[NODE]

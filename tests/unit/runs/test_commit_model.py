@@ -66,8 +66,9 @@ def bucket(monkeypatch):
     for module in (leases, claiming):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(leases, "suspend_aware_clock", lambda: 0.0)
-    for module in (leases, commits, champions):
+    for module in (leases, champions):
         monkeypatch.setattr(module, "datetime", fixed)
+    monkeypatch.setattr(commits, "now", lambda: "2026-01-01T00:00:00+00:00")
     return of
 
 
