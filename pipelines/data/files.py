@@ -150,7 +150,7 @@ class Location:
         try:
             data = read() if self.is_local else remote.attempt(read)
         except Exception as error:  # each of fsspec's back ends raises errors of its own
-            if isinstance(error, remote.StorageError) and remote.is_transient(error.__cause__):
+            if isinstance(error, remote.StorageError) and error.passes:
                 raise  # the bucket is unavailable; the row is not to blame
             if self.is_local and isinstance(error, OSError) and error.errno in DISK_FAILURES:
                 raise

@@ -44,28 +44,32 @@ class Patience:
         Raises:
             OSError: The store did not come back in time, or refuses for good.
         """
+        failing_since: float | None = None
         while True:
             try:
                 found = use()
             except OSError as error:
-                if not may_pass(error) or not self._may_wait(error):
+                moment = self.now()
+                failing_since = moment if failing_since is None else failing_since
+                if not may_pass(error) or not self._may_wait(error, failing_since, moment):
                     raise
                 self.sleep(RETRY_EVERY_S)
             else:
                 self._is_back()
                 return found
 
-    def _may_wait(self, error: OSError) -> bool:
+    def _may_wait(self, error: OSError, failing_since: float, moment: float) -> bool:
         with self._lock:
-            moment = self.now()
-            if self._away_since is None and self.limit_s:
+            if self._away_since is None and self.limit_s and failing_since == moment:
                 self._away_since = moment
                 why = printable(" ".join(str(error).split()))
                 self.log(
                     f"the store is away: {why}; trainings go on, and the run waits up to "
                     f"{clock(self.limit_s)} for it"
                 )
-            since = moment if self._away_since is None else self._away_since
+            # What others find does not prolong the wait for what fails only here.
+            others = moment if self._away_since is None else self._away_since
+            since = min(others, failing_since)
             return moment - since < self.limit_s and not self.stopping()
 
     def _is_back(self) -> None:

@@ -393,7 +393,10 @@ class Runner:
         inputs = {role: self.plan.verdicts[i].folder for role, i in reads.items()}
         inputs |= {role: external.folder for role, external in node.external.items()}
         with POOL.room_for(Shape.of(ctx)):
-            result = run_step(node, ctx, inputs)
+            if node.kind == "train":  # retries by itself, and goes on while the store is away
+                result = run_step(node, ctx, inputs)
+            else:  # finds what it has finished
+                result = self.patiently(lambda: run_step(node, ctx, inputs))
         seconds = time.monotonic() - start
         return self.commit(verdict, result, seconds)
 

@@ -108,6 +108,7 @@ def run(
 
     Raises:
         ValueError: A user's mistake, such as encoders that cannot be loaded.
+        StorageError: The storage or the machine failed; what is finished is found next time.
     """
     for at in range(0, len(todo), SHARDS_PER_JOB):
         yield from run_job(job, todo[at : at + SHARDS_PER_JOB], embedding, cpus)
@@ -138,6 +139,8 @@ def run_job(
         work: Work = pickle.loads(batch.column("work")[0].as_py())
         if work.error:
             raise ValueError(work.error)
+        if work.failure:
+            raise work.failure
         yield job.store.read_json(job.path(work.shard, "json"))
 
 

@@ -24,7 +24,7 @@ from pipelines.data.row_reuse import RowCopier, ShardLost, content_hash, image_h
 from pipelines.data.rows import Reason, RejectedRow, Row, RowError
 from pipelines.steps.embed_batch import BatchSize
 from pipelines.steps.embed_work import Job, Work
-from pipelines.store.remote import attempt
+from pipelines.store.remote import StorageError, attempt
 
 
 class Stage(ABC):
@@ -37,10 +37,13 @@ class Stage(ABC):
     def __init__(self, job: Job) -> None:
         self.job = job
         self.error = ""
+        self.failure: StorageError | None = None
         try:
             self.load()
         except ValueError as error:
             self.error = str(error)
+        except OSError as error:
+            self.failure = StorageError.of(error)
 
     def load(self) -> None:  # noqa: B027  (most stages load nothing)
         """Load what the stage needs; ValueError if that fails."""
@@ -52,9 +55,13 @@ class Stage(ABC):
     def run(self, work: Work) -> None:
         """Do this stage's part and time it; pass on a shard that failed or is done."""
         work.error = work.error or self.error
-        if not work.error and not work.done:
+        work.failure = work.failure or self.failure
+        if not work.error and not work.failure and not work.done:
             start = time.monotonic()
-            self.work(work)
+            try:
+                self.work(work)
+            except OSError as error:
+                work.failure = StorageError.of(error)
             work.seconds[self.name] = time.monotonic() - start
 
     def __call__(self, batch: Any) -> Any:

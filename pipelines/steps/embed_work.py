@@ -14,6 +14,7 @@ from pipelines.data.shard_pool import is_complete, shard_path
 from pipelines.spec.data import Filters, Source
 from pipelines.steps.embed_batch import BatchSetting
 from pipelines.store.artifacts import Store
+from pipelines.store.remote import StorageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,3 +108,6 @@ class Work:
     error: str = ""
     """Message of a user's mistake. Raised in the driver, as Ray Data would report it as an internal
     error."""
+
+    failure: StorageError | None = None
+    """Error of the storage or the machine; raised in the driver, as Ray Data would hide it."""

@@ -64,6 +64,18 @@ class StorageError(OSError):
     """An object store refuses a request or is unreachable. The message is one line with the
     remedy."""
 
+    passes: bool = False
+    """Whether the store may work later by itself. Kept when the error goes to another process."""
+
+    @classmethod
+    def of(cls, error: OSError) -> StorageError:
+        """An error of any library as one that can be sent to another process."""
+        if isinstance(error, cls):
+            return error
+        made = cls(_one_line(error))
+        made.passes = may_pass(error)
+        return made
+
 
 def filesystem(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it. Listings are not cached.
@@ -139,11 +151,10 @@ def attempt(once: Callable[[], T], where: str = "", attempts: int = 0) -> T:
             if not is_transient(error):
                 raise
             if trial == attempts - 1:
-                raise StorageError(
-                    _prefixed(
-                        where, f"{attempts} attempts failed, the last with {_one_line(error)}"
-                    )
-                ) from error
+                why = f"{attempts} attempts failed, the last with {_one_line(error)}"
+                away = StorageError(_prefixed(where, why))
+                away.passes = True
+                raise away from error
             # Jitter, so that many ranks do not overload the server again at the same moment.
             time.sleep(FIRST_WAIT_S * 2**trial * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
@@ -175,7 +186,7 @@ def may_pass(error: OSError) -> bool:
     It is unreachable, busy or full. One that refuses, as without credentials, stays as it is.
     """
     if isinstance(error, StorageError):
-        return is_transient(error.__cause__)
+        return error.passes
     return is_transient(error) or error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -282,7 +282,8 @@ def record(place):
     client = quiet_mlflow().MlflowClient(place.server.uri)
     experiment = client.get_experiment_by_name("own").experiment_id
     runs = list(every(client.search_runs, [experiment]))
-    assert not [r for r in runs if r.info.status == "RUNNING"]
+    unended = [r.data.tags for r in runs if r.info.status == "RUNNING"]
+    assert not unended, unended
     nodes = {}
     for run in (r for r in runs if r.data.tags["ediffi.state"] == "done"):
         if fingerprint := run.data.tags.get("ediffi.fingerprint"):

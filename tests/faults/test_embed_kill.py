@@ -91,7 +91,7 @@ def test_pools_of_actors_and_one_for_all_make_the_same_shards(own):
     own.check(Pool(own.root / "apart"))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_kills_of_a_worker_an_actor_and_the_driver(own):
     """What was done before a kill is not written again, neither by Ray nor by the next driver."""
     rng, pool, safe = random.Random(SEED), Pool(own.root / "killed"), {}

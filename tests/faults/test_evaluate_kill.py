@@ -109,6 +109,7 @@ def actors():
     return [pid for pid in descendants(os.getpid()) if title(pid).startswith("ray::Worker")]
 
 
+@pytest.mark.soak
 def test_two_workers_of_which_one_is_killed(again, alone, ray_here):
     """Its chunk goes back, another takes its place, and nothing that was done is done again."""
     killed = []

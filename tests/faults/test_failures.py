@@ -21,6 +21,7 @@ def spoil(file, rows, change, column="image"):
     pq.write_table(pa.Table.from_pylist(table), file)
 
 
+@pytest.mark.soak
 def test_bad_rows_are_quarantined_and_counted_but_a_split_of_nothing_else_is_a_mistake(
     smoke, tmp_path
 ):

@@ -91,6 +91,7 @@ class Node:
         return {int(f.read_text()) for f in (self.root / "attempts").iterdir()}
 
 
+@pytest.mark.soak
 def test_workers_that_leave_are_lost_late_or_wrong_are_started_again_but_not_for_a_mistake(node):
     """Each is told from the others, the rank is named, and no process of any attempt is left."""
     fates = ("SIGTERM", "SIGKILL", "late", "bug", "mistake")
@@ -176,7 +177,11 @@ def test_a_node_that_ray_will_take_away_is_left(node):
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 143), (None, 3), pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak)],
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(None, 3, marks=pytest.mark.soak),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak),
+    ],
 )
 def test_a_driver_that_is_told_to_stop(smoke, tmp_path, capsys, number, code):
     """It has its workers save, says so, and the same command would go on; without a signal it is

@@ -16,6 +16,7 @@ def stopped(running, pause):
     running.process.send_signal(signal.SIGSTOP if pause else signal.SIGCONT)
 
 
+@pytest.mark.soak
 def test_one_works_and_what_two_pipelines_share_is_trained_once(smoke, tmp_path, capsys):
     """The first is paused while it trains, until the others have come upon it."""
     store = smoke.copy(tmp_path / "store", NODE)

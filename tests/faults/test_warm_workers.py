@@ -71,6 +71,7 @@ def test_a_worker_killed_amid_a_job_and_the_bytes_of_a_training_in_peace(ray, sm
     assert trainings.train("next") == undisturbed and workers() == {after}
 
 
+@pytest.mark.soak
 def test_a_job_that_fails_is_told_as_one_of_a_worker_of_its_own(ray, board, tmp_path):
     """Its worker is not used again; SIGTERM, a bug and a death are retried in a new one."""
     ctx = warm_kit.bare(board, tmp_path)
@@ -118,6 +119,7 @@ def test_the_pool_leaves_no_worker_and_no_file(ray, board, tmp_path):
     assert not list(Path(tmp_path).glob("ray-train/*"))
 
 
+@pytest.mark.soak
 def test_no_worker_stays_behind_a_driver_that_is_killed(tmp_path):
     """On a cluster, which outlives the driver."""
     from ray.cluster_utils import Cluster

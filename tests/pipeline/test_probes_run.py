@@ -1,5 +1,6 @@
 """Probes of a finished pipeline: only they run, on what the store has, and each is there."""
 
+import pytest
 from kit import ediffi, said, spec_with, strict_json
 
 NAMES = ["encoders", "guidance", "prompt_switch", "seconds", "text_effect"]
@@ -17,6 +18,7 @@ def smaller(raw):
     }
 
 
+@pytest.mark.soak
 def test_probes_run_on_a_finished_pipeline(smoke, tmp_path):
     store = smoke.copy(tmp_path / "store")
     spec = spec_with(tmp_path / "smoke.yaml", smaller)

@@ -22,6 +22,8 @@ def shift(path: Path) -> None:
                 state[1] = float(path.read_text())
         return true() + state[1]
 
+    # Pickled by its name, as what it replaces is.
+    shifted.__module__, shifted.__name__, shifted.__qualname__ = "time", "time", "time"
     time.time = shifted
 
 

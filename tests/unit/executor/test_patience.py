@@ -1,6 +1,7 @@
 """A store that is away is waited for; trainings save before a driver fails."""
 
 import errno
+import pickle
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 from pipelines.executor.patience import RETRY_EVERY_S, Patience
 from pipelines.executor.runner import Runner
 from pipelines.runs.execution import Execution, now
-from pipelines.store.remote import StorageError, attempt
+from pipelines.store.remote import StorageError, attempt, may_pass
 from pipelines.training.preemption import Preempted
 
 
@@ -64,6 +65,26 @@ def test_it_is_waited_for_so_long_and_no_longer(limit_s, waits_s):
     with pytest.raises(ConnectionError):
         away.patiently(away.use)
     assert away.s == waits_s
+
+
+def test_what_others_find_there_does_not_prolong_the_wait_for_what_fails_alone():
+    away = Away(ConnectionError(), uses=100, limit_s=12.0)
+
+    def use():
+        away.patiently(lambda: "there")
+        return away.use()
+
+    with pytest.raises(ConnectionError):
+        away.patiently(use)
+    assert away.s == 15.0 and len(away.told) == 2, away.told
+
+
+def test_that_a_store_may_come_back_is_known_in_other_processes():
+    gone = pickle.loads(pickle.dumps(unreachable()))
+    refused = pickle.loads(pickle.dumps(StorageError("no such bucket")))
+    assert gone.passes and may_pass(gone) and not may_pass(refused)
+    assert StorageError.of(OSError(errno.ENOSPC, "no space")).passes
+    assert not StorageError.of(PermissionError("denied")).passes
 
 
 def test_a_run_that_is_to_stop_does_not_wait():

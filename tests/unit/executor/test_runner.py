@@ -21,6 +21,7 @@ from pipelines.runs.execution import begin, by_id
 from pipelines.runs.lease import LeaseLost, only_driver
 from pipelines.spec.loading import load
 from pipelines.store.artifacts import Store
+from pipelines.store.remote import StorageError
 from pipelines.training.preemption import Preempted
 
 SPEC = load(SMOKE)
@@ -244,6 +245,25 @@ def test_a_commit_that_is_repeated_writes_the_same_manifest(runner, store, waiti
     manifest = runner.commit(waiting[NODE], Result(files=[]), 1.0)
     assert len(written) == 2 and written[0] == written[1]
     assert manifest["finished"] == "first" == store.manifest(folder)["finished"]
+
+
+def test_a_step_whose_store_is_away_is_repeated(runner, waiting, monkeypatch):
+    away = StorageError("the bucket does not answer")
+    away.passes = True
+    ends = [away, StorageError("no such bucket"), away, Result(files=[])]
+
+    def step(node, ctx, inputs):
+        if isinstance(end := ends.pop(0), OSError):
+            raise end
+        return end
+
+    monkeypatch.setattr("pipelines.executor.runner.run_step", step)
+    monkeypatch.setattr(runner.patiently, "sleep", lambda seconds: None)
+    runner.claims.acquire(waiting[NODE].folder)
+    with pytest.raises(StorageError, match="no such bucket"):
+        runner.run_node(waiting[NODE])
+    assert runner.run_node(waiting[NODE])["fingerprint"] == waiting[NODE].fingerprint
+    assert not ends
 
 
 def test_a_nodes_speed_and_origin_are_recorded(runner, waiting, monkeypatch):
