@@ -91,7 +91,12 @@ MISTAKES = {
         "stages.base.sampling.ema_length",
         "write 0.01 into `stages.base.training.snapshot_lengths`",
     ),
-    "uneven workers": ({f"{BASE}workers__count": 3, "cpus": 3}, "base", "workers.count", "divides"),
+    "uneven workers": (
+        {f"{BASE}workers__count": 3, f"{BASE}workers__keep_warm": False, "cpus": 3},
+        "base",
+        "workers.count",
+        "divides",
+    ),
     "uneven micro-batch": ({f"{BASE}workers__micro_batch": 3}, "base", "micro_batch", "divides"),
     "idle": (
         {f"{BASE}experts__E2_0": {"images": 128}},
