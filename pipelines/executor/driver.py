@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -68,7 +69,12 @@ def _drive(
     name = made.spec.name
     found = lint.check(made.spec, made) if found is None else found
     lint.raise_errors(found)
-    with Console() as console, only_driver(store, name, console.log) as lease, Stop() as stop:
+    with (
+        Console() as console,
+        only_driver(store, name, console.log) as lease,
+        Stop() as stop,
+        contextlib.ExitStack() as exits,
+    ):
         records = lease.fenced("executions")
         execution = begin(made, records)
         keep_listings(made, records)
@@ -86,7 +92,8 @@ def _drive(
                 )
         for finding in found:
             console.log(str(finding))
-        lineage = Lineage(made, store, execution, console.log)
+        lineage = Lineage(made, store, execution, console.log, lease.check_if_overdue)
+        exits.push(partial(abandon_if_lost, lineage))
         claims = Claims(store, name, lease)
         runner = Runner(made, store, execution, lineage, console, stop, claims, metrics_port)
         with cancel.watch_for_cancel(store, execution.id, stop):
@@ -131,6 +138,12 @@ def _drive(
     mistakes = all(isinstance(e, ValueError | StorageError) for e in runner.failed.values())
     wrong = [f"{node}: {why}" for node, why in failed.items()]
     return 2 if mistakes else 1, shown, wrong
+
+
+def abandon_if_lost(lineage: Lineage, kind: Any, error: BaseException | None, trace: Any) -> None:
+    """Leave the record to the driver that has taken over; for an ``ExitStack``."""
+    if isinstance(error, LeaseLost):
+        lineage.abandon()
 
 
 def register_ensemble(

@@ -11,13 +11,14 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from pipelines.formatting import printable
 from pipelines.lineage.address import to_keep
 from pipelines.lineage.spool import Item, Spool
 from pipelines.lineage.writer import BATCH, Writer
+from pipelines.store.fenced import OwnerChanged
 from pipelines.store.remote import StorageError
 
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
@@ -110,8 +111,9 @@ class Delivery:
     def __init__(
         self,
         uri: str,
-        spools: list[tuple[Spool, Callable[[], Writer]]],
+        spools: Sequence[tuple[Spool, Callable[[], Writer]]],
         log: Callable[[str], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Start the thread.
 
@@ -119,8 +121,9 @@ class Delivery:
             uri: MLflow's address.
             spools: oldest first, each with a function that connects to MLflow for it.
             log: prints a line for the user.
+            check: called before each write; OwnerChanged if another driver has taken over.
         """
-        self.shown, self.spools, self.log = to_keep(uri), spools, log
+        self.shown, self.spools, self.log, self.check = to_keep(uri), spools, log, check
         self.outage: str | None = None
         """Why MLflow is unreachable at present; None if it is reachable."""
         self.rejected: Counter[str] = Counter()
@@ -150,6 +153,12 @@ class Delivery:
                 self.thread.join(1.0)  # if it hangs in a call, it ends with the process
                 return
 
+    def stop(self) -> None:
+        """Deliver nothing more; returns once the thread has ended, or a call has hung a second."""
+        self._closing = self._expired = True
+        self.spools[-1][0].has_new.set()
+        self.thread.join(1.0)
+
     @property
     def pending(self) -> int:
         """Number of items that are not delivered yet."""
@@ -158,8 +167,11 @@ class Delivery:
     def _run(self) -> None:
         try:
             for spool, connect in self.spools[:-1]:
-                self._drain(spool, self._retry(connect))
-                spool.close()
+                writer = self._retry(connect)
+                if not writer.is_over:
+                    self._drain(spool, writer)
+                # What a paused driver left of a run that its successor has finished is dropped.
+                spool.close(discard=writer.is_over)
             spool, connect = self.spools[-1]
             writer = self._retry(connect)
             closing = False
@@ -238,7 +250,12 @@ class Delivery:
         while True:
             closing = self._closing
             try:
+                if self._expired:
+                    raise DeliveryExpired
+                self.check()
                 return call()
+            except (DeliveryExpired, OwnerChanged):
+                raise DeliveryExpired from None
             except ItemFailed:
                 pass  # no outage
             except Exception as error:  # of any type; training must continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 import time
@@ -16,7 +17,7 @@ from pipelines.dag.plan import Node, Plan, Verdict
 from pipelines.lineage.address import local_folder, to_keep, tracking_uri
 from pipelines.lineage.delivery import Delivery
 from pipelines.lineage.limits import PARAM_CHARACTERS, PARAMS, TAG_CHARACTERS, flat, whole_lines
-from pipelines.lineage.spool import Item, Spool, private_folder
+from pipelines.lineage.spool import Item, Spool, free_spool, private_folder
 from pipelines.lineage.writer import Writer
 from pipelines.models import champions
 from pipelines.reports import tree as tree_view
@@ -33,13 +34,19 @@ class Lineage:
     """Records a run's events: appends each to the spool, from which :class:`Delivery` takes it."""
 
     def __init__(
-        self, plan: Plan, store: Store, execution: Any, log: Callable[[str], None]
+        self,
+        plan: Plan,
+        store: Store,
+        execution: Any,
+        log: Callable[[str], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the spool and start delivery, first of what earlier executions left.
 
         Args:
             execution: the run, an :class:`pipelines.runs.execution.Execution`.
             log: prints a line for the user.
+            check: as of :class:`Delivery`.
         """
         self.plan, self.store, self.execution, self.log = plan, store, execution, log
         self.uri = tracking_uri(plan.spec.tracking, store)
@@ -53,9 +60,8 @@ class Lineage:
         mine = f"{execution.id}.{sha256(self.shown.encode())[:8]}.jsonl"
         self.spool = self._open(mine)
         spools = [*self._older(), self.spool]
-        self.delivery = Delivery(
-            self.uri, [(s, partial(self._connect, s.path.name.split(".")[0])) for s in spools], log
-        )
+        connected = [(s, partial(self._connect, s.path.name.split(".")[0])) for s in spools]
+        self.delivery = Delivery(self.uri, connected, log, check)
         tags = {
             "ediffi.pipeline": execution.pipeline,
             "ediffi.execution": execution.id,
@@ -66,24 +72,26 @@ class Lineage:
     def _open(self, name: str) -> Spool:
         folder = local_folder(self.store) / "mlflow-spool"
         try:
-            return Spool(folder / name)
+            return free_spool(folder / name)
         except OSError as error:  # a read-only home, as in some containers
             fallback = private_folder(Path(tempfile.gettempdir()))
             self.log(
                 f"{folder} cannot be written ({error}); the record waits in {fallback} instead"
             )
-            return Spool(fallback / name)
+            return free_spool(fallback / name)
 
     def _older(self) -> list[Spool]:
         """Spools that earlier executions of this pipeline could not deliver."""
-        name = re.compile(rf"{re.escape(self.execution.pipeline)}-\d{{8}}-\d{{6}}-\d+\.\w+\.jsonl")
+        pipeline = re.escape(self.execution.pipeline)
+        name = re.compile(rf"{pipeline}-\d{{8}}-\d{{6}}-\d+(\.\d+)?\.\w+\.jsonl")
         mine = self.spool.path
         found = []
         for path in sorted(mine.parent.glob("*.jsonl")):
             if path == mine or not name.fullmatch(path.name):
                 continue
             if path.suffixes[-2:] == mine.suffixes[-2:]:
-                found.append(Spool(path))
+                with contextlib.suppress(BlockingIOError):  # of a driver that was paused
+                    found.append(Spool(path))
             else:
                 self.log(
                     f"{path} holds items for another MLflow; name that address again to deliver "
@@ -203,10 +211,15 @@ class Lineage:
                 f"{left:,} items are not yet in MLflow ({why}); they are kept in "
                 f"{self.spool.path.parent}, and the next run of the same command delivers them"
             )
-        else:
-            self.spool.close()
+        self.spool.close()
         if lost := self.delivery.lost():
             self.log(f"the MLflow record lacks {lost}")
+
+    def abandon(self) -> None:
+        """Deliver nothing more: another driver has taken over, and records everything itself."""
+        self.delivery.stop()
+        with contextlib.suppress(OSError):  # a file that stays is delivered or dropped by the next
+            self.spool.close(discard=True)
 
     # -- items -----------------------------------------------------------------------------------
 

@@ -3,11 +3,15 @@
 ``NAME.jsonl`` is append-only; ``NAME.delivered`` holds the number of bytes that MLflow already has.
 A written line survives the death of the process, by any signal. It may not survive a power cut;
 then the next run of the pipeline writes the record again from the store.
+
+A spool is one process's: it holds a lock on the file, so that the successor of a driver that was
+paused does not write, truncate or deliver the same file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import stat
@@ -19,6 +23,9 @@ from typing import Any
 
 Item = dict[str, Any]
 """An event: its type under ``do``, and all that MLflow needs to know of it."""
+
+MAX_SPOOLS = 100
+"""Drivers of one execution on one machine that may hold a spool, all paused but one."""
 
 TRUNCATE_ABOVE_BYTES = 8 * 2**20
 """A file larger than this is truncated once everything in it is delivered."""
@@ -41,18 +48,42 @@ def private_folder(shared: Path) -> Path:
     return folder
 
 
+def free_spool(path: Path) -> Spool:
+    """The spool at a path, ``NAME.MORE``; if another process has it, at ``NAME.1.MORE`` or further.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    name, _, more = path.name.partition(".")
+    for number in range(1, MAX_SPOOLS):
+        try:
+            return Spool(path)
+        except BlockingIOError:
+            path = path.with_name(f"{name}.{number}.{more}")
+    return Spool(path)
+
+
 class Spool:
     """One execution's items for one MLflow; one process appends, one of its threads delivers."""
 
     def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            BlockingIOError: Another process has the spool.
+        """
         self.path = path
         self.position_file = path.with_suffix(".delivered")
         self.has_new = threading.Event()
         """Set when there is something new to deliver."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._drop_torn_line()
         self._lock = threading.Lock()
         self._out = path.open("ab")
+        try:
+            fcntl.flock(self._out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._out.close()
+            raise
+        self._drop_torn_line()
         noted = self.position_file.read_bytes() if self.position_file.exists() else b""
         # Without a valid position it delivers from the start: delivering twice is harmless.
         self.delivered = int(noted) if noted.isdigit() else 0
@@ -61,8 +92,6 @@ class Spool:
 
     def _drop_torn_line(self) -> None:
         """Remove the half line that a kill in the middle of a write may have left."""
-        if not self.path.exists():
-            return
         with self.path.open("rb+") as file:
             data = file.read()
             file.truncate(data.rfind(b"\n") + 1)
@@ -107,11 +136,11 @@ class Spool:
         """Whether everything is delivered."""
         return self.delivered >= self.path.stat().st_size
 
-    def close(self) -> None:
-        """Close the file, and remove it if everything is delivered."""
-        self._out.close()
-        if self.is_empty:
+    def close(self, discard: bool = False) -> None:
+        """Close the file, and remove it if everything is delivered or to be discarded."""
+        if discard or self.is_empty:
             self.position_file.unlink(missing_ok=True)
             self.path.unlink()
             with contextlib.suppress(OSError):  # it holds other spools
                 self.path.parent.rmdir()
+        self._out.close()

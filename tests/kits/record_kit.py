@@ -1,6 +1,7 @@
 """Drive the record like a driver, and read it back from MLflow."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from paths import SMOKE
@@ -19,14 +20,20 @@ PATIENCE_S = 300
 class Driver:
     """A driver without Ray: a plan, its execution, and the logged lines."""
 
-    def __init__(self, root: Path, uri: str | None = None, spec: Path = SMOKE) -> None:
+    def __init__(
+        self,
+        root: Path,
+        uri: str | None = None,
+        spec: Path = SMOKE,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.store = Store.open(str(root))
         loaded = load(spec).model_copy(update={"tracking": uri})
         self.plan = plan.make(loaded, self.store, sources.identify_all(loaded))
         self.execution = execution.begin(self.plan, self.store)
         self.execution.save(self.store)
         self.said: list[str] = []
-        self.lineage = Lineage(self.plan, self.store, self.execution, self.said.append)
+        self.lineage = Lineage(self.plan, self.store, self.execution, self.said.append, check)
 
     def start(self, node: str = NODE) -> None:
         self.lineage.started(self.plan.verdicts[node])

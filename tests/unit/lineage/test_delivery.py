@@ -3,12 +3,16 @@
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import pytest
-from paths import ROOT
+from paths import ROOT, SMOKE
 from record_kit import NODE, Driver, points, runs_of
 from servers import silent
+
+from pipelines.lineage.spool import Spool
+from pipelines.store.fenced import OwnerChanged
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -183,3 +187,44 @@ def test_reporting_a_row_takes_a_fraction_of_a_millisecond(driver, capsys):
     mine.close()
     assert spent / 10_000 < 0.0005
     assert len(points(mine.lineage.uri, "loss")) == 10_000
+
+
+def test_a_driver_that_was_paused_records_nothing_after_another_has_taken_over(driver):
+    """Its successor has a spool of its own, and records the whole run."""
+    taken_over = threading.Event()
+
+    def check():
+        if taken_over.is_set():
+            raise OwnerChanged("another driver has taken over")
+
+    paused = driver(None, SMOKE, check)
+    paused.start()
+    paused.report(0, loss=1.0)
+    paused.until(lambda: paused.lineage.delivery.pending == 0, "its first delivery")
+    taken_over.set()
+    successor = driver()
+    assert successor.execution.id == paused.execution.id
+    assert successor.lineage.spool.path != paused.lineage.spool.path
+    successor.start()
+    successor.report(1, loss=2.0)
+    successor.close()
+    paused.report(2, loss=3.0)
+    paused.start()
+    paused.until(lambda: not paused.lineage.delivery.thread.is_alive(), "the end of its delivery")
+    paused.lineage.abandon()
+    assert not paused.lineage.spool.path.parent.exists()
+    assert points(successor.lineage.uri, "loss") == [(0, 1.0), (1, 2.0)]
+    assert [run.info.status for run in runs_of(successor.lineage.uri)[""]] == ["FINISHED"]
+
+
+def test_what_is_left_of_a_run_that_was_recorded_to_its_end_opens_nothing_again(driver):
+    first = driver()
+    first.close()
+    left = Spool(first.lineage.spool.path)
+    left.append({"do": "open", "time_ms": 1, "tags": {"ediffi.state": "running"}})
+    left.close()
+    second = driver()
+    assert second.execution.id != first.execution.id
+    second.close()
+    statuses = [run.info.status for run in runs_of(second.lineage.uri)[""]]
+    assert statuses == ["FINISHED", "FINISHED"] and not left.path.exists()

@@ -6,12 +6,18 @@ import pytest
 
 from pipelines.lineage import spool as module
 from pipelines.lineage.delivery import batches
-from pipelines.lineage.spool import Spool, private_folder
+from pipelines.lineage.spool import Spool, free_spool, private_folder
 
 
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "spool" / "run.jsonl"
+
+
+def after_the_death_of(spool):
+    """The same spool, opened by the next process."""
+    spool._out.close()
+    return Spool(spool.path)
 
 
 def items(spool):
@@ -27,17 +33,18 @@ def test_another_process_finds_the_undelivered_items_only(path):
     for n in range(3):
         first.append({"n": n})
     first.mark_delivered(next(first.pending_items())[0])
-    second = Spool(path)  # nobody closed the first
+    second = after_the_death_of(first)
     assert items(second) == [{"n": 1}, {"n": 2}] and second.pending == 2
     second.append({"n": 3})
     assert items(second) == [{"n": 1}, {"n": 2}, {"n": 3}]
 
 
 def test_half_a_line_is_dropped_and_a_damaged_one_is_reported(path):
-    Spool(path).append({"n": 0})
+    first = Spool(path)
+    first.append({"n": 0})
     with path.open("ab") as file:
         file.write(b'\0\0\0\n{"n": 1}\n{"n": ')
-    spool = Spool(path)
+    spool = after_the_death_of(first)
     spool.append({"n": 2})
     assert items(spool) == [{"n": 0}, None, {"n": 1}, {"n": 2}]
 
@@ -53,14 +60,15 @@ def test_a_large_file_is_truncated_once_it_is_delivered(path, monkeypatch):
     spool.mark_delivered(ends[-1])
     assert path.stat().st_size == 0 and spool.is_empty
     spool.append({"n": 1})
-    assert items(spool) == items(Spool(path)) == [{"n": 1}]
+    assert items(spool) == [{"n": 1}]
+    assert items(after_the_death_of(spool)) == [{"n": 1}]
 
 
 def test_a_kill_during_truncation_loses_nothing(path):
     spool = Spool(path)
     spool.append({"n": 0})
     spool.position_file.write_text("5000")  # the file was cut, the note of it not yet written
-    assert items(Spool(path)) == [{"n": 0}]
+    assert items(after_the_death_of(spool)) == [{"n": 0}]
 
 
 @pytest.mark.parametrize("noted", [b"", b"\0\0\0"])
@@ -68,7 +76,7 @@ def test_without_a_valid_position_everything_is_delivered_again(path, noted):
     spool = Spool(path)
     spool.append({"n": 0})
     spool.position_file.write_bytes(noted)
-    assert items(Spool(path)) == [{"n": 0}]
+    assert items(after_the_death_of(spool)) == [{"n": 0}]
 
 
 def test_all_delivered_leaves_no_file(path):
@@ -77,6 +85,17 @@ def test_all_delivered_leaves_no_file(path):
     spool.mark_delivered(path.stat().st_size)
     spool.close()
     assert not path.parent.exists()
+
+
+def test_a_spool_that_a_paused_process_has_is_left_to_it(path):
+    paused, mine = Spool(path), free_spool(path)
+    third = free_spool(path)
+    assert [s.path.name for s in (mine, third)] == ["run.1.jsonl", "run.2.jsonl"]
+    paused.append({"n": 0})
+    mine.append({"n": 1})
+    assert items(mine) == [{"n": 1}] and items(paused) == [{"n": 0}]
+    paused.close(discard=True)
+    assert not path.exists() and items(free_spool(path)) == []
 
 
 def test_consecutive_points_of_one_run_are_batched_up_to_a_thousand(path):
