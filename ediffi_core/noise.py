@@ -252,11 +252,27 @@ def edm_grid(
     """
     import torch
 
+    lo, hi = _edm_ends(num_steps, sigma_min, sigma_max, rho)
+    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    sigmas = (hi + ramp * (lo - hi)) ** rho
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def edm_levels(
+    num_steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> list[float]:
+    """The values of :func:`edm_grid` without the last 0, up to rounding; needs no torch."""
+    lo, hi = _edm_ends(num_steps, sigma_min, sigma_max, rho)
+    last = max(num_steps - 1, 1)
+    return [(hi + at / last * (lo - hi)) ** rho for at in range(num_steps)]
+
+
+def _edm_ends(
+    num_steps: int, sigma_min: float, sigma_max: float, rho: float
+) -> tuple[float, float]:
+    """The lowest and the highest level of a grid, to the power of 1/ρ; ValueError if it is none."""
     if num_steps < 1:
         raise ValueError(f"a sampling grid needs at least 1 step, got {num_steps}")
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
-    lo, hi = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
-    sigmas = (hi + ramp * (lo - hi)) ** rho
-    return torch.cat([sigmas, sigmas.new_zeros(1)])
+    return sigma_min ** (1 / rho), sigma_max ** (1 / rho)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ediffi_core.noise import Interval, NoiseDistribution, edm_grid, sigma_text
+from ediffi_core.noise import Interval, NoiseDistribution, edm_levels, sigma_text
 from ediffi_core.tree import is_expert
 from pipelines.dag.evaluation import BEFORE
 from pipelines.dag.plan import SINGLE, Plan
@@ -99,9 +99,9 @@ def stage_settings(stage: Stage) -> dict[str, Any]:
         "noise": {"P_mean": stage.P_mean, "P_std": stage.P_std},
         "sampling": {
             **how.settings(),
-            "sigmas": edm_grid(
+            "sigmas": edm_levels(
                 how.steps, sigma_min=how.sigma_min, sigma_max=how.sigma_max, rho=how.rho
-            )[:-1].tolist(),
+            ),
         },
     }
 

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from ediffi_core import draws
-from ediffi_core.noise import Interval, NoiseDistribution, SamplerDensity, edm_grid
+from ediffi_core.noise import Interval, NoiseDistribution, SamplerDensity, edm_grid, edm_levels
 from ediffi_core.normal import normal_quantile
 from ediffi_core.tree import complement, interval
 
@@ -144,10 +144,13 @@ def test_grid_is_edm_equation_5(num_steps, lo, hi, rho):
     ]
     np.testing.assert_allclose(grid.numpy(), [*expected, 0], rtol=1e-12)
     assert (grid.diff() < 0).all()
+    levels = edm_levels(num_steps, sigma_min=lo, sigma_max=hi, rho=rho)
+    np.testing.assert_allclose(levels, grid[:-1].numpy(), rtol=1e-12)
 
 
 def test_a_grid_of_one_step_goes_from_the_top_to_zero():
     np.testing.assert_allclose(edm_grid(1).numpy(), [80, 0], rtol=1e-13)
+    np.testing.assert_allclose(edm_levels(1), [80], rtol=1e-13)
 
 
 def test_share_of_the_steps_of_config_d():
