@@ -56,6 +56,7 @@ def retrain(
     """
     from pipelines.dag.new_data import reason_to_skip
     from pipelines.executor.driver import drive
+    from pipelines.lineage.record import deliver_left
 
     if as_json and not dry_run:
         raise ValueError("--json goes with --dry-run; a retraining prints its progress")
@@ -69,6 +70,7 @@ def retrain(
         return
     if reason:
         echo(f"skipped: {reason}")
+        deliver_left(made.spec, store, lambda line: echo(line, err=True))
         return
     finish(*drive(made, store, metrics_port=metrics_port))
 

@@ -7,11 +7,13 @@ two it is; then the item alone is at fault only if MLflow takes another write me
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 from pipelines.formatting import printable
@@ -174,6 +176,8 @@ class Delivery:
                 spool.close(discard=writer.is_over)
             spool, connect = self.spools[-1]
             writer = self._retry(connect)
+            if writer.is_over:
+                spool.mark_delivered(spool.path.stat().st_size)
             closing = False
             while not closing:
                 closing = self._closing  # read before draining, so that no item is missed
@@ -194,7 +198,7 @@ class Delivery:
         """Deliver everything that a spool holds now."""
         for end, batch in batches(spool):
             self._deliver(writer, batch)
-            spool.mark_delivered(end)
+            self._retry(partial(spool.mark_delivered, end))  # the disk may be full
             if self.outage and spool is self.spools[-1][0] and spool.is_empty:
                 self.outage = None
                 lost = self.rejected.total() - self._rejected_before
@@ -273,10 +277,14 @@ class Delivery:
         if self.outage is None:
             self.outage = one_line(error)
             self._rejected_before = self.rejected.total()
-            what = "the store" if isinstance(error, StorageError) else f"MLflow at {self.shown}"
+            what = f"MLflow at {self.shown} is unreachable"
+            if isinstance(error, StorageError):
+                what = "the store is unreachable"
+            elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                what = "the disk is full"
             self.log(
-                f"{what} is unreachable ({self.outage}); the run continues, and its record waits "
-                f"in {self.spools[-1][0].path}"
+                f"{what} ({self.outage}); the run continues, and its record waits in "
+                f"{self.spools[-1][0].path}"
             )
 
     def _reject(self, what: str, error: Exception) -> None:

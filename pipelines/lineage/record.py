@@ -6,6 +6,7 @@ import contextlib
 import re
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,68 @@ from pipelines.lineage.spool import Item, Spool, free_spool, private_folder
 from pipelines.lineage.writer import Writer
 from pipelines.models import champions
 from pipelines.reports import tree as tree_view
+from pipelines.runs.lease import only_driver
+from pipelines.spec.pipeline import Spec
 from pipelines.store.artifacts import Store, sha256
 
 LOGGED_FILES = (".png", "captions.txt", "ensemble.json", "decision.json", "gradients.json")
 """Endings of the files of a node that are uploaded."""
 
+SPOOLS = "mlflow-spool"
+"""Folder of the spools."""
+
 TIMEOUT_S, OUTAGE_TIMEOUT_S = 120.0, 15.0
 """How long the end of a run waits for delivery, with MLflow reachable and unreachable."""
+
+
+def ending(address: str) -> str:
+    """How the names of spools for an MLflow end, after the execution's id."""
+    return f".{sha256(address.encode())[:8]}.jsonl"
+
+
+def left_spools(
+    folder: Path, pipeline: str, address: str, log: Callable[[str], None]
+) -> list[Spool]:
+    """The spools that a pipeline's executions left for an MLflow and no process has, oldest first.
+
+    Args:
+        address: MLflow's, without a password.
+        log: is told of those for another MLflow.
+    """
+    name = re.compile(rf"{re.escape(pipeline)}-\d{{8}}-\d{{6}}-\d+(\.\d+)?\.\w+\.jsonl")
+    found = []
+    for path in sorted(p for p in folder.glob("*.jsonl") if name.fullmatch(p.name)):
+        if path.name.endswith(ending(address)):
+            with contextlib.suppress(BlockingIOError):  # this process's, or of one that is paused
+                found.append(Spool(path))
+        else:
+            log(
+                f"{path} holds items for another MLflow; name that address again to deliver "
+                "them, or delete the file"
+            )
+    return found
+
+
+def deliver_left(spec: Spec, store: Store, log: Callable[[str], None]) -> None:
+    """Deliver what earlier runs of a pipeline could not, where this command runs nothing.
+
+    A driver that runs the pipeline does it by itself.
+    """
+    uri = tracking_uri(spec.tracking, store)
+    shown = to_keep(uri)
+    folder = local_folder(store) / SPOOLS
+    if not any(folder.glob(f"{spec.name}-*{ending(shown)}")):
+        return
+    with contextlib.suppress(ValueError), only_driver(store, spec.name):
+        for spool in left_spools(folder, spec.name, shown, log):
+            connect = partial(Writer, uri, spec.name, spool.path.name.split(".")[0], store)
+            delivery = Delivery(uri, [(spool, connect)], log)
+            delivery.finish(TIMEOUT_S, OUTAGE_TIMEOUT_S)
+            if left := delivery.pending:
+                log(f"{left:,} items of {spool.path} are not yet in MLflow")
+            else:
+                log(f"MLflow has now what {spool.path.name} held")
+            spool.close()
 
 
 class Lineage:
@@ -55,10 +111,9 @@ class Lineage:
         self.shown = to_keep(self.uri)
         execution.tracking = {**execution.tracking, "uri": self.shown}
         self.writer: Writer | None = None
-        self.is_complete = True
-        """Whether the spool has taken every item; on a full disk it does not."""
-        mine = f"{execution.id}.{sha256(self.shown.encode())[:8]}.jsonl"
-        self.spool = self._open(mine)
+        self.unwritten: deque[Item] = deque()
+        """Items that the spool could not take, as on a full disk; in order, the oldest first."""
+        self.spool = self._open(execution.id + ending(self.shown))
         spools = [*self._older(), self.spool]
         connected = [(s, partial(self._connect, s.path.name.split(".")[0])) for s in spools]
         self.delivery = Delivery(self.uri, connected, log, check)
@@ -70,7 +125,7 @@ class Lineage:
         self._append({"do": "open", "tags": tags})
 
     def _open(self, name: str) -> Spool:
-        folder = local_folder(self.store) / "mlflow-spool"
+        folder = local_folder(self.store) / SPOOLS
         try:
             return free_spool(folder / name)
         except OSError as error:  # a read-only home, as in some containers
@@ -82,22 +137,8 @@ class Lineage:
 
     def _older(self) -> list[Spool]:
         """Spools that earlier executions of this pipeline could not deliver."""
-        pipeline = re.escape(self.execution.pipeline)
-        name = re.compile(rf"{pipeline}-\d{{8}}-\d{{6}}-\d+(\.\d+)?\.\w+\.jsonl")
         mine = self.spool.path
-        found = []
-        for path in sorted(mine.parent.glob("*.jsonl")):
-            if path == mine or not name.fullmatch(path.name):
-                continue
-            if path.suffixes[-2:] == mine.suffixes[-2:]:
-                with contextlib.suppress(BlockingIOError):  # of a driver that was paused
-                    found.append(Spool(path))
-            else:
-                self.log(
-                    f"{path} holds items for another MLflow; name that address again to deliver "
-                    "them, or delete the file"
-                )
-        return found
+        return left_spools(mine.parent, self.execution.pipeline, self.shown, self.log)
 
     def _connect(self, execution: str) -> Writer:
         writer = Writer(self.uri, self.plan.spec.name, execution, self.store)
@@ -106,15 +147,17 @@ class Lineage:
         return writer
 
     def _append(self, item: Item) -> None:
+        self.unwritten.append({"time_ms": int(time.time() * 1000), **item})
         try:
-            self.spool.append({"time_ms": int(time.time() * 1000), **item})
+            while self.unwritten:
+                self.spool.append(self.unwritten[0])
+                self.unwritten.popleft()
         except OSError as error:
-            if self.is_complete:
+            if len(self.unwritten) == 1:
                 self.log(
-                    f"the MLflow record is incomplete: {self.spool.path} cannot be written "
-                    f"({error})"
+                    f"{self.spool.path} cannot be written ({error}); the MLflow record waits in "
+                    "memory"
                 )
-            self.is_complete = False
 
     # -- the runner's events ---------------------------------------------------------------------
 
@@ -198,6 +241,11 @@ class Lineage:
             }
         )
         self.delivery.finish(timeout_s, outage_timeout_s)
+        if self.unwritten:
+            self.log(
+                f"the MLflow record lacks {len(self.unwritten):,} items: {self.spool.path} cannot "
+                "be written"
+            )
         if self.writer:
             self.execution.tracking = {
                 "uri": self.shown,

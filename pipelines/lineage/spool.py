@@ -77,7 +77,7 @@ class Spool:
         """Set when there is something new to deliver."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._out = path.open("ab")
+        self._out = path.open("ab", buffering=0)
         try:
             fcntl.flock(self._out, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -97,11 +97,20 @@ class Spool:
             file.truncate(data.rfind(b"\n") + 1)
 
     def append(self, item: Item) -> None:
-        """Append an item; on return the operating system has it, but not necessarily the disk."""
-        line = json.dumps(item, ensure_ascii=False).encode() + b"\n"
+        """Append an item; on return the operating system has it, but not necessarily the disk.
+
+        Raises:
+            OSError: The disk is full, say; nothing was appended.
+        """
+        left = memoryview(json.dumps(item, ensure_ascii=False).encode() + b"\n")
         with self._lock:
-            self._out.write(line)
-            self._out.flush()
+            size = self._out.seek(0, os.SEEK_END)
+            try:
+                while left:
+                    left = left[self._out.write(left) :]
+            except OSError:
+                self._out.truncate(size)
+                raise
         self.has_new.set()
 
     def pending_items(self) -> Iterator[tuple[int, Item | None]]:

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -38,7 +37,7 @@ MOST_ATTEMPTS = 60
 AWAY_S, RECORD_AWAY_S, FULL_S = 120.0, 45.0, 20.0
 DISK_MB = 512
 JUMPS_S = (-47.0, 400 * 86400.0, -3600.0, 90.0, 0.0)
-RESUMED = "taking over from the previous driver"
+TAKEN_OVER = "taking over from the previous driver"
 
 
 class Own:
@@ -186,7 +185,7 @@ class Storm:
         running.process.send_signal(signal.SIGSTOP)
         after = place.start(verb)
         try:
-            while RESUMED not in after.text() and after.process.poll() is None:
+            while TAKEN_OVER not in after.text() and after.process.poll() is None:
                 time.sleep(0.2)
                 after.look()
         finally:
@@ -195,7 +194,7 @@ class Storm:
         code = running.finish()
         self.seen |= running.seen
         said = running.text()
-        assert RESUMED not in after.text() or code != 0, said
+        assert TAKEN_OVER not in after.text() or code != 0, said
         say(f"  the paused driver: exit {code}: {(said.splitlines() or [''])[-1]}")
         assert "Traceback" not in said, said
         return after
@@ -247,10 +246,10 @@ def test_faults_of_all_kinds_change_no_byte_no_champion_and_no_record(smoke, s3,
             for verb, count in COMMANDS:
                 own.offer(count)
                 storm.command(place, verb)
+            # Delivers what MLflow may lack because it was away at the end.
+            assert "skipped: the data is what the champion" in storm.command(place, "retrain")
             assert_equal(place.store, calm.store)
             assert record(place) == expected
-            if storm.deck:
-                shutil.rmtree(place.root / "artifacts", ignore_errors=True)
     wait_for_the_dead(storm.seen)
     say(f"faults: {dict(storm.done)}; exit codes: {dict(storm.codes)}")
 

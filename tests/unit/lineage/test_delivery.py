@@ -1,5 +1,6 @@
 """Every item reaches MLflow once, through outages and kills, and no step waits for it."""
 
+import errno
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from paths import ROOT, SMOKE
 from record_kit import NODE, Driver, points, runs_of
 from servers import silent
 
+from pipelines.lineage import record
 from pipelines.lineage.spool import Spool
 from pipelines.store.fenced import OwnerChanged
 
@@ -228,3 +230,51 @@ def test_what_is_left_of_a_run_that_was_recorded_to_its_end_opens_nothing_again(
     second.close()
     statuses = [run.info.status for run in runs_of(second.lineage.uri)[""]]
     assert statuses == ["FINISHED", "FINISHED"] and not left.path.exists()
+
+
+def test_a_disk_that_is_full_for_a_while_costs_the_record_nothing(driver, monkeypatch):
+    full = threading.Event()
+    full.set()
+
+    def unless_full(method):
+        def call(spool, *args):
+            if full.is_set():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return method(spool, *args)
+
+        return call
+
+    mine = driver()
+    for name in ("append", "mark_delivered"):
+        monkeypatch.setattr(Spool, name, unless_full(getattr(Spool, name)))
+    mine.start()
+    for at in range(3):
+        mine.report(at, loss=at / 2)
+    mine.until(lambda: mine.lineage.delivery.outage, "noticing that the position cannot be noted")
+    assert len(mine.lineage.unwritten) == 4
+    full.clear()
+    mine.report(3, loss=1.5)
+    assert not mine.lineage.unwritten
+    mine.close()
+    assert points(mine.lineage.uri, "loss") == [(at, at / 2) for at in range(4)]
+    assert [run.info.status for run in runs_of(mine.lineage.uri)[""]] == ["FINISHED"]
+    told = "\n".join(mine.said)
+    assert "waits in memory" in told and "the disk is full (" in told and "lacks" not in told
+
+
+def test_a_command_that_runs_nothing_delivers_what_is_left(driver, server):
+    first = driver(server.uri)
+    first.report(7, loss=0.5)
+    first.start()
+    first.report(8, loss=0.25)
+    first.close(outage_timeout_s=0.5)
+    told = []
+    server.start()
+    record.deliver_left(first.plan.spec, first.store, told.append)
+    assert points(server.uri, "loss") == [(8, 0.25)]
+    assert [run.info.status for run in runs_of(server.uri)[""]] == ["FINISHED"]
+    assert "MLflow has now what smoke-" in told[-1]
+    assert not first.lineage.spool.path.exists()
+    told.clear()
+    record.deliver_left(first.plan.spec, first.store, told.append)
+    assert told == []
