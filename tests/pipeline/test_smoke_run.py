@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 
 import pytest
-from kit import SMOKE, call, environment, shards_of, strict_json, versions
+from kit import SMOKE, call, shards_of, strict_json, versions
 from PIL import Image
 
 NODES = {
@@ -197,15 +195,3 @@ def test_sampling_an_exported_ensemble_by_path_and_by_name_is_the_same(smoke, sa
     for name, model in (("path.png", promoted), ("name.png", "smoke")):
         say("sample", model, "a frog", "-o", tmp_path / name)
     assert (tmp_path / "path.png").read_bytes() == (tmp_path / "name.png").read_bytes()
-
-
-@pytest.mark.slow
-def test_a_run_that_has_nothing_to_do_imports_neither_torch_nor_ray(smoke, tmp_path):
-    script = (
-        "import sys\nfrom pipelines.cli import main\n"
-        "try:\n    main()\nfinally:\n    print(sorted({'torch', 'ray'} & set(sys.modules)))"
-    )
-    command = [sys.executable, "-c", script, "run", SMOKE, "--storage", tmp_path / "store"]
-    smoke.copy(tmp_path / "store")
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr

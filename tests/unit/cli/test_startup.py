@@ -149,6 +149,20 @@ def test_costs_on_a_cluster_are_reckoned_without_torch():
     assert not modules & (HEAVY | {"pyarrow"})
 
 
+def test_the_tree_of_a_run_is_reported_without_torch():
+    """As at the end of a run that had nothing to do."""
+    script = SCRIPT.replace(
+        "    main()\n",
+        "    from pipelines.reports.tree import stage_settings\n"
+        "    from pipelines.spec.loading import load\n"
+        "    print(stage_settings(load(sys.argv[1]).stages['base'])['sampling']['sigmas'])\n",
+        1,
+    )
+    output, modules = run(script, SMOKE)
+    assert output.startswith("[80.0")
+    assert not modules & HEAVY
+
+
 @pytest.mark.parametrize("weighting", ["noise", "sampler"])
 def test_a_tree_grows_without_torch(weighting, tmp_path):
     raw = yaml.safe_load(SMOKE.read_text())
