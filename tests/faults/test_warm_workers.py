@@ -53,6 +53,7 @@ def test_same_bytes_alone_and_first_and_third_in_a_warm_worker(ray, smoke, tmp_p
     assert len(there) == 1 and workers() == there
 
 
+@pytest.mark.soak
 def test_a_worker_killed_amid_a_job_and_the_bytes_of_a_training_in_peace(ray, smoke, tmp_path):
     """The job continues from its checkpoint, in a worker that then takes the next one."""
     trainings = warm_kit.Trainings(ray, smoke, tmp_path)
