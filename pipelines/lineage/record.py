@@ -113,6 +113,8 @@ class Lineage:
         self.writer: Writer | None = None
         self.unwritten: deque[Item] = deque()
         """Items that the spool could not take, as on a full disk; in order, the oldest first."""
+        self.is_waiting = False
+        """Whether it has been said that items wait."""
         self.spool = self._open(execution.id + ending(self.shown))
         spools = [*self._older(), self.spool]
         connected = [(s, partial(self._connect, s.path.name.split(".")[0])) for s in spools]
@@ -148,12 +150,18 @@ class Lineage:
 
     def _append(self, item: Item) -> None:
         self.unwritten.append({"time_ms": int(time.time() * 1000), **item})
+        self._write()
+
+    def _write(self) -> None:
+        """Give the spool the items that it has not taken yet."""
         try:
             while self.unwritten:
                 self.spool.append(self.unwritten[0])
                 self.unwritten.popleft()
+            self.is_waiting = False
         except OSError as error:
-            if len(self.unwritten) == 1:
+            if not self.is_waiting:
+                self.is_waiting = True
                 self.log(
                     f"{self.spool.path} cannot be written ({error}); the MLflow record waits in "
                     "memory"
@@ -240,6 +248,10 @@ class Lineage:
                 "model": model,
             }
         )
+        end = time.monotonic() + outage_timeout_s
+        while self.unwritten and time.monotonic() < end:
+            time.sleep(0.2)
+            self._write()
         self.delivery.finish(timeout_s, outage_timeout_s)
         if self.unwritten:
             self.log(

@@ -232,7 +232,10 @@ def test_what_is_left_of_a_run_that_was_recorded_to_its_end_opens_nothing_again(
     assert statuses == ["FINISHED", "FINISHED"] and not left.path.exists()
 
 
-def test_a_disk_that_is_full_for_a_while_costs_the_record_nothing(driver, monkeypatch):
+@pytest.mark.parametrize("ends_meanwhile", [False, True])
+def test_a_disk_that_is_full_for_a_while_costs_the_record_nothing(
+    driver, monkeypatch, ends_meanwhile
+):
     full = threading.Event()
     full.set()
 
@@ -252,9 +255,13 @@ def test_a_disk_that_is_full_for_a_while_costs_the_record_nothing(driver, monkey
         mine.report(at, loss=at / 2)
     mine.until(lambda: mine.lineage.delivery.outage, "noticing that the position cannot be noted")
     assert len(mine.lineage.unwritten) == 4
-    full.clear()
-    mine.report(3, loss=1.5)
-    assert not mine.lineage.unwritten
+    if ends_meanwhile:  # and there is room a moment later
+        mine.report(3, loss=1.5)
+        threading.Timer(1.0, full.clear).start()
+    else:
+        full.clear()
+        mine.report(3, loss=1.5)
+        assert not mine.lineage.unwritten
     mine.close()
     assert points(mine.lineage.uri, "loss") == [(at, at / 2) for at in range(4)]
     assert [run.info.status for run in runs_of(mine.lineage.uri)[""]] == ["FINISHED"]
