@@ -169,15 +169,10 @@ class Delivery:
     def _run(self) -> None:
         try:
             for spool, connect in self.spools[:-1]:
-                writer = self._retry(connect)
-                if not writer.is_over:
-                    self._drain(spool, writer)
-                # What a paused driver left of a run that its successor has finished is dropped.
-                spool.close(discard=writer.is_over)
+                self._drain(spool, self._connect(spool, connect))
+                spool.close()
             spool, connect = self.spools[-1]
-            writer = self._retry(connect)
-            if writer.is_over:
-                spool.mark_delivered(spool.path.stat().st_size)
+            writer = self._connect(spool, connect)
             closing = False
             while not closing:
                 closing = self._closing  # read before draining, so that no item is missed
@@ -193,6 +188,16 @@ class Delivery:
                 f"delivery to MLflow stopped ({self.outage}); the next run of the same command "
                 "delivers the rest"
             )
+
+    def _connect(self, spool: Spool, connect: Callable[[], Writer]) -> Writer:
+        """Connect to MLflow for a spool.
+
+        What a paused driver left of a run that its successor has finished is dropped.
+        """
+        writer = self._retry(connect)
+        if writer.is_over:
+            self._retry(lambda: spool.mark_delivered(spool.path.stat().st_size))
+        return writer
 
     def _drain(self, spool: Spool, writer: Writer) -> None:
         """Deliver everything that a spool holds now."""
@@ -248,17 +253,18 @@ class Delivery:
         """Call until it succeeds, with doubling pauses.
 
         Raises:
-            DeliveryExpired: The run has ended and its time limit has passed.
+            DeliveryExpired: The run has ended and its time limit has passed, or another driver has
+                taken it over.
         """
         pause = FIRST_PAUSE_S
         while True:
+            if self._expired:
+                raise DeliveryExpired
             closing = self._closing
             try:
-                if self._expired:
-                    raise DeliveryExpired
                 self.check()
                 return call()
-            except (DeliveryExpired, OwnerChanged):
+            except OwnerChanged:
                 raise DeliveryExpired from None
             except ItemFailed:
                 pass  # no outage
@@ -267,8 +273,6 @@ class Delivery:
             end = time.monotonic() + pause
             while time.monotonic() < end and self._closing == closing and not self._expired:
                 time.sleep(0.1)
-            if self._expired:
-                raise DeliveryExpired
             # When the run ends, it is tried again at once.
             pause = min(2 * pause, MAX_PAUSE_S) if self._closing == closing else FIRST_PAUSE_S
 

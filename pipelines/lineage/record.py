@@ -74,7 +74,11 @@ def deliver_left(spec: Spec, store: Store, log: Callable[[str], None]) -> None:
     folder = local_folder(store) / SPOOLS
     if not any(folder.glob(f"{spec.name}-*{ending(shown)}")):
         return
-    with contextlib.suppress(ValueError), only_driver(store, spec.name):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(only_driver(store, spec.name))
+        except ValueError:  # a driver runs the pipeline
+            return
         for spool in left_spools(folder, spec.name, shown, log):
             connect = partial(Writer, uri, spec.name, spool.path.name.split(".")[0], store)
             delivery = Delivery(uri, [(spool, connect)], log)
@@ -113,8 +117,6 @@ class Lineage:
         self.writer: Writer | None = None
         self.unwritten: deque[Item] = deque()
         """Items that the spool could not take, as on a full disk; in order, the oldest first."""
-        self.is_waiting = False
-        """Whether it has been said that items wait."""
         self.spool = self._open(execution.id + ending(self.shown))
         spools = [*self._older(), self.spool]
         connected = [(s, partial(self._connect, s.path.name.split(".")[0])) for s in spools]
@@ -149,23 +151,22 @@ class Lineage:
         return writer
 
     def _append(self, item: Item) -> None:
+        waiting = bool(self.unwritten)  # and that was said
         self.unwritten.append({"time_ms": int(time.time() * 1000), **item})
-        self._write()
+        if (error := self._write()) and not waiting:
+            self.log(
+                f"{self.spool.path} cannot be written ({error}); the MLflow record waits in memory"
+            )
 
-    def _write(self) -> None:
-        """Give the spool the items that it has not taken yet."""
+    def _write(self) -> OSError | None:
+        """Give the spool the items that it has not taken yet; → why it does not take them all."""
         try:
             while self.unwritten:
                 self.spool.append(self.unwritten[0])
                 self.unwritten.popleft()
-            self.is_waiting = False
         except OSError as error:
-            if not self.is_waiting:
-                self.is_waiting = True
-                self.log(
-                    f"{self.spool.path} cannot be written ({error}); the MLflow record waits in "
-                    "memory"
-                )
+            return error
+        return None
 
     # -- the runner's events ---------------------------------------------------------------------
 

@@ -54,14 +54,16 @@ class Writer:
         """Node id → run id; ``""`` stands for the execution's own run."""
         self.ended: set[str] = set()
         """Nodes whose run has finished."""
-        self.is_over = False
-        """Whether the execution is recorded to its end: it was done."""
         # What an earlier attempt wrote is read from MLflow, so a kill cannot make it unknown.
         for run in self._search(f"tags.`ediffi.execution` = '{execution}'"):
             node = run.data.tags.get("ediffi.node", "")
             self.runs[node] = run.info.run_id
             self.ended |= {node} if run.info.status == "FINISHED" else set()
-        self.is_over = "" in self.ended
+
+    @property
+    def is_over(self) -> bool:
+        """Whether an earlier driver has recorded the execution to its end: it was done."""
+        return "" in self.ended
 
     def can_write(self, item: Item) -> bool:
         """Whether MLflow takes a write without a fault, and a file if the item has files."""

@@ -173,10 +173,7 @@ class Storm:
         running.kill(workers=True)
 
     def worker(self, place, verb, running):
-        # Not an agent, with which Ray ends its node.
-        named = {p: title(p) for p in sorted(running.look())}
-        found = [p for p, t in named.items() if t.startswith("ray::") and "Agent" not in t]
-        if found:
+        if found := running.workers():
             kill(self.rng.choice(found))
 
     def pause(self, place, verb, running):

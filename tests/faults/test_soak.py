@@ -29,14 +29,16 @@ LONGEST_S = 45.0  # from the first node's start to a kill
 
 def victim(running: Driver, rng: random.Random) -> tuple[str, list[int]]:
     """The driver, one of Ray's workers, or all at once as when a pod dies."""
-    below = sorted(running.look())
-    # Not an agent, with which Ray ends its node: on one machine that is all of Ray.
-    workers = [p for p in below if title(p).startswith("ray::") and "Agent" not in title(p)]
+    workers = running.workers()
     choice = rng.choice(["driver", "worker", "worker", "pod"])
     if choice == "worker" and workers:
         chosen = rng.choice(workers)
         return title(chosen), [chosen]
-    return (choice, [running.pid, *below]) if choice == "pod" else ("driver", [running.pid])
+    return (
+        (choice, [running.pid, *sorted(running.look())])
+        if choice == "pod"
+        else ("driver", [running.pid])
+    )
 
 
 def disturb(running: Driver, rng: random.Random) -> int:

@@ -260,6 +260,11 @@ class Driver:
         self.seen |= below
         return below
 
+    def workers(self) -> list[int]:
+        """Ray's workers below it; not an agent, with which Ray ends its node."""
+        titles = {p: title(p) for p in sorted(self.look())}
+        return [p for p, t in titles.items() if t.startswith("ray::") and "Agent" not in t]
+
     def until(self, reached: Callable[[], Any], what: str) -> Any:
         """Waits for a moment of the run; → what ``reached`` gave.
 
