@@ -49,6 +49,11 @@ test: $(READY) ## run all tests, offline (a quarter of an hour on 2 cores); with
 	@$(BIN)/pytest -n 2 --dist worksteal $(if $(FAST),-m "not slow and not soak" tests/unit tests/numerics)
 
 soak: $(READY) ## kill pipelines at random moments, run the demo in a bucket that fails (hours)
+	@# A database to test MLflow's server before; without it that test is skipped.
+	@if [ "$$(id -u)" = 0 ] && ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -qq --yes --no-install-recommends postgresql; } || \
+			echo "PostgreSQL could not be installed: its test is skipped" >&2; fi
 	@$(BIN)/pytest -m soak tests
 
 lint: $(READY) ## ruff and mypy

@@ -129,6 +129,7 @@ def test_a_driver_that_trains_often_leaves_no_file_open_and_no_shared_memory(nod
     assert held()[1] <= used + 2**20
 
 
+@pytest.mark.soak
 def test_workers_start_where_their_labels_say_and_wait_for_such_a_machine(node, monkeypatch):
     here = node.ray.get_runtime_context().get_node_id()
     done = node.train(workers=1, labels={"ray.io/node-id": here})

@@ -93,6 +93,7 @@ def test_a_job_that_fails_is_told_as_one_of_a_worker_of_its_own(ray, board, tmp_
     ]
 
 
+@pytest.mark.soak
 def test_a_request_to_stop_one_node_reaches_its_job_alone(ray, board, tmp_path):
     one, other = (warm_kit.bare(board, tmp_path, f"train/base/{n}") for n in ("E0_0", "E1_0"))
     warm_kit.do(other, warm_kit.process_of)
@@ -104,6 +105,7 @@ def test_a_request_to_stop_one_node_reaches_its_job_alone(ray, board, tmp_path):
     assert warm_kit.do(other, warm_kit.process_of)["pid"]
 
 
+@pytest.mark.soak
 def test_an_idle_worker_that_gets_sigterm_leaves_and_another_takes_its_jobs(ray, board, tmp_path):
     ctx = warm_kit.bare(board, tmp_path)
     idle = warm_kit.do(ctx, warm_kit.process_of)["pid"]

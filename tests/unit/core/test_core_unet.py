@@ -253,7 +253,7 @@ def test_a_network_is_refused_if_it_would_fail_and_only_then(layout, norm, monke
         return out.shape == (2, 3, 8, 8)
 
     outcomes = set()
-    widths = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 18, 20, 24, 30, 32, 34, 35)
+    widths = (1, 2, 3, 6, 8, 12, 30, 32, 35)
     for channels, mult, heads in product(widths, [(1, 1), (1, 3), (3, 2)], [1, 6, 64]):
         how = {"channels": channels, "channel_mult": mult, "head_channels": heads}
         how |= {"layout": layout, "norm": norm, "blocks": 1, "self_attention": (4,)}

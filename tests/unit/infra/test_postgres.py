@@ -15,7 +15,7 @@ from manifests import find
 from pipelines.lineage import quiet_mlflow
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.soak,
     pytest.mark.skipif(
         postgres_kit.programs() is None, reason="PostgreSQL is missing: apt-get install postgresql"
     ),
@@ -113,7 +113,6 @@ def wait_for(url, process, log):
             time.sleep(0.2)
 
 
-@pytest.mark.slow
 def test_drivers_that_write_at_once_have_everything_recorded_once(servers, tmp_path, monkeypatch):
     """Through several servers; each item is written twice."""
     names = [f"pipeline-{i}" for i in range(DRIVERS)]

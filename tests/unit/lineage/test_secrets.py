@@ -16,6 +16,7 @@ from pipelines.lineage.sync import registry_uri
 from pipelines.reports import status
 from pipelines.runs.execution import Execution, latest
 from pipelines.spec.loading import load
+from pipelines.store import remote
 from pipelines.store.artifacts import Store
 
 SECRET = "hunter2-secret"
@@ -126,8 +127,9 @@ def test_a_store_is_not_opened_by_a_password():
 
 
 @pytest.mark.parametrize("urls", [None, ["127.0.0.1"], ["10.0.0.0/8"]])
-def test_rows_name_their_pictures_without_the_password(tmp_path, urls):
+def test_rows_name_their_pictures_without_the_password(tmp_path, urls, monkeypatch):
     """Kept rows would too: their key is the address."""
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
     addresses = [f"{SERVER}/1.jpg", f"ftp://me:{SECRET}@host/2.jpg", f"http://:{SECRET}@[/3.jpg"]
     for kind in ("parquet", "jsonl"):
         (tmp_path / kind).mkdir()
