@@ -39,7 +39,7 @@ __all__ = [
 
 # Format version of each kind's result; raising one makes every node of the kind run again.
 FORMATS = {
-    "data": 3,
+    "data": 4,
     "encoders": 3,
     "metric": 1,
     "features": 1,

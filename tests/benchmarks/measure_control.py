@@ -25,7 +25,7 @@ from ediffi_core.guidance import guided
 from ediffi_core.noise import edm_grid
 from ediffi_core.sampling import SOLVERS
 from pipelines.demo.drawings import ARTISTS, CONCEPTS
-from pipelines.demo.scenes import GROUNDS, PAIRED, PLACES, draw
+from pipelines.demo.scenes import GROUNDS, PAIRED, PLACES, draw, held_out_place
 from pipelines.demo.scorer import EmojiScenes
 from pipelines.lineage.lookup import find_model
 from pipelines.models.painting import SIDE
@@ -56,11 +56,16 @@ def noun(concept: int) -> str:
     return name if name == "grapes" else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def at(scorer: EmojiScenes, pictures: Pictures, order: tuple[str, str]) -> float:
-    """Share of the asked things that are read at their places."""
+def at(scorer: EmojiScenes, pictures: Pictures, order: tuple[str, str]) -> np.ndarray:
+    """Which of the asked things are read at their places: bool [N, 2]."""
     read = scorer.read(pictures).concepts
     places = [PLACES.index(place) for place in order]
-    return float(np.mean([[read[n, p] == c for c, p in zip(two, places)] for n, two in PAIRS]))
+    return np.array([[read[n, p] == c for c, p in zip(two, places)] for n, two in PAIRS])
+
+
+def trained(order: tuple[str, str]) -> np.ndarray:
+    """Which of the things training has shown at these places: bool [N, 2]."""
+    return np.array([[held_out_place(c) != p for c, p in zip(two, order)] for _, two in PAIRS])
 
 
 PAIRS = list(enumerate(pairs(PAIRED)))
@@ -81,19 +86,26 @@ def painting(model: TextToImage, scorer: EmojiScenes) -> tuple[list[str], Pictur
     swapped = (HALVES[1], HALVES[0])
     plain = model.sample(prompts, seed=SEED)
     rows = [
-        "| painted | strength w' | things in their halves | in the halves swapped |",
-        "|---|---|---|---|",
+        "| painted | strength w' | guidance | things in their halves | where training has shown "
+        "them | where it has not | in the halves swapped |",
+        "|---|---|---|---|---|---|---|",
     ]
     shown = [plain[:6]]
-    for label, order, strength in (
-        ("nothing", HALVES, 0.0),
-        *(("left, right", HALVES, w) for w in (0.4, 1.0, 2.0)),
-        ("right, left", swapped, 1.0),
+    for label, order, strength, guidance in (
+        ("nothing", HALVES, 0.0, 1.0),
+        *(("left, right", HALVES, w, 1.0) for w in (0.4, 1.0, 2.0)),
+        ("right, left", swapped, 1.0, 1.0),
+        ("left, right", HALVES, 2.0, 2.0),
+        ("right, left", swapped, 2.0, 2.0),
     ):
-        painted = phrases(order, strength)
-        pictures = model.sample(prompts, seed=SEED, paint=painted) if strength else plain
-        right, wrong = (at(scorer, pictures, o) for o in (HALVES, swapped))
-        rows.append(f"| {label} | {strength or '–'} | {right:.2f} | {wrong:.2f} |")
+        options = {"paint": phrases(order, strength), "sampling": {"base.guidance": guidance}}
+        pictures = model.sample(prompts, seed=SEED, **options) if strength else plain
+        right, shown_there = at(scorer, pictures, order), trained(order)
+        found = (right, right[shown_there], right[~shown_there], at(scorer, pictures, order[::-1]))
+        rows.append(
+            f"| {label} | {strength or '–'} | {guidance} "
+            f"| {' | '.join(f'{f.mean():.2f}' for f in found)} |"
+        )
         if strength == 1.0:
             shown.append(pictures[:6])
     return rows, np.concatenate(shown)

@@ -57,6 +57,8 @@ def test_every_concept_is_trained_in_the_centre_and_paired_ones_on_every_side_bu
         places = PLACES if concept in PAIRED else ("centre",)
         free = {place for place in places if place != held_out_place(concept)}
         assert {place for c, place in seen if c == concept} == free
+    bound = [held_out_place(c) for c in PAIRED if held_out_place(c)]
+    assert sorted(bound) == ["left", "left", "right", "right"]  # most are seen on both sides
 
 
 def test_every_choice_is_drawn_equally_often():
