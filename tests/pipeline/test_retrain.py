@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from kit import ediffi, said, shards_of, spec_with, strict_json, versions
 
@@ -12,28 +14,32 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 class Own:
     """A user's folder of Parquet files, which grows, and a spec of one expert that reads it."""
 
-    def __init__(self, smoke, root):
+    def __init__(self, smoke, root, **retraining):
         self.files = sorted(smoke.folder("data/train").rglob("*.parquet"))
         self.data, self.store = root / "pairs", root / "store"
         self.data.mkdir()
         held_out = sorted(smoke.folder("data/validation").rglob("*.parquet"))
         (root / "held-out").mkdir()
         shutil.copy2(held_out[0], root / "held-out")
-        encoders = smoke.folder("encoders/tiny")
+        self.root, self.encoders = root, smoke.folder("encoders/tiny")
+        self.write(**retraining)
+
+    def write(self, **retraining):
+        """The spec, with these settings of retrainings."""
 
         def change(raw):
             raw |= {"name": "own"}
             raw["data"] = {
                 "train": {"path": str(self.data)},
-                "validation": {"path": str(root / "held-out")},
+                "validation": {"path": str(self.root / "held-out")},
             }
-            raw["encoders"] = {role: str(encoders / role) for role in ("t5", "clip")}
+            raw["encoders"] = {role: str(self.encoders / role) for role in ("t5", "clip")}
             raw["evaluate"] = {"captions": 4}
-            raw["retraining"] = {"share": 1.0}
+            raw["retraining"] = {"share": 1.0, **retraining}
             del raw["stages"]["sr32"], raw["stages"]["base"]["single"]
             raw["stages"]["base"] |= {"experts": {"E0_0": {"images": 64}}, "ensemble": ["E0_0"]}
 
-        self.spec = spec_with(root / "own.yaml", change)
+        self.spec = spec_with(self.root / "own.yaml", change)
 
     def add(self, count):
         for file in self.files[:count]:
@@ -78,3 +84,25 @@ def test_a_file_more_makes_a_new_champion(smoke, tmp_path):
     assert parent["fingerprint"] in trained
     said_again = said("retrain", own.spec, "--storage", own.store)
     assert said_again == "skipped: the data is what the champion was trained on\n"
+
+
+def test_data_that_has_drifted_is_not_trained_on_until_its_limit_is_raised(smoke, tmp_path):
+    own = Own(smoke, tmp_path, drift={"caption_lengths": 0.5})
+    own.add(3)
+    own.command("run")
+    before = own.book()["champion"]
+    table = pq.read_table(own.files[0])
+    longer = pa.array([f"{c.as_py()}, as has been said at length" * 3 for c in table["caption"]])
+    at = table.schema.get_field_index("caption")
+    pq.write_table(table.set_column(at, "caption", longer), own.data / "longer.parquet")
+
+    end = ediffi("retrain", own.spec, "--storage", own.store)
+    assert end.returncode == 1, end.stdout + end.stderr
+    assert "the data has drifted from the champion's: lengths of captions" in end.stderr
+    assert "`retraining.drift.caption_lengths: 0.5`" in end.stderr
+    assert len(own.manifests("train/base/E0_0")) == 1 and own.book()["champion"] == before
+
+    own.write(drift={"caption_lengths": 1.0})
+    own.command("retrain")
+    assert len(own.manifests("train/base/E0_0")) == 2
+    assert len(own.manifests("drift/train")) == 1  # not measured again
