@@ -33,7 +33,11 @@ def unclocked(metrics: dict[str, float]) -> dict[str, float]:
     """Without those that a clock or the machine measured, and what a kill left to be done."""
     clocked = {"images_per_s", "data_wait", "memory_gb", "tflops", "mfu"}
     clocked |= {"encoded_now", "copied_now"}
-    return {k: v for k, v in metrics.items() if k not in clocked and not k.startswith("system/")}
+    return {
+        k: v
+        for k, v in metrics.items()
+        if k.removeprefix("final/") not in clocked and not k.startswith("system/")
+    }
 
 
 def told(name: str, data: bytes):

@@ -87,7 +87,7 @@ def test_a_file_more_makes_a_new_champion(smoke, tmp_path):
 
 
 def test_data_that_has_drifted_is_not_trained_on_until_its_limit_is_raised(smoke, tmp_path):
-    own = Own(smoke, tmp_path, drift={"caption_lengths": 0.5})
+    own = Own(smoke, tmp_path, drift={"caption_lengths": 0.3})
     own.add(3)
     own.command("run")
     before = own.book()["champion"]
@@ -99,7 +99,7 @@ def test_data_that_has_drifted_is_not_trained_on_until_its_limit_is_raised(smoke
     end = ediffi("retrain", own.spec, "--storage", own.store)
     assert end.returncode == 1, end.stdout + end.stderr
     assert "the data has drifted from the champion's: lengths of captions" in end.stderr
-    assert "`retraining.drift.caption_lengths: 0.5`" in end.stderr
+    assert "`retraining.drift.caption_lengths: 0.3`" in end.stderr
     assert len(own.manifests("train/base/E0_0")) == 1 and own.book()["champion"] == before
 
     own.write(drift={"caption_lengths": 1.0})
