@@ -7,7 +7,6 @@ two it is; then the item alone is at fault only if MLflow takes another write me
 
 from __future__ import annotations
 
-import errno
 import re
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import TypeVar
 
 from pipelines.formatting import printable
 from pipelines.lineage.address import to_keep
-from pipelines.lineage.spool import Item, Spool
+from pipelines.lineage.spool import FULL, InMemory, Item, Spool
 from pipelines.lineage.writer import BATCH, Writer
 from pipelines.store.fenced import OwnerChanged
 from pipelines.store.remote import StorageError
@@ -113,7 +112,7 @@ class Delivery:
     def __init__(
         self,
         uri: str,
-        spools: Sequence[tuple[Spool, Callable[[], Writer]]],
+        spools: Sequence[tuple[Spool | InMemory, Callable[[], Writer]]],
         log: Callable[[str], None],
         check: Callable[[], None] = lambda: None,
     ) -> None:
@@ -189,21 +188,21 @@ class Delivery:
                 "delivers the rest"
             )
 
-    def _connect(self, spool: Spool, connect: Callable[[], Writer]) -> Writer:
+    def _connect(self, spool: Spool | InMemory, connect: Callable[[], Writer]) -> Writer:
         """Connect to MLflow for a spool.
 
         What a paused driver left of a run that its successor has finished is dropped.
         """
         writer = self._retry(connect)
         if writer.is_over:
-            self._retry(lambda: spool.mark_delivered(spool.path.stat().st_size))
+            self._retry(spool.drop)
         return writer
 
-    def _drain(self, spool: Spool, writer: Writer) -> None:
+    def _drain(self, spool: Spool | InMemory, writer: Writer) -> None:
         """Deliver everything that a spool holds now."""
         for end, batch in batches(spool):
             self._deliver(writer, batch)
-            self._retry(partial(spool.mark_delivered, end))  # the disk may be full
+            self._retry(partial(spool.mark_delivered, end))  # its file may be out of reach
             if self.outage and spool is self.spools[-1][0] and spool.is_empty:
                 self.outage = None
                 lost = self.rejected.total() - self._rejected_before
@@ -284,12 +283,11 @@ class Delivery:
             what = f"MLflow at {self.shown} is unreachable"
             if isinstance(error, StorageError):
                 what = "the store is unreachable"
-            elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            elif isinstance(error, OSError) and error.errno in FULL:
                 what = "the disk is full"
-            self.log(
-                f"{what} ({self.outage}); the run continues, and its record waits in "
-                f"{self.spools[-1][0].path}"
-            )
+            spool = self.spools[-1][0]
+            where = spool.path if isinstance(spool, Spool) else "memory"
+            self.log(f"{what} ({self.outage}); the run continues, and its record waits in {where}")
 
     def _reject(self, what: str, error: Exception) -> None:
         """Report a rejected item; of several with the same reason only the first."""
@@ -313,7 +311,7 @@ class Delivery:
         return f"{count:,} items that MLflow rejected: {', '.join(names)}"
 
 
-def batches(spool: Spool) -> Iterator[tuple[int, Batch]]:
+def batches(spool: Spool | InMemory) -> Iterator[tuple[int, Batch]]:
     """(end position in bytes, batch): consecutive curve points of one run, or a single item."""
     batch: list[Item] = []
     size = end = 0

@@ -18,7 +18,7 @@ from pipelines.dag.plan import Node, Plan, Verdict
 from pipelines.lineage.address import local_folder, to_keep, tracking_uri
 from pipelines.lineage.delivery import Delivery
 from pipelines.lineage.limits import PARAM_CHARACTERS, PARAMS, TAG_CHARACTERS, flat, whole_lines
-from pipelines.lineage.spool import Item, Spool, free_spool, private_folder
+from pipelines.lineage.spool import InMemory, Item, Spool, free_spool, private_folder
 from pipelines.lineage.writer import Writer
 from pipelines.models import champions
 from pipelines.reports import tree as tree_view
@@ -109,6 +109,7 @@ class Lineage:
             check: as of :class:`Delivery`.
         """
         self.plan, self.store, self.execution, self.log = plan, store, execution, log
+        self.check = check
         self.uri = tracking_uri(plan.spec.tracking, store)
         self.is_outside_store = not store.is_local and str(local_folder(store)) in self.uri
         """Whether MLflow's database is on this machine because the store is a bucket."""
@@ -249,11 +250,13 @@ class Lineage:
                 "model": model,
             }
         )
+        self.delivery.finish(timeout_s, outage_timeout_s)
+        if self.unwritten and not self.delivery.pending:
+            self._deliver_unwritten(timeout_s, outage_timeout_s)
         end = time.monotonic() + outage_timeout_s
         while self.unwritten and time.monotonic() < end:
             time.sleep(0.2)
             self._write()
-        self.delivery.finish(timeout_s, outage_timeout_s)
         if self.unwritten:
             self.log(
                 f"the MLflow record lacks {len(self.unwritten):,} items: {self.spool.path} cannot "
@@ -275,6 +278,16 @@ class Lineage:
         self.spool.close()
         if lost := self.delivery.lost():
             self.log(f"the MLflow record lacks {lost}")
+
+    def _deliver_unwritten(self, timeout_s: float, outage_timeout_s: float) -> None:
+        """Deliver what no disk takes; what MLflow does not take either still waits."""
+        held = InMemory(self.unwritten)
+        connect = partial(self._connect, self.execution.id)
+        last = Delivery(self.uri, [(held, connect)], self.log, self.check)
+        last.finish(timeout_s, outage_timeout_s)
+        self.delivery.rejected += last.rejected
+        self.delivery.outage = last.outage
+        self.unwritten = deque(held.left)
 
     def abandon(self) -> None:
         """Deliver nothing more: another driver has taken over, and records everything itself."""

@@ -11,13 +11,14 @@ paused does not write, truncate or deliver the same file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ Item = dict[str, Any]
 
 MAX_SPOOLS = 100
 """Drivers of one execution on one machine that may hold a spool, all paused but one."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk that takes nothing more, until something is removed."""
 
 TRUNCATE_ABOVE_BYTES = 8 * 2**20
 """A file larger than this is truncated once everything in it is delivered."""
@@ -125,19 +129,34 @@ class Spool:
                 yield file.tell(), item if isinstance(item, dict) else None
 
     def mark_delivered(self, byte: int) -> None:
-        """Record that everything before a position is delivered."""
+        """Record that everything before a position is delivered.
+
+        On a full disk only this process knows of it; what is delivered twice does no harm.
+        """
         with self._lock:
-            if byte > TRUNCATE_ABOVE_BYTES and byte == self.path.stat().st_size:
-                self._out.truncate(0)
-                byte = 0
-            scratch = self.position_file.with_suffix(".delivered.new")
-            scratch.write_text(str(byte))
-            scratch.replace(self.position_file)
+            all_large = byte > TRUNCATE_ABOVE_BYTES and byte == self.path.stat().st_size
+            try:
+                self._note(0 if all_large else byte)
+                if all_large:
+                    self._out.truncate(0)
+                    byte = 0
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
             self.delivered = byte
+
+    def _note(self, byte: int) -> None:
+        scratch = self.position_file.with_suffix(".delivered.new")
+        scratch.write_text(str(byte))
+        scratch.replace(self.position_file)
+
+    def drop(self) -> None:
+        """Take everything as delivered."""
+        self.mark_delivered(self.path.stat().st_size)
 
     @property
     def pending(self) -> int:
-        """Number of items that are not yet delivered."""
+        """Number of items that are not delivered yet."""
         return sum(1 for _ in self.pending_items()) if self.path.exists() else 0
 
     @property
@@ -153,3 +172,42 @@ class Spool:
             with contextlib.suppress(OSError):  # it holds other spools
                 self.path.parent.rmdir()
         self._out.close()
+
+
+class InMemory:
+    """What the spool of this process did not take, to be delivered like a spool."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self.items = list(items)
+        self.delivered = 0
+        self.has_new = threading.Event()
+
+    def pending_items(self) -> Iterator[tuple[int, Item]]:
+        """(number of items up to here, item) of those that are not delivered."""
+        yield from enumerate(self.items[self.delivered :], self.delivered + 1)
+
+    def mark_delivered(self, count: int) -> None:
+        """Note that so many items are delivered."""
+        self.delivered = count
+
+    def drop(self) -> None:
+        """Take everything as delivered."""
+        self.delivered = len(self.items)
+
+    @property
+    def left(self) -> list[Item]:
+        """The items that are not delivered yet."""
+        return self.items[self.delivered :]
+
+    @property
+    def pending(self) -> int:
+        """Number of items that are not delivered yet."""
+        return len(self.left)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything is delivered."""
+        return not self.left
+
+    def close(self) -> None:
+        """There is no file."""

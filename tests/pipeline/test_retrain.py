@@ -97,7 +97,7 @@ def test_data_that_has_drifted_is_not_trained_on_until_its_limit_is_raised(smoke
     pq.write_table(table.set_column(at, "caption", longer), own.data / "longer.parquet")
 
     end = ediffi("retrain", own.spec, "--storage", own.store)
-    assert end.returncode == 1, end.stdout + end.stderr
+    assert end.returncode == 2, end.stdout + end.stderr
     assert "the data has drifted from the champion's: lengths of captions" in end.stderr
     assert "`retraining.drift.caption_lengths: 0.3`" in end.stderr
     assert len(own.manifests("train/base/E0_0")) == 1 and own.book()["champion"] == before

@@ -232,10 +232,9 @@ def test_what_is_left_of_a_run_that_was_recorded_to_its_end_opens_nothing_again(
     assert statuses == ["FINISHED", "FINISHED"] and not left.path.exists()
 
 
-@pytest.mark.parametrize("ends_meanwhile", [False, True])
-def test_a_disk_that_is_full_for_a_while_costs_the_record_nothing(
-    driver, monkeypatch, ends_meanwhile
-):
+@pytest.fixture
+def full(monkeypatch):
+    """A disk that takes nothing more while this is set."""
     full = threading.Event()
     full.set()
 
@@ -247,26 +246,51 @@ def test_a_disk_that_is_full_for_a_while_costs_the_record_nothing(
 
         return call
 
-    mine = driver()
-    for name in ("append", "mark_delivered"):
+    for name in ("append", "_note"):
         monkeypatch.setattr(Spool, name, unless_full(getattr(Spool, name)))
+    return full
+
+
+@pytest.mark.parametrize("until", ["a row more", "the end", None])
+def test_a_full_disk_costs_the_record_nothing(driver, full, until):
+    full.clear()
+    mine = driver()
+    full.set()
     mine.start()
     for at in range(3):
         mine.report(at, loss=at / 2)
-    mine.until(lambda: mine.lineage.delivery.outage, "noticing that the position cannot be noted")
     assert len(mine.lineage.unwritten) == 4
-    if ends_meanwhile:  # and there is room a moment later
-        mine.report(3, loss=1.5)
-        threading.Timer(1.0, full.clear).start()
-    else:
+    if until == "a row more":
         full.clear()
-        mine.report(3, loss=1.5)
-        assert not mine.lineage.unwritten
+    mine.report(3, loss=1.5)
+    assert bool(mine.lineage.unwritten) == full.is_set()
+    if until == "the end":
+        threading.Timer(1.0, full.clear).start()
     mine.close()
     assert points(mine.lineage.uri, "loss") == [(at, at / 2) for at in range(4)]
     assert [run.info.status for run in runs_of(mine.lineage.uri)[""]] == ["FINISHED"]
     told = "\n".join(mine.said)
-    assert "waits in memory" in told and "the disk is full (" in told and "lacks" not in told
+    assert "waits in memory" in told and "lacks" not in told and "not yet in MLflow" not in told
+    assert not mine.lineage.spool.path.exists()
+
+
+def test_what_neither_disk_nor_mlflow_takes_waits_for_either(driver, server, full):
+    full.clear()
+    server.start()
+    mine = driver(server.uri)
+    mine.start()
+    mine.until(lambda: mine.lineage.delivery.pending == 0, "delivery")
+    server.kill()
+    full.set()
+    mine.report(0, loss=0.5)
+    threading.Timer(2.0, full.clear).start()  # while the end is waited for
+    mine.close(outage_timeout_s=4.0)
+    told = "\n".join(mine.said)
+    assert "2 items are not yet in MLflow (connection" in told and "lacks" not in told
+    server.start()
+    driver(server.uri).close()
+    assert points(server.uri, "loss") == [(0, 0.5)]
+    assert {run.info.status for run in runs_of(server.uri)[""]} == {"FINISHED"}
 
 
 def test_a_command_that_runs_nothing_delivers_what_is_left(driver, server):
