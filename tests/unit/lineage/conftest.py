@@ -1,5 +1,6 @@
 """Fixtures: drivers of the smoke spec, and MLflow on a fresh database."""
 
+import contextlib
 import shutil
 
 import pytest
@@ -49,3 +50,5 @@ def driver(tmp_path, fresh_database):
     yield make
     for each in made:
         each.lineage.delivery.finish(0, 0)
+        with contextlib.suppress(OSError):  # it is closed and removed
+            each.lineage.spool.close()

@@ -115,7 +115,7 @@ def picture(ensemble, changes):
     return draw([changed], cond, seed=1)["base"]
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::pipelines.spec.sampling.SamplingWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_it_changes_the_picture(name, ensemble):
     case = CASES[name]
