@@ -133,8 +133,11 @@ export function mountGallery(state, root) {
     const results = newestFirst();
     const at = results.findIndex((result) => result.id === id);
     current = (results[at + 1] ?? results[at - 1])?.id ?? null;
-    state.removeResults([id]);
-    say("The picture is removed.");
+    removeAll([id], "The picture is removed.");
+  }
+
+  async function removeAll(ids, done) {
+    if (await state.removeResults(ids)) say(done);
   }
 
   function compare(id) {
@@ -256,8 +259,8 @@ export function mountGallery(state, root) {
         button("Keep", () => asked.close()),
         button("Remove all", () => {
           asked.close();
-          state.removeResults(state.results.map(({ id }) => id));
-          say("The gallery is empty.");
+          const ids = state.results.map(({ id }) => id);
+          removeAll(ids, "The gallery is empty.");
         }),
       ),
     );

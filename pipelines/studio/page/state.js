@@ -123,11 +123,16 @@ export class State {
     }
   }
 
-  #keep(written) {
-    written.catch((error) => {
+  /** Tell of trouble with what is written; resolves to whether there was none. */
+  async #keep(written) {
+    try {
+      await written;
+      return true;
+    } catch (error) {
       this.trouble = `This browser keeps no more pictures of the session (${error.message}).`;
       this.#tell(["trouble"]);
-    });
+      return false;
+    }
   }
 
   // -- phrases and paint ------------------------------------------------------------------------
@@ -270,10 +275,11 @@ export class State {
     this.#tell(["results"]);
   }
 
-  /** Remove finished pictures. */
+  /** Remove finished pictures; resolves to whether the browser has removed them, too. */
   removeResults(ids) {
     this.results = this.results.filter((r) => !ids.includes(r.id));
-    for (const id of ids) this.#keep(this.#pictures.removeResult(id));
+    const kept = this.#keep(this.#pictures.removeResults(ids));
     this.#tell(["results"]);
+    return kept;
   }
 }

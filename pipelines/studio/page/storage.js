@@ -32,10 +32,14 @@ export class Pictures {
     this.database = database;
   }
 
-  /** Do one thing in an object store; resolves to what it gives. */
+  /** Do one thing in an object store; resolves to what it gives, once the browser has it. */
   in(name, action) {
     const writes = this.database.transaction(name, "readwrite");
-    return answered(action(writes.objectStore(name)));
+    const request = action(writes.objectStore(name));
+    return new Promise((resolve, reject) => {
+      writes.oncomplete = () => resolve(request.result);
+      writes.onabort = () => reject(writes.error);
+    });
   }
 
   get(key) {
@@ -54,7 +58,8 @@ export class Pictures {
     return this.in("results", (results) => results.put(result));
   }
 
-  removeResult(id) {
-    return this.in("results", (results) => results.delete(id));
+  /** Remove all of them or, if the browser is interrupted, none. */
+  removeResults(ids) {
+    return this.in("results", (results) => ids.map((id) => results.delete(id)));
   }
 }

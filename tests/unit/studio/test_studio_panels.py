@@ -179,6 +179,7 @@ def test_the_gallery_is_used_by_keyboard_and_kept_over_a_reload(studio):
     page.keyboard.press("Delete")
     expect(page.locator(".thumbnail")).to_have_count(2)
     expect(page.locator(".thumbnail").nth(1)).to_be_focused()
+    expect(page.get_by_text("The picture is removed.")).to_be_visible()
     page.reload()
     expect(page.locator(".thumbnail")).to_have_count(2)
     assert prompts(page) == ["third", "first"]
@@ -189,6 +190,7 @@ def test_the_gallery_is_used_by_keyboard_and_kept_over_a_reload(studio):
     page.get_by_role("button", name="Clear all").click()
     page.get_by_role("button", name="Remove all").click()
     expect(page.locator(".thumbnail")).to_have_count(0)
+    expect(page.get_by_text("The gallery is empty.")).to_be_visible()
     page.reload()
     page.wait_for_selector("[data-ready]", state="attached")
     assert prompts(page) == []
