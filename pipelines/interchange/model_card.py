@@ -259,9 +259,14 @@ def _public(name: str) -> str:
 
 # -- training and evaluation ---------------------------------------------------------------------
 
+_OPTIMIZERS = {
+    "adamw": "AdamW",
+    "muon": "Muon, with AdamW for all but the blocks' matrices and kernels,",
+}
+
 
 def _training(store: Store, d: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> str:
-    rows = []
+    rows, optimizers = [], set()
     for stage in stages:
         for slot in sorted(stage["experts"], key=lambda s: -stage["experts"][s]["interval"][0]):
             card: Card = stage["cards"][slot]
@@ -271,6 +276,7 @@ def _training(store: Store, d: Mapping[str, Any], stages: Sequence[Mapping[str, 
             if how is None:
                 continue
             rate, schedule = how.get("learning_rate"), how.get("schedule")
+            optimizers.add(_OPTIMIZERS[how.get("optimizer", "adamw")])
             row = (
                 f"{stage['name']}/{card.expert}",
                 _count(manifest.get("info", {}).get("parameters")),
@@ -285,7 +291,7 @@ def _training(store: Store, d: Mapping[str, Any], stages: Sequence[Mapping[str, 
     noise = {stage["name"]: next(iter(stage["cards"].values())).noise for stage in stages}
     told = "; ".join(f"{name}: P_mean {n.P_mean:g}, P_std {n.P_std:g}" for name, n in noise.items())
     intro = (
-        "AdamW on the denoising loss of EDM (arXiv:2206.00364), with the noise levels "
+        "The denoising loss of EDM (arXiv:2206.00364), with the noise levels "
         f"ln σ ~ N(P_mean, P_std²) ({told}). The weights are averages over training (EMA)."
     )
     for stage in stages:
@@ -296,6 +302,7 @@ def _training(store: Store, d: Mapping[str, Any], stages: Sequence[Mapping[str, 
             )
     if not rows:
         return intro + " The store no longer has the settings of the trainings."
+    intro = f"{' or '.join(sorted(optimizers))} on {intro[0].lower()}{intro[1:]}"
     head = ("expert", "parameters", "batch", "learning rate", "weight decay", "precision")
     return f"{intro}\n\n" + table((*head, "EMA half-life, images"), rows)
 

@@ -88,14 +88,15 @@ def training(
 def stored_by_training(node: Node, size: Size, images: int) -> dict[str, float]:
     """Bytes that a training node stores, from the size W of its weights in float32.
 
-    A checkpoint takes W each for the raw weights, their EMA, Adam's two moments and the averages of
-    growing length. Kept are raw and EMA weights for inference, the last checkpoint, milestones and
-    snapshots.
+    A checkpoint takes W each for the raw weights, their EMA, AdamW's two moments or Muon's one, and
+    the averages of growing length. Kept are raw and EMA weights for inference, the last checkpoint,
+    milestones and snapshots.
     """
     training, cadence = node.settings["training"], node.runtime
     weights = size.parameters * FLOAT32_BYTES
     lengths = len(training["snapshot_lengths"]) if training["snapshot_images"] else 0
-    checkpoint = weights * (4 + lengths)
+    moments = 1 if training.get("optimizer") == "muon" else 2
+    checkpoint = weights * (2 + moments + lengths)
     snapshots = math.ceil(images / training["snapshot_images"]) if lengths else 0
     milestone = cadence["milestone_images"]
     milestones = (images - 1) // milestone if milestone else 0
@@ -117,12 +118,14 @@ class Speed:
 
 
 def speed_key(node: Node) -> str:
-    """Key of nodes that train at the same speed: same stage, network, resolution, batch, precision.
+    """Key of nodes that train at the same speed: of a stage, network and resolution, trained alike.
 
     The number of workers is not in a manifest; it is assumed not to have changed.
     """
     s = node.settings
-    same = [s["network"], s["resolution"], s["training"]["batch"], s["training"]["precision"]]
+    training = s["training"]
+    how = [training["batch"], training["precision"], training.get("optimizer", "adamw")]
+    same = [s["network"], s["resolution"], *how]
     return f"{stage_of(node)} {json.dumps(same, sort_keys=True)}"
 
 

@@ -57,7 +57,7 @@ class BadLoss(Strict):
 
 
 class Training(Strict):
-    """Everything that determines an expert's weights. The optimiser is AdamW.
+    """Everything that determines an expert's weights.
 
     Durations are counted in images seen, not in steps, so they do not depend on the batch. A change
     here trains the stage's experts anew.
@@ -65,6 +65,11 @@ class Training(Strict):
 
     batch: int = Field(64, ge=1)
     """Images in a batch, over all workers."""
+
+    optimizer: Annotated[Literal["adamw", "muon"], LATER] = "adamw"
+    """``adamw``: the paper's. ``muon``: updates of the blocks' matrices and kernels are
+    orthogonalised, all other weights have AdamW; it takes the same learning rates and weight decay,
+    and small networks need far fewer images (:mod:`ediffi_core.muon`)."""
 
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate."""
@@ -82,8 +87,8 @@ class Training(Strict):
     """Images over which the learning rate rises from zero."""
 
     weight_decay: float = Field(0.01, ge=0)
-    """AdamW's weight decay of matrices and kernels. Biases, scales of norms and the null token are
-    not decayed."""
+    """Decoupled weight decay of matrices and kernels. Biases, scales of norms and the null token
+    are not decayed."""
 
     clip_norm: float = Field(1.0, gt=0)
     """Maximum norm of the gradient; a larger gradient is scaled down to it."""

@@ -159,7 +159,7 @@ class TrainingSetup:
         def attempt(count: int) -> None:
             with no_sync(self.step.wrapped):
                 self.step.loss(index[:count], x[:count], cond[slice(count)])[1].sum().backward()
-            self.state.optimizer.zero_grad(set_to_none=True)
+            self.state.optimizer.zero_grad()
 
         found = find_micro_batch(attempt, len(index), self.comm.device)
         self.log(f"uses micro-batches of {found} images")
@@ -206,12 +206,22 @@ class TrainingSetup:
         if start != "continue" and self.settings["optimizer"] != "carried":
             return 0
         assert self.parent is not None
+        self._check_same_optimizer(self.parent)
         if start != "continue":
             tensors = {k: v for k, v in tensors.items() if k.startswith("optimizer/")}
         found = self.checkpoints.restore_from(
             self.parent.state, tensors, self.parent.manifest["fingerprint"]
         )
         return found.images if start == "continue" else 0
+
+    def _check_same_optimizer(self, parent: Parent) -> None:
+        """ValueError if the parent's optimiser has another state than this node's."""
+        theirs = parent.manifest["settings"]["training"].get("optimizer", "adamw")
+        if theirs != (ours := self.options.get("optimizer", "adamw")):
+            raise ValueError(
+                f"the parent was trained with `optimizer: {theirs}`, whose state `{ours}` cannot "
+                f"carry on; train the parent with `{ours}`, too, or start with a fresh optimiser"
+            )
 
     # -- measurements --------------------------------------------------------------------------
 

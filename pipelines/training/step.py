@@ -15,6 +15,7 @@ from ediffi_core.embeddings import EmbeddingSpec
 from ediffi_core.loss_weight import LossFactor
 from ediffi_core.noise import Interval, Mixture, NoiseDistribution
 from ediffi_core.precond import Denoiser, denoising_loss
+from pipelines.training.checkpoints.state import Optimizers
 from pipelines.training.parallel import Communicator, full_tensor, no_sync
 
 
@@ -76,7 +77,7 @@ class Step:
         self,
         model: Denoiser,
         wrapped: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         draws: Draws,
         comm: Communicator,
         options: Mapping[str, Any],
@@ -104,7 +105,7 @@ class Step:
             index: [n] indices of the images in the stream, on the CPU.
             x: [n, 3, R, R] in [-1, 1], on the device.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         slices = list(self.micro_batches(len(index)))
         # DDP averages gradients over processes; this scale makes that the average over the batch.
         scale = self.comm.size / self.options["batch"]
@@ -117,8 +118,7 @@ class Step:
             sigmas.append(sigma)
             losses.append(loss.detach())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options["clip_norm"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        self.optimizer.set_rate(learning_rate)
         self.optimizer.step()
         return Outcome(torch.cat(sigmas), torch.cat(losses), full_tensor(norm))
 

@@ -107,11 +107,10 @@ def plain(spec: Path, store: Path) -> dict[str, float]:
             began = time.monotonic()
         sigma, eps = draws.sigma(index), draws.eps(index, x.shape[1:])
         loss = denoising_loss(model, model.sigma_data, x, sigma, eps, draws.kept(index, cond))
-        state.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad()
         loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), setup.options["clip_norm"])
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
+        state.optimizer.set_rate(rate)
         state.optimizer.step()
         state.ema.update(model, int(index[-1]) + 1, batch)
     return {"images_per_s": (IMAGES - WARM) / (time.monotonic() - began)}

@@ -213,16 +213,28 @@ def test_a_child_may_carry_its_parents_optimizer_on(node):
     shutil.rmtree(node.folder, ignore_errors=True)
     carried = node.trainer(settings={"start": "raw", "optimizer": "carried"})
 
+    def slots(trainer):
+        (adamw,) = trainer.state.optimizer.parts
+        return adamw.state.values()
+
     def steps(trainer):
-        return {float(slots["step"]) for slots in trainer.state.optimizer.state.values()}
+        return {float(one["step"]) for one in slots(trainer)}
 
     assert (steps(fresh), steps(carried)) == ({0.0}, {256 / 16})
-    assert any(s["exp_avg"].any() for s in carried.state.optimizer.state.values())
+    assert any(one["exp_avg"].any() for one in slots(carried))
     assert carried.images == 0
     for (name, a), b in zip(
         fresh.setup.model.named_parameters(), carried.setup.model.parameters(), strict=True
     ):
         assert torch.equal(a, b), name
+
+
+def test_the_state_of_another_optimizer_is_refused(node):
+    """A fresh one may start from the same weights."""
+    training = {"optimizer": "muon"}
+    with pytest.raises(ValueError, match="`optimizer: adamw`, whose state `muon` cannot carry on"):
+        node.trainer(settings={"start": "raw", "optimizer": "carried"}, training=training)
+    node.trainer(settings={"start": "raw"}, training=training)
 
 
 def test_pictures_are_drawn_at_milestones_and_kept(node):

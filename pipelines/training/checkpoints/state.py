@@ -3,39 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ediffi_core.ema import EMA, PowerEMA
+from ediffi_core.muon import Muon
 from ediffi_core.precond import Denoiser
+from ediffi_core.unet import UNet
 
 
-def adamw(model: Denoiser, options: Mapping[str, Any]) -> torch.optim.AdamW:
-    """AdamW with its moments allocated, so that they can be restored before the first step.
+class Optimizers:
+    """AdamW, and Muon for some of the weights, as one; states are allocated from the start.
 
-    Weight decay applies to matrices and convolution kernels, not to biases, norm scales or the null
-    token.
+    So they can be restored before the first step.
     """
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    free = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": options["weight_decay"]},
-            {"params": free, "weight_decay": 0.0},
-        ],
-        lr=options["learning_rate"],
-        betas=(0.9, 0.999),
-        fused=True,
-    )
-    for parameter in model.parameters():
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    return optimizer
+
+    def __init__(self, model: Denoiser, options: Mapping[str, Any]) -> None:
+        """
+        Args:
+            options: the spec's ``training:`` settings. With ``muon``, it trains the matrices and
+                kernels of the network's stages. Weight decay applies to all matrices and kernels,
+                not to biases, norm scales or the null token.
+        """
+        rate, decay = options["learning_rate"], options["weight_decay"]
+        hidden = []
+        if options.get("optimizer") == "muon":
+            hidden = [p for p in cast(UNet, model.net).stages.parameters() if p.ndim >= 2]
+        left = set(model.parameters()).difference(hidden)
+        others = [p for p in model.parameters() if p in left]
+        adamw = torch.optim.AdamW(
+            [
+                {"params": [p for p in others if p.ndim >= 2], "weight_decay": decay},
+                {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            lr=rate,
+            betas=(0.9, 0.999),
+            fused=True,
+        )
+        for parameter in others:
+            adamw.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        self.parts: list[torch.optim.Optimizer] = [adamw]
+        if hidden:
+            self.parts.append(Muon(hidden, lr=rate, weight_decay=decay))
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all parts."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def slots(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Name → tensor of the state that belongs to a parameter."""
+        found: dict[str, Tensor] = next(
+            part.state[parameter] for part in self.parts if parameter in part.state
+        )
+        return found
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def set_rate(self, learning_rate: float) -> None:
+        """The learning rate of the next step."""
+        for group in self.param_groups:
+            group["lr"] = learning_rate
+
+    def step(self) -> None:
+        """Update all weights."""
+        for part in self.parts:
+            part.step()
 
 
 class State:
@@ -43,7 +85,7 @@ class State:
 
     def __init__(self, model: Denoiser, options: Mapping[str, Any]) -> None:
         self.model = model
-        self.optimizer = adamw(model, options)
+        self.optimizer = Optimizers(model, options)
         self.ema = EMA(model, options["ema_halflife_images"])
         self.powers: PowerEMA | None = None
         if options["snapshot_images"]:
@@ -63,7 +105,7 @@ class State:
             for length, average in self.powers.weights.items():
                 found |= {f"power/{length:g}/{k}": v for k, v in average.items()}
         for name, parameter in self.model.named_parameters():
-            for slot, value in self.optimizer.state[parameter].items():
+            for slot, value in self.optimizer.slots(parameter).items():
                 found[f"optimizer/{name}/{slot}"] = value
         return {name: value.detach() for name, value in found.items()}
 

@@ -61,13 +61,13 @@ def batch(index):
     return x, cond
 
 
-def train(strategy="ddp", micro_batch=None, precision="float32"):
+def train(strategy="ddp", micro_batch=None, precision="float32", optimizer="adamw"):
     """→ full weights, averages and moments by name, and the gradient norms."""
     comm = Communicator.join(torch.device("cpu"), 60)
     torch.manual_seed(3)
     model = Denoiser(UNet(CONFIG))
     called = parallelize(model, comm, strategy, model.net.stages, comm.size)
-    options = {**OPTIONS, "precision": precision}
+    options = {**OPTIONS, "precision": precision, "optimizer": optimizer}
     state = State(model, options)
     step = Step(
         model, called, state.optimizer, Draws(SETTINGS, SPECS, "cpu"), comm, options, micro_batch
@@ -88,6 +88,9 @@ def every_strategy():
         "fsdp": {"strategy": "fsdp"},
         "hybrid": {"strategy": "hybrid"},
         "fsdp micro": {"strategy": "fsdp", "micro_batch": 4},
+        "muon ddp": {"optimizer": "muon"},
+        "muon fsdp": {"strategy": "fsdp", "optimizer": "muon"},
+        "muon hybrid": {"strategy": "hybrid", "optimizer": "muon"},
     }
     return {name: train(**options) for name, options in strategies.items()}
 
@@ -122,6 +125,15 @@ def assert_close(found, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "micro", "fsdp", "hybrid", "fsdp micro"])
 def test_two_processes_match_one(alone, results, strategy):
+    for rank in range(2):
+        assert_close(results[rank][strategy], alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["muon ddp", "muon fsdp", "muon hybrid"])
+def test_muon_of_two_processes_matches_one(results, strategy):
+    alone = train(optimizer="muon")
+    assert any(name.endswith("/momentum") for name in alone[0])
     for rank in range(2):
         assert_close(results[rank][strategy], alone)
 

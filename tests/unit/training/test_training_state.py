@@ -9,10 +9,11 @@ from ediffi_core.unet import UNet
 from pipelines.training.checkpoints.state import State
 
 
-@pytest.fixture
-def state():
+@pytest.fixture(params=["adamw", "muon"])
+def state(request):
     torch.manual_seed(3)
-    return State(Denoiser(UNet(CONFIG)), {**OPTIONS, "weight_decay": 0.1})
+    options = {**OPTIONS, "weight_decay": 0.1, "optimizer": request.param}
+    return State(Denoiser(UNet(CONFIG)), options)
 
 
 def test_only_matrices_decay(state):
@@ -20,8 +21,7 @@ def test_only_matrices_decay(state):
     before = {k: v.detach().clone() for k, v in state.model.named_parameters()}
     for parameter in state.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    for group in state.optimizer.param_groups:
-        group["lr"] = 0.5
+    state.optimizer.set_rate(0.5)
     state.optimizer.step()
     for name, value in state.model.named_parameters():
         kept = 1 - 0.5 * 0.1 if before[name].ndim >= 2 else 1
@@ -31,8 +31,23 @@ def test_only_matrices_decay(state):
     assert {n for n in before if n.endswith("bias")} <= alone
 
 
+ADAMW, MUON = {"step", "exp_avg", "exp_avg_sq"}, {"momentum"}
+
+
 def test_optimiser_state_is_named_after_parameters(state):
     """Independent of parameter groups, so that older states can be read."""
-    names = {n for n, _ in state.model.named_parameters()}
+    muons = {
+        n
+        for n, v in state.model.named_parameters()
+        if n.startswith("net.stages.") and v.ndim >= 2 and len(state.optimizer.parts) > 1
+    }
+    wanted = {n: MUON if n in muons else ADAMW for n, _ in state.model.named_parameters()}
     kept = {k for k in state.tensors() if k.startswith("optimizer/")}
-    assert kept == {f"optimizer/{n}/{s}" for n in names for s in ("step", "exp_avg", "exp_avg_sq")}
+    assert kept == {f"optimizer/{n}/{s}" for n, slots in wanted.items() for s in slots}
+
+
+def test_without_a_named_optimiser_it_is_adamw():
+    """As in the settings of results that are older than the choice."""
+    options = {k: v for k, v in OPTIONS.items() if k != "optimizer"}
+    kept = State(Denoiser(UNet(CONFIG)), options).tensors()
+    assert not any(name.endswith("/momentum") for name in kept)
