@@ -80,6 +80,7 @@ def test_a_later_field_is_a_setting_only_where_it_is_not_the_default():
         "schedule",
         "decay_images",
         "loss_weight",
+        "optimizer",
     }
     chosen = Training(schedule="cosine", dropout={"t5": 0.5})
     assert chosen.settings()["schedule"] == "cosine"
