@@ -77,7 +77,7 @@ class Step:
         self,
         model: Denoiser,
         wrapped: nn.Module,
-        optimizer: Optimizers,
+        optimizer: Optimizers | torch.optim.Optimizer,
         draws: Draws,
         comm: Communicator,
         options: Mapping[str, Any],
@@ -118,7 +118,8 @@ class Step:
             sigmas.append(sigma)
             losses.append(loss.detach())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options["clip_norm"])
-        self.optimizer.set_rate(learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
         self.optimizer.step()
         return Outcome(torch.cat(sigmas), torch.cat(losses), full_tensor(norm))
 

@@ -110,7 +110,8 @@ def plain(spec: Path, store: Path) -> dict[str, float]:
         state.optimizer.zero_grad()
         loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), setup.options["clip_norm"])
-        state.optimizer.set_rate(rate)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
         state.optimizer.step()
         state.ema.update(model, int(index[-1]) + 1, batch)
     return {"images_per_s": (IMAGES - WARM) / (time.monotonic() - began)}

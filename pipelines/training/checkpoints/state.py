@@ -69,11 +69,6 @@ class Optimizers:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
-    def set_rate(self, learning_rate: float) -> None:
-        """The learning rate of the next step."""
-        for group in self.param_groups:
-            group["lr"] = learning_rate
-
     def step(self) -> None:
         """Update all weights."""
         for part in self.parts:

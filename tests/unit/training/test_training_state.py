@@ -21,7 +21,8 @@ def test_only_matrices_decay(state):
     before = {k: v.detach().clone() for k, v in state.model.named_parameters()}
     for parameter in state.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    state.optimizer.set_rate(0.5)
+    for group in state.optimizer.param_groups:
+        group["lr"] = 0.5
     state.optimizer.step()
     for name, value in state.model.named_parameters():
         kept = 1 - 0.5 * 0.1 if before[name].ndim >= 2 else 1
