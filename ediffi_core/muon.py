@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ediffi_core.sharding import full_tensor, sharded_like
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration, chosen for its slope at zero: singular values end between about 0.7 and
 1.2 (Jordan et al., 2024; also torch.optim.Muon's)."""
@@ -49,7 +51,7 @@ class Muon(torch.optim.Optimizer):
         """
         Args:
             params: of at least two dimensions, on one device; sharded ones (FSDP) are gathered for
-                the iteration, one after another.
+                the iteration, those of one shape together.
             momentum: μ.
 
         Raises:
@@ -86,11 +88,11 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(averages, grads, 1 - momentum)
         ahead = torch._foreach_lerp(grads, averages, momentum)
         torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
-        full = torch.stack([whole(t).flatten(1) for t in ahead])
+        full = torch.stack([full_tensor(t).flatten(1) for t in ahead])
         factor = -0.2 * rate * math.sqrt(max(full.shape[1:]))
         for parameter, update in zip(params, orthogonalized(full), strict=True):
-            shaped = update.to(parameter.dtype).reshape(parameter.shape)
-            parameter.add_(shared_like(parameter, shaped), alpha=factor)
+            shaped = update.reshape(parameter.shape)
+            parameter.add_(sharded_like(parameter, shaped), alpha=factor)
 
 
 def alike(params: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -122,8 +124,9 @@ def orthogonalized(x: Tensor, steps: int = STEPS) -> Tensor:
         return orthogonalized(x.mT, steps).mT
     dtype, rows, columns = x.dtype, *x.shape[1:]
     x = x / x.flatten(1).norm(dim=1).clamp(min=EPS)[:, None, None]
-    if x.device.type == "cuda" or columns < 2 * rows:
-        x = x.bfloat16() if x.device.type == "cuda" else x
+    on_gpu = x.device.type == "cuda"
+    if on_gpu or columns < 2 * rows:
+        x = x.bfloat16() if on_gpu else x
         for _ in range(steps):
             x = torch.bmm(_quintic(torch.bmm(x, x.mT)), x)
         return x.to(dtype)
@@ -142,21 +145,3 @@ def _quintic(gram: Tensor) -> Tensor:
     out = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     out.diagonal(dim1=1, dim2=2).add_(a)
     return out
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of a sharded one (FSDP), any other as it is; a collective call."""
-    gather: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
-
-
-def shared_like(parameter: Tensor, full: Tensor) -> Tensor:
-    """A full tensor, sharded as a parameter is; no process sends anything."""
-    if not hasattr(parameter, "full_tensor"):
-        return full
-    from torch.distributed.tensor import DTensor, Replicate
-
-    assert isinstance(parameter, DTensor)
-    mesh = parameter.device_mesh
-    everywhere = DTensor.from_local(full, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return everywhere.redistribute(placements=parameter.placements)

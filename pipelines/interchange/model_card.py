@@ -290,8 +290,9 @@ def _training(store: Store, d: Mapping[str, Any], stages: Sequence[Mapping[str, 
                 rows.append(row)
     noise = {stage["name"]: next(iter(stage["cards"].values())).noise for stage in stages}
     told = "; ".join(f"{name}: P_mean {n.P_mean:g}, P_std {n.P_std:g}" for name, n in noise.items())
+    trained = f"{' or '.join(sorted(optimizers))} on the" if optimizers else "The"
     intro = (
-        "The denoising loss of EDM (arXiv:2206.00364), with the noise levels "
+        f"{trained} denoising loss of EDM (arXiv:2206.00364), with the noise levels "
         f"ln σ ~ N(P_mean, P_std²) ({told}). The weights are averages over training (EMA)."
     )
     for stage in stages:
@@ -302,7 +303,6 @@ def _training(store: Store, d: Mapping[str, Any], stages: Sequence[Mapping[str, 
             )
     if not rows:
         return intro + " The store no longer has the settings of the trainings."
-    intro = f"{' or '.join(sorted(optimizers))} on {intro[0].lower()}{intro[1:]}"
     head = ("expert", "parameters", "batch", "learning rate", "weight decay", "precision")
     return f"{intro}\n\n" + table((*head, "EMA half-life, images"), rows)
 

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from ediffi_core.checkpoint import Card, to_bytes
+from ediffi_core.sharding import full_tensor
 from pipelines.spec.training import FINAL_DRAWS
 from pipelines.training.build import TrainingSetup
-from pipelines.training.parallel import full_tensor
 
 
 def finish(

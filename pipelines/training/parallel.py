@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -205,9 +204,3 @@ def no_sync(model: nn.Module) -> AbstractContextManager[Any]:
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return model.no_sync()
     return nullcontext()
-
-
-def full_tensor(tensor: Tensor) -> Tensor:
-    """The full tensor of a sharded one, any other tensor as it is; a collective call."""
-    gather: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()

@@ -15,8 +15,9 @@ from ediffi_core.embeddings import EmbeddingSpec
 from ediffi_core.loss_weight import LossFactor
 from ediffi_core.noise import Interval, Mixture, NoiseDistribution
 from ediffi_core.precond import Denoiser, denoising_loss
+from ediffi_core.sharding import full_tensor
 from pipelines.training.checkpoints.state import Optimizers
-from pipelines.training.parallel import Communicator, full_tensor, no_sync
+from pipelines.training.parallel import Communicator, no_sync
 
 
 class Outcome(NamedTuple):

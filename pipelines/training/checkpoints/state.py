@@ -31,8 +31,8 @@ class Optimizers:
         hidden = []
         if options.get("optimizer") == "muon":
             hidden = [p for p in cast(UNet, model.net).stages.parameters() if p.ndim >= 2]
-        left = set(model.parameters()).difference(hidden)
-        others = [p for p in model.parameters() if p in left]
+        has_muon = set(hidden)
+        others = [p for p in model.parameters() if p not in has_muon]
         adamw = torch.optim.AdamW(
             [
                 {"params": [p for p in others if p.ndim >= 2], "weight_decay": decay},

@@ -11,6 +11,7 @@ from together import together
 from ediffi_core import draws
 from ediffi_core.conditioning import Conditioning, EmbeddingSpec
 from ediffi_core.precond import Denoiser
+from ediffi_core.sharding import full_tensor
 from ediffi_core.unet import UNet, UNetConfig
 from pipelines.spec.training import Training
 from pipelines.training.checkpoints.state import State
@@ -18,7 +19,6 @@ from pipelines.training.parallel import (
     Communicator,
     Heartbeat,
     StopConsensus,
-    full_tensor,
     parallelize,
 )
 from pipelines.training.step import Draws, Step
