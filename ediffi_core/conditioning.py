@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ediffi_core import draws
 from ediffi_core.embeddings import EmbeddingSpec
+from ediffi_core.token_groups import TokenGroups, by_length
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,8 +265,10 @@ class Projection(nn.Module):
                 tokens.append(self.to_token[spec.name](x)[:, None])
                 masks.append((x != 0).any(dim=1, keepdim=True))
         values = torch.cat([t.to(null.dtype) for t in tokens], 1)
-        paint = None if cond.paint is None else self.painted(cond.paint, tokens, c_noise)
-        return Tokens(values, torch.cat(masks, 1), paint), total
+        mask = torch.cat(masks, 1)
+        if cond.paint is None:
+            return Tokens(values, mask, groups=by_length(values, mask)), total
+        return Tokens(values, mask, self.painted(cond.paint, tokens, c_noise)), total
 
     def painted(self, paint: Paint, tokens: list[Tensor], c_noise: Tensor) -> TokenPaint:
         """Maps of all tokens in their order; zero for the null token and pooled vectors.
@@ -337,3 +340,5 @@ class Tokens:
     values: Tensor  # [N, T, token_dim]
     mask: Tensor  # [N, T] bool, True where to attend
     paint: TokenPaint | None = None
+    groups: TokenGroups | None = None
+    """The same tokens by groups of rows, with less padding; None to attend to all rows at once."""

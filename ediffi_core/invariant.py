@@ -118,10 +118,12 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None)
         return F.scaled_dot_product_attention(q, k, v)
     is_bool = attn_mask.dtype == torch.bool
     seen = (attn_mask if is_bool else attn_mask > -torch.inf).any(dim=1).any(dim=1)  # [N, T]
-    order = seen.int().argsort(dim=1, descending=True, stable=True)
-    at = order[:, None, :, None]
-    k, v = (t.gather(2, at.expand(-1, t.shape[1], -1, t.shape[3])) for t in (k, v))
-    attn_mask = attn_mask.gather(3, order[:, None, None].expand(*attn_mask.shape[:3], -1))
+    # On CPUs only if a token to attend to is behind a masked one; GPUs are not asked: that waits.
+    if seen.device.type != "cpu" or bool((seen[:, 1:] & ~seen[:, :-1]).any()):
+        order = seen.int().argsort(dim=1, descending=True, stable=True)
+        at = order[:, None, :, None]
+        k, v = (t.gather(2, at.expand(-1, t.shape[1], -1, t.shape[3])) for t in (k, v))
+        attn_mask = attn_mask.gather(3, order[:, None, None].expand(*attn_mask.shape[:3], -1))
     more = -k.shape[2] % LANES
     if more:
         k, v = F.pad(k, (0, 0, 0, more)), F.pad(v, (0, 0, 0, more))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ediffi_core.conditioning import Tokens
+from ediffi_core.token_groups import TokenGroups
 from ediffi_core.unet.blocks import make_norm, zero_init
 from ediffi_core.unet.config import Norm, heads_of
 
@@ -67,10 +68,23 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """x [N, C, H, W] plus what its pixels attend to in tokens [N, L, D]; the same shape."""
-        q, (k, v) = self.queries(x), self.keys_values(tokens.values)
-        mask = attention_mask(q, k, tokens, x.shape[2:])
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        q = self.queries(x)
+        if tokens.groups is None:
+            k, v = self.keys_values(tokens.values)
+            mask = attention_mask(q, k, tokens, x.shape[2:])
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        else:
+            attended = self.by_group(q, tokens.groups)
         return x + as_image(self.out(attended.transpose(1, 2).flatten(2)), x)
+
+    def by_group(self, q: Tensor, groups: TokenGroups) -> Tensor:
+        """What queries [N, heads, H W, d] attend to in each group's tokens; the same shape."""
+        parts = []
+        for rows, values, mask in groups.groups:
+            k, v = self.keys_values(values)
+            some = q.index_select(0, rows)
+            parts.append(F.scaled_dot_product_attention(some, k, v, attn_mask=mask[:, None, None]))
+        return torch.cat(parts).index_select(0, groups.inverse)
 
 
 def attention_mask(q: Tensor, k: Tensor, tokens: Tokens, side: torch.Size) -> Tensor:

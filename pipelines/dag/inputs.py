@@ -112,6 +112,7 @@ def embed_node(spec: Spec, split: str, sources: Mapping[str, Any]) -> Node:
         "encoders": encoders.identity,
     }
     found = None if source.make else sources[split]
+    shards = source.shards if found is None else found["shards"]
     return Node(
         kind="embed",
         name=split,
@@ -125,7 +126,7 @@ def embed_node(spec: Spec, split: str, sources: Mapping[str, Any]) -> Node:
             "embedding": spec.embedding.running,
         },
         inputs={**({"data": f"data/{split}"} if source.make else {}), **encoders.inputs},
-        cpus=spec.cpus,
+        cpus=min(spec.cpus, shards or spec.cpus),  # a shard is one actor's; 0 if not yet known
         gpus=spec.embedding.gpus,
         labels=spec.embedding.labels,
     )

@@ -2,7 +2,11 @@
 
 import random
 
+from plan_kit import spec
+
+from pipelines.dag import plan
 from pipelines.dag.scheduling import Candidate, fits, startable, subtract
+from pipelines.store.artifacts import Store
 
 
 def node(id, cpus=1, gpus=0, **more):
@@ -106,3 +110,13 @@ def test_resources_are_never_overcommitted_and_everything_runs():
             assert fits(held, total)
             assert at_work, "nothing runs, and nothing starts"
             at_work.pop(rng.randrange(len(at_work)))
+
+
+def test_an_embedding_takes_no_more_cpus_than_it_has_shards(tmp_path):
+    def many(raw):
+        raw["cpus"] = 8
+        raw["data"]["train"]["shards"], raw["data"]["validation"]["shards"] = 16, 1
+
+    nodes = plan.make(spec(many), Store.at(str(tmp_path)), {}).verdicts
+    assert nodes["embed/train"].node.cpus == 8
+    assert nodes["embed/validation"].node.cpus == 1
