@@ -1,0 +1,105 @@
+"""How much nearer to real pictures the demo's super-resolution brings small ones: the base's own,
+and real ones made small, which tells its faults from the base's.
+
+Needs a finished demo (``make demo``), in the store ``EDIFFI_STORE``. Distances are the demo
+scorer's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import report
+from torch import Tensor
+from torch.nn import functional as F
+
+from ediffi_core import cascade
+from ediffi_core.cascade import CascadeStage
+from ediffi_core.conditioning import Conditioning
+from ediffi_core.metrics import Estimate, kernel_distance
+from pipelines.demo.captions import write
+from pipelines.demo.scenes import draw, generator
+from pipelines.demo.scorer import EmojiScenes
+from pipelines.evaluation.worker import enlarged
+from pipelines.lineage.lookup import find_model
+from pipelines.metrics import Pictures
+from pipelines.models.stages import as_pictures
+from pipelines.models.text_to_image import TextToImage
+from pipelines.spec.loading import load
+
+ROOT = Path(__file__).parents[2]
+COUNT, BATCH, SEED = 256, 64, 0
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    storage = os.environ.get("EDIFFI_STORE", "ediffi-store")
+    model = TextToImage.load(find_model("emoji-scenes", storage))
+    scorer = EmojiScenes()
+    folders = Path(storage).glob("nodes/metric/emoji-scenes-*")
+    scorer.open(max(folders, key=lambda folder: folder.stat().st_mtime))
+    seed = load(ROOT / "pipelines" / "specs" / "demo.yaml").seed
+    scenes, real = zip(*(draw(seed, "validation", i) for i in range(COUNT)), strict=True)
+    captions = [write(s, generator(seed, "validation", i, "caption")) for i, s in enumerate(scenes)]
+    cond = Conditioning.cat([model.encoded(text) for text in captions])
+    rows = list(measured(model.stages, cond, np.stack(real), scorer))
+    lines = [
+        f"{COUNT} held-out captions. Kernel distance of the demo scorer's features from the real",
+        "pictures, ± half of a 95 % interval; *enlarged* is bicubic.",
+        "",
+        "| small pictures | to | enlarged | super-resolution |",
+        "|---|---|---|---|",
+        *rows,
+    ]
+    report("Super-resolution, of drawn and of real small pictures", lines)
+
+
+def measured(
+    stages: list[CascadeStage], cond: Conditioning, real: Pictures, scorer: EmojiScenes
+) -> Iterator[str]:
+    """A row of the table for every kind of small pictures and every stage that enlarges them.
+
+    Args:
+        real: of the captions, uint8 [N, R, R, 3].
+    """
+    base, further = stages[0], stages[1:]
+    pixels = torch.from_numpy(real).permute(0, 3, 1, 2).float() / 127.5 - 1
+    drawn = run([base], cond)
+    starts = {
+        "drawn by the base": drawn,
+        "real": {base.name: F.avg_pool2d(pixels, pixels.shape[2] // base.resolution)},
+    }
+    for what, found in starts.items():
+        found |= run(further, replace(cond, low_res=found[base.name]))
+        for below, stage in zip(stages, further, strict=False):
+            side = stage.resolution
+            target = as_pictures(F.avg_pool2d(pixels, pixels.shape[2] // side)).numpy()
+            plain = enlarged(as_pictures(found[below.name]).numpy(), side)
+            sharp = as_pictures(found[stage.name]).numpy()
+            both = (distance(scorer, one, target) for one in (plain, sharp))
+            yield f"| {what} | {side}×{side} | {' | '.join(both)} |"
+
+
+def run(stages: list[CascadeStage], cond: Conditioning) -> dict[str, Tensor]:
+    """Images of every stage, [N, 3, R, R] in [-1, 1]."""
+    found: dict[str, list[Tensor]] = {}
+    for at in range(0, COUNT, BATCH):
+        some = cond[slice(at, at + BATCH)]
+        for name, images in cascade.sample(stages, some, seed=SEED, first=at):
+            found.setdefault(name, []).append(images)
+    return {name: torch.cat(images) for name, images in found.items()}
+
+
+def distance(scorer: EmojiScenes, pictures: Pictures, real: Pictures) -> str:
+    made, true = (torch.from_numpy(scorer.features(p)) for p in (pictures, real))
+    found = Estimate.of(kernel_distance(made, true))
+    return f"{found.mean:.4f} ±{found.high - found.mean:.4f}"
+
+
+if __name__ == "__main__":
+    main()
