@@ -57,6 +57,26 @@ def test_real_pictures_score_high_and_others_captions_low(fitted, scenes):
 
 
 @pytest.mark.slow
+def test_places_tell_which_thing_stands_where(fitted, scenes):
+    scorer, _ = fitted
+    drawn, pictures, _ = scenes
+    two = [n for n, scene in enumerate(drawn) if len(scene.items) == 2]
+    assert two
+
+    def asked(places):
+        return [
+            " and ".join(f"{CONCEPTS[i.concept].name} on the {places[i.place]}" for i in items)
+            for items in (drawn[n].items for n in two)
+        ]
+
+    right = scorer.score(pictures[two], asked({"left": "left", "right": "right"}))
+    swapped = scorer.score(pictures[two], asked({"left": "right", "right": "left"}))
+    assert np.nanmean(right["places"]) > 0.9
+    assert np.nanmean(swapped["places"]) < 0.1
+    assert (swapped["pairs"] == right["pairs"]).all()
+
+
+@pytest.mark.slow
 def test_an_artist_that_nobody_has_seen_is_harder(fitted):
     _, accuracy = fitted
     assert 5 / len(CONCEPTS) < accuracy["unseen_artist_concepts_64"] < accuracy["concepts_64"]
