@@ -7,6 +7,9 @@ keys, values and scores.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -21,6 +24,20 @@ FEWEST_ROWS = 4
 
 MULTIPLE = 16
 """Tokens of a group are a multiple of it, as vectors of the processor are."""
+
+
+_WHOLE: ContextVar[bool] = ContextVar("whole", default=False)
+
+
+@contextmanager
+def all_rows_at_once() -> Iterator[None]:
+    """Attend to all tokens, padding included, as GPUs do: to count a network's operations, which
+    should not depend on the captions."""
+    token = _WHOLE.set(True)
+    try:
+        yield
+    finally:
+        _WHOLE.reset(token)
 
 
 class TokenGroup(NamedTuple):
@@ -49,7 +66,7 @@ def by_length(values: Tensor, mask: Tensor) -> TokenGroups | None:
         values: tokens [N, T, token_dim].
         mask: [N, T] bool, True where to attend.
     """
-    if values.device.type != "cpu" or torch.compiler.is_compiling():
+    if values.device.type != "cpu" or torch.compiler.is_compiling() or _WHOLE.get():
         return None
     rows, length = mask.shape
     counts = mask.sum(dim=1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ediffi_core.noise import Interval, NoiseDistribution
+from ediffi_core.token_groups import all_rows_at_once
 from pipelines.training.parallel import Communicator
 from pipelines.training.step import Outcome
 
@@ -155,10 +156,11 @@ def flops_per_image(model: torch.nn.Module, x: Tensor, sigma: Tensor, cond: Any)
 
 
 def forward_flops(model: torch.nn.Module, x: Tensor, sigma: Tensor, cond: Any) -> float:
-    """FLOPs of one evaluation of a denoiser; arguments as of :func:`flops_per_image`."""
+    """FLOPs of one evaluation of a denoiser, padding included; arguments as of
+    :func:`flops_per_image`."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), all_rows_at_once(), FlopCounterMode(display=False) as counter:
         model(x, sigma, cond)
     return float(counter.get_total_flops())
 

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from harness import in_turn, report
@@ -23,9 +22,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/kits")]
 from bench_optimizer import MUON, Row, setups, steps  # noqa: E402
 
 from ediffi_core.cascade import CascadeStage, sample  # noqa: E402
+from ediffi_core.token_groups import all_rows_at_once  # noqa: E402
 
 ROUNDS, PICTURES = 7, 64
-ALL_AT_ONCE = mock.patch("ediffi_core.conditioning.by_length", lambda values, mask: None)
 
 
 def main() -> None:
@@ -54,7 +53,7 @@ def pair(what: str, run: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
     """A way with groups and one without."""
 
     def whole() -> None:
-        with ALL_AT_ONCE:
+        with all_rows_at_once():
             run()
 
     return {what: run, f"{what}_whole": whole}

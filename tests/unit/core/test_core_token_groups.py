@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from ediffi_core import conditioning
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.embeddings import EmbeddingSpec
-from ediffi_core.token_groups import MULTIPLE, by_length
+from ediffi_core.token_groups import MULTIPLE, all_rows_at_once, by_length
 from ediffi_core.unet import UNet, UNetConfig
 
 SPECS = (
@@ -60,11 +59,11 @@ def evaluated(rows):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 8, 33])
-def test_output_and_gradients_are_those_of_all_rows_at_once(rows, monkeypatch):
+def test_output_and_gradients_are_those_of_all_rows_at_once(rows):
     out, grads, tokens = evaluated(rows)
     assert tokens.groups is not None
-    monkeypatch.setattr(conditioning, "by_length", lambda values, mask: None)
-    plain, expected, tokens = evaluated(rows)
+    with all_rows_at_once():
+        plain, expected, tokens = evaluated(rows)
     assert tokens.groups is None
     torch.testing.assert_close(out, plain, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(grads, expected, strict=True):
