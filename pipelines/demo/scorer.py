@@ -192,8 +192,8 @@ class EmojiScenes(ClassifierMetric["Network"]):
         * ``concepts``: for captions of one thing, whether it is anywhere in the image.
         * ``pairs``: for captions of two things, the share that is in the image.
         * ``unseen words``: as ``concepts``, for captions with a word that training never had.
-        * ``places``: of the asked things that are in the image and whose place is named, the share
-          that stands there. Before version 2 it told whether anything stood there.
+        * ``places``: for captions that name all places, the share of things that stand at theirs.
+          Before version 2 it told whether anything stood there.
         * ``grounds``, ``styles``: whether the named ground or artist is right.
 
         Raises:
@@ -234,10 +234,9 @@ def _scored(ask: Ask, reading: Reading, n: int) -> dict[str, float]:
     share = sum(item.concept in there for item in ask.items) / len(ask.items)
     alone = "unseen words" if ask.unseen else "concepts"
     found = {"pairs" if len(ask.items) == 2 else alone: share}
-    shown = [item for item in ask.items if item.place and item.concept in there]
-    if shown:
-        stands = [reading.concepts[n, PLACES.index(i.place)] == i.concept for i in shown if i.place]
-        found["places"] = sum(stands) / len(stands)
+    placed = [(item.concept, PLACES.index(item.place)) for item in ask.items if item.place]
+    if len(placed) == len(ask.items):
+        found["places"] = float(np.mean([reading.concepts[n, p] == c for c, p in placed]))
     if ask.ground:
         found["grounds"] = float(reading.grounds[n] == list(GROUNDS).index(ask.ground))
     if ask.artist:
