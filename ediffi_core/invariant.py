@@ -22,11 +22,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ediffi_core.conditioning import Conditioning
+from ediffi_core.token_groups import LANES
 from ediffi_core.unet.blocks import up_conv
-
-LANES = 16
-"""Numbers of tokens are multiples of it: sums over whole vectors, in which masked tokens at the end
-add zeros, and no vector is cut short."""
 
 
 class RowInvariant(TorchFunctionMode):
@@ -62,7 +59,7 @@ def one_thread() -> Iterator[None]:
 
 
 def padded(cond: Conditioning) -> Conditioning:
-    """The conditioning with absent tokens at the ends, up to a multiple of :data:`LANES`."""
+    """The conditioning with absent tokens at the ends, up to a multiple of `LANES`."""
 
     def longer(t: Tensor) -> Tensor:
         more = -t.shape[1] % LANES

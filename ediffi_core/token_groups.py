@@ -22,8 +22,9 @@ GROUPS = 4
 FEWEST_ROWS = 4
 """Rows of a group at least, for batches that have them."""
 
-MULTIPLE = 16
-"""Tokens of a group are a multiple of it, as vectors of the processor are."""
+LANES = 16
+"""Numbers of tokens are multiples of it: sums over whole vectors, in which masked tokens at the end
+add zeros, and no vector is cut short. :mod:`ediffi_core.invariant` relies on it."""
 
 
 _WHOLE: ContextVar[bool] = ContextVar("whole", default=False)
@@ -73,7 +74,7 @@ def by_length(values: Tensor, mask: Tensor) -> TokenGroups | None:
     order = counts.argsort(stable=True)
     sizes: list[tuple[Tensor, int]] = []
     for some in order.chunk(max(1, min(GROUPS, rows // FEWEST_ROWS))):
-        longest = -(-int(counts[some[-1]]) // MULTIPLE) * MULTIPLE
+        longest = -(-int(counts[some[-1]]) // LANES) * LANES
         if sizes and sizes[-1][1] == longest:
             some = torch.cat([sizes.pop()[0], some])
         sizes.append((some, longest))

@@ -10,7 +10,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,13 +50,7 @@ ROWS = [Row(*ADAMW, 16_000), Row(*MUON, 16_000), Row(*ADAMW, 48_000)]
 
 def main() -> None:
     torch.set_num_threads(1)
-    found = os.environ.get("EDIFFI_STORE", "ediffi-store")
-    if not Path(found).is_dir():
-        raise SystemExit(f"there is no store {found}; run `make demo` first")
-    with tempfile.TemporaryDirectory() as folder:  # of the store's own folder nothing changes
-        store = Path(folder) / "store"
-        shutil.copytree(found, store, ignore=shutil.ignore_patterns("mlflow*", "train", "evaluate"))
-        setup = setups(store)
+    with demo() as setup:
         losses = [loss(setup(row)) for row in ROWS]
         ways = {row.optimizer: steps(setup(row)) for row in ROWS[:2]}
         seconds = in_turn(ROUNDS, **ways)
@@ -74,6 +69,18 @@ def main() -> None:
         f"({per_image['muon'] * 1e3:.1f} ms; median of {ROUNDS} rounds in turn of {STEPS} steps).",
     ]
     report("The optimiser: Muon against AdamW", lines)
+
+
+@contextmanager
+def demo() -> Iterator[Callable[[Row], TrainingSetup]]:
+    """:func:`setups` of a copy of the demo's store; of the store's own folder nothing changes."""
+    found = os.environ.get("EDIFFI_STORE", "ediffi-store")
+    if not Path(found).is_dir():
+        raise SystemExit(f"there is no store {found}; run `make demo` first")
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "store"
+        shutil.copytree(found, store, ignore=shutil.ignore_patterns("mlflow*", "train", "evaluate"))
+        yield setups(store)
 
 
 def setups(store: Path) -> Callable[[Row], TrainingSetup]:

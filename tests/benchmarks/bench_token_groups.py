@@ -5,10 +5,7 @@ Needs a finished demo (``make demo``), in the store ``EDIFFI_STORE``.
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,23 +16,19 @@ from harness import in_turn, report
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/kits")]
 
-from bench_optimizer import MUON, Row, setups, steps  # noqa: E402
+from bench_optimizer import ROWS, demo, steps  # noqa: E402
 
 from ediffi_core.cascade import CascadeStage, sample  # noqa: E402
 from ediffi_core.token_groups import all_rows_at_once  # noqa: E402
+from pipelines.training.build import TrainingSetup  # noqa: E402
 
 ROUNDS, PICTURES = 7, 64
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    found = os.environ.get("EDIFFI_STORE", "ediffi-store")
-    if not Path(found).is_dir():
-        raise SystemExit(f"there is no store {found}; run `make demo` first")
-    with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder) / "store"
-        shutil.copytree(found, store, ignore=shutil.ignore_patterns("mlflow*", "train", "evaluate"))
-        setup = setups(store)(Row(*MUON, 60_800))
+    with demo() as setup_of:
+        setup = setup_of(ROWS[1])
         ways = {"training": steps(setup), "drawing": drawing(setup)}
         both = {k: way for what, run in ways.items() for k, way in pair(what, run).items()}
         seconds = in_turn(ROUNDS, **both)
@@ -59,7 +52,7 @@ def pair(what: str, run: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
     return {what: run, f"{what}_whole": whole}
 
 
-def drawing(setup: Any) -> Callable[[], Any]:
+def drawing(setup: TrainingSetup) -> Callable[[], Any]:
     """Draws pictures for the first captions."""
     _, cond = setup.data.batch(torch.arange(PICTURES))
     side = setup.settings["resolution"]

@@ -38,6 +38,17 @@ COUNT, SEED = 96, 11
 HALVES = ("left", "right")
 
 
+def loaded() -> tuple[TextToImage, EmojiScenes]:
+    """The trained demo's model, and its scorer."""
+    storage = os.environ.get("EDIFFI_STORE", "ediffi-store")
+    model = TextToImage.load(find_model("emoji-scenes", storage))
+    scorer = EmojiScenes()
+    scorer.open(
+        max(Path(storage).glob("nodes/metric/emoji-scenes-*"), key=lambda f: f.stat().st_mtime)
+    )
+    return model, scorer
+
+
 def half(place: str) -> torch.Tensor:
     mask = torch.zeros(SIDE, SIDE)
     mask[:, : SIDE // 2] = 1
@@ -218,12 +229,7 @@ def main() -> None:
     import matplotlib.pyplot as plt
 
     torch.set_num_threads(2)
-    storage = os.environ.get("EDIFFI_STORE", "ediffi-store")
-    model = TextToImage.load(find_model("emoji-scenes", storage))
-    scorer = EmojiScenes()
-    scorer.open(
-        max(Path(storage).glob("nodes/metric/emoji-scenes-*"), key=lambda f: f.stat().st_mtime)
-    )
+    model, scorer = loaded()
     painted, pictures = painting(model, scorer)
     grid(pictures, columns=6, scale=2).save(HERE / "painted.png")
     styled = style(model, scorer)

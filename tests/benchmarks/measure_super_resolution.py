@@ -7,7 +7,6 @@ scorer's.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from harness import report
+from measure_control import loaded
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,13 +23,12 @@ from ediffi_core.cascade import CascadeStage
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.metrics import Estimate, kernel_distance
 from pipelines.demo.captions import write
+from pipelines.demo.classifiers import as_input
 from pipelines.demo.scenes import draw, generator
 from pipelines.demo.scorer import EmojiScenes
 from pipelines.evaluation.worker import enlarged
-from pipelines.lineage.lookup import find_model
 from pipelines.metrics import Pictures
 from pipelines.models.stages import as_pictures
-from pipelines.models.text_to_image import TextToImage
 from pipelines.spec.loading import load
 
 ROOT = Path(__file__).parents[2]
@@ -38,11 +37,7 @@ COUNT, BATCH, SEED = 256, 64, 0
 
 def main() -> None:
     torch.set_num_threads(2)
-    storage = os.environ.get("EDIFFI_STORE", "ediffi-store")
-    model = TextToImage.load(find_model("emoji-scenes", storage))
-    scorer = EmojiScenes()
-    folders = Path(storage).glob("nodes/metric/emoji-scenes-*")
-    scorer.open(max(folders, key=lambda folder: folder.stat().st_mtime))
+    model, scorer = loaded()
     seed = load(ROOT / "pipelines" / "specs" / "demo.yaml").seed
     scenes, real = zip(*(draw(seed, "validation", i) for i in range(COUNT)), strict=True)
     captions = [write(s, generator(seed, "validation", i, "caption")) for i, s in enumerate(scenes)]
@@ -68,7 +63,7 @@ def measured(
         real: of the captions, uint8 [N, R, R, 3].
     """
     base, further = stages[0], stages[1:]
-    pixels = torch.from_numpy(real).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = as_input(real)
     drawn = run([base], cond)
     starts = {
         "drawn by the base": drawn,

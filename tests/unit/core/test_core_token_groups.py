@@ -5,7 +5,7 @@ import torch
 
 from ediffi_core.conditioning import Conditioning
 from ediffi_core.embeddings import EmbeddingSpec
-from ediffi_core.token_groups import MULTIPLE, all_rows_at_once, by_length
+from ediffi_core.token_groups import LANES, all_rows_at_once, by_length
 from ediffi_core.unet import UNet, UNetConfig
 
 SPECS = (
@@ -81,7 +81,7 @@ def test_groups_hold_every_row_and_its_tokens_once():
     assert rows[found.inverse].tolist() == list(range(40))
     for group in found.groups:
         assert group.mask.shape == group.values.shape[:2]
-        assert group.mask.shape[1] % MULTIPLE == 0
+        assert group.mask.shape[1] % LANES == 0
         for row, tokens, kept in zip(*group, strict=True):
             assert tokens[kept, 0].tolist() == values[row, mask[row], 0].tolist()
     padded = sum(g.mask.numel() for g in found.groups)
