@@ -266,7 +266,7 @@ def _noise(
     seeds: Sequence[int], numbers: Sequence[int], shape: tuple[int, ...], purpose: str
 ) -> Tensor:
     """Noise of each row's seed and number. → [N, *shape]"""
-    noise = torch.empty(len(seeds), *shape)
+    noise = torch.empty(len(seeds), *shape, dtype=torch.float32)
     for seed in set(seeds):
         rows = [row for row, s in enumerate(seeds) if s == seed]
         index = torch.tensor([numbers[row] for row in rows])

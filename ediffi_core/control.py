@@ -165,7 +165,7 @@ def with_style(
     Raises:
         ValueError: The weights or shapes do not fit.
     """
-    shares = torch.ones(len(references)) if weights is None else torch.tensor(weights)
+    shares = torch.tensor([1] * len(references) if weights is None else weights).float()
     if len(shares) != len(references) or not shares.sum() > 0:
         raise ValueError(
             f"{len(references)} style references need as many weights with a positive sum, "

@@ -7,6 +7,7 @@ module imports transformers and open_clip, and only when an encoder is loaded.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,14 @@ MAX_TOKENS = 256
 BATCH_TOKENS = 8192
 """Tokens per batch, including padding; bounds an encoder's memory."""
 
+
+_LOADING = threading.Lock()
+"""One model is loaded at a time.
+
+While transformers loads a model it replaces methods of its base class for the whole process. If
+two threads load at once, one of them can restore the other's replacement, and from then on tied
+weights are left without values.
+"""
 
 ALONE = 1
 """As ``batch_tokens``: every text is a batch of its own."""
@@ -77,7 +86,8 @@ class TextEncoder(FrozenEncoder):
         source, revision = split_revision(resolve_source(source))
         which = {"revision": revision or "main"}
         self.tokenizer: Any = AutoTokenizer.from_pretrained(source, **which)
-        model = AutoModelForTextEncoding.from_pretrained(source, dtype=dtype, **which)
+        with _LOADING:
+            model = AutoModelForTextEncoding.from_pretrained(source, dtype=dtype, **which)
         self.freeze(model, device)
         self.dim: int = self.model.config.hidden_size
         self.max_tokens = max_text_tokens(self.tokenizer, self.model)
@@ -175,12 +185,13 @@ class CLIP(FrozenEncoder):
         self.follows_tag = follow_tag and not local and _follows_tag(source, pretrained)
         """Whether the pretrained tag replaces the activation of the model's configuration."""
 
-        model, _, self.preprocess = open_clip.create_model_and_transforms(
-            name,
-            pretrained=None if local else pretrained,
-            device=device,
-            force_quick_gelu=self.follows_tag,
-        )
+        with _LOADING:
+            model, _, self.preprocess = open_clip.create_model_and_transforms(
+                name,
+                pretrained=None if local else pretrained,
+                device=device,
+                force_quick_gelu=self.follows_tag,
+            )
         self.tokenizer: Any = open_clip.get_tokenizer(name)
         self.freeze(model, device)
         if not hasattr(self.model, "token_embedding"):
@@ -416,7 +427,7 @@ def encode_prompts(
     clip_tokens, pooled = clip.text(prompts, batch_tokens=ALONE)
     t5_tokens = t5.text(prompts, batch_tokens=ALONE)
     sequences = {"clip_text": pad(clip_tokens), "t5": pad(t5_tokens)}
-    vectors = {"clip_text_pooled": pooled, "clip_image": torch.zeros(len(prompts), clip.dim)}
+    vectors = {"clip_text_pooled": pooled, "clip_image": pooled.new_zeros(len(prompts), clip.dim)}
     for name, (encoder, kind) in (more or {}).items():
         if kind == "sequence":
             sequences[name] = pad(encoder.text(prompts, batch_tokens=ALONE))
