@@ -66,7 +66,7 @@ def test_one_experts_setting_reruns_it_and_what_follows(done):
     """Nothing else runs again, and the plan says which setting did it."""
     verdicts = made(done, stages__base__experts__E1_1__images=3232).verdicts
     assert {i for i, v in verdicts.items() if not v.cached} == AFTER_E1_1
-    assert "images: 1280 → 3232" in verdicts["train/base/E1_1"].why
+    assert "images: 640 → 3232" in verdicts["train/base/E1_1"].why
     assert "input train/base/E1_1 changed" in verdicts["train/base/E2_3"].why
     assert "input adopt/base changed" in verdicts["evaluate/base/ensemble"].why
 

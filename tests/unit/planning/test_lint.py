@@ -21,7 +21,7 @@ GROWING = {"budget": 512, "images": 128}
 NO_TREE = {f"{BASE}experts": {"E0_0": {"images": 256}}, f"{BASE}ensemble": []}
 
 MISTAKES = {
-    "no checkpoint": ({f"{BASE}cadence__checkpoint_images": 128}, "base", "cadence.checkpoint", 32),
+    "no checkpoint": ({f"{BASE}cadence__checkpoint_images": 512}, "base", "cadence.checkpoint", 32),
     "warm-up": ({f"{BASE}training__warmup_images": 200}, "base", "training.warmup_images", 64),
     "warm-up of one": (
         {f"{BASE}experts__E1_0": {"images": 128, "warmup_images": 144}},
@@ -285,13 +285,18 @@ def test_a_spec_that_cannot_run_is_refused(changes, node, key, words):
         lint.raise_errors(found)
 
 
+def test_short_experts_beside_one_that_saves_need_no_checkpoint():
+    spec = edited(**{f"{BASE}cadence__checkpoint_images": 256})  # single saves one, at half
+    assert not [f for f in check(spec) if "checkpoint" in f.key]
+
+
 def test_warnings_refuse_nothing():
     found = check(edited(**{f"{BASE}sampling__steps": 1}))
     assert found and lint.raise_errors(found) is None
 
 
 def test_finished_nodes_are_not_checked(tmp_path):
-    store, spec = Store.at(str(tmp_path)), edited(**{f"{BASE}cadence__checkpoint_images": 128})
+    store, spec = Store.at(str(tmp_path)), edited(**{f"{BASE}cadence__checkpoint_images": 512})
     manifests = {}
     for verdict in plan.make(spec, store, {}).verdicts.values():
         manifests[verdict.node.id] = commit(store, verdict, Result(files=[]), manifests, 1.0)
