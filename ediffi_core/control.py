@@ -165,7 +165,8 @@ def with_style(
     Raises:
         ValueError: The weights or shapes do not fit.
     """
-    shares = torch.tensor([1] * len(references) if weights is None else weights).float()
+    given = [1.0] * len(references) if weights is None else weights
+    shares = torch.tensor(given, dtype=torch.float32)
     if len(shares) != len(references) or not shares.sum() > 0:
         raise ValueError(
             f"{len(references)} style references need as many weights with a positive sum, "

@@ -32,6 +32,8 @@ MAX_TOKENS = 256
 BATCH_TOKENS = 8192
 """Tokens per batch, including padding; bounds an encoder's memory."""
 
+ALONE = 1
+"""As ``batch_tokens``: every text is a batch of its own."""
 
 _LOADING = threading.Lock()
 """One model is loaded at a time.
@@ -40,9 +42,6 @@ While transformers loads a model it replaces methods of its base class for the w
 two threads load at once, one of them can restore the other's replacement, and from then on tied
 weights are left without values.
 """
-
-ALONE = 1
-"""As ``batch_tokens``: every text is a batch of its own."""
 
 
 class FrozenEncoder:

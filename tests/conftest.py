@@ -54,6 +54,17 @@ def folder_or_bucket(request, tmp_path):
     return Store.at(f"s3://bucket/{tmp_path.name}/store")
 
 
+@pytest.fixture
+def bfloat16_by_default():
+    """torch's default dtype, which a thread that loads an encoder sets for the whole process."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(before)
+
+
 def pytest_collection_modifyitems(items):
     """Slow tests first, so that what is left at the end is short, and no worker waits for another.
 

@@ -94,9 +94,8 @@ def no_checkpoint(_: Spec, name: str, stage: Stage) -> Findings:
     every, key = stage.cadence.checkpoint_images, _key(name, "cadence", "checkpoint_images")
     problem = "would save no checkpoint before the end, and a kill would lose all progress"
     short = _shorter_than(stage, every + 1)
-    if len(short) < len(_trained(stage)):
-        return
-    yield from _too_long(name, key, every, short, problem, 4, at_least=stage.training.batch)
+    if len(short) == len(_trained(stage)):
+        yield from _too_long(name, key, every, short, problem, 4, at_least=stage.training.batch)
 
 
 def slow_average(_: Spec, name: str, stage: Stage) -> Findings:

@@ -38,6 +38,14 @@ def test_references_mix_by_weight_at_unit_length(references, make_cond):
     assert mixed([2, 5]).norm() == pytest.approx(1)
 
 
+def test_another_default_dtype_rounds_no_weight(references, make_cond, request):
+    cond = make_cond()
+    request.getfixturevalue("bfloat16_by_default")
+    mixed = with_style(cond, references, [0.3, 0.7]).pooled["clip_image"][0]
+    expected = normalize(0.3 * references[0] + 0.7 * references[1], dim=0)
+    torch.testing.assert_close(mixed, expected)
+
+
 def test_a_style_is_seen_by_the_network(references, make_net, make_cond):
     denoiser, sigma = Denoiser(make_net()), torch.tensor(1.0, dtype=torch.float64)
     x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -68,13 +68,8 @@ def plain(model):
     return model.sample(PROMPTS, seed=[1, 2])
 
 
-def test_another_default_dtype_changes_no_picture(model, plain):
-    """A thread that loads an encoder in bfloat16 sets torch's default for the whole process."""
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        assert (model.sample(PROMPTS, seed=[1, 2]) == plain).all()
-    finally:
-        torch.set_default_dtype(torch.float32)
+def test_another_default_dtype_changes_no_picture(model, plain, bfloat16_by_default):
+    assert (model.sample(PROMPTS, seed=[1, 2]) == plain).all()
 
 
 def differ(a, b):
