@@ -33,6 +33,7 @@ def data_nodes(spec: Spec) -> list[Node]:
                 "rows": source.rows,
                 "shards": source.shards,
                 "seed": spec.seed_of_data,
+                **source.settings(only={"concepts"}),
             },
         )
         for split in SPLITS

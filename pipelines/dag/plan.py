@@ -39,8 +39,8 @@ __all__ = [
 
 # Format version of each kind's result; raising one makes every node of the kind run again.
 FORMATS = {
-    "data": 4,
-    "encoders": 3,
+    "data": 5,
+    "encoders": 4,
     "metric": 1,
     "features": 1,
     "embed": 3,

@@ -14,7 +14,7 @@ Punctuation, "and" and "with" separate phrases. Text in brackets and unknown wor
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,11 +83,13 @@ def write(scene: Scene, rng: np.random.Generator) -> str:
     """Describe a scene in one of several forms, of 3 to about 60 words.
 
     Every caption names all things; 80 % name the places, 75 % the ground, and 75 % the artist.
+    Of two things the left one comes first: networks of the demo's size learn the order of things
+    within minutes, but hardly ever what "left" and "right" say.
     """
     ground = scene.ground if rng.random() < 0.75 else None
     artist = scene.artist if rng.random() < 0.75 else None
     placed = rng.random() < 0.8
-    items = [scene.items[i] for i in rng.permutation(len(scene.items))]
+    items = scene.items
     names = [_name(item, scene.unseen, rng) for item in items]
     if rng.random() < 0.1:
         return _sentences(items, names, ground, artist, rng)
@@ -96,8 +98,7 @@ def write(scene: Scene, rng: np.random.Generator) -> str:
         if ground is None and artist is None:
             text = f"picture of {text}"
     elif len(items) == 2 and rng.random() < 0.6:
-        relation = next(r for r, p in RELATIONS.items() if p == tuple(i.place for i in items))
-        text = f"{_noun(names[0])} {relation} {_noun(names[1])}"
+        text = f"{_noun(names[0])} left of {_noun(names[1])}"
     else:
         text = " and ".join(f"{_noun(n)} {_BRIEF[i.place]}" for n, i in zip(names, items))
     parts = [text]
@@ -206,7 +207,7 @@ def _noun(name: str) -> str:
 
 
 def _sentences(
-    items: list[Item],
+    items: Sequence[Item],
     names: list[str],
     ground: str | None,
     artist: str | None,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -94,6 +96,22 @@ ARTISTS: dict[str, str] = {
 
 HELD_OUT_ARTIST = ("Firefox OS", "fxemoji")
 """Name and package of the artist that is used only to check the scorer."""
+
+
+def indices(names: Sequence[str]) -> tuple[int, ...]:
+    """Names of concepts → their indices in ``CONCEPTS``, in the order of ``CONCEPTS``.
+
+    Raises:
+        ValueError: A name is unknown or given twice, or there is none.
+    """
+    known = [concept.name for concept in CONCEPTS]
+    if unknown := [name for name in names if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f": write some of {', '.join(known)}"
+        raise ValueError(f"there are no drawings of {unknown[0]!r}{hint}")
+    if not names or len(set(names)) < len(names):
+        raise ValueError("name at least one concept, and each once")
+    return tuple(n for n, name in enumerate(known) if name in names)
 
 
 @cache

@@ -1,11 +1,12 @@
 """EmojiScenes: one thing in the centre or two side by side, by one artist, on a coloured ground.
 
-Some pairs of concept and ground, and of concept and place, are held out: training never shows them,
-and every scene of the validation split has one.
+Some combinations are held out: of concept and ground, and of two concepts side by side. Training
+never shows them, and every scene of the validation split has one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -31,11 +32,14 @@ GROUNDS: dict[str, tuple[int, int, int]] = {
 PLACES = ("left", "right", "centre")
 
 _PAIRED = {
-    *("frog", "penguin", "pig", "rocket", "cactus", "Christmas tree"),
-    *("strawberry", "banana", "doughnut", "snowman", "guitar", "jack-o-lantern"),
+    *("frog", "penguin", "rocket", "cactus"),
+    *("strawberry", "doughnut", "snowman", "guitar"),
 }
 PAIRED = tuple(n for n, concept in enumerate(CONCEPTS) if concept.name in _PAIRED)
 """Concepts that appear in pairs: few, so that each is seen often enough on both sides."""
+
+ALL = tuple(range(len(CONCEPTS)))
+"""All concepts, by their indices."""
 
 SPLITS = ("train", "validation", "scorer")
 
@@ -73,38 +77,40 @@ def held_out_ground(concept: int) -> str:
     return list(GROUNDS)[concept % len(GROUNDS)]
 
 
-def held_out_place(concept: int) -> str | None:
-    """The side on which training never shows this concept; None for most.
+def held_out_pair(first: int, second: int) -> bool:
+    """Whether training never shows these two concepts side by side, in either order.
 
-    A third of those that appear in pairs have one. If most have, the side follows from the thing,
-    and a network does not learn to place things where a caption or paint says.
+    No side of a concept is held out: if there is one, the side follows from the concept, and a
+    network does not learn to place things where a caption or paint says.
     """
-    if concept not in PAIRED:
-        return None
-    return ("left", None, None, "right", None, None)[PAIRED.index(concept) % 6]
+    if first not in PAIRED or second not in PAIRED:
+        return True
+    return (PAIRED.index(first) + PAIRED.index(second)) % 4 == 0
 
 
 def is_trained(items: tuple[Item, ...], ground: str) -> bool:
     """Whether training may show these things on this ground."""
-    return all(
-        ground != held_out_ground(i.concept) and i.place != held_out_place(i.concept) for i in items
-    )
+    together = len(items) < 2 or not held_out_pair(items[0].concept, items[1].concept)
+    return together and all(ground != held_out_ground(i.concept) for i in items)
 
 
-def compose(seed: int, split: str, index: int) -> Scene:
+def compose(seed: int, split: str, index: int, concepts: Sequence[int] = ALL) -> Scene:
     """Scene ``index`` of a split; a pure function of its arguments.
+
+    Args:
+        concepts: What to draw; only those of ``PAIRED`` appear in pairs, if there are two.
 
     Raises:
         ValueError: ``split`` is not in ``SPLITS``, or ``seed`` or ``index`` is negative.
     """
     rng = generator(seed, split, index, "scene")
-    alone = _ALONE[split]
-    while True:  # accepts every second draw for training, every fourth for validation
+    pairs = concepts if split == "scorer" else [c for c in concepts if c in PAIRED]
+    alone = _ALONE[split] if len(pairs) > 1 else 1.0
+    while True:  # accepts most draws for training, every fifth for validation
         if rng.random() < alone:
-            items: tuple[Item, ...] = (Item(int(rng.integers(len(CONCEPTS))), "centre"),)
+            items: tuple[Item, ...] = (Item(concepts[int(rng.integers(len(concepts)))], "centre"),)
         else:
-            from_these = range(len(CONCEPTS)) if split == "scorer" else PAIRED
-            two = rng.choice(from_these, size=2, replace=False)
+            two = rng.choice(pairs, size=2, replace=False)
             items = tuple(Item(int(c), p) for c, p in zip(two, PLACES[:2], strict=True))
         ground = list(GROUNDS)[rng.integers(len(GROUNDS))]
         artist = list(ARTISTS)[rng.integers(len(ARTISTS))]
@@ -114,14 +120,19 @@ def compose(seed: int, split: str, index: int) -> Scene:
             return Scene(items, ground, artist, unseen and has_word)
 
 
-def draw(seed: int, split: str, index: int) -> tuple[Scene, NDArray[np.uint8]]:
+def draw(
+    seed: int, split: str, index: int, concepts: Sequence[int] = ALL
+) -> tuple[Scene, NDArray[np.uint8]]:
     """Scene ``index`` of a split, and its image, uint8 RGB [64, 64, 3].
+
+    Args:
+        concepts: As of :func:`compose`.
 
     Raises:
         ValueError: ``split`` is not in ``SPLITS``, or ``seed`` or ``index`` is negative; or the
             drawings cannot be fetched.
     """
-    scene = compose(seed, split, index)
+    scene = compose(seed, split, index, concepts)
     return scene, paint(scene, ARTISTS[scene.artist], generator(seed, split, index, "picture"))
 
 

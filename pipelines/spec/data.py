@@ -133,6 +133,19 @@ class Source(Strict):
     shards: int = Field(8, ge=1)
     """Number of files to generate, with ``make``."""
 
+    concepts: Annotated[list[str] | None, LATER] = None
+    """What to draw, with ``make: emoji-scenes``: names of its 36 things (``[frog, rocket]``). By
+    default all. The fewer, the better a small network learns to draw each in a given time."""
+
+    @field_validator("concepts")
+    @classmethod
+    def drawn(cls, given: list[str] | None) -> list[str] | None:
+        if given is not None:
+            from pipelines.demo.drawings import indices  # a renderer: not for every spec
+
+            indices(given)
+        return given
+
     @field_validator("make", mode="before")
     @classmethod
     def no_digits(cls, given: Any) -> Any:
@@ -186,6 +199,8 @@ class Source(Strict):
             ):
                 if getattr(self, name) != getattr(unset, name):
                     raise ValueError(f"`{name}:` is for data of your own; remove it, or `make:`")
+        if self.concepts is not None and self.make != "emoji-scenes":
+            raise ValueError("`concepts:` is for `make: emoji-scenes`; remove it")
         for name in self.filters.scores:
             if name not in self.scores:
                 raise ValueError(f"`filters.scores` bounds {name!r}; name it in `scores:` too")
@@ -209,4 +224,17 @@ class Data(Strict):
                     f"Fashion-MNIST has {FASHION_ROWS[split]:,} pictures for {split}: write "
                     f"`{split}.rows: {FASHION_ROWS[split]}` or less, not {source.rows}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def trained_concepts(self) -> Self:
+        train, validation = self.train, self.validation
+        if not (train.make == validation.make == "emoji-scenes") or train.concepts is None:
+            return self
+        if validation.concepts is None or (never := set(validation.concepts) - set(train.concepts)):
+            what = "all 36 things" if validation.concepts is None else f"{min(never)!r}"
+            raise ValueError(
+                f"validation draws {what}, training only those of `train.concepts`: write the same "
+                "`validation.concepts`, or fewer"
+            )
         return self

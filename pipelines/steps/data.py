@@ -24,6 +24,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
             shards=settings["shards"],
             seed=settings["seed"],
             quiet=True,
+            **{name: settings[name] for name in ("concepts",) if name in settings},
         )
         ctx.store.put_folder(Path(scratch), ctx.folder)
         names = [f.name for f in files]

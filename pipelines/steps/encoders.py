@@ -39,7 +39,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
             pictures,
             captions,
             images=of,
-            batch=128,
+            batch=64,
             seed=seed,
             progress=lambda done, loss: ctx.report(done=done, of=of, unit="images", loss=loss),
         )

@@ -24,18 +24,22 @@ from ediffi_core.encoders import encode_prompts
 from ediffi_core.guidance import guided
 from ediffi_core.noise import edm_grid
 from ediffi_core.sampling import SOLVERS
-from pipelines.demo.drawings import ARTISTS, CONCEPTS
-from pipelines.demo.scenes import GROUNDS, PAIRED, PLACES, draw, held_out_place
+from pipelines.demo.drawings import ARTISTS, CONCEPTS, indices
+from pipelines.demo.scenes import GROUNDS, PAIRED, PLACES, compose, draw
 from pipelines.demo.scorer import EmojiScenes
 from pipelines.lineage.lookup import find_model
 from pipelines.models.painting import SIDE
 from pipelines.models.sheet import grid
 from pipelines.models.text_to_image import TextToImage
 from pipelines.models.watch import Pictures
+from pipelines.spec.loading import load
 
 matplotlib.use("Agg")
 COUNT, SEED = 96, 11
 HALVES = ("left", "right")
+DEMO = load(HERE.parents[1] / "pipelines/specs/demo.yaml")
+DRAWN = indices(DEMO.data.train.concepts or [c.name for c in CONCEPTS])
+"""The concepts that the demo is trained on."""
 
 
 def loaded() -> tuple[TextToImage, EmojiScenes]:
@@ -74,13 +78,8 @@ def at(scorer: EmojiScenes, pictures: Pictures, order: tuple[str, str]) -> np.nd
     return np.array([[read[n, p] == c for c, p in zip(two, places)] for n, two in PAIRS])
 
 
-def trained(order: tuple[str, str]) -> np.ndarray:
-    """Which of the things training has shown at these places: bool [N, 2]."""
-    return np.array([[held_out_place(c) != p for c, p in zip(two, order)] for _, two in PAIRS])
-
-
 PAIRS = list(enumerate(pairs(PAIRED)))
-ANY = list(enumerate(pairs(range(len(CONCEPTS)))))
+ANY = list(enumerate(pairs(DRAWN)))
 """For what is shown one thing at a time."""
 
 
@@ -97,9 +96,8 @@ def painting(model: TextToImage, scorer: EmojiScenes) -> tuple[list[str], Pictur
     swapped = (HALVES[1], HALVES[0])
     plain = model.sample(prompts, seed=SEED)
     rows = [
-        "| painted | strength w' | guidance | things in their halves | where training has shown "
-        "them | where it has not | in the halves swapped |",
-        "|---|---|---|---|---|---|---|",
+        "| painted | strength w' | guidance | things in their halves | in the halves swapped |",
+        "|---|---|---|---|---|",
     ]
     shown = [plain[:6]]
     for label, order, strength, guidance in (
@@ -111,8 +109,7 @@ def painting(model: TextToImage, scorer: EmojiScenes) -> tuple[list[str], Pictur
     ):
         options = {"paint": phrases(order, strength), "sampling": {"base.guidance": guidance}}
         pictures = model.sample(prompts, seed=SEED, **options) if strength else plain
-        right, shown_there = at(scorer, pictures, order), trained(order)
-        found = (right, right[shown_there], right[~shown_there], at(scorer, pictures, order[::-1]))
+        found = (at(scorer, pictures, order), at(scorer, pictures, order[::-1]))
         rows.append(
             f"| {label} | {strength or '–'} | {guidance} "
             f"| {' | '.join(f'{f.mean():.2f}' for f in found)} |"
@@ -125,9 +122,10 @@ def painting(model: TextToImage, scorer: EmojiScenes) -> tuple[list[str], Pictur
 def references() -> tuple[list[Image.Image], list[tuple[int, int, int]]]:
     """Pictures of one thing, none of them the asked one, and its concept, ground and artist."""
     pictures, shown = [], []
-    numbers = (i for i in itertools.count() if len(draw(SEED, "validation", i)[0].items) == 1)
+    scenes = ((i, compose(SEED, "validation", i, DRAWN)) for i in itertools.count())
+    numbers = (i for i, scene in scenes if len(scene.items) == 1)
     for index in itertools.islice(numbers, COUNT):
-        scene, picture = draw(SEED, "validation", index)
+        scene, picture = draw(SEED, "validation", index, DRAWN)
         pictures.append(Image.fromarray(picture))
         ground, artist = list(GROUNDS).index(scene.ground), list(ARTISTS).index(scene.artist)
         shown.append((scene.items[0].concept, ground, artist))

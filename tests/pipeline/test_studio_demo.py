@@ -178,7 +178,7 @@ def map_of(png):
 def a_style_reference_gives_its_ground(hands, scorer):
     page = hands.page
     page.click("#clear")
-    hands.write("a banana, on a purple background").draw()
+    hands.write("a sunflower, on a purple background").draw()
     assert Seen(scorer, hands).share_on("purple") > 0.5
     hands.write("a snowman").draw()
     without = Seen(scorer, hands).share_on("purple")

@@ -22,7 +22,7 @@ def test_what_is_written_is_read_back(split):
     for scene, caption in captions(split):
         ask = parse(caption)
         at = {item.concept: item.place for item in scene.items}
-        assert {item.concept for item in ask.items} == set(at)
+        assert [item.concept for item in ask.items] == list(at)  # from left to right
         assert all(item.place in (None, at[item.concept]) for item in ask.items)
         assert ask.ground in (None, scene.ground)
         assert ask.artist in (None, scene.artist)

@@ -1,11 +1,11 @@
 """EmojiScenes are reproducible, and training never shows the pairs held out for validation."""
 
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 
-from pipelines.demo.drawings import ARTISTS, CONCEPTS, HELD_OUT_ARTIST, drawing
+from pipelines.demo.drawings import ARTISTS, CONCEPTS, HELD_OUT_ARTIST, drawing, indices
 from pipelines.demo.scenes import (
     GROUNDS,
     PAIRED,
@@ -16,10 +16,12 @@ from pipelines.demo.scenes import (
     draw,
     generator,
     held_out_ground,
-    held_out_place,
+    held_out_pair,
     is_trained,
     paint,
 )
+
+CAT = next(n for n, concept in enumerate(CONCEPTS) if concept.name == "cat")
 
 
 def test_a_scene_depends_on_its_arguments_alone():
@@ -47,7 +49,7 @@ def test_training_never_shows_what_every_scene_of_validation_has():
     assert trained == everything - held_out
 
 
-def test_every_concept_is_trained_in_the_centre_and_paired_ones_on_every_side_but_their_own():
+def test_every_concept_is_trained_in_the_centre_and_paired_ones_on_both_sides():
     seen = {
         (item.concept, item.place)
         for scene in (compose(1, "train", i) for i in range(6000))
@@ -55,10 +57,44 @@ def test_every_concept_is_trained_in_the_centre_and_paired_ones_on_every_side_bu
     }
     for concept in range(len(CONCEPTS)):
         places = PLACES if concept in PAIRED else ("centre",)
-        free = {place for place in places if place != held_out_place(concept)}
-        assert {place for c, place in seen if c == concept} == free
-    bound = [held_out_place(c) for c in PAIRED if held_out_place(c)]
-    assert sorted(bound) == ["left", "left", "right", "right"]  # most are seen on both sides
+        assert {place for c, place in seen if c == concept} == set(places)
+
+
+def test_training_never_shows_some_concepts_side_by_side_and_validation_does():
+    pairs = {
+        split: {
+            frozenset(item.concept for item in scene.items)
+            for scene in (compose(1, split, i) for i in range(6000))
+            if len(scene.items) == 2
+        }
+        for split in ("train", "validation")
+    }
+    held_out = {frozenset(two) for two in combinations(PAIRED, 2) if held_out_pair(*two)}
+    assert len(held_out) == 6
+    assert held_out_pair(CAT, PAIRED[0])  # what is shown alone is never shown beside another
+    everything = {frozenset(two) for two in combinations(PAIRED, 2)}
+    assert pairs == {"train": everything - held_out, "validation": everything}
+    for concept in PAIRED:
+        assert sum(concept in two for two in held_out) <= 2
+
+
+def test_only_the_chosen_concepts_are_drawn_by_every_split():
+    chosen = indices(["rocket", "cat", "frog"])
+    assert chosen == (PAIRED[0], CAT, PAIRED[2])
+    for split in ("train", "validation", "scorer"):
+        scenes = [compose(0, split, i, chosen) for i in range(300)]
+        assert {item.concept for s in scenes for item in s.items} == set(chosen)
+    alone = [compose(0, split, i, [CAT]) for split in ("train", "validation") for i in range(50)]
+    assert {s.items for s in alone} == {(Item(CAT, "centre"),)}
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [(["frgo"], "did you mean 'frog'"), ([], "at least one"), (["cat", "cat"], "each once")],
+)
+def test_concepts_that_cannot_be_chosen_are_refused(names, why):
+    with pytest.raises(ValueError, match=why):
+        indices(names)
 
 
 def test_every_choice_is_drawn_equally_often():

@@ -23,6 +23,10 @@ from pipelines.spec.embedding import Embedding
         ({"make": "emoji-scenes", "key": "id"}, "`key:` is for data of your own"),
         ({"make": "emoji-scenes", "filters": {"min_side": 3}}, "`filters:` is for data"),
         ({"make": "mnist"}, "fashion-mnist"),
+        ({"make": "emoji-scenes", "concepts": ["frog", "rokcet"]}, "did you mean 'rocket'"),
+        ({"make": "emoji-scenes", "concepts": []}, "at least one"),
+        ({"make": "fashion-mnist", "concepts": ["frog"]}, "`concepts:` is for `make: emoji"),
+        ({"path": "a", "concepts": ["frog"]}, "`concepts:` is for `make: emoji"),
         ({"path": "a", "filters": {"scores": {"s": {"min": 1}}}}, "name it in `scores:`"),
         ({"path": "a", "format": "zip"}, "webdataset"),
         ({"path": "a", "filters": {"caption_characters": {}}}, "give `min:`"),
@@ -45,6 +49,21 @@ def test_fashion_mnist_has_so_many_pictures():
         more = {**most, split: {**source, "rows": source["rows"] + 1}}
         with pytest.raises(ValidationError, match=f"write `{split}.rows: {source['rows']}` or"):
             Data.model_validate(more)
+
+
+def test_validation_draws_nothing_that_training_never_shows():
+    def data(train, validation):
+        given = {"train": train, "validation": validation}.items()
+        return Data.model_validate(
+            {split: {"make": "emoji-scenes", "concepts": concepts} for split, concepts in given}
+        )
+
+    assert data(["frog", "cat"], ["cat"]).validation.concepts == ["cat"]
+    assert data(None, ["cat"]).train.concepts is None
+    with pytest.raises(ValidationError, match=r"'crown'.*write the same `validation.concepts`"):
+        data(["frog", "cat"], ["cat", "crown"])
+    with pytest.raises(ValidationError, match="all 36 things"):
+        data(["frog", "cat"], None)
 
 
 def test_captions_that_look_the_same_are_the_same():
