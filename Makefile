@@ -35,7 +35,7 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 	@$(BIN)/python -m compileall -q ediffi_core pipelines
 	@touch $@
 
-demo: $(READY) ## train a small expert tree on emoji, and draw with it (7 to 10 minutes)
+demo: $(READY) ## train a small expert tree on emoji, and draw with it (8 to 12 minutes)
 	@$(BIN)/ediffi run pipelines/specs/demo.yaml
 	@$(BIN)/ediffi sample emoji-scenes "a frog, on a pink background" -n 4 -o demo.png --force
 	@echo 'see the record with `make ui`, draw with `$(BIN)/ediffi sample emoji-scenes "a rocket, on a yellow background"`'

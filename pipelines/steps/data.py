@@ -16,6 +16,7 @@ WRITERS = {"emoji-scenes": make.write_parquet, "fashion-mnist": fashion.write_pa
 
 def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Result:
     """Write the pairs as Parquet shards."""
+    chosen = {"concepts": settings["concepts"]} if "concepts" in settings else {}
     with tempfile.TemporaryDirectory() as scratch:
         files = WRITERS[settings["make"]](
             Path(scratch),
@@ -24,7 +25,7 @@ def step(ctx: Context, settings: dict[str, Any], inputs: dict[str, str]) -> Resu
             shards=settings["shards"],
             seed=settings["seed"],
             quiet=True,
-            **{name: settings[name] for name in ("concepts",) if name in settings},
+            **chosen,
         )
         ctx.store.put_folder(Path(scratch), ctx.folder)
         names = [f.name for f in files]
