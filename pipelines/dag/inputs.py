@@ -22,7 +22,19 @@ def input_nodes(spec: Spec, sources: Mapping[str, Any]) -> list[Node]:
 
 
 def data_nodes(spec: Spec) -> list[Node]:
-    """Nodes that generate data, for the splits whose source has ``make:``."""
+    """Nodes that generate data, for the splits whose source has ``make:``.
+
+    Raises:
+        ValueError: ``concepts:`` names a thing that there are no drawings of, or one twice.
+    """
+    for split in SPLITS:
+        if (concepts := getattr(spec.data, split).concepts) is not None:
+            from pipelines.demo.drawings import indices  # a renderer: not for every plan
+
+            try:
+                indices(concepts)
+            except ValueError as error:
+                raise ValueError(f"`data.{split}.concepts`: {error}") from error
     return [
         Node(
             kind="data",

@@ -133,18 +133,9 @@ class Source(Strict):
     shards: int = Field(8, ge=1)
     """Number of files to generate, with ``make``."""
 
-    concepts: Annotated[list[str] | None, LATER] = None
+    concepts: Annotated[list[str] | None, Field(min_length=1), LATER] = None
     """What to draw, with ``make: emoji-scenes``: names of its 36 things (``[frog, rocket]``). By
     default all. The fewer, the better a small network learns to draw each in a given time."""
-
-    @field_validator("concepts")
-    @classmethod
-    def drawn(cls, given: list[str] | None) -> list[str] | None:
-        if given is not None:
-            from pipelines.demo.drawings import indices  # a renderer: not for every spec
-
-            indices(given)
-        return given
 
     @field_validator("make", mode="before")
     @classmethod

@@ -22,10 +22,10 @@ sys.path.append(str(ROOT / "tests" / "kits"))
 import kit  # noqa: E402
 from studio_kit import Hands  # noqa: E402
 
-PROMPT = "a penguin and a jack-o-lantern, on a pink background"
+PROMPT = "a strawberry and a penguin, on a pink background"
 STROKES = {
     "penguin": [(40, 60), (40, 190), (84, 190), (84, 60)],
-    "jack-o-lantern": [(172, 60), (172, 190), (216, 190), (216, 60)],
+    "strawberry": [(172, 60), (172, 190), (216, 190), (216, 60)],
 }
 
 
