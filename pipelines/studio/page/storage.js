@@ -32,10 +32,14 @@ export class Pictures {
     this.database = database;
   }
 
-  /** Do one thing in an object store; resolves to what it gives, once the browser has it. */
+  /**
+   * Do one thing in an object store; resolves to what it gives, once the browser has it. It is
+   * committed at once, so the browser carries it out even if the page is left meanwhile.
+   */
   in(name, action) {
     const writes = this.database.transaction(name, "readwrite");
     const request = action(writes.objectStore(name));
+    writes.commit();
     return new Promise((resolve, reject) => {
       writes.oncomplete = () => resolve(request.result);
       writes.onabort = () => reject(writes.error);

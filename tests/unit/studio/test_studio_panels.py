@@ -102,6 +102,27 @@ def plain(colours):
     return drawn
 
 
+RELOAD_AT = """(count) => {
+  const watched = new MutationObserver(() => {
+    if (document.querySelectorAll(".thumbnail").length < count) return;
+    watched.disconnect();
+    location.reload();
+  });
+  watched.observe(document.querySelector("#gallery"), { childList: true, subtree: true });
+}"""
+
+
+def test_pictures_that_are_shown_outlive_a_reload_at_once(studio):
+    page, _ = studio()
+    page.fill("#prompt", "a frog")
+    page.select_option("#n", "4")
+    for shown in (4, 8, 12, 16):
+        page.evaluate(RELOAD_AT, shown)
+        with page.expect_navigation():
+            page.click("#draw")
+        expect(page.locator(".thumbnail")).to_have_count(shown)
+
+
 def test_used_settings_draw_the_same_request(studio):
     page, service = studio()
     page.fill("#prompt", "a frog and a rocket")
