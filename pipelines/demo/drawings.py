@@ -98,13 +98,15 @@ HELD_OUT_ARTIST = ("Firefox OS", "fxemoji")
 """Name and package of the artist that is used only to check the scorer."""
 
 
-def indices(names: Sequence[str]) -> tuple[int, ...]:
-    """Names of concepts → their indices in ``CONCEPTS``, in the order of ``CONCEPTS``.
+def indices(names: Sequence[str] | None) -> tuple[int, ...]:
+    """Names of concepts, None for all → their indices in ``CONCEPTS``, in its order.
 
     Raises:
         ValueError: A name is unknown or given twice, or there is none.
     """
     known = [concept.name for concept in CONCEPTS]
+    if names is None:
+        names = known
     if unknown := [name for name in names if name not in known]:
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else f": write some of {', '.join(known)}"

@@ -33,7 +33,7 @@ def write_parquet(
     Raises:
         ValueError: `split` or a concept is unknown, or `write_shards` refuses the arguments.
     """
-    drawn = ALL if concepts is None else indices(concepts)
+    drawn = indices(concepts)
     return write_shards(
         folder,
         lambda index: row(seed, split, index, drawn),

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.demo.drawings import ARTISTS, CONCEPTS, drawing
+from pipelines.demo.drawings import ARTISTS, CONCEPTS, drawing, indices
 
 RESOLUTION = 64
 """Side of the images in pixels."""
@@ -38,7 +38,7 @@ _PAIRED = {
 PAIRED = tuple(n for n, concept in enumerate(CONCEPTS) if concept.name in _PAIRED)
 """Concepts that appear in pairs: few, so that each is seen often enough on both sides."""
 
-ALL = tuple(range(len(CONCEPTS)))
+ALL = indices(None)
 """All concepts, by their indices."""
 
 SPLITS = ("train", "validation", "scorer")

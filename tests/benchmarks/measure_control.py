@@ -38,7 +38,7 @@ matplotlib.use("Agg")
 COUNT, SEED = 96, 11
 HALVES = ("left", "right")
 DEMO = load(HERE.parents[1] / "pipelines/specs/demo.yaml")
-DRAWN = indices(DEMO.data.train.concepts or [c.name for c in CONCEPTS])
+DRAWN = indices(DEMO.data.train.concepts)
 """The concepts that the demo is trained on."""
 
 

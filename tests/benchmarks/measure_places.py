@@ -24,6 +24,7 @@ PAIRS = list(itertools.permutations(PAIRED, 2))
 def main() -> None:
     torch.set_num_threads(2)
     model, scorer = loaded()
+    asked = np.array(PAIRS)
     held = np.array([held_out_pair(a, b) for a, b in PAIRS])
     lines = [
         f"All {len(PAIRS)} ordered pairs of the {len(PAIRED)} things that appear in pairs, on a "
@@ -41,7 +42,6 @@ def main() -> None:
         ]
         read = scorer.read(model.sample(prompts, seed=SEED)).concepts
         left, right = read[:, PLACES.index("left")], read[:, PLACES.index("right")]
-        asked = np.array(PAIRS)
         there = np.stack([left == asked[:, 0], right == asked[:, 1]], axis=1)
         swapped = np.stack([right == asked[:, 0], left == asked[:, 1]], axis=1)
         for shown, rows in (("yes", ~held), ("never", held)):

@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
 from harness import report
-from measure_control import DRAWN, loaded
+from measure_control import DEMO, DRAWN, loaded
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,9 +31,7 @@ from pipelines.demo.scorer import EmojiScenes
 from pipelines.evaluation.worker import enlarged
 from pipelines.metrics import Pictures
 from pipelines.models.stages import as_pictures
-from pipelines.spec.loading import load
 
-ROOT = Path(__file__).parents[2]
 COUNT, BATCH, SEED = 256, 64, 0
 
 Features = Callable[[Pictures], np.ndarray]
@@ -43,7 +40,7 @@ Features = Callable[[Pictures], np.ndarray]
 def main() -> None:
     torch.set_num_threads(2)
     model, scorer = loaded()
-    seed = load(ROOT / "pipelines" / "specs" / "demo.yaml").seed
+    seed = DEMO.seed
     scenes, real = zip(*(draw(seed, "validation", i, DRAWN) for i in range(COUNT)), strict=True)
     captions = [write(s, generator(seed, "validation", i, "caption")) for i, s in enumerate(scenes)]
     cond = Conditioning.cat([model.encoded(text) for text in captions])

@@ -69,7 +69,7 @@ def main() -> None:
     save(draw_sheet(pairs, "twelve prompts at 64×64, one seed"), "prompts.png")
 
     demo = load(ROOT / "pipelines" / "specs" / "demo.yaml")
-    chosen = indices(demo.data.train.concepts or [c.name for c in CONCEPTS])
+    chosen = indices(demo.data.train.concepts)
     training = [draw(demo.seed, "train", i, chosen) for i in range(demo.data.train.rows)]
     asked = [compose(demo.seed, "validation", i, chosen) for i in range(COUNT)]
     captions = [
